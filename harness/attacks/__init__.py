@@ -1,0 +1,1 @@
+"""Attacks: how a threat looks for the images that fool a network."""

@@ -1,0 +1,190 @@
+"""What a part of a benchmark must do: Model, Dataset, Threat, Executor.
+
+A part is a frozen pydantic model: its fields are the keys that its mapping in the YAML may have. To add one, write
+one class, register it under its ``kind`` as an entry point, and subclass its contract suite in `harness.testing`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.errors import DataError
+from harness.types import Batch, Cell, Outcome
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.loaded import Loaded
+
+
+class Part(BaseModel, ABC):
+    """A mapping of the YAML that has a ``kind``. Unknown keys are refused; an instance never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    kind: ClassVar[str]
+    """The name under which it is registered."""
+    whereabouts: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where something lies, not what it is: left out of the identity."""
+
+    def identity(self) -> dict[str, Any]:
+        """What this part is, as JSON: part of the identity of every cell that it takes part in."""
+        return {"kind": self.kind} | self.model_dump(mode="json", exclude=set(self.whereabouts))
+
+
+class Model(Part):
+    """A pretrained classifier."""
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Its name on the leaderboard."""
+
+    @abstractmethod
+    def load(self, *, offline: bool = False) -> Loaded:
+        """The network on the CPU, in eval mode, from images in [0, 1] to logits, its normalisation inside.
+
+        Args:
+            offline: refuse to download anything.
+
+        Raises:
+            ModelError: the weights are not there, damaged, or of another architecture; says what to do.
+        """
+
+
+class Dataset(Part):
+    """Labelled images, of which a benchmark takes the first ``n`` or those named by ``indices``."""
+
+    n: Annotated[int, Field(gt=0)] | None = None
+    indices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+
+    @abstractmethod
+    def open(self, *, offline: bool = False) -> Source:
+        """The images, ready to be read.
+
+        Raises:
+            DataError: they are not there or damaged; says what to do.
+        """
+
+    @property
+    def label(self) -> str:
+        """Its name on the leaderboard: the kind and the subset."""
+        from harness.types import sha256
+
+        if self.indices is not None:
+            return f"{self.kind}[{len(self.indices)} by index {sha256(self.indices)[:8]}]"
+        return f"{self.kind}[:{self.n}]" if self.n else self.kind
+
+    def subset(self, size: int) -> tuple[int, ...]:
+        """The numbers of the chosen images, out of ``size``.
+
+        Raises:
+            DataError: more are asked for than there are, or one twice.
+        """
+        name = self.kind
+        if self.indices is None:
+            if self.n is not None and self.n > size:
+                raise DataError(f"dataset.n: {name} has {size} images, but n = {self.n} were asked for; lower n")
+            return tuple(range(self.n or size))
+        if max(self.indices) >= size:
+            raise DataError(f"dataset.indices: {name} has {size} images (0 … {size - 1}), no {max(self.indices)}")
+        if len(set(self.indices)) < len(self.indices):
+            raise DataError("dataset.indices: an image is named twice; name each once")
+        return self.indices
+
+
+class Source(ABC):
+    """Images that can be read by number."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def read(self, indices: tuple[int, ...]) -> Batch:
+        """The images ``indices``, in that order: x float32 [n, c, h, w] in [0, 1], y int64 [n]."""
+
+
+class Threat(Part):
+    """An ordered list of stages and how their outcomes make one number.
+
+    A stage proposes images; it is the harness that judges them. With ``reduction`` "worst" an image is robust when
+    it survives the clean stage and every stage; with "mean" its score is the share of the stages that it survives.
+    """
+
+    reduction: ClassVar[Literal["worst", "mean"]] = "worst"
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages, in order, without the clean stage, which every threat has."""
+
+    @abstractmethod
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+        """What ``stage`` makes of the images: [n, c, h, w] in [0, 1], in the same order.
+
+        For "worst" the batch holds the images that still stand. To raise a flag of the row,
+        ``warnings.warn(Flag("name", "why"))``.
+
+        Args:
+            stage: one of `stages`.
+            network: images in [0, 1] to logits, in eval mode.
+            batch: images that the network classifies correctly (with "mean": all).
+            seed: seeds all randomness; the same seed must give the same images.
+        """
+
+    def check(self, x: Tensor, perturbed: Tensor) -> None:  # noqa: B027
+        """Refuse images that the threat does not allow; called on every output of `perturb`.
+
+        Args:
+            x: the clean images [n, c, h, w].
+            perturbed: what the stage made of them.
+
+        Raises:
+            InvalidAdversary: one of them is outside of what the threat allows.
+        """
+
+    def inspect(self, network: nn.Module, batch: Batch) -> None:  # noqa: B027
+        """Look at the network on clean images for what would mislead an attack; warn with `Flag`."""
+
+    def columns(self) -> dict[str, str]:
+        """The threat in the leaderboard: ``threat``, ``eps``, ``attack``; empty where it has no such thing."""
+        return {"threat": self.kind, "eps": "", "attack": ""}
+
+
+class Flag(UserWarning):
+    """A warning that becomes a flag of the row.
+
+    Args:
+        name: the flag, one lower-case word.
+        why: what was seen.
+    """
+
+    def __init__(self, name: str, why: str = "") -> None:
+        super().__init__(f"{name}: {why}" if why else name)
+        self.name = name
+
+
+class Executor(Part):
+    """Where cells are computed. Use as a context manager; a lost worker costs at most its own cells."""
+
+    @abstractmethod
+    def __enter__(self) -> Executor:
+        """Get ready."""
+
+    @abstractmethod
+    def __exit__(self, *exception: object) -> None:
+        """Let go of the workers, without waiting for cells in flight."""
+
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """How many cells to hold in flight: enough to keep every worker busy."""
+
+    @abstractmethod
+    def submit(self, cell: Cell) -> Future[Outcome]:
+        """Compute ``cell`` some time: `harness.evaluate.evaluate` of it, wherever that runs."""

@@ -1,0 +1,1 @@
+"""Datasets: where labelled images come from."""

@@ -1,0 +1,46 @@
+"""A model in memory: the network, the hash of its weights, and the network to score for each steering."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from torch import Tensor, nn, uint8
+
+from harness.types import Steering
+
+
+def sha256_of_weights(network: nn.Module) -> str:
+    """SHA-256 of every parameter and buffer: name, dtype, shape and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            value = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.flatten().view(dtype=uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `Model.load` returns.
+
+    Args:
+        network: in eval mode, from images in [0, 1] (float32 [n, c, h, w]) to logits [n, classes], with its
+            normalisation inside: a threat lives in pixel space.
+        sha256: names the weights.
+    """
+
+    network: nn.Module
+    sha256: str
+
+    def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
+        """The network to score: the untouched one at β = 1, otherwise one that shares its weights.
+
+        A model that must do more than reroute activations (fit a probe, say) overrides this.
+        """
+        from harness.steering import steer
+
+        if steering.is_baseline:
+            return self.network
+        return steer(self.network, *steering, example=example)

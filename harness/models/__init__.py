@@ -1,0 +1,1 @@
+"""Models: where a pretrained classifier comes from."""

@@ -1,0 +1,92 @@
+"""From the ``kind`` of a YAML mapping to the class that it names, through entry points alone.
+
+The built-in parts are registered in pyproject.toml, third parties' in theirs, in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.contracts import Part
+from harness.errors import SpecError
+
+GROUPS = ("models", "datasets", "threats", "executors")
+
+
+def registered(group: str) -> dict[str, EntryPoint]:
+    """The entry points of ``group`` by kind, sorted; nothing is imported yet."""
+    found = entry_points(group=f"ct_harness.{group}")
+    return {point.name: point for point in sorted(found, key=lambda point: point.name)}
+
+
+def part(group: str, kind: str) -> type[Part]:
+    """The class registered as ``kind``.
+
+    Raises:
+        SpecError: there is none (says what there is), or the plug-in is broken (says whose it is).
+    """
+    points = registered(group)
+    if kind not in points:
+        raise SpecError(f"unknown kind {kind!r}{did_you_mean(kind, points)}; known {group}: {', '.join(points)}")
+    point = points[kind]
+    owner = point.dist.name if point.dist else "unknown package"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever a third party's import raises
+        raise SpecError(f"kind {kind!r} (from {owner}) cannot be imported: {error!r}; repair or uninstall it") from error
+    if not (isinstance(found, type) and issubclass(found, Part) and found.kind == kind):
+        raise SpecError(f"kind {kind!r} (from {owner}): {point.value} is not a part whose kind is {kind!r}")
+    return found
+
+
+def build(group: str, value: Any, where: str) -> Part:
+    """The part that the mapping ``value`` describes.
+
+    Args:
+        group: one of `GROUPS`.
+        value: the mapping, with its ``kind``.
+        where: the key it stands under, for errors.
+    """
+    if isinstance(value, Part):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+        raise SpecError(f"{where}: expected a mapping with a kind (one of {', '.join(registered(group))}), found {value!r}")
+    fields = {key: entry for key, entry in value.items() if key != "kind"}
+    try:
+        cls = part(group, value["kind"])
+    except SpecError as error:
+        raise SpecError(f"{where}.kind: {error}") from error
+    try:
+        return cls.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError(explain(error, cls, where)) from error
+
+
+def explain(error: ValidationError, cls: type[Any], where: str) -> str:
+    """What is wrong with the mapping at ``where``, one line a fault: the key, what was expected, what was found."""
+    return "\n".join(_fault(dict(fault), cls, where) for fault in error.errors())
+
+
+def _fault(fault: dict[str, Any], cls: type[Any], where: str) -> str:
+    key = where
+    for step in fault["loc"]:
+        key += f"[{step}]" if isinstance(step, int) else f".{step}" if key else str(step)
+    names = [field.alias or name for name, field in cls.model_fields.items()]
+    if fault["type"] == "extra_forbidden":
+        known = f"; known keys: {', '.join(names)}" if len(fault["loc"]) == 1 else ""
+        return f"{key}: unknown key{did_you_mean(str(fault['loc'][-1]), names)}{known}"
+    if fault["type"] == "missing":
+        return f"{key}: missing, and it has no default"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower() + message[1:]}, found {fault['input']!r}"
+
+
+def did_you_mean(word: str, words: Mapping[str, Any] | list[str]) -> str:
+    """`` (did you mean 'x'?)`` where a known word is close."""
+    close = get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,1 @@
+"""Threats: what may be done to an image."""

@@ -1,0 +1,167 @@
+"""The small frozen records that travel down the line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from harness.contracts import Dataset, Model, Threat
+
+Sites = Literal["all", "modules"]
+
+SCORING_VERSION = 1
+"""Part of every cell's identity: raised when a change of the code could change an outcome."""
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of ``value``: sorted keys, no spaces, so that equal values have equal hashes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256(value: Any) -> str:
+    """SHA-256 of the canonical JSON of ``value``, in hexadecimal."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+class Steering(NamedTuple):
+    """One point of the grid. ``beta`` = 1 is the untouched network, whatever ``c`` and ``sites`` are."""
+
+    beta: float
+    c: float = 0.5
+    sites: Sites = "all"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the untouched network."""
+        return self.beta == 1.0
+
+
+BASELINE = Steering(1.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and labels.
+
+    Args:
+        x: float32 [n, c, h, w] in [0, 1].
+        y: int64 [n].
+        indices: each image's stable number in its data set; int64 [n].
+    """
+
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: str) -> Batch:
+        """The same batch on ``device``."""
+        return Batch(self.x.to(device), self.y.to(device), self.indices.to(device))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the cells of one model have in common: the parts to load and the hashes that name what was loaded."""
+
+    label: str
+    model: Model
+    dataset: Dataset
+    threat: Threat
+    seed: int
+    device: str
+    weights_sha256: str
+    data_sha256: str
+    offline: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What makes an outcome what it is; where files lie and which device is used are not part of it."""
+        return {
+            "scoring": SCORING_VERSION,
+            "model": self.model.identity(),
+            "weights": self.weights_sha256,
+            "data": self.data_sha256,
+            "threat": self.threat.identity(),
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The unit of work, of resume and of distribution: one stage on one shard of one steered model.
+
+    Args:
+        shard: the image numbers that are attacked as one batch, all of them.
+        standing: those of the shard that the stages before have left standing; only these are attacked.
+    """
+
+    task: Task
+    steering: Steering
+    shard: tuple[int, ...]
+    stage: str
+    standing: tuple[int, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """The cell's whole identity; ``standing`` follows from it, so it is left out."""
+        return self.task.identity() | {
+            "steering": list(self.steering) if not self.steering.is_baseline else "baseline",
+            "shard": list(self.shard),
+            "stage": self.stage,
+        }
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the identity: the cell's name in the ledger."""
+        return sha256(self.identity())
+
+    @property
+    def seed(self) -> int:
+        """The seed of the cell's noise: from the identity less the steering and the stage.
+
+        Every steering sees the same noise (common random numbers), and one seed serves all stages of a shard,
+        so that ``AutoAttack(seed=cell.seed)`` on the same shard loses the same images.
+        """
+        return int(sha256(self.task.identity() | {"shard": list(self.shard)})[:8], 16) >> 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell yields.
+
+    Args:
+        values: a number for each image of the shard, 1 survived and 0 lost (also lost before); float32 [n].
+        adversaries: the verified adversarial images of those lost in this very stage, float32 [k, c, h, w],
+            and the numbers of these images.
+        flags: what the attack warned of.
+        provenance: versions and device.
+    """
+
+    key: str
+    values: np.ndarray
+    seconds: float
+    flags: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    adversaries: tuple[Tensor, Sequence[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the steering reached while the network ran on one input.
+
+    Args:
+        sites: calls of piecewise-affine activations.
+        steered: those of them that are replaced by phi.
+        kinds: the calls by activation, piecewise-affine and other (``{"relu": 17, "gelu": 2}``).
+    """
+
+    sites: int
+    steered: int
+    kinds: Mapping[str, int]
