@@ -118,6 +118,11 @@ class Threat(Part):
 
     reduction: ClassVar[Literal["worst", "mean"]] = "worst"
 
+    @classmethod
+    def defaults(cls, dataset: str) -> dict[str, Any]:
+        """Keys that a benchmark may leave out on ``dataset`` (its kind), and what they then are."""
+        return {}
+
     @property
     @abstractmethod
     def stages(self) -> tuple[str, ...]:
@@ -137,7 +142,7 @@ class Threat(Part):
             seed: seeds all randomness; the same seed must give the same images.
         """
 
-    def check(self, x: Tensor, perturbed: Tensor) -> None:  # noqa: B027
+    def check(self, x: Tensor, perturbed: Tensor) -> None:
         """Refuse images that the threat does not allow; called on every output of `perturb`.
 
         Args:
@@ -148,7 +153,7 @@ class Threat(Part):
             InvalidAdversary: one of them is outside of what the threat allows.
         """
 
-    def inspect(self, network: nn.Module, batch: Batch) -> None:  # noqa: B027
+    def inspect(self, network: nn.Module, batch: Batch) -> None:
         """Look at the network on clean images for what would mislead an attack; warn with `Flag`."""
 
     def columns(self) -> dict[str, str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn, uint8
 
-from harness.types import Steering
+from harness.steering import Steered, steer
+from harness.types import Coverage, Sites, Steering
 
 
 def sha256_of_weights(network: nn.Module) -> str:
@@ -39,8 +40,18 @@ class Loaded:
 
         A model that must do more than reroute activations (fit a probe, say) overrides this.
         """
-        from harness.steering import steer
-
         if steering.is_baseline:
             return self.network
         return steer(self.network, *steering, example=example)
+
+    def coverage(self, sites: Sites, example: Tensor) -> Coverage:
+        """What steering this model reaches, counted while it runs on ``example`` [1, c, h, w].
+
+        Raises:
+            NothingToSteer: nothing at all.
+            IncompleteSteering: not everything, where ``sites`` is "all".
+        """
+        steered = self.steered(Steering(0.5, sites=sites), example)
+        assert isinstance(steered, Steered)
+        assert steered.coverage is not None
+        return steered.coverage

@@ -38,10 +38,28 @@ def part(group: str, kind: str) -> type[Part]:
     try:
         found = point.load()
     except Exception as error:  # whatever a third party's import raises
-        raise SpecError(f"kind {kind!r} (from {owner}) cannot be imported: {error!r}; repair or uninstall it") from error
+        raise SpecError(
+            f"kind {kind!r} (from {owner}) cannot be imported: {error!r}; repair or uninstall it"
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Part) and found.kind == kind):
         raise SpecError(f"kind {kind!r} (from {owner}): {point.value} is not a part whose kind is {kind!r}")
     return found
+
+
+def described(group: str) -> list[tuple[str, str, str]]:
+    """For each kind of ``group``: its name, its keys (``key?`` may be left out), and its first sentence and owner."""
+    rows = []
+    for kind, point in registered(group).items():
+        owner = point.dist.name if point.dist else ""
+        origin = "" if owner == "ct-harness" else f" [{owner}]"
+        try:
+            cls = part(group, kind)
+        except SpecError as error:
+            rows.append((kind, "", str(error)))
+            continue
+        keys = [name if field.is_required() else f"{name}?" for name, field in cls.model_fields.items()]
+        rows.append((kind, ", ".join(keys), (cls.__doc__ or "").strip().splitlines()[0] + origin))
+    return rows
 
 
 def build(group: str, value: Any, where: str) -> Part:
@@ -55,7 +73,9 @@ def build(group: str, value: Any, where: str) -> Part:
     if isinstance(value, Part):
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
-        raise SpecError(f"{where}: expected a mapping with a kind (one of {', '.join(registered(group))}), found {value!r}")
+        raise SpecError(
+            f"{where}: expected a mapping with a kind (one of {', '.join(registered(group))}), found {value!r}"
+        )
     fields = {key: entry for key, entry in value.items() if key != "kind"}
     try:
         cls = part(group, value["kind"])

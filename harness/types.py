@@ -79,7 +79,6 @@ class Task:
     seed: int
     device: str
     weights_sha256: str
-    data_sha256: str
     offline: bool = False
 
     def identity(self) -> dict[str, Any]:
@@ -88,10 +87,20 @@ class Task:
             "scoring": SCORING_VERSION,
             "model": self.model.identity(),
             "weights": self.weights_sha256,
-            "data": self.data_sha256,
             "threat": self.threat.identity(),
             "seed": self.seed,
         }
+
+
+class Shard(NamedTuple):
+    """Images that are attacked as one batch: their numbers, and a hash of their pixels and labels."""
+
+    images: tuple[int, ...]
+    sha256: str
+
+    def identity(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"images": list(self.images), "data": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -99,13 +108,13 @@ class Cell:
     """The unit of work, of resume and of distribution: one stage on one shard of one steered model.
 
     Args:
-        shard: the image numbers that are attacked as one batch, all of them.
+        shard: the images that are attacked as one batch, all of them.
         standing: those of the shard that the stages before have left standing; only these are attacked.
     """
 
     task: Task
     steering: Steering
-    shard: tuple[int, ...]
+    shard: Shard
     stage: str
     standing: tuple[int, ...]
 
@@ -113,7 +122,7 @@ class Cell:
         """The cell's whole identity; ``standing`` follows from it, so it is left out."""
         return self.task.identity() | {
             "steering": list(self.steering) if not self.steering.is_baseline else "baseline",
-            "shard": list(self.shard),
+            "shard": self.shard.identity(),
             "stage": self.stage,
         }
 
@@ -129,7 +138,7 @@ class Cell:
         Every steering sees the same noise (common random numbers), and one seed serves all stages of a shard,
         so that ``AutoAttack(seed=cell.seed)`` on the same shard loses the same images.
         """
-        return int(sha256(self.task.identity() | {"shard": list(self.shard)})[:8], 16) >> 1
+        return int(sha256(self.task.identity() | {"shard": self.shard.identity()})[:8], 16) >> 1
 
 
 @dataclass(frozen=True)

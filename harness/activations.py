@@ -1,0 +1,147 @@
+"""Piecewise-affine activations in terms of φ: which torch functions they are, and what replaces each.
+
+ReLU is φ itself; the others are sums of ReLUs, so their smooth versions are the same sums of φ:
+
+    LeakyReLU, PReLU, RReLU (slope s):  s·x + (1 − s)·φ(x)
+    ReLU6, Hardtanh (from a to b):      a + φ(x − a) − φ(x − b)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Curve = Callable[[Tensor], Tensor]
+
+
+def relu(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
+    """φ(x)."""
+    return curve(input)
+
+
+def leaky_relu(curve: Curve, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """s·x + (1 − s)·φ(x)."""
+    return negative_slope * input + (1.0 - negative_slope) * curve(input)
+
+
+def prelu(curve: Curve, input: Tensor, weight: Tensor) -> Tensor:
+    """s·x + (1 − s)·φ(x), a learned slope for each channel (dimension 1) or one for all."""
+    shaped = weight.view(1, -1, *[1] * (input.ndim - 2)) if weight.numel() > 1 and input.ndim > 1 else weight
+    return shaped * input + (1.0 - shaped) * curve(input)
+
+
+def rrelu(
+    curve: Curve,
+    input: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool | None = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Leaky ReLU with the mean slope, as RReLU is in eval mode."""
+    if training:
+        raise ValueError("RReLU in training mode draws its slopes at random; call network.eval() first")
+    return leaky_relu(curve, input, (lower + upper) / 2)
+
+
+def hardtanh(curve: Curve, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    """A + φ(x − a) − φ(x − b)."""
+    return min_val + curve(input - min_val) - curve(input - max_val)
+
+
+def relu6(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
+    """φ(x) − φ(x − 6)."""
+    return hardtanh(curve, input, 0.0, 6.0)
+
+
+Smooth = Callable[..., Tensor]
+
+FUNCTIONS: dict[Any, tuple[str, Smooth]] = {
+    function: (name, smooth)
+    for name, smooth, functions in (
+        ("relu", relu, (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)),
+        (
+            "leaky_relu",
+            leaky_relu,
+            (F.leaky_relu, F.leaky_relu_, torch._C._nn.leaky_relu, torch._C._nn.leaky_relu_),
+        ),
+        ("prelu", prelu, (F.prelu, torch.prelu, Tensor.prelu)),
+        ("rrelu", rrelu, (F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_)),
+        ("relu6", relu6, (F.relu6, torch._C._nn.relu6, torch._C._nn.relu6_)),
+        ("hardtanh", hardtanh, (F.hardtanh, F.hardtanh_, torch._C._nn.hardtanh, torch._C._nn.hardtanh_)),
+    )
+    for function in functions
+}
+"""Every way in which Python code can call one of them: its name and its smooth version."""
+
+IN_PLACE = frozenset(function for function in FUNCTIONS if function.__name__.endswith("_"))
+"""Those that always write into their input."""
+
+
+Arguments = Callable[[Any], dict[str, Any]]
+
+MODULES: dict[type[nn.Module], tuple[str, Smooth, Arguments]] = {
+    nn.ReLU: ("relu", relu, lambda module: {}),
+    nn.LeakyReLU: ("leaky_relu", leaky_relu, lambda module: {"negative_slope": module.negative_slope}),
+    nn.PReLU: ("prelu", prelu, lambda module: {"weight": module.weight}),
+    nn.RReLU: (
+        "rrelu",
+        rrelu,
+        lambda module: {"lower": module.lower, "upper": module.upper, "training": module.training},
+    ),
+    nn.ReLU6: ("relu6", relu6, lambda module: {}),
+    nn.Hardtanh: (
+        "hardtanh",
+        hardtanh,
+        lambda module: {"min_val": module.min_val, "max_val": module.max_val},
+    ),
+}
+"""The registered modules of the family: name, smooth version, and the arguments that each hands to it."""
+
+
+class Activation(nn.Module):
+    """A registered activation module with φ inside, for plain module replacement.
+
+    Args:
+        original: the module it replaces; kept, since it holds the slope, the bounds or the weights.
+        curve: φ at one β and c; `torch.relu` leaves the original as it is.
+    """
+
+    def __init__(self, original: nn.Module, curve: Curve) -> None:
+        super().__init__()
+        self.original = original
+        self.curve = curve
+
+    @property
+    def name(self) -> str:
+        """The activation's name."""
+        return MODULES[type(self.original)][0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...] to [...]."""
+        if self.curve is torch.relu:
+            return self.original(x)  # type: ignore[no-any-return]
+        _, smooth, arguments = MODULES[type(self.original)]
+        return smooth(self.curve, x, **arguments(self.original))
+
+
+PIECEWISE_AFFINE = {
+    "relu": "relu", "relu_": "relu", "leaky_relu": "leaky_relu", "leaky_relu_": "leaky_relu",
+    "_prelu_kernel": "prelu", "prelu": "prelu", "rrelu_with_noise": "rrelu", "rrelu_with_noise_": "rrelu",
+    "hardtanh": "hardtanh", "hardtanh_": "hardtanh", "relu6": "relu6", "relu6_": "relu6",
+}  # fmt: skip
+"""Operations below Python that compute one of them, by name."""
+
+OTHERS = {
+    "silu": "silu", "silu_": "silu", "gelu": "gelu", "gelu_": "gelu", "elu": "elu", "elu_": "elu", "celu": "celu",
+    "selu": "selu", "mish": "mish", "mish_": "mish", "softplus": "softplus", "hardswish": "hardswish",
+    "hardswish_": "hardswish", "hardsigmoid": "hardsigmoid", "sigmoid": "sigmoid", "sigmoid_": "sigmoid",
+    "tanh": "tanh", "tanh_": "tanh", "softshrink": "softshrink", "hardshrink": "hardshrink",
+    "log_sigmoid_forward": "logsigmoid", "threshold": "threshold", "threshold_": "threshold",
+}  # fmt: skip
+"""Activations that the paper's CT does not act on, by the name of the operation."""

@@ -1,0 +1,101 @@
+"""Before anything is computed: are the data images, and can each model be scored?
+
+A fault of the data stops the benchmark; a fault of a model is that model's alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from harness.contracts import Dataset, Model
+from harness.errors import DataError, HarnessError, ModelError
+from harness.evaluate import admit, logits, source, workbench
+from harness.plan import batched
+from harness.runtime import reproducible, resolve
+from harness.spec import Benchmark
+from harness.types import Batch, Coverage, Task, sha256
+
+SLICE = 256
+"""Images read at once."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The chosen images: their numbers, in order, and a hash of each one's pixels and label."""
+
+    digests: Mapping[int, str]
+
+    @property
+    def sha256(self) -> str:
+        """Names the whole subset."""
+        return sha256([[image, digest] for image, digest in self.digests.items()])
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A model that can be scored: its task and what the steering reaches. Or why it cannot."""
+
+    model: Model
+    task: Task | None = None
+    coverage: Coverage | None = None
+    failure: ModelError | None = None
+
+
+def open_data(dataset: Dataset, offline: bool) -> Data:
+    """Read the chosen images once, by slices.
+
+    Raises:
+        DataError: they are not there, or not float32 images in [0, 1] with labels.
+    """
+    opened = source(dataset, offline)
+    digests: dict[int, str] = {}
+    for part in batched(dataset.subset(len(opened)), SLICE):
+        batch = opened.read(part)
+        _check(batch, dataset.kind)
+        for image, x, y in zip(part, batch.x.numpy(), batch.y.tolist(), strict=True):
+            digests[image] = hashlib.sha256(f"{x.shape} {y} ".encode() + x.tobytes()).hexdigest()
+    return Data(digests)
+
+
+def _check(batch: Batch, kind: str) -> None:
+    x, y = batch.x, batch.y
+    if x.dtype != torch.float32 or x.ndim != 4 or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        raise DataError(
+            f"dataset: {kind}: expected x float32 [n, c, h, w] and y int64 [n], found x {x.dtype} {list(x.shape)} and "
+            f"y {y.dtype} {list(y.shape)}"
+        )
+    if not (x.min() >= 0 and x.max() <= 1):  # NaN fails too
+        raise DataError(
+            f"dataset: {kind}: images must lie in [0, 1], since eps is in pixels; found {x.min():.4g} … {x.max():.4g}. "
+            "Leave normalisation to the model (checkpoint: mean, std)"
+        )
+
+
+def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -> Admission:
+    """Load the model, run it on a few images, and prove that the steering reaches all of it."""
+    try:
+        device = resolve(benchmark.device)
+        bench = workbench(model, device, offline)
+        batch = source(benchmark.dataset, offline).read(tuple(data.digests)[:8]).to(device)
+        with reproducible():
+            admit(logits(bench.loaded.network, batch.x), batch.y)
+            coverage = bench.loaded.coverage(benchmark.steering.sites, batch.x[:1])
+    except HarnessError as error:
+        return Admission(model, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
+    except Exception as error:  # whatever a network raises on its first images
+        return Admission(model, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
+    task = Task(
+        label=model.label,
+        model=model,
+        dataset=benchmark.dataset,
+        threat=benchmark.threat,
+        seed=benchmark.seed,
+        device=device,
+        weights_sha256=bench.loaded.sha256,
+        offline=offline,
+    )
+    return Admission(model, task, coverage)

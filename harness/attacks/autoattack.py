@@ -1,0 +1,179 @@
+"""AutoAttack (Croce & Hein, arXiv 2003.01690), one of its attacks at a time, with the settings of its authors.
+
+The attacks are those of the package ``pyautoattack``; which one runs with how many restarts and targets is read from
+the `AutoAttack` object that the package itself configures, so that a stage here is the stage there.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from harness.contracts import Flag
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Norm = Literal["Linf", "L2", "L1"]
+Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+Positive = Annotated[int, Field(gt=0)]
+
+VERSIONS: dict[str, tuple[Name, ...]] = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+
+FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+"""The DLR losses rank the three (targeted: four) largest logits."""
+
+FLAGS = {
+    "randomized defense": "randomized",
+    "probability distribution": "probabilities",
+    "dynamic defense": "dynamic",
+    "zero gradient": "zero_gradient",
+    "classes": "few_classes",
+}
+"""What AutoAttack warns of, by a piece of its text, and the flag of the row that it becomes."""
+
+
+class Custom(BaseModel):
+    """A choice of AutoAttack's attacks with one's own budget; what is left out is AutoAttack's default.
+
+    Args:
+        stages: the attacks, in order.
+        iterations: steps of APGD and FAB (100).
+        restarts: random restarts of APGD, FAB and Square (1; targeted attacks restart for each target).
+        targets: target classes of the targeted attacks (9, or as many as there are).
+        queries: of Square (5,000).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stages: Annotated[tuple[Name, ...], Field(min_length=1)]
+    iterations: Positive = 100
+    restarts: Positive = 1
+    targets: Positive = 9
+    queries: Positive = 5000
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Custom:
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError("each attack may be named once")
+        return self
+
+
+Attack = Literal["standard", "plus", "rand"] | Custom
+
+
+def stages(attack: Attack) -> tuple[Name, ...]:
+    """The attacks that ``attack`` runs, in order."""
+    return attack.stages if isinstance(attack, Custom) else VERSIONS[attack]
+
+
+def perturb(
+    stage: str, attack: Attack, network: nn.Module, x: Tensor, y: Tensor, *, norm: Norm, eps: float, seed: int
+) -> Tensor:
+    """Run one attack on images that the network classifies correctly.
+
+    Args:
+        stage: one of ``stages(attack)``.
+        attack: the version of AutoAttack, or a custom budget.
+        network: images in [0, 1] to logits.
+        x: float32 [n, c, h, w] in [0, 1].
+        y: int64 [n].
+        norm: of the ball.
+        eps: its radius, in pixels.
+        seed: the same seed, images and network give the same result.
+
+    Returns:
+        An image for each of ``x``: adversarial where the attack succeeded. To be verified, not to be trusted.
+    """
+    import torch
+
+    with torch.no_grad():
+        classes = network(x[:1]).shape[-1]
+    if classes < FEWEST_CLASSES.get(stage, 0):
+        warnings.warn(
+            Flag("few_classes", f"{stage} needs {FEWEST_CLASSES[stage]} classes, not {classes}"), stacklevel=2
+        )
+        return x.clone()
+    tool = _tool(stage, _configured(attack, network, classes, norm, eps, str(x.device)))
+    tool.seed = seed
+    with torch.random.fork_rng(), _as_flags():
+        result: Tensor = tool.perturb(x.clone(), y.clone())
+    return result.detach()
+
+
+def inspect(attack: Attack, network: nn.Module, x: Tensor, y: Tensor) -> None:
+    """AutoAttack's own checks of the defence on clean images; each finding is warned of as a `Flag`."""
+    from pyautoattack import checks
+
+    with _as_flags():
+        if attack != "rand":
+            checks.check_randomized(network, x, y, bs=len(x))
+        classes = checks.check_range_output(network, x)
+        targets = attack.targets if isinstance(attack, Custom) else 9
+        checks.check_n_classes(classes, stages(attack), targets, targets)
+        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # AutoAttack counts on from the model before
+        trace = sys.gettrace()
+        try:
+            checks.check_dynamic(network, x)
+        finally:
+            sys.settrace(trace)
+
+
+def _configured(attack: Attack, network: nn.Module, classes: int, norm: Norm, eps: float, device: str) -> Any:
+    """AutoAttack's own object, with no more targets than there are other classes."""
+    from pyautoattack import AutoAttack
+
+    if not isinstance(attack, Custom):
+        tool = AutoAttack(network, norm=norm, eps=eps, version=attack, device=device, seed=0)
+    else:
+        tool = AutoAttack(
+            network, norm=norm, eps=eps, version="custom", attacks=list(attack.stages), device=device, seed=0
+        )
+        for apgd in (tool.apgd, tool.apgd_targeted):
+            apgd.n_restarts = attack.restarts
+            apgd.n_iter = apgd.n_iter_orig = attack.iterations
+            # APGD's schedule of checkpoints is a share of its steps (arXiv 2003.01690, Section 3)
+            apgd.n_iter_2 = max(int(0.22 * attack.iterations), 1)
+            apgd.n_iter_min = max(int(0.06 * attack.iterations), 1)
+            apgd.size_decr = max(int(0.03 * attack.iterations), 1)
+            apgd.use_largereps = norm == "L1"
+        tool.fab.n_iter, tool.fab.n_restarts = attack.iterations, attack.restarts
+        tool.square.n_queries, tool.square.n_restarts = attack.queries, attack.restarts
+        tool.apgd_targeted.n_target_classes = tool.fab.n_target_classes = attack.targets
+    for targeted in (tool.apgd_targeted, tool.fab):
+        targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
+    return tool
+
+
+def _tool(stage: str, tool: Any) -> Any:
+    """The one of AutoAttack's attacks that runs ``stage``, switched to it."""
+    if stage in ("apgd-ce", "apgd-dlr"):
+        tool.apgd.loss = stage.removeprefix("apgd-")
+        return tool.apgd
+    if stage in ("fab", "fab-t"):
+        tool.fab.targeted = stage == "fab-t"
+        if tool.fab.targeted:
+            tool.fab.n_restarts = 1
+        return tool.fab
+    return {"apgd-t": tool.apgd_targeted, "square": tool.square}[stage]
+
+
+@contextmanager
+def _as_flags() -> Iterator[None]:
+    """Turn AutoAttack's warnings into flags; every other warning passes on unchanged."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        text = str(warning.message)
+        flag = next((flag for piece, flag in FLAGS.items() if piece in text), None)
+        warnings.warn(Flag(flag, text) if flag else warning.message, stacklevel=3)

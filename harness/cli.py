@@ -1,0 +1,162 @@
+"""The command line: the only place that prints and the only one that knows exit codes.
+
+0: good. 1: the answer is no (a model failed). 2: it could not be done (bad input, nothing could be scored).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness import __version__
+from harness.errors import HarnessError, LeaderboardError
+
+GOOD, NO, UNDONE = 0, 1, 2
+
+app = typer.Typer(
+    name="ct-harness",
+    help="Does Curvature Tuning make a pretrained classifier more robust? From a benchmark YAML to a β leaderboard.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Group(StrEnum):
+    """What ``list`` can list."""
+
+    models = "models"
+    datasets = "datasets"
+    threats = "threats"
+    executors = "executors"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ct-harness {__version__}")
+        raise typer.Exit(GOOD)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Keep the options that all commands share."""
+    context.obj = debug
+
+
+def guarded(command: Callable[..., int]) -> Callable[..., None]:
+    """A command that ends with the exit code it returns, or 2 and one clear message where it could not be done."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except HarnessError as error:
+            if _debug():
+                raise
+            typer.secho(f"error: {error}", err=True, fg="red")
+            code = UNDONE
+        except KeyboardInterrupt:
+            typer.echo("interrupted; what is computed is kept: run the same command to go on", err=True)
+            code = UNDONE
+        raise typer.Exit(code)
+
+    return run
+
+
+def _debug() -> bool:
+    import click
+
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().obj)
+
+
+@app.command()
+@guarded
+def run(
+    benchmark: Annotated[Path, typer.Argument(help="The benchmark YAML.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key, such as dataset.n=100.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The CSV. [default: leaderboards/<name>.csv]")] = None,
+    runs: Annotated[Path, typer.Option(help="Where the ledgers lie.")] = Path("runs"),
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+) -> int:
+    """Run a benchmark and write its leaderboard. What an earlier run has computed is not computed again."""
+    from harness import leaderboard, line, spec
+    from harness.screen import Ticker, print_board
+
+    loaded = spec.load(benchmark, overrides or ())
+    out = out or Path("leaderboards") / f"{loaded.name}.csv"
+    _writable(out)
+    with Ticker() as ticker:
+        table = line.run(loaded, runs=runs, offline=offline, observer=ticker)
+    leaderboard.write(table, out)
+    print_board(table, str(out))
+    return _verdict(table)
+
+
+def _writable(out: Path) -> None:
+    """Find out before hours of work, not after them."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        reachable = os.access(out if out.exists() else out.parent, os.W_OK)
+    except OSError as error:
+        raise LeaderboardError(f"{out}: cannot be written: {error}; choose another place with --out") from error
+    if not reachable or out.is_dir():
+        raise LeaderboardError(f"{out}: cannot be written; choose another place with --out")
+
+
+def _verdict(table: Any) -> int:
+    failed = table["status"].str.startswith("failed")
+    return UNDONE if failed.all() else NO if failed.any() else GOOD
+
+
+@app.command()
+@guarded
+def show(board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")]) -> int:
+    """Show a leaderboard."""
+    from harness import leaderboard
+    from harness.screen import print_board
+
+    print_board(leaderboard.read(board), str(board))
+    return GOOD
+
+
+@app.command("list")
+@guarded
+def list_(group: Annotated[Group | None, typer.Argument(help="Only these.")] = None) -> int:
+    """List what can be named in a YAML, built-in and third-party."""
+    from harness import plugins
+    from harness.screen import print_parts
+
+    for name in [group.value] if group else [entry.value for entry in Group]:
+        print_parts(name, plugins.described(name))
+    return GOOD
+
+
+@app.command()
+@guarded
+def schema() -> int:
+    """Print the JSON Schema of the benchmark YAML, for editors."""
+    from harness.schema import schema as make
+
+    typer.echo(json.dumps(make(), indent=2, ensure_ascii=False))
+    return GOOD
+
+
+def main() -> None:
+    """The entry point of ``ct-harness``."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without β still works
+    app()

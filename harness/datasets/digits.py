@@ -1,0 +1,71 @@
+"""The digits of scikit-learn: 1,797 images of 8×8 pixels that are there without a download."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from harness.contracts import Dataset, Source
+from harness.types import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TEST_SIZE = 500
+SPLIT_SEED = 0
+
+
+class Digits(Dataset):
+    """Handwritten digits, ten classes, float32 [n, 1, 8, 8] in [0, 1] (the grey levels 0 … 16 over 16).
+
+    The split is the same everywhere: ``numpy.random.default_rng(0).permutation(1797)`` orders the images; its first
+    500 are the test split and the other 1,297 the train split, both in that order, so that the first ``n`` of a
+    split are a random sample of it.
+
+    Args:
+        split: ``test`` (500 images) or ``train`` (the 1,297 that the demo networks were trained on).
+    """
+
+    kind: ClassVar[str] = "digits"
+
+    split: Literal["test", "train"] = "test"
+
+    def open(self, *, offline: bool = False) -> Source:
+        """The images of the split; never downloads."""
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        chosen = split_of(len(labels), self.split)
+        return DigitsSource(pixels[chosen], labels[chosen])
+
+
+class DigitsSource(Source):
+    """The images of one split.
+
+    Args:
+        pixels: grey levels 0 … 16, [n, 64].
+        labels: 0 … 9, [n].
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+        import torch
+
+        self.x = torch.from_numpy(pixels / 16).float().reshape(-1, 1, 8, 8)  # sixteenths: exact in float32
+        self.y = torch.from_numpy(labels).long()
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def read(self, indices: tuple[int, ...]) -> Batch:
+        """The images ``indices`` of the split, in that order."""
+        import torch
+
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        return Batch(self.x[chosen], self.y[chosen], chosen)
+
+
+def split_of(size: int, split: Literal["test", "train"]) -> np.ndarray:
+    """The numbers of the images of ``split`` among all ``size``, in the order of the split."""
+    import numpy as np
+
+    order = np.random.default_rng(SPLIT_SEED).permutation(size)
+    return order[:TEST_SIZE] if split == "test" else order[TEST_SIZE:]

@@ -1,0 +1,38 @@
+"""Images that lie in memory as they were stored, and become float32 in [0, 1] when they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts import Source
+from harness.types import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Images(Source):
+    """Images and labels in two arrays.
+
+    Args:
+        x: [n, c, h, w], uint8 in 0 … 255 or float in [0, 1].
+        y: integers [n], ≥ 0.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[np.integer[Any]]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, indices: tuple[int, ...]) -> Batch:
+        """See `Source.read`."""
+        import torch
+
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        x = torch.from_numpy(self.x[chosen.numpy()].astype("float32"))
+        y = torch.from_numpy(self.y[chosen.numpy()].astype("int64"))
+        return Batch(x / 255 if self.x.dtype == "uint8" else x, y, chosen)

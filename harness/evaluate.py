@@ -1,0 +1,142 @@
+"""One cell → one outcome: run the stage, check what it returned, and judge it by a fresh forward pass."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness.contracts import Dataset, Flag, Model, Source
+from harness.errors import HarnessError, ModelError
+from harness.loaded import Loaded
+from harness.plan import CLEAN
+from harness.provenance import provenance
+from harness.runtime import reproducible, resolve
+from harness.types import Batch, Cell, Outcome, Steering
+
+
+def evaluate(cell: Cell) -> Outcome:
+    """Compute ``cell``: the same bits in whichever process, order and company.
+
+    Raises:
+        ModelError: the network cannot be scored (NaN logits, probabilities, another number of classes, an attack's
+            output that the threat does not allow).
+    """
+    task = cell.task
+    device = resolve(task.device)
+    bench = workbench(task.model, device, task.offline)
+    if bench.loaded.sha256 != task.weights_sha256:
+        raise ModelError(
+            f"its weights changed while the benchmark ran ({task.weights_sha256[:12]} before); run it again"
+        )
+    batch = source(task.dataset, task.offline).read(cell.standing).to(device)
+    with reproducible(), _flags() as flags:
+        network = bench.steered(cell.steering, batch.x[:1])
+        started = time.perf_counter()
+        survived, images = _run_stage(cell, network, batch)
+        seconds = time.perf_counter() - started
+    values = np.zeros(len(cell.shard.images), np.float32)
+    values[np.isin(cell.shard.images, cell.standing)] = survived.float().cpu().numpy()
+    lost = (~survived).nonzero().flatten() if cell.stage != CLEAN else survived.new_zeros(0, dtype=torch.long)
+    adversaries = (images[lost].cpu(), batch.indices[lost].tolist()) if len(lost) else None
+    return Outcome(cell.key, values, seconds, tuple(sorted(flags)), provenance(device), adversaries)
+
+
+def _run_stage(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which images survive the stage, bool [n], and what it made of them [n, c, h, w]."""
+    threat = cell.task.threat
+    if cell.stage == CLEAN:
+        admit(logits(network, batch.x), batch.y)
+        threat.inspect(network, batch)
+        images = batch.x
+    else:
+        images = threat.perturb(cell.stage, network, batch, cell.seed).detach()
+        threat.check(batch.x, images)
+    return logits(network, images).argmax(1) == batch.y, images
+
+
+def logits(network: nn.Module, x: Tensor) -> Tensor:
+    """A fresh forward pass: [n, c, h, w] to [n, classes], checked to be finite numbers."""
+    with torch.no_grad():
+        result = network(x)
+    if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(x):
+        found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ModelError(f"expected logits of shape [{len(x)}, classes], found {found}")
+    if not result.isfinite().all():
+        raise ModelError("its logits are NaN or infinite on images in [0, 1]; check the weights and the normalisation")
+    return result
+
+
+def admit(scores: Tensor, y: Tensor) -> None:
+    """Refuse a network whose logits on clean images are probabilities, or do not fit the labels."""
+    if y.max() >= scores.shape[1]:
+        raise ModelError(
+            f"the data have labels up to {y.max().item()}, but the network yields {scores.shape[1]} logits; "
+            "use a data set and a model with the same classes"
+        )
+    if scores.min() >= 0 and scores.max() <= 1 and torch.allclose(scores.sum(1), scores.new_ones(())):
+        raise ModelError(
+            "it yields probabilities, not logits: attacks on them see vanishing gradients; remove its softmax",
+            "probabilities",
+        )
+
+
+@dataclass
+class Workbench:
+    """A model in this process, on its device, with the steered networks made so far (they share its weights)."""
+
+    loaded: Loaded
+    steered_so_far: dict[Steering, nn.Module] = field(default_factory=dict)
+
+    def steered(self, steering: Steering, example: Tensor) -> nn.Module:
+        """The network to score under ``steering``, made once."""
+        if steering not in self.steered_so_far:
+            self.steered_so_far[steering] = self.loaded.steered(steering, example).eval()
+        return self.steered_so_far[steering]
+
+
+@lru_cache(maxsize=2)
+def workbench(model: Model, device: str, offline: bool) -> Workbench:
+    """Load ``model`` once a process.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not in eval mode.
+    """
+    try:
+        loaded = model.load(offline=offline)
+    except HarnessError:
+        raise
+    except Exception as error:  # whatever a builder or a library raises: it is this model's failure
+        raise ModelError(f"cannot be loaded: {type(error).__name__}: {error}") from error
+    training = [name or "the network" for name, module in loaded.network.named_modules() if module.training]
+    if training:
+        raise ModelError(f"it is in training mode ({training[0]}); call network.eval() where it is built")
+    loaded.network.requires_grad_(False).to(device)
+    return Workbench(loaded)
+
+
+@lru_cache(maxsize=1)
+def source(dataset: Dataset, offline: bool) -> Source:
+    """Open ``dataset`` once a process."""
+    return dataset.open(offline=offline)
+
+
+@contextmanager
+def _flags() -> Iterator[set[str]]:
+    """Collect the names of `Flag` warnings; other warnings pass on."""
+    names: set[str] = set()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield names
+    for warning in caught:
+        if isinstance(warning.message, Flag):
+            names.add(warning.message.name)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -1,0 +1,111 @@
+"""The cores, or the GPUs, of this machine: one process each, one torch thread a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr
+
+from harness.contracts import Executor
+from harness.errors import ModelError
+from harness.types import Cell, Outcome
+
+ATTEMPTS = 3
+"""How often a cell is given to a new worker before it is taken for what kills them."""
+
+
+class Local(Executor):
+    """Each worker is a pool of one process, so that a worker that dies takes only its own cell with it.
+
+    Two threads in each of two busy processes run many times slower than one thread in each: hence one thread.
+    """
+
+    kind = "local"
+
+    workers: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+
+    _idle: deque[int] = PrivateAttr(default_factory=deque)
+    _pools: dict[int, Any] = PrivateAttr(default_factory=dict)
+    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+
+    @property
+    def slots(self) -> int:
+        """One cell a worker."""
+        return self.workers if isinstance(self.workers, int) else _devices()
+
+    def __enter__(self) -> Local:
+        self._idle.extend(range(self.slots))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, kill_workers=True)
+        self._pools.clear()
+        self._idle.clear()
+
+    def submit(self, cell: Cell) -> Future[Outcome]:
+        """To an idle worker; there is one as long as no more than `slots` cells are in flight."""
+        promise: Future[Outcome] = Future()
+        self._start(cell, promise, attempt=1)
+        return promise
+
+    def _start(self, cell: Cell, promise: Future[Outcome], attempt: int) -> None:
+        from harness.evaluate import evaluate
+
+        with self._lock:
+            worker = self._idle.popleft()
+            if worker not in self._pools:
+                self._pools[worker] = _pool(worker)
+
+        def finish(future: Future[Outcome]) -> None:
+            error = future.exception()
+            died = isinstance(error, BrokenProcessPool)
+            with self._lock:
+                if died:
+                    self._pools.pop(worker, None)
+                self._idle.append(worker)
+            if not died:
+                _settle(promise, future)
+            elif attempt < ATTEMPTS:
+                self._start(cell, promise, attempt + 1)
+            else:
+                promise.set_exception(ModelError(
+                    f"its worker died {ATTEMPTS} times on stage {cell.stage} of {len(cell.standing)} images "
+                    f"(out of memory?); lower batch_size. {error}"
+                ))  # fmt: skip
+
+        self._pools[worker].submit(evaluate, cell).add_done_callback(finish)
+
+
+def _settle(promise: Future[Outcome], future: Future[Outcome]) -> None:
+    error = future.exception()
+    if error is not None:
+        promise.set_exception(error)
+    else:
+        promise.set_result(future.result())
+
+
+def _pool(worker: int) -> Any:
+    """A pool of one process that does not import the caller's script, so no ``__main__`` guard is needed."""
+    from loky import ProcessPoolExecutor
+
+    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    gpus = _gpus()
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = str(worker % gpus)
+    return ProcessPoolExecutor(max_workers=1, env=environment, timeout=None)
+
+
+def _devices() -> int:
+    return _gpus() or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

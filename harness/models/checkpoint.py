@@ -1,0 +1,173 @@
+"""Anyone's network: a callable that builds it, and a file that holds its weights."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from harness.contracts import Model
+from harness.errors import ModelError
+from harness.models.files import BadCheckpoint, mismatch, read_checkpoint
+from harness.plugins import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.loaded import Loaded
+
+Mean = Annotated[float, Field(allow_inf_nan=False)]
+Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Checkpoint(Model):
+    """The network that ``builder`` returns, with the state dict in ``weights``.
+
+    Args:
+        builder: ``package.module:callable``, installed or importable from the working directory; called
+            without arguments, returns the network.
+        weights: the path of a state dict (a torch checkpoint, or ``*.safetensors``), or
+            ``pkg:package/path/inside`` for a file of an installed package; without it the builder returns the
+            trained network.
+        mean: what the network wants subtracted from each channel of an image in [0, 1].
+        std: what it then wants each channel divided by, > 0; ``mean`` and ``std`` come together.
+        name: its name on the leaderboard; the callable's without it.
+    """
+
+    kind: ClassVar[str] = "checkpoint"
+    whereabouts: ClassVar[frozenset[str]] = frozenset({"weights", "name"})  # the weights are hashed
+
+    builder: str
+    weights: str | None = None
+    mean: Annotated[tuple[Mean, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[Std, ...], Field(min_length=1)] | None = None
+    name: str | None = None
+
+    @field_validator("builder")
+    @classmethod
+    def _has_module_and_callable(cls, builder: str) -> str:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", builder):
+            raise ValueError("expected package.module:callable, such as my_networks:resnet18")
+        return builder
+
+    @model_validator(mode="after")
+    def _mean_with_std(self) -> Checkpoint:
+        if (self.mean is None) != (self.std is None):
+            given, other = ("mean", "std") if self.std is None else ("std", "mean")
+            raise ValueError(f"{given} without {other}; give both, or none if the network normalises itself")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            channels = f"mean has {len(self.mean)} channels and std {len(self.std)}"
+            raise ValueError(f"{channels}; give both one number a channel")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name, or that of the callable."""
+        return self.name or self.builder.partition(":")[2]
+
+    def load(self, *, offline: bool = False) -> Loaded:
+        """See `Model.load`; nothing is downloaded, unless the builder does so."""
+        from harness.loaded import Loaded, sha256_of_weights
+
+        network = _build(self.builder)
+        if self.weights is not None:
+            _load_weights(network, _path(self.weights))
+        if self.mean is not None and self.std is not None:
+            from harness.models.normalised import Normalised
+
+            network = Normalised(network, self.mean, self.std)
+        network = network.cpu().eval()
+        return Loaded(network, sha256_of_weights(network))
+
+
+def _build(builder: str) -> nn.Module:
+    from torch import nn
+
+    module, _, name = builder.partition(":")
+    with _working_directory_on_path():
+        try:
+            home = import_module(module)
+        except Exception as error:  # whatever an import can raise
+            raise ModelError(
+                f"builder {builder!r}: the module {module!r} cannot be imported ({error!r}); "
+                f"install its package, or run from the directory that holds it (now {Path.cwd()})"
+            ) from error
+        if not hasattr(home, name):
+            hint = did_you_mean(name, [word for word in vars(home) if not word.startswith("_")])
+            raise ModelError(f"builder {builder!r}: {home.__file__ or module} has no {name!r}{hint}")
+        try:
+            network = getattr(home, name)()
+        except Exception as error:  # whatever the builder raises
+            raise ModelError(
+                f"builder {builder!r}: raised {error!r}; "
+                "it is called without arguments, and must return the network"
+            ) from error
+    if not isinstance(network, nn.Module):
+        found = type(network).__name__
+        raise ModelError(f"builder {builder!r}: returned a {found}; it must return a torch nn.Module")
+    return network
+
+
+@contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    """Modules of the working directory can be imported, but hide no installed ones."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _path(weights: str) -> Path:
+    """The file that ``weights`` names.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if not weights.startswith("pkg:"):
+        path = Path(weights).absolute()
+        if not path.is_file():
+            raise ModelError(f"weights: no file {path}; give a path from the working directory, or pkg:…")
+        return path
+    package, _, inside = weights.removeprefix("pkg:").partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None:
+        raise ModelError(f"weights {weights!r}: no package {package!r}; install it, or mend pkg:package/path")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    for folder in folders:
+        if (folder / inside).is_file():
+            return folder / inside
+    raise ModelError(
+        f"weights {weights!r}: no file {inside!r} in {', '.join(map(str, folders)) or package}; "
+        f"install a version of {package} that ships it, or give the path of a checkpoint"
+    )
+
+
+def _load_weights(network: nn.Module, path: Path) -> None:
+    try:
+        state = _state_dict(read_checkpoint(path))
+    except BadCheckpoint as bad:
+        raise ModelError(f"weights: {path} {bad}; get the file again, or name another") from bad
+    own = network.state_dict().keys()
+    state = {key if key in own else key.removeprefix("module."): value for key, value in state.items()}
+    try:
+        network.load_state_dict(state)
+    except Exception as error:  # torch raises RuntimeError, a hook of the network anything
+        fault = mismatch(error) or f"cannot be loaded ({error!r})"
+        raise ModelError(f"weights: {path} {fault}; give builder and weights of one network") from error
+
+
+def _state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict itself, where it lies beside an optimiser's or an epoch."""
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            return dict(content[key])
+    return content

@@ -1,0 +1,60 @@
+"""Two small networks that come with the package, so that a first leaderboard needs no download."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from harness.contracts import Model
+from harness.errors import ModelError
+
+if TYPE_CHECKING:
+    from harness.loaded import Loaded
+
+
+class Demo(Model):
+    """A residual ReLU network for the ``digits`` data set, trained by ``ci/train_demo.py`` on its train split.
+
+    Args:
+        name: ``digits_plain`` (trained normally) or ``digits_robust`` (trained against PGD, L∞, ε = 0.15).
+    """
+
+    kind: ClassVar[str] = "demo"
+
+    name: Literal["digits_plain", "digits_robust"]
+
+    @property
+    def label(self) -> str:
+        """The name of the network."""
+        return self.name
+
+    def load(self, *, offline: bool = False) -> Loaded:
+        """The network with its packaged weights; never downloads.
+
+        Raises:
+            ModelError: the packaged weights are missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        from harness.loaded import Loaded, sha256_of_weights
+        from harness.models.networks import DigitsNet
+
+        path = weights_of(self.name)
+        network = DigitsNet()
+        try:
+            network.load_state_dict(load(path.read_bytes()))
+        except FileNotFoundError as error:
+            raise ModelError(f"demo {self.name}: expected its weights at {path}, found no file; {REPAIR}") from error
+        except (SafetensorError, RuntimeError) as error:  # RuntimeError: tensors of another architecture
+            raise ModelError(f"demo {self.name}: the weights at {path} are damaged: {error}; {REPAIR}") from error
+        return Loaded(network.eval(), sha256_of_weights(network))
+
+
+REPAIR = "reinstall ct-harness, or in a checkout run: python ci/train_demo.py"
+
+
+def weights_of(name: str) -> Traversable:
+    """The file in the package that holds the weights of the demo network ``name``."""
+    return files("harness.models").joinpath("weights", f"{name}.safetensors")

@@ -1,0 +1,79 @@
+"""What kind of file is this checkpoint, and why does it not fit?"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class BadCheckpoint(ValueError):
+    """Why a file is no checkpoint, to be completed with its name and the remedy: "is a web page, …"."""
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The mapping in a checkpoint, its tensors on the CPU; no pickled code is ever run.
+
+    Args:
+        path: an existing file; safetensors by its suffix, anything else is for ``torch.load``.
+
+    Raises:
+        BadCheckpoint: a web page, cut short, not a checkpoint, or one that holds more than tensors.
+    """
+    with path.open("rb") as file:
+        head = file.read(512).lstrip()
+    if head.startswith(b"<"):
+        start = head.splitlines()[0][:40].decode(errors="replace")
+        raise BadCheckpoint(f"is a web page (it starts with {start!r}), not a checkpoint")
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise BadCheckpoint(f"is cut short: a checkpoint without its end, {path.stat().st_size:,} bytes")
+    try:
+        content = _read(path)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise BadCheckpoint(_reason(path, error)) from error
+    if not isinstance(content, Mapping):
+        raise BadCheckpoint(f"holds a {type(content).__name__}, where a state dict was expected")
+    return content
+
+
+def mismatch(error: Exception) -> str | None:
+    """How a checkpoint does not fit its network: of each kind of fault how many keys, and the first of them.
+
+    Args:
+        error: what ``load_state_dict`` raised; for any other error the answer is None.
+    """
+    faults: list[str] = []
+    for word in ("Missing", "Unexpected"):
+        line = re.search(rf"{word} key\(s\) in state_dict: (.*)", str(error))
+        keys = re.findall(r'"([^"]+)"', line[1]) if line else []
+        if keys:
+            faults.append(f"{len(keys)} {word.lower()}, such as {keys[0]!r}")
+    shapes = re.findall(r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)", str(error))
+    if shapes:
+        key, found, expected = shapes[0]
+        example = f"{key!r} ({found} in the file, expected {expected})"
+        faults.append(f"{len(shapes)} of another shape, such as {example}")
+    return f"is a checkpoint of another architecture (keys: {'; '.join(faults)})" if faults else None
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    objects = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+    if objects:
+        return (
+            f"holds Python objects ({objects[1]}) beside its tensors, and reading those could run code; "
+            "if you trust it, save its state dict alone into a new file"
+        )
+    what = "safetensors file" if path.suffix == ".safetensors" else "torch checkpoint"
+    return f"is cut short or not a {what} ({path.stat().st_size:,} bytes; {type(error).__name__} when read)"

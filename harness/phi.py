@@ -1,0 +1,106 @@
+"""The CT activation φ(x; β, c) of Hu, Gamba & Balestriero (arXiv 2502.07783), Eq. 7.
+
+    φ(x) = c·x·σ(ηx) + (1 − c)·softplus(γx)/γ        with γ = 1/(1 − β), η = βγ
+
+β = 1 is the original ReLU and β → 0 flattens it: at β = 0, c = 1 it is x/2.
+SiLU is (β, c) = (1/2, 1), softplus is (0, 0).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import SpecError
+
+_LOG_MAX = {torch.float64: 40.0}
+"""γx beyond which softplus(γx)/γ is x to the last bit; 20 for float32."""
+
+
+def phi(x: Tensor, beta: float, c: float = 0.5) -> Tensor:
+    """The CT activation in place of ReLU, element by element (Eq. 7).
+
+    Args:
+        x: any shape, any floating dtype; half types are computed in float32 and cast back, gradients too.
+        beta: in [0, 1]; 1 is ReLU, exactly.
+        c: in [0, 1], the share of the swish part; the paper takes 0.5.
+
+    Returns:
+        φ(x), of the shape and dtype of ``x``. Finite for abs(x) ≤ 1e4 and every β.
+
+    Raises:
+        SpecError: ``beta`` or ``c`` is outside [0, 1].
+
+    Example:
+        >>> phi(torch.tensor([-1.0, 0.0, 1.0]), beta=0.0, c=1.0)
+        tensor([-0.5000,  0.0000,  0.5000])
+    """
+    check_range(beta, c)
+    if beta == 1.0:
+        return torch.relu(x)
+    return curve(x, beta, c)
+
+
+def check_range(beta: float, c: float) -> None:
+    """Refuse a β or c outside [0, 1]."""
+    for name, value in (("beta", beta), ("c", c)):
+        if not (isinstance(value, int | float) and math.isfinite(value) and 0.0 <= value <= 1.0):
+            raise SpecError(f"{name}: expected a number in [0, 1], found {value!r}")
+
+
+def curve(x: Tensor, beta: float, c: float) -> Tensor:
+    """φ for β < 1, unchecked."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return curve(x.float(), beta, c).to(x.dtype)  # φ'' grows like 1/(1 − β): half overflows where float32 does not
+    result: Tensor = _Curve.apply(x, beta, c)
+    return result
+
+
+class _Curve(torch.autograd.Function):
+    """φ from the framework's own kernels, keeping nothing but x for the backward pass."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, beta: float, c: float) -> Tensor:
+        gamma = 1.0 / (1.0 - beta)
+        value = torch.zeros((), dtype=x.dtype, device=x.device)
+        if c > 0.0:
+            value = (x * torch.sigmoid(beta * gamma * x)).mul_(c)
+        if c < 1.0:
+            value = value + torch.nn.functional.softplus(x, gamma, _threshold(x)).mul_(1.0 - c)
+        return value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        x, ctx.beta, ctx.c = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        beta, c = ctx.beta, ctx.c
+        gamma = 1.0 / (1.0 - beta)
+        if torch.is_grad_enabled():  # a second derivative is wanted, which the fused kernels do not have
+            return grad * slope(x, beta, c), None, None
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        if c > 0.0:
+            total = torch.ops.aten.silu_backward(grad * c, beta * gamma * x)
+        if c < 1.0:
+            total = total + torch.ops.aten.softplus_backward(grad * (1.0 - c), x, gamma, _threshold(x))
+        return total, None, None
+
+
+def slope(x: Tensor, beta: float, c: float) -> Tensor:
+    """φ'(x) = c·σ(ηx)·(1 + ηx·(1 − σ(ηx))) + (1 − c)·σ(γx), for β < 1."""
+    gamma = 1.0 / (1.0 - beta)
+    u = beta * gamma * x
+    swish = torch.sigmoid(u)
+    return c * swish * (1.0 + u * (1.0 - swish)) + (1.0 - c) * torch.sigmoid(gamma * x)
+
+
+def _threshold(x: Tensor) -> float:
+    return _LOG_MAX.get(x.dtype, 20.0)

@@ -1,0 +1,77 @@
+"""Which cells a benchmark consists of, and which is next on each lane. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from harness.types import BASELINE, Cell, Shard, Sites, Steering, Task, sha256
+
+CLEAN = "clean"
+"""The stage that every threat begins with: the images as they are."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One shard under one steering: its stages follow one another, and no lane waits for another."""
+
+    task: Task
+    steering: Steering
+    shard: Shard
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The clean stage and the threat's."""
+        return (CLEAN, *self.task.threat.stages)
+
+    def next(self, done: Sequence[np.ndarray]) -> Cell | None:
+        """The cell after those that gave ``done``; None when the lane is finished.
+
+        A "worst" stage attacks only what the stages before have left standing, and none when nothing stands.
+        """
+        if len(done) == len(self.stages):
+            return None
+        standing = self.shard.images
+        if done and self.task.threat.reduction == "worst":
+            standing = tuple(image for image, value in zip(standing, done[-1], strict=True) if value > 0)
+        if not standing:
+            return None
+        return Cell(self.task, self.steering, self.shard, self.stages[len(done)], standing)
+
+    def scores(self, done: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The clean and the robust score of each image of the shard, float32 [n]; of a finished lane."""
+        clean = done[0]
+        if self.task.threat.reduction == "worst":
+            return clean, done[-1]  # a stage not run is one that had nothing left to attack
+        return clean, np.stack(done[1:]).mean(axis=0, dtype=np.float32) if len(done) > 1 else clean
+
+
+def grid(betas: Sequence[float], cs: Sequence[float], sites: Sites) -> tuple[Steering, ...]:
+    """The baseline first, then every other (β, c), β descending: nearest to the untouched network first."""
+    points = {Steering(beta, c, sites) for beta in betas for c in cs if beta != BASELINE.beta}
+    return (BASELINE, *sorted(points, key=lambda point: (-point.beta, point.c)))
+
+
+def shards(digests: Mapping[int, str], batch_size: int) -> tuple[Shard, ...]:
+    """Cut the images into batches, in their order. Attacks depend on the batch, so the cut belongs to the identity.
+
+    Args:
+        digests: the image numbers, in order, and a hash of each.
+        batch_size: images a shard; the last may have fewer.
+    """
+    return tuple(Shard(part, sha256([digests[image] for image in part])) for part in batched(digests, batch_size))
+
+
+def batched(images: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Consecutive tuples of ``size``, the last one shorter."""
+    rest = iter(images)
+    while part := tuple(islice(rest, size)):
+        yield part
+
+
+def lanes(task: Task, steerings: Sequence[Steering], cut: Sequence[Shard]) -> list[Lane]:
+    """All lanes of one model, the baseline's first."""
+    return [Lane(task, steering, shard) for steering in steerings for shard in cut]

@@ -1,0 +1,41 @@
+"""The numerics of a worker: the same bits wherever a cell is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """One thread, full float32, deterministic kernels, and no denormals, for the length of the block.
+
+    One thread: a sum over more threads has another order, so another last bit. No denormals: those in φ's tail slow a
+    CPU's convolutions several times over, and are far below what an attack could use.
+    """
+    threads = torch.get_num_threads()
+    tf32 = torch.backends.cudnn.allow_tf32
+    deterministic = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+
+
+def resolve(device: str) -> str:
+    """The device that ``auto`` stands for: a GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,189 @@
+"""The benchmark file: text becomes typed values here, once, and is not checked again further down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
+
+from harness import plugins
+from harness.contracts import Dataset, Executor, Model, Threat
+from harness.errors import SpecError
+from harness.types import Sites
+
+PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
+"""The keys that hold one part, and the group that its kind is looked up in; ``models`` holds a list of them."""
+
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+def _spread(value: Any) -> Any:
+    """A number, a list of numbers, or ``{from, to, step}``, both ends included."""
+    if isinstance(value, Mapping):
+        if set(value) != {"from", "to", "step"}:
+            raise ValueError("expected a list of numbers or {from: …, to: …, step: …}")
+        start, stop, step = (Decimal(str(value[key])) for key in ("from", "to", "step"))
+        if step <= 0 or stop < start:
+            raise ValueError("expected from ≤ to and step > 0")
+        return [float(start + i * step) for i in range(int((stop - start) / step) + 1)]
+    return [value] if isinstance(value, int | float) else value
+
+
+UNIT_SCHEMA = {"type": "number", "minimum": 0, "maximum": 1}
+SPREAD_SCHEMA = {
+    "type": "object",
+    "required": ["from", "to", "step"],
+    "additionalProperties": False,
+    "properties": {"from": UNIT_SCHEMA, "to": UNIT_SCHEMA, "step": UNIT_SCHEMA},
+}
+GRID_SCHEMA = {"anyOf": [UNIT_SCHEMA, {"type": "array", "items": UNIT_SCHEMA, "minItems": 1}, SPREAD_SCHEMA]}
+
+Grid = Annotated[tuple[Unit, ...], Field(min_length=1), BeforeValidator(_spread), WithJsonSchema(GRID_SCHEMA)]
+
+
+class SteeringGrid(BaseModel):
+    """The steerings to score, beside the untouched network, which always is.
+
+    Args:
+        beta: in [0, 1].
+        c: in [0, 1].
+        sites: "all", or "modules" for plain replacement of registered modules.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beta: Grid
+    c: Grid = (0.5,)
+    sites: Sites = "all"
+
+
+class Benchmark(BaseModel):
+    """One question: these models, on these images, under this threat, at these β.
+
+    Args:
+        name: of the ledger's folder and the CSV; the file's name by default.
+        models: each with its ``kind``; see ``ct-harness list``.
+        dataset: likewise.
+        threat: likewise.
+        steering: the grid of β.
+        seed: of the attacks' noise.
+        batch_size: images attacked as one batch; part of every result's identity.
+        executor: where cells are computed.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    dataset: Dataset
+    threat: Threat
+    steering: SteeringGrid
+    seed: Annotated[int, Field(ge=0)] = 0
+    batch_size: Annotated[int, Field(gt=0)] = 250
+    executor: Executor
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, models: tuple[Model, ...]) -> tuple[Model, ...]:
+        labels = [model.label for model in models]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two models are called {twice[0]!r}; give one of them another name")
+        return models
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark:
+    """Read a benchmark file.
+
+    Args:
+        path: the YAML.
+        overrides: ``key.path=value``, the value read as YAML; list entries by number (``models.0.name=x``).
+
+    Raises:
+        SpecError: names the file, the key, what was expected and what was found.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise SpecError(f"{path}: expected a mapping with models, dataset, threat and steering, found {data!r}")
+    try:
+        for override in overrides:
+            _override(data, override)
+        return parse({"name": Path(path).stem} | data)
+    except SpecError as error:
+        raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+
+
+def parse(data: Mapping[str, Any]) -> Benchmark:
+    """A benchmark from its mapping; see `load`."""
+    fields = {"executor": {"kind": "local"}} | dict(data)
+    if isinstance(fields.get("models"), list):
+        fields["models"] = [plugins.build("models", model, f"models[{i}]") for i, model in enumerate(fields["models"])]
+    fields["threat"] = _with_defaults(fields.get("threat"), fields.get("dataset"))
+    for key, group in PARTS.items():
+        if fields.get(key) is not None:
+            fields[key] = plugins.build(group, fields[key], key)
+        else:
+            fields.pop(key, None)
+    try:
+        return Benchmark.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError(plugins.explain(error, Benchmark, "")) from error
+
+
+def _with_defaults(threat: Any, dataset: Any) -> Any:
+    """The threat with what it takes from the data set filled in: RobustBench's ε, say."""
+    if not (isinstance(threat, Mapping) and isinstance(dataset, Mapping)):
+        return threat
+    kinds = threat.get("kind"), dataset.get("kind")
+    if not (isinstance(kinds[0], str) and kinds[0] in plugins.registered("threats")):
+        return threat
+    cls = plugins.part("threats", kinds[0])
+    assert issubclass(cls, Threat)
+    return cls.defaults(str(kinds[1])) | dict(threat)
+
+
+def _override(data: Any, override: str) -> None:
+    """Set one value deep in ``data``, in place."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise SpecError(f"--set {override}: expected key=value, such as dataset.n=100")
+    *parents, last = path.split(".")
+    node = data
+    for step in parents:
+        node = node[_step(node, step, override)] if step in node or isinstance(node, list) else _grow(node, step)
+    node[_step(node, last, override)] = yaml.safe_load(text)
+
+
+def _grow(node: Any, step: str) -> Any:
+    node[step] = {}
+    return node[step]
+
+
+def _step(node: Any, step: str, override: str) -> Any:
+    if isinstance(node, list):
+        if not (step.isdecimal() and int(step) < len(node)):
+            raise SpecError(f"--set {override}: {step!r} is not one of the entries 0 … {len(node) - 1}")
+        return int(step)
+    if not isinstance(node, dict):
+        raise SpecError(f"--set {override}: there is nothing under {step!r}; its parent is {node!r}")
+    return step

@@ -1,0 +1,134 @@
+"""Lp threats: any image within ε of the clean one, in pixels, found by AutoAttack."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+
+from harness.attacks import autoattack
+from harness.attacks.autoattack import Attack, Norm
+from harness.contracts import Threat
+from harness.errors import InvalidAdversary
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.types import Batch
+
+SLACK = 1e-4
+"""The share of ε by which float32 rounding may carry an image out of the ball; the one tolerance there is."""
+SLACK_BOX = 1e-6
+"""In pixels, for the box [0, 1] and, on top of `SLACK`, for the ball."""
+
+
+def pixels(value: Any) -> Any:
+    """A number of pixels: "8/255" and 0.03 alike."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError('expected a number in pixels such as 0.03 or "8/255"') from None
+    return value
+
+
+class Lp(Threat):
+    """Within ε of the clean image and within [0, 1], the stages those of AutoAttack."""
+
+    norm: ClassVar[Norm]
+    usual: ClassVar[dict[str, str]] = {}
+    """RobustBench's ε for its data sets."""
+
+    eps: Annotated[
+        float,
+        BeforeValidator(pixels),
+        Field(gt=0, allow_inf_nan=False),
+        WithJsonSchema({"type": ["number", "string"], "description": 'in pixels of [0, 1]: 0.03 or "8/255"'}),
+    ]
+    attack: Attack = "standard"
+
+    @classmethod
+    def defaults(cls, dataset: str) -> dict[str, Any]:
+        """RobustBench's ε, where it has one."""
+        return {"eps": cls.usual[dataset]} if dataset in cls.usual else {}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """AutoAttack's attacks, in its order."""
+        return autoattack.stages(self.attack)
+
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+        """See `harness.attacks.autoattack.perturb`."""
+        return autoattack.perturb(
+            stage, self.attack, network, batch.x, batch.y, norm=self.norm, eps=self.eps, seed=seed
+        )
+
+    def inspect(self, network: nn.Module, batch: Batch) -> None:
+        """AutoAttack's checks of the defence."""
+        autoattack.inspect(self.attack, network, batch.x, batch.y)
+
+    def check(self, x: Tensor, perturbed: Tensor) -> None:
+        """Finite, within [0, 1] and within ε of ``x``, but for float32 rounding; see `Threat.check`."""
+        if perturbed.shape != x.shape:
+            raise InvalidAdversary(f"the attack returned {list(perturbed.shape)} for {list(x.shape)}", "invalid")
+        if not perturbed.isfinite().all():
+            raise InvalidAdversary("the attack returned NaN or infinite pixels; nothing of it is scored", "invalid")
+        low, high = perturbed.min().item(), perturbed.max().item()
+        if low < -SLACK_BOX or high > 1 + SLACK_BOX:
+            raise InvalidAdversary(f"the attack returned pixels in [{low:.6g}, {high:.6g}], not [0, 1]", "invalid")
+        farthest = self.distance(x, perturbed).max().item()
+        if farthest > self.eps * (1 + SLACK) + SLACK_BOX:
+            raise InvalidAdversary(
+                f"the attack returned an image at {self.norm} distance {farthest:.6g} where eps is {self.eps:.6g}",
+                "invalid",
+            )
+
+    def distance(self, x: Tensor, perturbed: Tensor) -> Tensor:
+        """The distance of each image from its clean one, float64 [n], in pixels."""
+        import torch
+
+        difference = (perturbed.double() - x.double()).flatten(1)
+        order = {"Linf": torch.inf, "L2": 2, "L1": 1}[self.norm]
+        result: Tensor = torch.linalg.vector_norm(difference, order, dim=1)
+        return result
+
+    def columns(self) -> dict[str, str]:
+        """The norm, ε in pixels and the version of AutoAttack."""
+        custom = isinstance(self.attack, autoattack.Custom)
+        return {
+            "threat": self.kind,
+            "eps": f"{self.eps:.6g}",
+            "attack": "custom:" + "+".join(self.stages) if custom else str(self.attack),
+        }
+
+    @field_validator("eps")
+    @classmethod
+    def _in_reach(cls, value: float) -> float:
+        """An ε in 0 … 255 instead of 0 … 1 is the commonest slip."""
+        if cls.norm == "Linf" and value > 1:
+            raise ValueError('eps is in pixels of [0, 1], so at most 1: write "8/255" for 8 of 255 grey levels')
+        return value
+
+
+class Linf(Lp):
+    """Every pixel may move by at most ``eps``."""
+
+    kind = "Linf"
+    norm = "Linf"
+    usual: ClassVar[dict[str, str]] = {"cifar10": "8/255", "cifar100": "8/255", "imagenet": "4/255"}
+
+
+class L2(Lp):
+    """The Euclidean distance over all pixels is at most ``eps``."""
+
+    kind = "L2"
+    norm = "L2"
+    usual: ClassVar[dict[str, str]] = {"cifar10": "0.5", "cifar100": "0.5", "imagenet": "3.0"}
+
+
+class L1(Lp):
+    """The sum of the changes over all pixels is at most ``eps``."""
+
+    kind = "L1"
+    norm = "L1"

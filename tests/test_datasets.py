@@ -1,0 +1,194 @@
+"""Data sets from files: what is read is what was stored, and every fault is named with its remedy."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from harness.contracts import Dataset
+from harness.datasets.arrays import Arrays
+from harness.datasets.cifar import CIFAR10, CIFAR100
+from harness.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
+Y = np.array([3, 0, 9, 9, 1])
+
+
+def npz(folder: Path, **arrays: Any) -> Arrays:
+    np.savez(folder / "images.npz", **arrays)
+    return Arrays(path=str(folder / "images.npz"))
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [X, X.astype("float32") / 255, X / 255, (X / 255).astype(">f4"), (X / 255).astype("float16")],
+    ids=["uint8", "float32", "float64", "big-endian", "float16"],
+)
+def test_arrays_are_read_as_pixels_in_the_order_asked_for(tmp_path: Path, stored: Any) -> None:
+    source = npz(tmp_path, x=stored, y=Y.astype("uint8")).open(offline=True)
+    batch = source.read((4, 0, 2))
+    assert len(source) == 5
+    assert batch.x.dtype == torch.float32
+    assert batch.x.shape == (3, 3, 4, 6)
+    tolerance = 1e-3 if stored.dtype == "float16" else 1e-7
+    np.testing.assert_allclose(batch.x.numpy(), X[[4, 0, 2]] / 255, rtol=0, atol=tolerance)
+    assert batch.y.dtype == torch.int64
+    assert batch.y.tolist() == [1, 3, 9]
+    assert batch.indices.tolist() == [4, 0, 2]
+
+
+def test_uint8_stays_uint8_and_black_and_white_are_exact(tmp_path: Path) -> None:
+    x = np.array([0, 255], dtype=np.uint8).reshape(2, 1, 1, 1)
+    source = npz(tmp_path, x=x, y=np.array([0, 1])).open()
+    assert source.x.dtype == np.uint8
+    assert source.read((0, 1)).x.flatten().tolist() == [0.0, 1.0]
+
+
+def test_reading_leaves_the_stored_images_as_they_are(tmp_path: Path) -> None:
+    source = npz(tmp_path, x=X.astype("float32") / 255, y=Y).open()
+    before = source.read((0,)).x.clone()
+    source.read((0,)).x.zero_()
+    assert torch.equal(source.read((0,)).x, before)
+
+
+def test_where_the_files_lie_is_not_part_of_the_identity() -> None:
+    assert Arrays(path="a.npz").identity() == Arrays(path="b.npz").identity()
+    assert CIFAR10(root="a", n=5).identity() == CIFAR10(root="b", n=5).identity()
+    assert CIFAR10(n=5).identity() != CIFAR10(n=6).identity()
+
+
+FLOATS = X / 255
+NOT_A_NUMBER = FLOATS.copy()
+NOT_A_NUMBER[3, 0, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": X, "y": Y}, "no array x in it, only images, y; write it with numpy.savez"),
+        ({"labels": Y}, "no array x and no y in it, only labels"),
+        ({"x": X.transpose(0, 2, 3, 1), "y": Y}, r"x has shape \(5, 4, 6, 3\).*transpose to n×c×h×w"),
+        ({"x": X[0], "y": Y}, r"x has shape \(3, 4, 6\); expected n×c×h×w"),
+        ({"x": X[:0], "y": Y[:0]}, "at least one image"),
+        ({"x": X.astype("int64"), "y": Y}, "x is int64; expected uint8 in 0 … 255, or float"),
+        ({"x": X.astype("float32"), "y": Y}, r"x is float32 from 0 to 255; expected .*: divide by 255"),
+        ({"x": FLOATS * 2 - 1, "y": Y}, r"x is float64 from -1 to 1; .* undo the normalisation"),
+        ({"x": NOT_A_NUMBER, "y": Y}, "x holds NaN, first in image 3"),
+        ({"x": X, "y": Y[:4]}, r"y has shape \(4,\); expected \(5,\), a label for each of the 5 images"),
+        ({"x": X, "y": np.eye(10)[Y]}, r"y has shape \(5, 10\)"),
+        ({"x": X, "y": Y.astype("float32")}, "y is float32; expected integers"),
+        ({"x": X, "y": Y - 1}, "y has the label -1 at image 1"),
+        ({"x": X, "y": Y.astype(object)}, "y holds Python objects; save numbers"),
+    ],
+)
+def test_a_fault_in_the_arrays_is_named(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        npz(tmp_path, **arrays).open()
+    assert str(tmp_path / "images.npz") in str(caught.value)
+
+
+def test_a_missing_a_foreign_and_a_truncated_file_are_refused(tmp_path: Path) -> None:
+    arrays = npz(tmp_path, x=X, y=Y)
+    file = tmp_path / "images.npz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-30])
+    with pytest.raises(DataError, match=r"images\.npz: not an \.npz file, or cut short"):
+        arrays.open()
+    middle = bytearray(whole)
+    middle[250] ^= 255
+    file.write_bytes(middle)
+    with pytest.raises(DataError, match=r"images\.npz: x is damaged \(Bad CRC"):
+        arrays.open()
+    np.save(tmp_path / "x.npy", X)
+    with pytest.raises(DataError, match=r"x\.npy: not an \.npz file"):
+        Arrays(path=str(tmp_path / "x.npy")).open()
+    with pytest.raises(DataError, match=r"dataset\.path: no file .*gone\.npz; write it with numpy\.savez"):
+        Arrays(path=str(tmp_path / "gone.npz")).open()
+
+
+PIXELS = RANDOM.integers(0, 256, (4, 3072), dtype=np.uint8)
+"""Four images as CIFAR stores them: the red, the green and the blue plane, row by row."""
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def cifar(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Dataset, Path]:
+    """A data set whose official test batch has four images, and where that batch lies."""
+    if request.param == "cifar10":
+        dataset, official, key = CIFAR10(root=str(tmp_path)), datasets.CIFAR10, "labels"
+    else:
+        dataset, official, key = CIFAR100(root=str(tmp_path)), datasets.CIFAR100, "fine_labels"
+    content = pickle.dumps({"data": PIXELS, key: [3, 8, 8, 0]}, protocol=2)
+    file = tmp_path / official.base_folder / official.test_list[0][0]
+    file.parent.mkdir()
+    file.write_bytes(content)
+    monkeypatch.setattr(official, "test_list", [[file.name, hashlib.md5(content).hexdigest()]])
+    return dataset, file
+
+
+def test_the_test_batch_alone_is_enough(cifar: tuple[Dataset, Path]) -> None:
+    dataset, _ = cifar
+    source = dataset.open(offline=True)
+    batch = source.read((2, 0))
+    assert len(source) == 4
+    assert torch.equal(batch.x, torch.from_numpy(PIXELS[[2, 0]].reshape(2, 3, 32, 32)) / 255)
+    assert batch.y.tolist() == [8, 3]
+    assert batch.y.dtype == torch.int64
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_damaged_batch_is_refused_and_left_alone(cifar: tuple[Dataset, Path], offline: bool) -> None:
+    dataset, file = cifar
+    damaged = file.read_bytes()[:-1] + b"?"
+    file.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"damaged, its MD5 is not .*delete it and run again, or .*https:"):
+        dataset.open(offline=offline)
+    assert file.read_bytes() == damaged
+
+
+def test_offline_a_missing_batch_is_named_with_its_address(cifar: tuple[Dataset, Path]) -> None:
+    dataset, file = cifar
+    file.unlink()
+    message = r"no such file, and offline nothing is downloaded; .*save https://www.cs.toronto.edu/.* as .*gz"
+    with pytest.raises(DataError, match=message) as caught:
+        dataset.open(offline=True)
+    assert str(file) in str(caught.value)
+
+
+def test_offline_the_archive_put_there_by_hand_is_unpacked(
+    cifar: tuple[Dataset, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, file = cifar
+    official = datasets.CIFAR10 if isinstance(dataset, CIFAR10) else datasets.CIFAR100
+    archive = file.parent.parent / official.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(file, f"{official.base_folder}/{file.name}")
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    file.unlink()
+    assert len(dataset.open(offline=True)) == 4
+
+
+def test_a_failed_download_is_named_and_keeps_stdout_clean(
+    cifar: tuple[Dataset, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, file = cifar
+    file.unlink()
+
+    def blocked(*_: object, **__: object) -> None:
+        print("Downloading")
+        raise OSError("network unreachable")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", blocked)
+    with pytest.raises(DataError, match=r"cannot be had from https://.*unreachable.*; to do it by hand"):
+        dataset.open()
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,491 @@
+"""Models from files and from RobustBench: the right weights or a named fault, never anything in between."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyautoattack
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import nn
+
+from harness.contracts import Model
+from harness.errors import ModelError, SpecError
+from harness.models.checkpoint import Checkpoint
+from harness.models.files import mismatch
+from harness.models.robustbench import RobustBench, import_robustbench, names
+from harness.plugins import build
+
+SHIPPED = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
+"""A ResNet-18 for CIFAR-10 that pyautoattack ships: a real checkpoint, 44 MB."""
+RESNET = "pyautoattack.examples.resnet:ResNet18"
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+PAGE = b"\n<!DOCTYPE html><html>Google Drive could not scan this file</html>"
+
+
+class Trap:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], Any], tuple[str]]:
+        return pickle_bait, (str(self.path),)
+
+
+def pickle_bait(path: str) -> None:
+    Path(path).touch()
+
+
+@pytest.fixture(scope="module")
+def shipped_logits() -> torch.Tensor:
+    """The oracle: the shipped ResNet-18 built and loaded without the harness."""
+    from pyautoattack.examples.resnet import ResNet18
+
+    network = ResNet18()
+    network.load_state_dict(torch.load(SHIPPED, map_location="cpu"))
+    with torch.no_grad():
+        return network.eval()(IMAGES)
+
+
+# --- any checkpoint ---
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def tiny():
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+def trained():
+    torch.manual_seed(0)
+    return tiny()
+
+class Parallel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(12, 2)
+
+def broken():
+    raise ValueError("no such depth")
+
+def number():
+    return 3
+
+def needs(depth):
+    return tiny()
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a module of networks."""
+    (tmp_path / "networks_of_mine.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "networks_of_mine", raising=False)
+    return tmp_path
+
+
+def tiny(width: int = 4) -> nn.Sequential:
+    torch.manual_seed(1)
+    layers = nn.Linear(12, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 2)
+    network = nn.Sequential(nn.Flatten(), *layers)
+    network(torch.rand(8, 3, 2, 2))  # so that the running statistics are not the initial ones
+    return network.eval()
+
+
+def mine(**fields: Any) -> Checkpoint:
+    return Checkpoint(**({"builder": "networks_of_mine:tiny"} | fields))
+
+
+def parallel(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"module.{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"state_dict": parallel(state)},
+    ],
+    ids=["bare", "state_dict", "model", "data-parallel"],
+)
+def test_a_state_dict_is_found_wherever_it_is_kept(here: Path, wrap: Callable[[Any], Any]) -> None:
+    expected = tiny()
+    torch.save(wrap(expected.state_dict()), "weights.pt")
+    network = mine(weights="weights.pt").load(offline=True).network
+    x = torch.rand(3, 3, 2, 2)
+    assert not any(module.training for module in network.modules())
+    assert torch.equal(network(x), expected(x))
+
+
+def test_safetensors_give_the_same_network_as_torch(here: Path) -> None:
+    torch.save(tiny().state_dict(), "weights.pt")
+    save_file(tiny().state_dict(), "weights.safetensors")
+    assert mine(weights="weights.pt").load().sha256 == mine(weights="weights.safetensors").load().sha256
+
+
+def test_a_network_whose_own_keys_begin_with_module_keeps_them(here: Path) -> None:
+    expected = nn.Linear(12, 2)
+    torch.save(parallel(expected.state_dict()), "weights.pt")
+    network = mine(builder="networks_of_mine:Parallel", weights="weights.pt").load().network
+    assert torch.equal(network.module.weight, expected.weight)
+
+
+def test_without_weights_the_builder_returns_the_trained_network(here: Path) -> None:
+    model = mine(builder="networks_of_mine:trained")
+    assert model.label == "trained"
+    assert model.load().sha256 == model.load().sha256
+    assert not model.load().network.training
+
+
+def test_the_shipped_checkpoint_of_an_installed_package(shipped_logits: torch.Tensor) -> None:
+    loaded = Checkpoint(builder=RESNET, weights="pkg:pyautoattack/examples/model_test.pt").load()
+    with torch.no_grad():
+        assert torch.equal(loaded.network(IMAGES), shipped_logits)
+
+
+def test_the_normalisation_is_inside_and_hashed(here: Path) -> None:
+    expected = tiny()
+    torch.save(expected.state_dict(), "weights.pt")
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.1, 0.25)
+    loaded = mine(weights="weights.pt", mean=mean, std=std).load()
+    x = torch.rand(3, 3, 2, 2)
+    by_hand = torch.stack([(x[:, i] - mean[i]) / std[i] for i in range(3)], dim=1)
+    torch.testing.assert_close(loaded.network(x), expected(by_hand))
+    assert not any(module.training for module in loaded.network.modules())
+    assert torch.equal(pickle.loads(pickle.dumps(loaded.network))(x), loaded.network(x))
+    for other in ({"mean": mean, "std": (1, 1, 1)}, {"mean": (0, 0, 0), "std": std}):
+        assert mine(weights="weights.pt", **other).load().sha256 != loaded.sha256
+
+
+def test_the_place_of_the_weights_and_the_name_are_not_identity() -> None:
+    assert mine(weights="a.pt", name="a").identity() == mine(weights="b.pt").identity()
+    assert mine(mean=(0,), std=(1,)).identity() != mine().identity()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"builder": "tiny"}, r"models\[0\]\.builder: expected package\.module:callable, .*found 'tiny'"),
+        ({"builder": "a.b:c()"}, r"models\[0\]\.builder: expected package\.module:callable"),
+        ({"mean": [0.5]}, r"models\[0\]: mean without std; give both, or none"),
+        ({"std": [0.5]}, r"models\[0\]: std without mean"),
+        ({"mean": [0.5], "std": [1, 1, 1]}, r"models\[0\]: mean has 1 channels and std 3"),
+        ({"mean": [0.5], "std": [0]}, r"models\[0\]\.std\[0\]: input should be greater than 0, found 0"),
+        ({"mean": [float("nan")], "std": [1]}, r"models\[0\]\.mean\[0\]: input should be a finite number"),
+    ],
+)
+def test_a_fault_in_the_mapping_is_found_before_anything_is_loaded(fields: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        build("models", {"kind": "checkpoint", "builder": "a:b"} | fields, "models[0]")
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [
+        ("nowhere_at_all:tiny", r"module 'nowhere_at_all' cannot be imported .*; install its package"),
+        ("networks_of_mine:tine", r"networks_of_mine\.py has no 'tine' \(did you mean 'tiny'\?\)"),
+        ("networks_of_mine:broken", r"raised ValueError\('no such depth'\)"),
+        ("networks_of_mine:needs", "raised TypeError.*depth.*; it is called without arguments"),
+        ("networks_of_mine:number", r"returned a int; it must return a torch nn\.Module"),
+    ],
+)
+def test_a_fault_of_the_builder_is_named(here: Path, builder: str, message: str) -> None:
+    before = list(sys.path)
+    with pytest.raises(ModelError, match=message) as caught:
+        mine(builder=builder).load()
+    assert str(caught.value).startswith(f"builder '{builder}': ")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (PAGE, r"is a web page \(it starts with '<!DOCTYPE html>.*\), not a checkpoint; get the file again"),
+        (b"", r"is cut short or not a torch checkpoint \(0 bytes"),
+        (b"hello", r"is cut short or not a torch checkpoint \(5 bytes; \w+ when read\)"),
+        (pickle.dumps(Trap(Path("sprung")), protocol=2), "holds Python objects"),
+        ([1, 2], "holds a list, where a state dict was expected"),
+        ({"acc": np.float64(0.5)}, r"holds Python objects \(numpy\S*scalar\) .*; if you trust it, save its"),
+        ({"trap": Trap(Path("sprung"))}, r"holds Python objects \(test_models\.pickle_bait\)"),
+    ],
+    ids=["page", "empty", "text", "pickle", "list", "numpy", "trap"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(here: Path, content: Any, message: str) -> None:
+    if isinstance(content, bytes):
+        Path("weights.pt").write_bytes(content)
+    else:
+        torch.save(content, "weights.pt")
+    with pytest.raises(ModelError, match=message) as caught:
+        mine(weights="weights.pt").load()
+    assert str(caught.value).startswith(f"weights: {here / 'weights.pt'} ")
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("share", [0.3, 0.99])
+def test_a_file_cut_short_is_refused(here: Path, name: str, share: float) -> None:
+    (torch.save if name == "weights.pt" else save_file)(tiny().state_dict(), name)
+    whole = Path(name).read_bytes()
+    Path(name).write_bytes(whole[: int(len(whole) * share)])
+    kind = "safetensors file" if name.endswith("safetensors") else "checkpoint without its end"
+    with pytest.raises(ModelError, match=rf"{name} is cut short.* {kind}.*; get the file again"):
+        mine(weights=name).load()
+
+
+def test_weights_of_another_architecture_are_counted(here: Path) -> None:
+    state = tiny(width=5).state_dict()
+    del state["4.bias"]
+    torch.save(state | {"extra": torch.ones(1)}, "weights.pt")
+    message = (
+        r"is a checkpoint of another architecture \(keys: 1 missing, such as '4.bias'; 1 unexpected, such as "
+        r"'extra'; 7 of another shape, such as '1.weight' \(\[5, 12\] in the file, expected \[4, 12\]\)\); "
+    )
+    with pytest.raises(ModelError, match=message):
+        mine(weights="weights.pt").load()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("gone.pt", "weights: no file .*gone.pt; give a path"),
+        ("pkg:no_such_package/a.pt", "no package 'no_such_package'; install it"),
+        ("pkg:pyautoattack/a.pt", "no file 'a.pt' in .*pyautoattack; install a version"),
+    ],
+)
+def test_weights_that_are_not_there_are_named(here: Path, weights: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        mine(weights=weights).load()
+
+
+def test_an_error_of_another_sort_is_no_mismatch() -> None:
+    assert mismatch(KeyError("last")) is None
+
+
+# --- RobustBench's zoo ---
+
+NAME = "Sehwag2021Proxy_R18"
+
+
+def place(folder: Path, content: bytes, name: str = NAME, dataset: str = "cifar10") -> Path:
+    """Put ``content`` where RobustBench looks for the weights of ``name``."""
+    file = folder / dataset / "Linf" / f"{name}.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+def zoo(folder: Path, name: str = NAME, **fields: Any) -> RobustBench:
+    return RobustBench(**({"name": name, "model_dir": str(folder)} | fields))
+
+
+@pytest.fixture
+def drive(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes | Exception | None], list[str]]:
+    """A Google Drive that sends ``content``; the list that it gives holds the ids asked for."""
+
+    def answer(content: bytes | Exception | None) -> list[str]:
+        asked: list[str] = []
+
+        def download(id: str, output: str) -> None:
+            asked.append(id)
+            print("gdown prints")
+            if isinstance(content, Exception):
+                Path(output + "tmp").write_bytes(b"half")  # what gdown leaves when the line is cut
+                raise content
+            if content is not None:
+                Path(output).write_bytes(content)
+
+        monkeypatch.setattr(import_robustbench().gdown, "download", download)
+        return asked
+
+    return answer
+
+
+def test_a_model_of_the_zoo_is_robustbenchs_own(
+    tmp_path: Path, shipped_logits: torch.Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place(tmp_path, SHIPPED.read_bytes())
+    loaded = zoo(tmp_path).load(offline=True)
+    with torch.no_grad():
+        assert torch.equal(loaded.network(IMAGES), shipped_logits)
+    assert not loaded.network.training
+    assert capsys.readouterr().out == ""
+    assert loaded.sha256 == Checkpoint(builder=RESNET, weights=str(SHIPPED)).load().sha256
+
+
+def test_a_download_is_checked_and_then_kept(
+    tmp_path: Path, drive: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = drive(SHIPPED.read_bytes())
+    first = zoo(tmp_path).load()
+    assert first.sha256 == zoo(tmp_path).load(offline=True).sha256
+    assert asked == ["1-ZgoSlD_AMhtXdnUElilxVXnzK2DcHuu"]
+    assert [file.name for file in (tmp_path / "cifar10" / "Linf").iterdir()] == [f"{NAME}.pt"]
+    assert capsys.readouterr().out == ""
+
+
+BY_HAND = (
+    r"; to put it there by hand, open https://drive\.google\.com/uc\?id=1-ZgoSlD_AMhtXdnUElilxVXnzK2DcHuu "
+    rf"in a browser and save the file as \S*/cifar10/Linf/{NAME}\.pt$"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (PAGE, "what came from https://drive.* is a web page"),
+        (b"PK\3\4 and no end", "what came from https://drive.* is cut short"),
+        (None, r"the download failed \(FileNotFoundError: no file came\)"),
+        (RuntimeError("Quota\n\texceeded"), r"the download failed \(RuntimeError: Quota exceeded\)"),
+    ],
+    ids=["page", "cut", "nothing", "raised"],
+)
+def test_a_bad_download_leaves_nothing_behind(tmp_path: Path, drive: Any, content: Any, message: str) -> None:
+    drive(content)
+    with pytest.raises(ModelError, match=message + ".*" + BY_HAND) as caught:
+        zoo(tmp_path).load()
+    assert str(caught.value).startswith(str(tmp_path / "cifar10" / "Linf" / f"{NAME}.pt"))
+    assert not any((tmp_path / "cifar10" / "Linf").iterdir())
+
+
+def test_offline_nothing_is_asked_for_and_the_place_is_named(tmp_path: Path, drive: Any) -> None:
+    asked = drive(SHIPPED.read_bytes())
+    with pytest.raises(ModelError, match="no such file, and offline none is downloaded" + BY_HAND):
+        zoo(tmp_path).load(offline=True)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(PAGE, "is a web page"), (SHIPPED.read_bytes()[:100_000], "is cut short or not a torch checkpoint")],
+    ids=["page", "cut"],
+)
+def test_a_bad_file_that_was_there_is_named_and_left(
+    tmp_path: Path, drive: Any, content: bytes, message: str
+) -> None:
+    asked = drive(SHIPPED.read_bytes())
+    file = place(tmp_path, content)
+    with pytest.raises(ModelError, match=message + ".*; delete it and run again, or " + BY_HAND[2:]):
+        zoo(tmp_path).load()
+    assert file.read_bytes() == content
+    assert asked == []
+
+
+def test_a_checkpoint_of_another_architecture_is_counted(tmp_path: Path) -> None:
+    state = torch.load(SHIPPED, map_location="cpu")
+    state["linear.weight"] = torch.ones(100, 512)
+    state["head"] = state.pop("conv1.weight")
+    torch.save(state, place(tmp_path, b""))
+    message = (
+        r"is a checkpoint of another architecture \(keys: 1 missing, such as 'conv1.weight'; 1 unexpected, "
+        r"such as 'head'; 1 of another shape, such as 'linear.weight' \(\[100, 512\] in the file, "
+        r"expected \[10, 512\]\)\)"
+    )
+    with pytest.raises(ModelError, match=message + ".*" + BY_HAND[2:]):
+        zoo(tmp_path).load(offline=True)
+
+
+def test_a_checkpoint_that_robustbench_would_forgive_is_refused(tmp_path: Path) -> None:
+    """RobustBench alone makes a random network of this, and says nothing."""
+    name = "Salman2020Do_R18"
+    torch.save({"epoch": torch.ones(1)}, place(tmp_path, b"", name, "imagenet"))
+    utils = import_robustbench()
+    utils.load_model(name, model_dir=tmp_path, dataset="imagenet")
+    with pytest.raises(ModelError, match=r"another architecture \(keys: 62 missing, such as 'model\.conv1"):
+        zoo(tmp_path, name, dataset="imagenet").load(offline=True)
+    assert utils._safe_load_state_dict.__module__ == "robustbench.utils"
+
+
+def test_a_checkpoint_without_what_its_loader_wants_is_refused(tmp_path: Path) -> None:
+    torch.save({"best": {}}, place(tmp_path, b"", "Andriushchenko2020Understanding"))
+    with pytest.raises(ModelError, match=r"Understanding\.pt: load_model failed \(KeyError\('last'\)\); if"):
+        zoo(tmp_path, "Andriushchenko2020Understanding").load(offline=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "Sehwag2021Proxy_R81"}, r"board cifar10/Linf \(did you mean 'Sehwag2021Proxy_R\w+'\?\); `"),
+        ({"name": "Hendrycks2020AugMix_WRN"}, "; it is on cifar10/corruptions and cifar100/corruptions: set"),
+        ({"dataset": "cifar100", "threat": "L2"}, "no board cifar100/L2; its boards: cifar10/Linf"),
+    ],
+)
+def test_a_name_that_is_not_on_the_board(tmp_path: Path, fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        zoo(tmp_path, **fields).load(offline=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "file", "url"),
+    [
+        ({"name": "Chen2020Adversarial"}, r"\S*/cifar10/Linf/Chen2020Adversarial\.pt_m0\.pt", "https://drive"),
+        ({"name": "Debenedetti2022Light_XCiT-S12"}, r"\S*/checkpoints/debenedetti2022\S*tar", "https://github"),
+        ({"name": "Standard_R50", "dataset": "imagenet"}, r"\S*/checkpoints/resnet50-\w+\.pth", "https://down"),
+    ],
+    ids=["ensemble", "timm", "torchvision"],
+)
+def test_offline_names_the_file_whatever_its_source(
+    tmp_path: Path, fields: dict[str, str], file: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ModelError, match=rf"^{file}: no such file, .*open {url}\S* in a .* as {file}$"):
+        zoo(tmp_path, **fields).load(offline=True)
+
+
+def test_names_are_robustbenchs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert NAME in names("cifar10", "Linf")
+    assert "Engstrom2019Robustness" in names("cifar10", "L2")
+    assert names("imagenet", "L2") == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_real_autoattack_is_not_replaced(tmp_path: Path) -> None:
+    """In a process of its own: what has been imported cannot be imported otherwise."""
+    package = tmp_path / "autoattack"
+    package.mkdir()
+    (package / "__init__.py").write_text("class AutoAttack: pass\n")
+    (package / "state.py").write_text("class EvaluationState: pass\n")
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "from harness.models.robustbench import import_robustbench; import_robustbench()\n"
+        "import sys; print(sys.modules['autoattack'].__file__)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(package / "__init__.py")
+
+
+# --- all of them ---
+
+
+@pytest.mark.parametrize("model", [zoo(Path("a")), mine()], ids=["robustbench", "checkpoint"])
+def test_a_model_is_frozen_and_refuses_unknown_keys(model: Model) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        model.name = "b"
+    with pytest.raises(ValidationError, match=r"Extra inputs"):
+        type(model)(**model.model_dump(), colour="red")
+
+
+def test_where_the_files_of_the_zoo_lie_is_not_identity() -> None:
+    assert zoo(Path("a")).identity() == zoo(Path("b")).identity()
+    assert zoo(Path("a")).identity() != zoo(Path("a"), threat="L2").identity()
+    assert zoo(Path("a")).label == NAME
+
+
+def test_parsing_a_benchmark_imports_no_torch() -> None:
+    parts = ("models.robustbench", "models.checkpoint", "datasets.arrays", "datasets.cifar")
+    imports = ", ".join(f"harness.{part}" for part in parts)
+    code = f"import sys, {imports}; print(sorted({{'torch', 'numpy', 'robustbench'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
