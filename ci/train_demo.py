@@ -1,7 +1,7 @@
 """Train the two demo networks: python ci/train_demo.py [--out DIR] [--steps N].
 
-One thread, fixed seeds and deterministic algorithms: on one machine the files come out byte for byte the same.
-Another CPU may round differently, so the files are committed. Only the train split of the digits is used.
+One thread, fixed seeds and deterministic algorithms: on one machine the files come out byte for byte the
+same. Another CPU may round differently, so the files are committed. Only the train split is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.datasets.digits import Digits
@@ -40,7 +40,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, eps in TRAINED_AGAINST.items():
         network = train(eps, arguments.steps)
-        save_file(network.state_dict(), arguments.out / f"{name}.safetensors")
+        (arguments.out / f"{name}.safetensors").write_bytes(save(network.state_dict()))
         print(f"{name}: {arguments.steps} steps")
 
 
@@ -59,14 +59,14 @@ def train(eps: float, steps: int) -> DigitsNet:
         if eps > 0:
             x = pgd(network, x, y, eps)
         optimiser.zero_grad()
-        F.cross_entropy(network(x), y).backward()
+        torch.autograd.backward(F.cross_entropy(network(x), y))
         optimiser.step()
         schedule.step()
     return network
 
 
 def pgd(network: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """The images [n, c, h, w] after steps of the gradient's sign, from a random start, in the ball and in [0, 1]."""
+    """The images [n, c, h, w] after steps of the gradient's sign, randomly started, inside ball and box."""
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     step = 2.5 * eps / PGD_STEPS
     attacked = torch.clamp(x + torch.empty_like(x).uniform_(-eps, eps), low, high)

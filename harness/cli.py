@@ -137,12 +137,15 @@ def show(board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")]) -> i
 @app.command("list")
 @guarded
 def list_(group: Annotated[Group | None, typer.Argument(help="Only these.")] = None) -> int:
-    """List what can be named in a YAML, built-in and third-party."""
+    """List what can be named in a YAML, built-in and third-party; with a group also the names of its models."""
     from harness import plugins
-    from harness.screen import print_parts
+    from harness.screen import print_names, print_parts
 
     for name in [group.value] if group else [entry.value for entry in Group]:
         print_parts(name, plugins.described(name))
+    if group:
+        for kind in plugins.registered(group.value):
+            print_names(plugins.part(group.value, kind).names())
     return GOOD
 
 

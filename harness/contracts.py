@@ -7,6 +7,7 @@ one class, register it under its ``kind`` as an entry point, and subclass its co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -30,6 +31,11 @@ class Part(BaseModel, ABC):
     """The name under which it is registered."""
     whereabouts: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something lies, not what it is: left out of the identity."""
+
+    @classmethod
+    def names(cls) -> Mapping[str, Sequence[str]]:
+        """What may be given as ``name``, under a heading each; empty where anything may. May be slow."""
+        return {}
 
     def identity(self) -> dict[str, Any]:
         """What this part is, as JSON: part of the identity of every cell that it takes part in."""

@@ -76,7 +76,8 @@ class Ledger:
             if outcome.adversaries is not None:
                 self._keep_images(outcome)
             self._connection.execute(
-                "INSERT OR REPLACE INTO cells (key, identity, outcome, seconds, flags, provenance) VALUES (?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO cells (key, identity, outcome, seconds, flags, provenance)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
                 (
                     outcome.key,
                     canonical(cell.identity()),

@@ -9,6 +9,7 @@ SiLU is (β, c) = (1/2, 1), softplus is (0, 0).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def curve(x: Tensor, beta: float, c: float) -> Tensor:
     """φ for β < 1, unchecked."""
     if x.dtype in (torch.float16, torch.bfloat16):
         return curve(x.float(), beta, c).to(x.dtype)  # φ'' grows like 1/(1 − β): half overflows where float32 does not
-    result: Tensor = _Curve.apply(x, beta, c)
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    result: Tensor = (_Curve.apply if transformed else _apply)(x, beta, c)
     return result
 
 
@@ -67,12 +69,11 @@ class _Curve(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, beta: float, c: float) -> Tensor:
         gamma = 1.0 / (1.0 - beta)
-        value = torch.zeros((), dtype=x.dtype, device=x.device)
-        if c > 0.0:
-            value = (x * torch.sigmoid(beta * gamma * x)).mul_(c)
-        if c < 1.0:
-            value = value + torch.nn.functional.softplus(x, gamma, _threshold(x)).mul_(1.0 - c)
-        return value
+        return _mix(
+            lambda: torch.sigmoid(beta * gamma * x).mul_(x),
+            lambda: torch.nn.functional.softplus(x, gamma, _threshold(x)),
+            c,
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
@@ -86,12 +87,16 @@ class _Curve(torch.autograd.Function):
         gamma = 1.0 / (1.0 - beta)
         if torch.is_grad_enabled():  # a second derivative is wanted, which the fused kernels do not have
             return grad * slope(x, beta, c), None, None
-        total = torch.zeros((), dtype=x.dtype, device=x.device)
-        if c > 0.0:
-            total = torch.ops.aten.silu_backward(grad * c, beta * gamma * x)
-        if c < 1.0:
-            total = total + torch.ops.aten.softplus_backward(grad * (1.0 - c), x, gamma, _threshold(x))
-        return total, None, None
+        slopes = _mix(
+            lambda: torch.ops.aten.silu_backward(grad, beta * gamma * x),
+            lambda: torch.ops.aten.softplus_backward(grad, x, gamma, _threshold(x)),
+            c,
+        )
+        return slopes, None, None
+
+
+_apply = super(torch.autograd.Function, _Curve).apply
+"""`_Curve.apply` without its look at the signature, which takes longer than φ of a small tensor."""
 
 
 def slope(x: Tensor, beta: float, c: float) -> Tensor:
@@ -100,6 +105,13 @@ def slope(x: Tensor, beta: float, c: float) -> Tensor:
     u = beta * gamma * x
     swish = torch.sigmoid(u)
     return c * swish * (1.0 + u * (1.0 - swish)) + (1.0 - c) * torch.sigmoid(gamma * x)
+
+
+def _mix(swish: Callable[[], Tensor], softplus: Callable[[], Tensor], c: float) -> Tensor:
+    """c·swish + (1 − c)·softplus, computing only what counts."""
+    if c == 0.0:
+        return softplus()
+    return swish() if c == 1.0 else softplus().lerp_(swish(), c)
 
 
 def _threshold(x: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,14 @@ def print_board(table: pd.DataFrame, title: str) -> None:
     console.print(view)
     for failure in failures:
         console.print(failure, soft_wrap=True)
+
+
+def print_names(names: Mapping[str, Sequence[str]]) -> None:
+    """Names under their headings."""
+    console = Console()
+    for heading, words in names.items():
+        console.print(Text(f"\n{heading} ({len(words)})", style="bold"))
+        console.print(Text(", ".join(words)))
 
 
 def print_parts(group: str, rows: list[tuple[str, str, str]]) -> None:

@@ -120,9 +120,7 @@ PIXELS = RANDOM.integers(0, 256, (4, 3072), dtype=np.uint8)
 
 
 @pytest.fixture(params=["cifar10", "cifar100"])
-def cifar(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Dataset, Path]:
+def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset, Path]:
     """A data set whose official test batch has four images, and where that batch lies."""
     if request.param == "cifar10":
         dataset, official, key = CIFAR10(root=str(tmp_path)), datasets.CIFAR10, "labels"

@@ -21,7 +21,7 @@ from harness.contracts import Model
 from harness.errors import ModelError, SpecError
 from harness.models.checkpoint import Checkpoint
 from harness.models.files import mismatch
-from harness.models.robustbench import RobustBench, import_robustbench, names
+from harness.models.robustbench import RobustBench, import_robustbench
 from harness.plugins import build
 
 SHIPPED = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
@@ -324,9 +324,7 @@ def test_a_model_of_the_zoo_is_robustbenchs_own(
     assert loaded.sha256 == Checkpoint(builder=RESNET, weights=str(SHIPPED)).load().sha256
 
 
-def test_a_download_is_checked_and_then_kept(
-    tmp_path: Path, drive: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_download_is_checked_and_then_kept(tmp_path: Path, drive: Any, capsys: pytest.CaptureFixture[str]) -> None:
     asked = drive(SHIPPED.read_bytes())
     first = zoo(tmp_path).load()
     assert first.sha256 == zoo(tmp_path).load(offline=True).sha256
@@ -371,9 +369,7 @@ def test_offline_nothing_is_asked_for_and_the_place_is_named(tmp_path: Path, dri
     [(PAGE, "is a web page"), (SHIPPED.read_bytes()[:100_000], "is cut short or not a torch checkpoint")],
     ids=["page", "cut"],
 )
-def test_a_bad_file_that_was_there_is_named_and_left(
-    tmp_path: Path, drive: Any, content: bytes, message: str
-) -> None:
+def test_a_bad_file_that_was_there_is_named_and_left(tmp_path: Path, drive: Any, content: bytes, message: str) -> None:
     asked = drive(SHIPPED.read_bytes())
     file = place(tmp_path, content)
     with pytest.raises(ModelError, match=message + ".*; delete it and run again, or " + BY_HAND[2:]):
@@ -444,9 +440,10 @@ def test_offline_names_the_file_whatever_its_source(
 
 
 def test_names_are_robustbenchs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert NAME in names("cifar10", "Linf")
-    assert "Engstrom2019Robustness" in names("cifar10", "L2")
-    assert names("imagenet", "L2") == []
+    names = RobustBench.names()
+    assert NAME in names["robustbench cifar10/Linf"]
+    assert "Engstrom2019Robustness" in names["robustbench cifar10/L2"]
+    assert "robustbench imagenet/L2" not in names
     assert capsys.readouterr().out == ""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.contracts import Dataset, Source
-from harness.types import Batch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,9 +16,9 @@ SPLIT_SEED = 0
 class Digits(Dataset):
     """Handwritten digits, ten classes, float32 [n, 1, 8, 8] in [0, 1] (the grey levels 0 … 16 over 16).
 
-    The split is the same everywhere: ``numpy.random.default_rng(0).permutation(1797)`` orders the images; its first
-    500 are the test split and the other 1,297 the train split, both in that order, so that the first ``n`` of a
-    split are a random sample of it.
+    The split is the same everywhere: ``numpy.random.default_rng(0).permutation(1797)`` orders the images; its
+    first 500 are the test split and the other 1,297 the train split, both in that order, so that the first
+    ``n`` of a split are a random sample of it.
 
     Args:
         split: ``test`` (500 images) or ``train`` (the 1,297 that the demo networks were trained on).
@@ -33,34 +32,12 @@ class Digits(Dataset):
         """The images of the split; never downloads."""
         from sklearn.datasets import load_digits
 
+        from harness.datasets.images import Images
+
         pixels, labels = load_digits(return_X_y=True)
         chosen = split_of(len(labels), self.split)
-        return DigitsSource(pixels[chosen], labels[chosen])
-
-
-class DigitsSource(Source):
-    """The images of one split.
-
-    Args:
-        pixels: grey levels 0 … 16, [n, 64].
-        labels: 0 … 9, [n].
-    """
-
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
-        import torch
-
-        self.x = torch.from_numpy(pixels / 16).float().reshape(-1, 1, 8, 8)  # sixteenths: exact in float32
-        self.y = torch.from_numpy(labels).long()
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def read(self, indices: tuple[int, ...]) -> Batch:
-        """The images ``indices`` of the split, in that order."""
-        import torch
-
-        chosen = torch.tensor(indices, dtype=torch.int64)
-        return Batch(self.x[chosen], self.y[chosen], chosen)
+        greys = pixels[chosen].reshape(-1, 1, 8, 8)
+        return Images(greys / 16, labels[chosen])  # sixteenths: exact in float32
 
 
 def split_of(size: int, split: Literal["test", "train"]) -> np.ndarray:

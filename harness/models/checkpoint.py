@@ -106,8 +106,7 @@ def _build(builder: str) -> nn.Module:
             network = getattr(home, name)()
         except Exception as error:  # whatever the builder raises
             raise ModelError(
-                f"builder {builder!r}: raised {error!r}; "
-                "it is called without arguments, and must return the network"
+                f"builder {builder!r}: raised {error!r}; it is called without arguments, and must return the network"
             ) from error
     if not isinstance(network, nn.Module):
         found = type(network).__name__

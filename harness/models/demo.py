@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from harness.contracts import Model
 from harness.errors import ModelError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Demo(Model):
-    """A residual ReLU network for the ``digits`` data set, trained by ``ci/train_demo.py`` on its train split.
+    """A residual ReLU network for the digits, trained by ``ci/train_demo.py`` on their train split.
 
     Args:
         name: ``digits_plain`` (trained normally) or ``digits_robust`` (trained against PGD, L∞, ε = 0.15).
@@ -23,6 +24,11 @@ class Demo(Model):
     kind: ClassVar[str] = "demo"
 
     name: Literal["digits_plain", "digits_robust"]
+
+    @classmethod
+    def names(cls) -> Mapping[str, Sequence[str]]:
+        """The two networks."""
+        return {"demo": get_args(cls.model_fields["name"].annotation)}
 
     @property
     def label(self) -> str:
@@ -46,9 +52,11 @@ class Demo(Model):
         try:
             network.load_state_dict(load(path.read_bytes()))
         except FileNotFoundError as error:
-            raise ModelError(f"demo {self.name}: expected its weights at {path}, found no file; {REPAIR}") from error
+            expected = f"expected its weights at {path}, found no file"
+            raise ModelError(f"demo {self.name}: {expected}; {REPAIR}") from error
         except (SafetensorError, RuntimeError) as error:  # RuntimeError: tensors of another architecture
-            raise ModelError(f"demo {self.name}: the weights at {path} are damaged: {error}; {REPAIR}") from error
+            found = f"the weights at {path} are damaged: {error}"
+            raise ModelError(f"demo {self.name}: {found}; {REPAIR}") from error
         return Loaded(network.eval(), sha256_of_weights(network))
 
 

@@ -11,9 +11,9 @@ WIDTH = 12
 class DigitsNet(nn.Module):
     """A residual network for 8×8 digits, 4,666 parameters: [n, 1, 8, 8] in [0, 1] to logits [n, 10].
 
-    A stem that halves the resolution, one residual block, a linear layer on the flattened features. Nothing is
-    normalised, neither pixels nor features, and it is as small as its accuracy allows: AutoAttack on it is then
-    mostly AutoAttack. Of the three ReLUs that a forward runs two are modules and one is not: see `Residual`.
+    A stem that halves the resolution, one residual block, a linear layer on the flattened features. Nothing
+    is normalised, neither pixels nor features, and it is as small as its accuracy allows, so that AutoAttack
+    is quick. Of the three ReLUs that a forward runs, two are modules and one is not: see `Residual`.
     """
 
     def __init__(self) -> None:
@@ -33,8 +33,8 @@ class DigitsNet(nn.Module):
 class Residual(nn.Module):
     """Two convolutions beside an identity.
 
-    The ReLU after the sum is called as a function, as in the CIFAR ResNets of the Curvature Tuning paper: it is no
-    module, so replacing modules misses it, and only ``sites: all`` reaches every ReLU.
+    The ReLU after the sum is called as a function, as in the CIFAR ResNets of the Curvature Tuning paper: it
+    is no module, so replacing modules misses it, and only ``sites: all`` reaches every ReLU.
 
     Args:
         width: channels in, between and out.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -41,6 +41,13 @@ class RobustBench(Model):
     threat: Literal["Linf", "L2", "corruptions"] = "Linf"
     model_dir: str = "models"
 
+    @classmethod
+    def names(cls) -> Mapping[str, Sequence[str]]:
+        """RobustBench's entries by board."""
+        with redirect_stdout(sys.stderr):
+            boards = _boards(import_robustbench())
+        return {f"robustbench {dataset}/{threat}": list(models) for (dataset, threat), models in boards.items()}
+
     @property
     def label(self) -> str:
         """The name of the model."""
@@ -57,12 +64,6 @@ class RobustBench(Model):
                 file.ensure(offline)
             network = _load(self, utils, files)
         return Loaded(network.eval(), sha256_of_weights(network))
-
-
-def names(dataset: str, threat: str) -> list[str]:
-    """The models on the board ``dataset``/``threat``, in RobustBench's order; none without a board."""
-    with redirect_stdout(sys.stderr):
-        return list(_boards(import_robustbench()).get((dataset, threat), ()))
 
 
 def import_robustbench() -> Any:

@@ -1,0 +1,201 @@
+"""The demo networks and the digits they are for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.datasets.digits import Digits
+from harness.errors import ModelError
+from harness.models import demo
+from harness.models.demo import Demo, weights_of
+from harness.models.networks import DigitsNet
+from harness.plugins import build
+from harness.types import Batch
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("digits_plain", "digits_robust")
+FIRST_OF_TEST = [360, 1773, 1482, 600, 850]  # in scikit-learn's order
+TEST_IMAGES_PER_CLASS = [47, 51, 49, 57, 48, 52, 47, 52, 53, 44]
+
+
+def everything(split: str) -> Batch:
+    source = build("datasets", {"kind": "digits", "split": split}, "dataset").open()
+    return source.read(tuple(range(len(source))))
+
+
+# ---------------------------------------------------------------- digits
+
+
+def test_images_have_the_promised_shape_range_and_type():
+    for split, size in (("test", 500), ("train", 1297)):
+        images = everything(split)
+        assert images.x.shape == (size, 1, 8, 8)
+        assert images.y.shape == images.indices.shape == (size,)
+        assert images.x.dtype == torch.float32
+        assert images.y.dtype == images.indices.dtype == torch.int64
+        assert (images.x.min(), images.x.max()) == (0, 1)
+        assert images.indices.tolist() == list(range(size))
+
+
+def test_the_splits_are_disjoint_and_together_all_of_scikit_learns_digits():
+    pixels, labels = load_digits(return_X_y=True)
+    pairs = zip(pixels, labels, strict=True)
+    original = Counter((tuple(grey.astype(int)), int(label)) for grey, label in pairs)
+    found: Counter[tuple[tuple[int, ...], int]] = Counter()
+    for split in ("test", "train"):
+        images = everything(split)
+        for x, y in zip(images.x, images.y, strict=True):
+            found[(tuple((16 * x).flatten().int().tolist()), int(y))] += 1
+    assert found == original
+    assert max(original.values()) == 1, "no two images are equal, so equal counts mean disjoint splits"
+
+
+def test_the_split_is_the_pinned_one_on_every_machine():
+    """A NumPy whose generator draws otherwise would move train images into the test split."""
+    digits = load_digits()
+    images = everything("test")
+    expected = np.stack([digits.images[number] / 16 for number in FIRST_OF_TEST])
+    np.testing.assert_array_equal(images.x[:5, 0].numpy(), expected)
+    assert images.y.bincount().tolist() == TEST_IMAGES_PER_CLASS
+
+
+def test_images_are_read_in_the_order_asked_for():
+    source = Digits().open()
+    images, all_of_them = source.read((7, 3, 499)), everything("test")
+    assert images.indices.tolist() == [7, 3, 499]
+    assert torch.equal(images.x, all_of_them.x[[7, 3, 499]])
+    assert torch.equal(images.y, all_of_them.y[[7, 3, 499]])
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize(("name", "least"), [("digits_plain", 0.965), ("digits_robust", 0.96)])
+def test_clean_accuracy_on_the_test_split(name: str, least: float):
+    images = everything("test")
+    assert accuracy(Demo(name=name).load().network, images.x, images.y) >= least
+
+
+def test_adversarial_training_shows():
+    """A step of the gradient's sign at ε = 0.1 costs the plain network much, the robust one little."""
+    images = everything("test")
+    left = {}
+    for name in NAMES:
+        network = Demo(name=name).load().network
+        x = images.x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(network(x), images.y), x)
+        left[name] = accuracy(network, (images.x + 0.1 * gradient.sign()).clamp(0, 1), images.y)
+    assert left["digits_plain"] < 0.7
+    assert left["digits_robust"] > 0.8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_network_is_ready_to_be_scored(name: str):
+    model = build("models", {"kind": "demo", "name": name}, "models[0]")
+    loaded = model.load(offline=True)
+    assert model.label == name
+    assert not loaded.network.training
+    assert loaded.network(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+    assert loaded.sha256 == model.load().sha256
+
+
+def test_the_two_networks_differ():
+    assert len({Demo(name=name).load().sha256 for name in NAMES}) == 2
+
+
+class Activations(TorchDispatchMode):
+    """Counts the calls of aten ops that act on each number alone."""
+
+    ELEMENTWISE = ("elu", "clamp", "hardtanh", "silu", "tanh", "sigmoid", "softplus")  # "elu": relu too
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if any(word in name for word in self.ELEMENTWISE):
+            self.calls[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_replacing_modules_reaches_two_of_three_relus(name: str):
+    network = Demo(name=name).load().network
+    by_module: list[nn.Module] = []
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda module, inputs, output: by_module.append(module))
+    with torch.no_grad(), Activations() as activations:
+        network(torch.rand(2, 1, 8, 8))
+    assert activations.calls == {"relu": 3}
+    assert len(by_module) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_are_of_this_architecture_and_small(name: str):
+    file = ROOT / "harness" / "models" / "weights" / f"{name}.safetensors"
+    weights = load_file(file)
+    assert {key: value.shape for key, value in weights.items()} == {
+        key: value.shape for key, value in DigitsNet().state_dict().items()
+    }
+    assert sum(value.numel() for value in weights.values()) == 4666
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in weights.values())
+    assert file.stat().st_size < 500_000
+
+
+def test_missing_weights_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(demo, "weights_of", lambda name: tmp_path / "no.safetensors")
+    message = r"digits_plain: expected its weights at .*no\.safetensors, found no file; reinstall ct-harness"
+    with pytest.raises(ModelError, match=message):
+        Demo(name="digits_plain").load()
+
+
+@pytest.mark.parametrize("fault", ["cut", "empty", "of another architecture"])
+def test_damaged_weights_are_named_with_the_remedy(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    path = tmp_path / "bad.safetensors"
+    if fault == "of another architecture":
+        save_file({"stem.weight": torch.zeros(1, 1, 3, 3)}, path)
+    else:
+        path.write_bytes(weights_of("digits_plain").read_bytes()[: 5000 if fault == "cut" else 0])
+    monkeypatch.setattr(demo, "weights_of", lambda name: path)
+    message = r"(?s)digits_plain: the weights at .*bad\.safetensors are damaged: .+; reinstall ct-harness"
+    with pytest.raises(ModelError, match=message):
+        Demo(name="digits_plain").load()
+
+
+def test_parsing_a_benchmark_does_not_import_torch():
+    code = "import sys, harness.models.demo, harness.datasets.digits; print(*sys.modules)"
+    assert not {"torch", "sklearn"} & set(run(sys.executable, "-c", code).split())
+
+
+@pytest.mark.slow
+def test_training_twice_gives_the_same_bytes(tmp_path: Path):
+    script = str(ROOT / "ci" / "train_demo.py")
+    for again in ("a", "b"):
+        run(sys.executable, script, "--out", str(tmp_path / again), "--steps", "5")
+    for name in NAMES:
+        first, second = ((tmp_path / again / f"{name}.safetensors").read_bytes() for again in ("a", "b"))
+        assert first == second
+        assert load_file(tmp_path / "a" / f"{name}.safetensors").keys() == DigitsNet().state_dict().keys()
+
+
+def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return float((network(x).argmax(1) == y).float().mean())
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout

@@ -1,0 +1,280 @@
+"""φ against Eq. 7 in many digits, its derivative, its bounds in closed form, and its behaviour in every dtype."""
+
+from __future__ import annotations
+
+import doctest
+import math
+from typing import Any
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import harness.phi
+from harness.errors import SpecError
+from harness.phi import phi, slope
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+HALF = DTYPES[2:]
+BENT = [0.0, 0.3, 0.5, 0.9, 0.99, 0.9999, 1 - 2.0**-24, 1 - 2.0**-53]
+"""β < 1, down to the float next to 1."""
+SHARES = [0.0, 0.3, 0.5, 1.0]
+
+unit = st.floats(0.0, 1.0)
+below_one = st.floats(0.0, 1.0, exclude_max=True)
+moderate = st.floats(-1e4, 1e4)
+
+
+def eq_7(x: float, beta: float, c: float) -> mpmath.mpf:
+    """The formula as the paper prints it, in 60 digits."""
+    with mpmath.workdps(60):
+        x, beta, c = mpmath.mpf(x), mpmath.mpf(beta), mpmath.mpf(c)
+        s = 1 - beta
+        swish = x / (1 + mpmath.exp(-beta * x / s))
+        return c * swish + (1 - c) * s * mpmath.log1p(mpmath.exp(x / s))
+
+
+def grid(dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """±1e4 in even steps, and everything between the smallest numbers and 1e4 in powers."""
+    powers = torch.logspace(-42, 4, 461, dtype=torch.float64)
+    even = torch.linspace(-1e4, 1e4, 2001, dtype=torch.float64)
+    return torch.cat([even, powers, -powers, torch.linspace(-30, 30, 6001, dtype=torch.float64)]).to(device, dtype)
+
+
+def gradient(x: Tensor, beta: float, c: float) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(phi(x, beta, c).sum(), x)[0]
+
+
+# --- the value ---
+
+
+@settings(deadline=None, max_examples=200)
+@given(moderate, below_one, unit)
+def test_the_value_is_equation_7(x: float, beta: float, c: float) -> None:
+    found = phi(torch.tensor(x, dtype=torch.float64), beta, c).item()
+    assert abs(found - eq_7(x, beta, c)) <= 4e-15 * (abs(x) + 1 - beta)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.floats(-60, 60), below_one, unit)
+def test_the_value_is_equation_7_around_the_bend(u: float, beta: float, c: float) -> None:
+    x = u * (1 - beta)  # in units of the bend's own width: where the softplus kernel changes its branch
+    found = phi(torch.tensor(x, dtype=torch.float64), beta, c).item()
+    assert abs(found - eq_7(x, beta, c)) <= 4e-15 * (abs(x) + 1 - beta)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.floats(-50, 50), st.floats(0.0, 0.999), unit)
+def test_the_gradient_is_the_derivative_of_equation_7(u: float, beta: float, c: float) -> None:
+    x = u * (1 - beta)
+    with mpmath.workdps(60):
+        expected = mpmath.diff(lambda v: eq_7(v, beta, c), mpmath.mpf(x), h=mpmath.mpf(10) ** -20)
+    found = gradient(torch.tensor(x, dtype=torch.float64), beta, c).item()
+    assert abs(found - expected) <= 1e-13
+
+
+def test_c_is_one_half_unless_told() -> None:
+    x = grid(torch.float64)
+    assert torch.equal(phi(x, 0.8), phi(x, 0.8, 0.5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("c", SHARES)
+def test_beta_1_is_relu_bit_by_bit_and_its_gradient_too(dtype: torch.dtype, c: float) -> None:
+    x = grid(dtype)
+    assert torch.equal(phi(x, 1.0, c), torch.relu(x))
+    assert torch.equal(gradient(x, 1.0, c), (x > 0).to(dtype))  # not 1/2 at 0, as a β close to 1 has
+
+
+def test_special_cases_of_the_family() -> None:
+    x = torch.linspace(-30, 30, 2001, dtype=torch.float64)
+    assert torch.equal(phi(x, 0.0, 1.0), x / 2)
+    torch.testing.assert_close(phi(x, 0.5, 1.0), torch.nn.functional.silu(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(phi(x, 0.0, 0.0), x.exp().log1p(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shape_and_dtype_are_those_of_the_input(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.zeros(shape, dtype=dtype)
+    for beta in (0.5, 1.0):
+        assert phi(x, beta).shape == x.shape
+        assert phi(x, beta).dtype == dtype
+        assert gradient(x, beta, 0.5).dtype == dtype
+
+
+def test_strides_do_not_matter_and_the_input_stays_as_it_is() -> None:
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    for view in (x.t(), x[:, ::2], x[:1].expand(6, 8), x.view(1, 6, 2, 4).to(memory_format=torch.channels_last)):
+        for value, expected in (
+            (phi(view, 0.7), phi(view.contiguous(), 0.7)),
+            (gradient(view, 0.7, 0.5), gradient(view.contiguous(), 0.7, 0.5)),
+        ):
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-6)
+    assert torch.equal(x, before)
+
+
+# --- bounds in closed form, s = 1 − β ---
+
+
+@settings(deadline=None, max_examples=60)
+@given(below_one, unit)
+def test_what_is_added_to_relu_is_even_and_shrinks_like_s(beta: float, c: float) -> None:
+    s = 1 - beta
+    u = torch.linspace(0, 60, 601, dtype=torch.float64)
+    added = [phi(sign * u * s, beta, c) - torch.relu(sign * u * s) for sign in (1, -1)]
+    formula = s * ((1 - c) * torch.log1p(torch.exp(-u)) - c * u * torch.sigmoid(-beta * u))
+    for found in added:
+        torch.testing.assert_close(found, formula, rtol=0, atol=1e-13 * s)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.386, 0.9999))
+def test_sup_norm_of_the_difference_to_relu(beta: float) -> None:
+    x = torch.cat([torch.linspace(-60, 60, 24001, dtype=torch.float64) * (1 - beta), torch.zeros(1).double()])
+    difference = (phi(x, beta) - torch.relu(x)).abs()
+    assert difference.max().item() == pytest.approx(0.5 * math.log(2) * (1 - beta), rel=1e-12)
+    assert difference.max() == difference[-1]  # at 0
+
+
+def test_below_beta_0_385_the_largest_difference_to_relu_lies_elsewhere() -> None:
+    x = torch.linspace(-60, 60, 24001, dtype=torch.float64)
+    assert (phi(x, 0.38) - torch.relu(x)).abs().max() > 0.5 * math.log(2) * 0.62 * (1 + 1e-4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.0, 0.9999), unit)
+def test_the_largest_curvature_is_at_0(beta: float, c: float) -> None:
+    s = 1 - beta
+    x = (torch.linspace(-60, 60, 4001, dtype=torch.float64) * s).requires_grad_()  # 0 among them
+    (first,) = torch.autograd.grad(phi(x, beta, c).sum(), x, create_graph=True)
+    second = torch.autograd.grad(first.sum(), x)[0].abs() if first.requires_grad else torch.zeros_like(x)
+    assert second.max().item() == pytest.approx((1 - c + 2 * c * beta) / (4 * s), rel=1e-9, abs=1e-12)
+    assert second.max() == second[2000]
+
+
+def test_the_slope_leaves_0_to_1_a_little_and_is_one_half_at_0() -> None:
+    slopes = gradient(torch.linspace(-3, 3, 60001, dtype=torch.float64), 0.9, 0.5)
+    assert slopes.min().item() == pytest.approx(-0.027, abs=5e-4)
+    assert slopes.max().item() == pytest.approx(1.027, abs=5e-4)
+    for beta in BENT:  # so relu is never recovered below β = 1
+        assert gradient(torch.zeros(1).double(), beta, 0.5).item() == 0.5
+        assert phi(torch.zeros(1).double(), beta).item() > 0
+
+
+# --- the derivative ---
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("c", SHARES)
+def test_gradcheck_and_second_derivative(beta: float, c: float) -> None:
+    x = torch.tensor([-7.0, -1.0, -0.1, 0.0, 1e-3, 0.2, 2.0, 9.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: phi(v, beta, c), x)
+    assert torch.autograd.gradgradcheck(lambda v: phi(v, beta, c), x)
+
+
+@pytest.mark.parametrize("c", SHARES)
+@pytest.mark.parametrize("beta", BENT)
+def test_the_gradient_with_and_without_a_graph_is_one(beta: float, c: float) -> None:
+    x = grid(torch.float64).requires_grad_()
+    upstream = torch.linspace(-2, 3, x.numel(), dtype=torch.float64)
+    (plain,) = torch.autograd.grad(phi(x, beta, c), x, upstream)
+    (graphed,) = torch.autograd.grad(phi(x, beta, c), x, upstream, create_graph=True)
+    torch.testing.assert_close(plain, graphed, rtol=0, atol=1e-14)
+    torch.testing.assert_close(plain, upstream * slope(x.detach(), beta, c), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_but_the_input_is_kept_for_the_backward_pass(dtype: torch.dtype) -> None:
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    x = torch.randn(1000).to(dtype).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        phi(x, 0.9)
+    assert [tensor.numel() for tensor in kept] == [1000]
+    assert torch.equal(kept[0].to(dtype), x)
+    if dtype not in HALF:
+        assert kept[0].data_ptr() == x.data_ptr()
+
+
+def test_per_sample_gradients_through_vmap() -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    per_sample: Any = torch.func.vmap(torch.func.grad(lambda row: phi(row, 0.7).sum()))
+    torch.testing.assert_close(per_sample(x), gradient(x, 0.7, 0.5), rtol=0, atol=1e-14)
+
+
+# --- dtypes ---
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_value_and_gradient_are_finite_up_to_1e4(dtype: torch.dtype, device: str) -> None:
+    x = grid(dtype, device).requires_grad_()
+    for beta in (*BENT, 1.0):
+        for c in SHARES:
+            value = phi(x, beta, c)
+            assert value.isfinite().all(), (beta, c)
+            for create_graph in (False, True):
+                (found,) = torch.autograd.grad(value.sum(), x, create_graph=create_graph, retain_graph=True)
+                assert found.isfinite().all(), (beta, c, create_graph)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.floats(-1e4, 1e4, width=32), below_one, unit)
+def test_float32_is_finite_for_every_beta_below_1(x: float, beta: float, c: float) -> None:
+    point = torch.tensor([x], dtype=torch.float32)
+    assert phi(point, beta, c).isfinite()
+    assert gradient(point, beta, c).isfinite()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("c", "tolerance"), [(0.0, 2e-7), (0.5, 5.5e-7), (1.0, 1.1e-6)])
+def test_float32_against_float64(c: float, tolerance: float, device: str) -> None:
+    x = grid(torch.float32, device)
+    for beta in (*BENT[:-2], 1 - 1e-9):  # as close to 1 as a float32 network can tell from 1, and closer
+        wide = x.double()
+        assert (gradient(x, beta, c).double() - gradient(wide, beta, c)).abs().max() < tolerance
+        error = (phi(x, beta, c).double() - phi(wide, beta, c)).abs()
+        assert (error <= 4e-7 * (wide.abs() + 1 - beta)).all(), beta
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("c", SHARES)
+def test_half_types_are_float32_rounded_once(dtype: torch.dtype, c: float, device: str) -> None:
+    x = grid(dtype, device)
+    for beta in BENT:
+        assert torch.equal(phi(x, beta, c), phi(x.float(), beta, c).to(dtype))
+        assert torch.equal(gradient(x, beta, c), gradient(x.float(), beta, c).to(dtype))
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("value", [-1e-9, 1.0000001, math.nan, math.inf, "0.5", None])
+@pytest.mark.parametrize("name", ["beta", "c"])
+def test_beta_and_c_outside_0_to_1_are_refused(name: str, value: Any) -> None:
+    arguments: dict[str, Any] = {"beta": 0.5, "c": 0.5} | {name: value}
+    with pytest.raises(SpecError) as error:
+        phi(torch.zeros(1), **arguments)
+    assert str(error.value) == f"{name}: expected a number in [0, 1], found {value!r}"
+
+
+@given(unit, unit)
+def test_all_of_0_to_1_is_accepted(beta: float, c: float) -> None:
+    phi(torch.zeros(1), beta, c)
+    phi(torch.zeros(1), int(beta), int(c))
+
+
+def test_the_example_in_the_docstring() -> None:
+    assert doctest.testmod(harness.phi).failed == 0
