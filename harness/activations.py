@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.errors import ModelError
+
 Curve = Callable[[Tensor], Tensor]
 
 
@@ -45,13 +47,14 @@ def rrelu(
 ) -> Tensor:
     """Leaky ReLU with the mean slope, as RReLU is in eval mode."""
     if training:
-        raise ValueError("RReLU in training mode draws its slopes at random; call network.eval() first")
+        raise ModelError("RReLU in training mode draws its slopes at random; call network.eval() first")
     return leaky_relu(curve, input, (lower + upper) / 2)
 
 
 def hardtanh(curve: Curve, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
-    """A + φ(x − a) − φ(x − b)."""
-    return min_val + curve(input - min_val) - curve(input - max_val)
+    """a + φ(x − a) − φ(x − b); half types in float32, since two rounded φ would leave nothing of a difference."""  # noqa: D403
+    x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+    return (min_val + curve(x - min_val) - curve(x - max_val)).to(input.dtype)
 
 
 def relu6(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
@@ -116,6 +119,7 @@ class Activation(nn.Module):
         super().__init__()
         self.original = original
         self.curve = curve
+        self.training = original.training
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from harness.contracts import Dataset, Model
@@ -25,9 +26,10 @@ SLICE = 256
 
 @dataclass(frozen=True)
 class Data:
-    """The chosen images: their numbers, in order, and a hash of each one's pixels and label."""
+    """The chosen images: their numbers, in order, with a hash of each one's pixels and label; and the labels, [n]."""
 
     digests: Mapping[int, str]
+    labels: np.ndarray
 
     @property
     def sha256(self) -> str:
@@ -53,12 +55,14 @@ def open_data(dataset: Dataset, offline: bool) -> Data:
     """
     opened = source(dataset, offline)
     digests: dict[int, str] = {}
+    labels: list[int] = []
     for part in batched(dataset.subset(len(opened)), SLICE):
         batch = opened.read(part)
         _check(batch, dataset.kind)
         for image, x, y in zip(part, batch.x.numpy(), batch.y.tolist(), strict=True):
+            labels.append(y)
             digests[image] = hashlib.sha256(f"{x.shape} {y} ".encode() + x.tobytes()).hexdigest()
-    return Data(digests)
+    return Data(digests, np.array(labels))
 
 
 def _check(batch: Batch, kind: str) -> None:

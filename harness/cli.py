@@ -1,6 +1,6 @@
 """The command line: the only place that prints and the only one that knows exit codes.
 
-0: good. 1: the answer is no (a model failed). 2: it could not be done (bad input, nothing could be scored).
+0: good. 1: the answer is no (a model failed, a board regressed). 2: it could not be done (bad input, nothing scored).
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness import __version__
 from harness.errors import HarnessError, LeaderboardError
+
+if TYPE_CHECKING:
+    from harness.regression import Board
+    from harness.spec import Benchmark
 
 GOOD, NO, UNDONE = 0, 1, 2
 
@@ -94,17 +98,34 @@ def run(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and write its leaderboard. What an earlier run has computed is not computed again."""
-    from harness import leaderboard, line, spec
-    from harness.screen import Ticker, print_board
+    from harness import spec
+    from harness.screen import print_board
 
     loaded = spec.load(benchmark, overrides or ())
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
+    board = _fresh(loaded, runs, offline)
+    _write(board, out)
+    print_board(board.table, str(out))
+    return _verdict(board.table)
+
+
+def _fresh(loaded: Benchmark, runs: Path, offline: bool) -> Board:
+    """Run a benchmark under a progress display."""
+    from harness import leaderboard, line, outcomes
+    from harness.regression import Board
+    from harness.screen import Ticker
+
     with Ticker() as ticker:
-        table = line.run(loaded, runs=runs, offline=offline, observer=ticker)
-    leaderboard.write(table, out)
-    print_board(table, str(out))
-    return _verdict(table)
+        entries = line.entries(loaded, runs=runs, offline=offline, observer=ticker)
+    return Board(leaderboard.board(entries), outcomes.table(entries))
+
+
+def _write(board: Board, out: Path) -> None:
+    from harness import leaderboard, outcomes
+
+    outcomes.write(board.outcomes, out)
+    leaderboard.write(board.table, out)
 
 
 def _writable(out: Path) -> None:
@@ -126,12 +147,87 @@ def _verdict(table: Any) -> int:
 @app.command()
 @guarded
 def show(board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")]) -> int:
-    """Show a leaderboard."""
+    """Show a leaderboard, and explain its flags."""
     from harness import leaderboard
-    from harness.screen import print_board
+    from harness.screen import print_board, print_flags
 
-    print_board(leaderboard.read(board), str(board))
+    table = leaderboard.read(board)
+    print_board(table, str(board))
+    print_flags(table)
     return GOOD
+
+
+@app.command()
+@guarded
+def compare(
+    board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")],
+    other: Annotated[Path | None, typer.Argument(help="Another one, compared row by row.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table as CSV.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON.")] = None,
+) -> int:
+    """Compare each model's selected β with its baseline; or two leaderboards, row by row."""
+    from harness import compare as comparing
+    from harness import leaderboard, outcomes
+    from harness.screen import print_comparison, print_within
+
+    first = leaderboard.read(board)
+    if other is None:
+        rows = comparing.within(first)
+        print_within(rows, str(board))
+    else:
+        found = comparing.between(first, leaderboard.read(other), outcomes.read(board), outcomes.read(other))
+        rows = found.rows
+        print_comparison(found, f"{other} less {board}")
+    if csv:
+        leaderboard.write_whole(csv, rows.to_csv(index=False, lineterminator="\n"))
+    if json_:
+        leaderboard.write_whole(json_, rows.to_json(orient="records", force_ascii=False, indent=2) + "\n")
+    return GOOD
+
+
+@app.command()
+@guarded
+def check(
+    benchmark: Annotated[Path, typer.Argument(help="The benchmark YAML.")],
+    against: Annotated[Path, typer.Option(help="The committed leaderboard CSV, with its outcome file beside it.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")] = None,
+    max_drop: Annotated[float | None, typer.Option(min=0, help="Points that no accuracy may fall by.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Write a Markdown summary.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    update: Annotated[bool, typer.Option("--update", help="Accept the fresh board on purpose.")] = False,
+    runs: Annotated[
+        Path | None, typer.Option(help="Where the ledgers lie. [default: runs/check-<hash of the code>]")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+) -> int:
+    """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 regressed, 2 could not be compared."""
+    from harness import leaderboard, outcomes, regression, spec
+    from harness import summary as summaries
+    from harness.provenance import code_sha256
+
+    loaded = spec.load(benchmark, overrides or ())
+    committed = None if update and not against.exists() else leaderboard.read(against)
+    bits = outcomes.read(against)
+    if bits is None and not update:
+        raise LeaderboardError(f"{outcomes.path_of(against)}: missing; commit it, or accept a new board (--update)")
+    # what another state of the code has computed says nothing about this one
+    fresh = _fresh(loaded, runs or Path("runs") / f"check-{code_sha256()[:12]}", offline)
+    if update:
+        _write(fresh, against)
+        typer.echo(f"accepted: {against}")
+        return _verdict(fresh.table)
+    assert committed is not None
+    assert bits is not None
+    rows = regression.check(fresh, regression.Board(committed, bits), max_drop)
+    if summary:
+        leaderboard.write_whole(summary, summaries.markdown(loaded.name, rows))
+    if junit:
+        leaderboard.write_whole(junit, summaries.junit(loaded.name, rows))
+    typer.echo(summaries.headline(loaded.name, rows))
+    for row in rows:
+        if row.verdict != "held":
+            typer.echo(f"  {row.verdict}: {row.name}: {row.why}")
+    return NO if regression.failed(rows) else GOOD
 
 
 @app.command("list")

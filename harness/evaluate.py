@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from harness.contracts import Dataset, Flag, Model, Source
 from harness.errors import HarnessError, ModelError
 from harness.loaded import Loaded
-from harness.plan import CLEAN
+from harness.plan import CLEAN, REPLAY
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
-from harness.types import Batch, Cell, Outcome, Steering
+from harness.types import Adversaries, Batch, Cell, Outcome, Steering
+
+SHOWN = 256
+"""Replayed images in one forward pass."""
 
 
 def evaluate(cell: Cell) -> Outcome:
@@ -44,14 +47,17 @@ def evaluate(cell: Cell) -> Outcome:
         seconds = time.perf_counter() - started
     values = np.zeros(len(cell.shard.images), np.float32)
     values[np.isin(cell.shard.images, cell.standing)] = survived.float().cpu().numpy()
-    lost = (~survived).nonzero().flatten() if cell.stage != CLEAN else survived.new_zeros(0, dtype=torch.long)
-    adversaries = (images[lost].cpu(), batch.indices[lost].tolist()) if len(lost) else None
+    adversaries = None
+    if task.threat.reduction == "worst" and cell.stage not in (CLEAN, REPLAY) and not survived.all():
+        adversaries = Adversaries(images[~survived].cpu(), tuple(batch.indices[~survived].tolist()))
     return Outcome(cell.key, values, seconds, tuple(sorted(flags)), provenance(device), adversaries)
 
 
 def _run_stage(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Which images survive the stage, bool [n], and what it made of them [n, c, h, w]."""
     threat = cell.task.threat
+    if cell.stage == REPLAY:
+        return _replay(cell, network, batch), batch.x
     if cell.stage == CLEAN:
         admit(logits(network, batch.x), batch.y)
         threat.inspect(network, batch)
@@ -60,6 +66,21 @@ def _run_stage(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Te
         images = threat.perturb(cell.stage, network, batch, cell.seed).detach()
         threat.check(batch.x, images)
     return logits(network, images).argmax(1) == batch.y, images
+
+
+def _replay(cell: Cell, network: nn.Module, batch: Batch) -> Tensor:
+    """Which images survive everything that is shown of them, bool [n]; every shown image is checked again."""
+    assert cell.shown is not None
+    position = {image: number for number, image in enumerate(cell.standing)}
+    owners = torch.tensor([position[image] for image in cell.shown.indices], device=batch.x.device)
+    survived = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
+    for owner, images in zip(
+        torch.split(owners, SHOWN), torch.split(cell.shown.images.to(batch.x.device), SHOWN), strict=True
+    ):
+        cell.task.threat.check(batch.x[owner], images)
+        fooled = logits(network, images).argmax(1) != batch.y[owner]
+        survived[owner[fooled]] = False
+    return survived
 
 
 def logits(network: nn.Module, x: Tensor) -> Tensor:

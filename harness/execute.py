@@ -5,16 +5,38 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
 
 from harness.contracts import Executor
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.ledger import Ledger
-from harness.plan import Lane
-from harness.types import Cell, Outcome
+from harness.types import Cell, Outcome, Task
 
 
-class State:
+class Track(Protocol):
+    """Cells that follow one another; see `harness.plan.Lane`."""
+
+    @property
+    def task(self) -> Task:
+        """The model's."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """At most these, in order."""
+
+    def next(self, done: Sequence[np.ndarray]) -> Cell | None:
+        """The cell after those that gave ``done``."""
+
+    def packed(self, cell: Cell) -> Cell:
+        """The cell as it is sent to a worker."""
+
+
+T = TypeVar("T", bound=Track)
+
+
+class State(Generic[T]):
     """How far each lane has come.
 
     Args:
@@ -22,7 +44,7 @@ class State:
         ledger: what it holds is taken as done.
     """
 
-    def __init__(self, lanes: Sequence[Lane], ledger: Ledger) -> None:
+    def __init__(self, lanes: Sequence[T], ledger: Ledger) -> None:
         self.lanes = lanes
         self.done: list[list[Outcome]] = [[] for _ in lanes]
         self.failures: dict[str, ModelError] = {}
@@ -35,7 +57,11 @@ class State:
         lane = self.lanes[number]
         if lane.task.label in self.failures:
             return None
-        return lane.next([outcome.values for outcome in self.done[number]])
+        return lane.next(self.values(number))
+
+    def values(self, number: int) -> list[np.ndarray]:
+        """What the finished stages of a lane gave, [n] each."""
+        return [outcome.values for outcome in self.done[number]]
 
     @property
     def total(self) -> int:
@@ -55,18 +81,18 @@ class State:
 class Observer(Protocol):
     """Told of what happens, for a progress display."""
 
-    def started(self, state: State, slots: int) -> None:
+    def started(self, state: State[T], slots: int) -> None:
         """The cells are about to be computed, ``slots`` at a time."""
 
-    def advanced(self, state: State, cell: Cell, outcome: Outcome) -> None:
+    def advanced(self, state: State[T], cell: Cell, outcome: Outcome) -> None:
         """``cell`` is done and in the ledger."""
 
     def failed(self, label: str, error: ModelError) -> None:
         """The model ``label`` cannot be scored; the others go on."""
 
 
-def execute(state: State, executor: Executor, ledger: Ledger, observer: Observer) -> None:
-    """Compute every cell of ``state`` that is missing.
+def execute(state: State[T], executor: Executor, ledger: Ledger, observer: Observer) -> None:
+    """Compute every cell of ``state`` that is missing, on an executor that has been entered.
 
     Each outcome is in the ledger before the next is looked at, so nothing computed is lost.
     """
@@ -74,26 +100,25 @@ def execute(state: State, executor: Executor, ledger: Ledger, observer: Observer
     flying: dict[Future[Outcome], tuple[int, Cell]] = {}
     if not waiting:
         return
-    with executor:
-        observer.started(state, executor.slots)
-        while waiting or flying:
-            while waiting and len(flying) < executor.slots:
-                number = waiting.popleft()
-                if cell := state.next(number):
-                    flying[executor.submit(cell)] = (number, cell)
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                number, cell = flying.pop(future)
-                outcome = _land(future, cell, state, observer)
-                if outcome is None:
-                    continue
-                ledger.append(cell, outcome)
-                state.done[number].append(outcome)
-                observer.advanced(state, cell, outcome)
-                if state.next(number):
-                    waiting.appendleft(number)  # finish a lane before the next is begun
+    observer.started(state, executor.slots)
+    while waiting or flying:
+        while waiting and len(flying) < executor.slots:
+            number = waiting.popleft()
+            if cell := state.next(number):
+                flying[executor.submit(state.lanes[number].packed(cell))] = (number, cell)
+        for future in wait(flying, return_when=FIRST_COMPLETED).done:
+            number, cell = flying.pop(future)
+            outcome = _land(future, cell, state, observer)
+            if outcome is None:
+                continue
+            ledger.append(cell, outcome)
+            state.done[number].append(outcome)
+            observer.advanced(state, cell, outcome)
+            if state.next(number):
+                waiting.appendleft(number)  # finish a lane before the next is begun
 
 
-def _land(future: Future[Outcome], cell: Cell, state: State, observer: Observer) -> Outcome | None:
+def _land(future: Future[Outcome], cell: Cell, state: State[T], observer: Observer) -> Outcome | None:
     """The outcome, or None after noting that the model has failed."""
     try:
         return future.result()

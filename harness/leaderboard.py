@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness.errors import LeaderboardError
-from harness.statistics import wilson
+from harness.selection import Choice, Scored, better
+from harness.statistics import holm, paired, wilson
 from harness.types import BASELINE, Coverage, Steering
 
 if TYPE_CHECKING:
@@ -24,33 +25,52 @@ if TYPE_CHECKING:
 
 FORMATS = {
     "rank": "d", "model": "s", "beta": ".6g", "c": ".6g", "clean": ".6f", "robust": ".6f", "robust_low": ".6f",
-    "robust_high": ".6f", "delta_pp": "+.4f", "status": "s", "sites": "d", "steered": "d", "n": "d", "dataset": "s",
-    "threat": "s", "eps": "s", "attack": "s", "flags": "s", "seed": "d", "batch_size": "d", "weights_sha256": "s",
-    "data_sha256": "s", "ct_harness": "s", "torch": "s", "device": "s", "seconds": ".1f",
+    "robust_high": ".6f", "delta_pp": "+.4f", "delta_low": "+.4f", "delta_high": "+.4f", "gained": "d", "lost": "d",
+    "p_value": ".4g", "p_holm": ".4g", "robust_replay": ".6f", "status": "s", "selection": "s", "chosen": "s",
+    "sites": "d", "steered": "d", "n": "d", "dataset": "s", "threat": "s", "eps": "s", "attack": "s", "flags": "s",
+    "seed": "d", "batch_size": "d", "weights_sha256": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s",
+    "device": "s", "seconds": ".1f",
 }  # fmt: skip
 """The columns in their order, and how each is written."""
 
 TEXT = [name for name, kind in FORMATS.items() if kind == "s"]
 
+OK, SELECTED, IN_SAMPLE, FAILED = "ok", "selected", "in-sample", "failed"
+"""What ``status`` begins with: a point of the grid; the headline; the headline that is not to be trusted; no score."""
+
 
 @dataclass(frozen=True)
-class Score:
-    """One model under one steering, image by image.
+class Score(Scored):
+    """One model under one steering, image by image; `Scored` has the clean and robust scores.
 
     Args:
-        clean: of each image, float32 [n] in [0, 1].
-        robust: likewise.
-        flags: of all its cells.
+        stages: what stands after each stage, in order, the clean one first; float32 [n] each.
+        replay: `robust` when the images found under other steerings count too, [n]; None where there are none.
+        flags: of all its cells, and of these scores.
         seconds: of all its cells.
         versions: ``ct_harness``, ``torch`` and ``device`` of its cells; several where they differ.
     """
 
-    steering: Steering
-    clean: np.ndarray
-    robust: np.ndarray
+    stages: Mapping[str, np.ndarray]
+    replay: np.ndarray | None
     flags: frozenset[str]
     seconds: float
     versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What choosing β gives.
+
+    Args:
+        name: the procedure, ``cross_validation:5``.
+        choice: the β for each fold, and the images that it is reported on.
+        status: `SELECTED` or `IN_SAMPLE`.
+    """
+
+    name: str
+    choice: Choice
+    status: str
 
 
 @dataclass(frozen=True)
@@ -59,66 +79,102 @@ class Entry:
 
     shared: dict[str, str | int]
     scores: Sequence[Score] = ()
+    headline: Headline | None = None
     coverage: Coverage | None = None
     failure: str | None = None
     flag: str | None = None
 
 
 def board(entries: Iterable[Entry]) -> pd.DataFrame:
-    """The leaderboard: models in the benchmark's order, each model's steerings best first."""
+    """The leaderboard: models in the benchmark's order; of each the headline, then its steerings, best first."""
     import pandas as pd
 
-    rows = [row for entry in entries for row in (_failed(entry) if entry.failure else _ranked(entry))]
+    rows = [row for entry in entries for row in (_failed(entry) if entry.failure else _scored(entry))]
     return pd.DataFrame(rows, columns=list(FORMATS))
 
 
-def better(score: Score) -> tuple[float, float, float, float]:
-    """Sorts the better score first: robust, then clean, then β nearest 1, then c nearest ½.
-
-    The means are rounded, since images are summed in no particular order.
-    """
-    beta, c, _ = score.steering
-    return (-round(score.robust.mean(), 9), -round(score.clean.mean(), 9), 1 - beta, abs(c - 0.5))
-
-
-def _ranked(entry: Entry) -> list[dict[str, object]]:
+def _scored(entry: Entry) -> list[dict[str, object]]:
     (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
     ordered = sorted(entry.scores, key=better)
-    return [_row(entry, score, baseline, rank) for rank, score in enumerate(ordered, start=1)]
-
-
-def _row(entry: Entry, score: Score, baseline: Score, rank: int) -> dict[str, object]:
-    n = len(score.robust)
-    low, high = wilson(float(score.robust.sum()), n)
-    assert entry.coverage is not None
-    return (
-        entry.shared
+    grid = [score for score in ordered if score is not baseline]
+    p_holm = dict(zip(
+        [score.steering for score in grid],
+        holm([paired(baseline.robust, score.robust).p_value for score in grid]),
+        strict=True,
+    ))  # fmt: skip
+    rows = [
+        _row(entry, score.clean, score.robust, score.replay, baseline.robust)
         | score.versions
         | {
             "rank": rank,
             "beta": score.steering.beta,
             "c": score.steering.c,
-            "clean": float(score.clean.mean(dtype=np.float64)),
-            "robust": float(score.robust.mean(dtype=np.float64)),
-            "robust_low": low,
-            "robust_high": high,
-            "delta_pp": 100 * float(score.robust.mean(dtype=np.float64) - baseline.robust.mean(dtype=np.float64)),
-            "status": "ok",
-            "sites": entry.coverage.sites,
-            "steered": entry.coverage.steered,
-            "n": n,
+            "p_holm": p_holm.get(score.steering),
+            "status": OK,
             "flags": ";".join(sorted(score.flags)),
             "seconds": score.seconds,
+        }
+        for rank, score in enumerate(ordered, start=1)
+    ]
+    return [_headline(entry, entry.headline, baseline), *rows] if entry.headline else rows
+
+
+def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, object]:
+    """The accuracy of the procedure that chooses β, beside the baseline on the same images."""
+    choice = headline.choice
+    clean, robust = choice.scores(entry.scores)
+    shown = all(score.replay is not None for score in entry.scores)
+    replayed = [replace(score, robust=score.replay) for score in entry.scores if score.replay is not None]
+    steerings = set(choice.chosen)
+    used = [score for score in entry.scores if score.steering in steerings]
+    only = used[0].steering if len(used) == 1 else None
+    return (
+        _row(entry, clean, robust, choice.scores(replayed)[1] if shown else None, baseline.robust[choice.reported])
+        | baseline.versions
+        | {
+            "beta": only.beta if only else None,
+            "c": only.c if only else None,
+            "status": headline.status,
+            "selection": headline.name,
+            "chosen": ";".join(map(_short, choice.chosen)),
+            "flags": ";".join(sorted({flag for score in used for flag in score.flags})),
         }
     )
 
 
+def _row(
+    entry: Entry, clean: np.ndarray, robust: np.ndarray, replay: np.ndarray | None, baseline: np.ndarray
+) -> dict[str, object]:
+    """The numbers of any scored row; [n] each, the baseline's robust scores on the same images."""
+    assert entry.coverage is not None
+    low, high = wilson(float(robust.sum()), len(robust))
+    against = paired(baseline, robust)
+    return entry.shared | {
+        "clean": float(clean.mean(dtype=np.float64)),
+        "robust": float(robust.mean(dtype=np.float64)),
+        "robust_low": low,
+        "robust_high": high,
+        "delta_pp": 100 * against.delta,
+        "delta_low": 100 * against.low,
+        "delta_high": 100 * against.high,
+        "gained": against.gained,
+        "lost": against.lost,
+        "p_value": against.p_value,
+        "robust_replay": None if replay is None else float(replay.mean(dtype=np.float64)),
+        "sites": entry.coverage.sites,
+        "steered": entry.coverage.steered,
+        "n": len(robust),
+    }
+
+
+def _short(steering: Steering) -> str:
+    return f"{steering.beta:g}" if steering.c == 0.5 else f"{steering.beta:g}/{steering.c:g}"
+
+
 def _failed(entry: Entry) -> list[dict[str, object]]:
     """One row that says why, in the baseline's place."""
-    reason = " ".join(f"failed: {entry.failure}".split())
-    return [entry.shared | {
-        "beta": BASELINE.beta, "c": BASELINE.c, "status": reason, "flags": entry.flag or ""
-    }]  # fmt: skip
+    reason = " ".join(f"{FAILED}: {entry.failure}".split())
+    return [entry.shared | {"beta": BASELINE.beta, "c": BASELINE.c, "status": reason, "flags": entry.flag or ""}]
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -150,13 +206,22 @@ def write(table: pd.DataFrame, path: Path) -> None:
     Raises:
         LeaderboardError: the folder cannot be written.
     """
+    write_whole(path, to_csv(table))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; the folder is made where it is missing.
+
+    Raises:
+        LeaderboardError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.part")
-        draft.write_text(to_csv(table), encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
         os.replace(draft, path)
     except OSError as error:
-        raise LeaderboardError(f"{path}: cannot be written: {error}; choose another place with --out") from error
+        raise LeaderboardError(f"{path}: cannot be written: {error}; choose another place") from error
 
 
 def read(path: Path) -> pd.DataFrame:

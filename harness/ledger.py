@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from harness.errors import LedgerError
-from harness.types import Cell, Outcome, canonical
+from harness.types import Adversaries, Cell, Outcome, canonical
 
 SCHEMA = 1
 
@@ -114,9 +114,17 @@ class Ledger:
         from safetensors.torch import save_file
 
         assert outcome.adversaries is not None
-        images, indices = outcome.adversaries
+        found = outcome.adversaries
         path = self._images_of(outcome.key)
         path.parent.mkdir(exist_ok=True)
         draft = path.with_suffix(".part")
-        save_file({"images": images.contiguous(), "indices": torch.tensor(indices)}, draft)
+        save_file({"images": found.images.contiguous(), "indices": torch.tensor(found.indices)}, draft)
         os.replace(draft, path)
+
+
+def read_adversaries(path: Path) -> Adversaries:
+    """What `Ledger.adversaries` points to."""
+    from safetensors.torch import load_file
+
+    found = load_file(path)
+    return Adversaries(found["images"], tuple(found["indices"].tolist()))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from harness import leaderboard, spec
 from harness.admission import Admission, Data, admit_model, open_data
+from harness.errors import SpecError
 from harness.execute import Observer, State, execute
-from harness.leaderboard import Entry, Score
+from harness.gather import entry
+from harness.leaderboard import Entry
 from harness.ledger import Ledger
-from harness.plan import grid, lanes, shards
+from harness.plan import Lane, grid, lanes, shards
+from harness.replay import replays
+from harness.selection import CrossValidation
 from harness.spec import Benchmark
-from harness.types import Cell, Outcome, Steering
+from harness.types import Cell, Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 class Silent:
     """An observer that looks away."""
 
-    def started(self, state: State, slots: int) -> None:
+    def started(self, state: State[Any], slots: int) -> None:
         """See `Observer`."""
 
-    def advanced(self, state: State, cell: Cell, outcome: Outcome) -> None:
+    def advanced(self, state: State[Any], cell: Cell, outcome: Outcome) -> None:
         """See `Observer`."""
 
     def failed(self, label: str, error: ModelError) -> None:
@@ -63,64 +65,43 @@ def run(
     """
     if not isinstance(benchmark, Benchmark):
         benchmark = spec.load(benchmark, overrides)
+    return leaderboard.board(entries(benchmark, runs=runs, offline=offline, observer=observer))
+
+
+def entries(
+    benchmark: Benchmark, *, runs: str | Path = "runs", offline: bool = False, observer: Observer | None = None
+) -> list[Entry]:
+    """Run a benchmark and return what the board says of each model, with the scores of every image; see `run`."""
     observer = observer or Silent()
     with Ledger(Path(runs) / benchmark.name) as ledger:  # first: an unwritable folder is told at once
         data = open_data(benchmark.dataset, offline)
+        _enough_for(benchmark, data)
         admissions = [admit_model(benchmark, model, data, offline) for model in benchmark.models]
         for admission in admissions:
             if admission.failure is not None:
                 observer.failed(admission.model.label, admission.failure)
-        cut = shards(data.digests, benchmark.batch_size)
-        steerings = grid(benchmark.steering.beta, benchmark.steering.c, benchmark.steering.sites)
-        state = State(
-            [
-                lane
-                for admission in admissions
-                if admission.task is not None
-                for lane in lanes(admission.task, steerings, cut)
-            ],
-            ledger,
+        state = State(_lanes(benchmark, admissions, data), ledger)
+        with benchmark.executor as executor:
+            execute(state, executor, ledger, observer)
+            shown = replays(state, ledger)
+            replay = State(list(shown.values()), ledger)
+            execute(replay, executor, ledger, observer)
+    state.failures |= replay.failures
+    replayed = {number: replay.values(position)[-1] for position, number in enumerate(shown) if replay.done[position]}
+    return [entry(benchmark, admission, data, state, replayed) for admission in admissions]
+
+
+def _enough_for(benchmark: Benchmark, data: Data) -> None:
+    if isinstance(benchmark.selection, CrossValidation) and benchmark.selection.folds > len(data.labels):
+        raise SpecError(
+            f"selection.folds: {benchmark.selection.folds} folds of {len(data.labels)} images; "
+            "use fewer folds or more images"
         )
-        execute(state, benchmark.executor, ledger, observer)
-    return leaderboard.board(_entry(benchmark, admission, data, state) for admission in admissions)
 
 
-def _entry(benchmark: Benchmark, admission: Admission, data: Data, state: State) -> Entry:
-    """What the board says of one model."""
-    label = admission.model.label
-    shared: dict[str, str | int] = {
-        "model": label,
-        "dataset": benchmark.dataset.label,
-        **benchmark.threat.columns(),
-        "n": len(data.digests),
-        "seed": benchmark.seed,
-        "batch_size": benchmark.batch_size,
-        "data_sha256": data.sha256,
-    }
-    failure = admission.failure or state.failures.get(label)
-    if admission.task is None or failure is not None:
-        return Entry(shared, failure=str(failure), flag=failure.flag if failure else None)
-    shared["weights_sha256"] = admission.task.weights_sha256
-    by_steering: dict[Steering, list[int]] = {}
-    for number, lane in enumerate(state.lanes):
-        if lane.task.label == label:
-            by_steering.setdefault(lane.steering, []).append(number)
-    scores = [_score(steering, state, numbers) for steering, numbers in by_steering.items()]
-    return Entry(shared, scores, admission.coverage)
-
-
-def _score(steering: Steering, state: State, numbers: Sequence[int]) -> Score:
-    """One steering's shards put together again, in the order of the images."""
-    scores = [state.lanes[number].scores([outcome.values for outcome in state.done[number]]) for number in numbers]
-    outcomes = [outcome for number in numbers for outcome in state.done[number]]
-    return Score(
-        steering=steering,
-        clean=np.concatenate([clean for clean, _ in scores]),
-        robust=np.concatenate([robust for _, robust in scores]),
-        flags=frozenset(flag for outcome in outcomes for flag in outcome.flags),
-        seconds=sum(outcome.seconds for outcome in outcomes),
-        versions={
-            name: "+".join(sorted({outcome.provenance[name] for outcome in outcomes}))
-            for name in ("ct_harness", "torch", "device")
-        },
-    )
+def _lanes(benchmark: Benchmark, admissions: Sequence[Admission], data: Data) -> list[Lane]:
+    cut = shards(data.digests, benchmark.batch_size)
+    steerings = grid(benchmark.steering.beta, benchmark.steering.c, benchmark.steering.sites)
+    return [
+        lane for admission in admissions if admission.task is not None for lane in lanes(admission.task, steerings, cut)
+    ]

@@ -12,6 +12,8 @@ from harness.types import BASELINE, Cell, Shard, Sites, Steering, Task, sha256
 
 CLEAN = "clean"
 """The stage that every threat begins with: the images as they are."""
+REPLAY = "replay"
+"""The stage in which a steering is shown what fooled the others."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,20 @@ class Lane:
         """
         if len(done) == len(self.stages):
             return None
-        standing = self.shard.images
-        if done and self.task.threat.reduction == "worst":
-            standing = tuple(image for image, value in zip(standing, done[-1], strict=True) if value > 0)
+        standing = self.standing(done)
         if not standing:
             return None
         return Cell(self.task, self.steering, self.shard, self.stages[len(done)], standing)
+
+    def standing(self, done: Sequence[np.ndarray]) -> tuple[int, ...]:
+        """The images that the stages which gave ``done`` left to attack."""
+        if not done or self.task.threat.reduction == "mean":
+            return self.shard.images
+        return tuple(image for image, value in zip(self.shard.images, done[-1], strict=True) if value > 0)
+
+    def packed(self, cell: Cell) -> Cell:
+        """The cell as it is sent to a worker."""
+        return cell
 
     def scores(self, done: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The clean and the robust score of each image of the shard, float32 [n]; of a finished lane."""

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "numpy")
+
+
+@cache
+def code_sha256() -> str:
+    """SHA-256 of the harness's own source, and of the versions it stands on: what a night's run is a test of."""
+    digest = hashlib.sha256(json.dumps([version(package) for package in PACKAGES]).encode())
+    home = Path(__file__).parent
+    for source in sorted(home.rglob("*.py")):
+        digest.update(source.relative_to(home).as_posix().encode() + source.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

@@ -12,7 +12,8 @@ from harness.spec import PARTS, Benchmark
 def schema() -> dict[str, Any]:
     """The schema, with every registered kind, built-in and third-party."""
     result = Benchmark.model_json_schema(ref_template="#/$defs/{model}")
-    definitions = {name: entry for name, entry in result["$defs"].items() if name == "SteeringGrid"}
+    parts = {"Model", "Dataset", "Threat", "Executor"}  # interfaces: their kinds stand in their place
+    definitions = {name: entry for name, entry in result["$defs"].items() if name not in parts}
     for key, group in PARTS.items():
         result["properties"][key] = _any_kind(group, definitions)
     result["properties"]["models"]["items"] = _any_kind("models", definitions)

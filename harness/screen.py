@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from harness.flags import MEANING
+
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.compare import Comparison
     from harness.errors import ModelError
     from harness.execute import State
     from harness.types import Cell, Outcome
 
+WIDE = 160
+"""Characters a line where there is no terminal to fit."""
 EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
@@ -48,7 +54,7 @@ class Ticker:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def started(self, state: State, slots: int) -> None:
+    def started(self, state: State[Any], slots: int) -> None:
         """See `harness.execute.Observer`."""
         self.slots = slots
         self.since = self.told = monotonic()
@@ -58,7 +64,7 @@ class Ticker:
         if not self.console.is_terminal:
             self.console.print(f"{left} cells to compute, {known} known, {slots} at a time", highlight=False)
 
-    def advanced(self, state: State, cell: Cell, outcome: Outcome) -> None:
+    def advanced(self, state: State[Any], cell: Cell, outcome: Outcome) -> None:
         """See `harness.execute.Observer`."""
         self.times[cell.stage].append(outcome.seconds)
         remaining = state.remaining()
@@ -94,38 +100,127 @@ def _duration(seconds: float) -> str:
 
 
 def print_board(table: pd.DataFrame, title: str) -> None:
-    """The leaderboard, in the columns that a reader wants first."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
-    view = Table(title=title, title_justify="left", title_style="bold")
-    for name, justify in (
-        ("rank", "right"), ("model", "left"), ("β", "right"), ("c", "right"), ("clean", "right"), ("robust", "right"),
-        ("95 %", "left"), ("Δ pp", "right"), ("steered", "right"), ("flags", "left"),
-    ):  # fmt: skip
-        view.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    failures = []
+    """The leaderboard, in the columns that a reader wants first; each model's headline above its grid."""
+    view = _table(
+        title, ("rank", "right"), ("model", "left"), ("β", "right"), ("clean", "right"), ("robust", "right"),
+        ("95 %", "left"), ("Δ pp", "right"), ("95 %", "left"), ("+/−", "right"), ("p (Holm)", "right"),
+        ("replay", "right"), ("steered", "right"), ("flags", "left"),
+    )  # fmt: skip
+    failures, last = [], None
     for row in table.to_dict("records"):
         if str(row["status"]).startswith("failed"):
             failures.append(Text(f"{row['model']}: {row['status']}", style="red"))
             continue
-        baseline = row["beta"] == 1.0
-        view.add_row(
-            f"{row['rank']:.0f}",
-            Text(str(row["model"])),
-            f"{row['beta']:g}",
-            "–" if baseline else f"{row['c']:g}",
-            f"{100 * row['clean']:.1f}",
-            f"{100 * row['robust']:.1f}",
-            f"{100 * row['robust_low']:.1f} – {100 * row['robust_high']:.1f}",
-            "baseline" if baseline else f"{row['delta_pp']:+.1f}",
-            f"{row['steered']:.0f}/{row['sites']:.0f}",
-            Text(str(row["flags"])),
-            style="bold" if baseline else None,
-        )
+        if last not in (None, row["model"]):
+            view.add_section()
+        last = row["model"]
+        view.add_row(*map(_text, _view(row)), style="bold" if row["status"] != "ok" else None)
+    console = _console()
     console.print(view)
     for failure in failures:
         console.print(failure, soft_wrap=True)
+
+
+def _view(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    headline = row["status"] != "ok"
+    baseline = not headline and row["beta"] == 1.0
+    steering = f"{row['beta']:g}" if row["c"] == 0.5 else f"{row['beta']:g} c={row['c']:g}"
+    p_value = row["p_value"] if headline else row["p_holm"]
+    return (
+        str(row["status"]) if headline else f"{row['rank']:.0f}",
+        str(row["model"]),
+        " ".join(row["chosen"].split(";")) if headline else steering,
+        f"{100 * row['clean']:.1f}",
+        f"{100 * row['robust']:.1f}",
+        _range(100 * row["robust_low"], 100 * row["robust_high"], ".1f"),
+        "baseline" if baseline else f"{row['delta_pp']:+.1f}",
+        "" if baseline else _range(row["delta_low"], row["delta_high"], "+.1f"),
+        "" if baseline else f"{row['gained']:.0f}/{row['lost']:.0f}",
+        "" if baseline else f"{p_value:.2g}",
+        _number(100 * row["robust_replay"] if row["robust_replay"] is not None else None, ".1f"),
+        f"{row['steered']:.0f}/{row['sites']:.0f}",
+        str(row["flags"]),
+    )
+
+
+def _number(value: Any, form: str) -> str:
+    """Nothing where there is no number."""
+    return "" if value is None or value != value else f"{value:{form}}"  # noqa: PLR0124
+
+
+def _range(low: float, high: float, form: str) -> str:
+    return f"{low:{form}} … {high:{form}}"
+
+
+def _text(value: object) -> Text:
+    return Text(str(value))  # not markup: a model's name may hold brackets
+
+
+def _table(title: str, *columns: tuple[str, str]) -> Table:
+    view = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for name, justify in columns:
+        view.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return view
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
+def print_flags(table: pd.DataFrame) -> None:
+    """What each flag on the board means."""
+    met = {flag for flags in table["flags"] for flag in str(flags).split(";") if flag}
+    console = Console()
+    for flag in sorted(met):
+        meaning = MEANING.get(flag, "raised by a plug-in")
+        console.print(Text.assemble((flag, "bold"), f": {meaning}"))
+
+
+def print_within(rows: pd.DataFrame, title: str) -> None:
+    """Each model's selected β against its baseline."""
+    view = _table(
+        title, ("model", "left"), ("β of each fold", "left"), ("baseline", "right"), ("selected", "right"),
+        ("Δ pp", "right"), ("95 %", "left"), ("gained", "right"), ("lost", "right"), ("p", "right"), ("flags", "left"),
+    )  # fmt: skip
+    for row in rows.to_dict("records"):
+        mark = " (in-sample)" if row["status"] == "in-sample" else ""
+        view.add_row(
+            *map(_text, (
+                row["model"], " ".join(row["chosen"].split(";")) + mark, f"{100 * row['baseline']:.1f}",
+                f"{100 * row['robust']:.1f}", f"{row['delta_pp']:+.1f}",
+                _range(row["delta_low"], row["delta_high"], "+.1f"),
+                f"{row['gained']:.0f}", f"{row['lost']:.0f}", f"{row['p_value']:.2g}", row["flags"],
+            )),
+        )  # fmt: skip
+    _console().print(view)
+
+
+def print_comparison(found: Comparison, title: str) -> None:
+    """Two boards row by row, and in what they differ."""
+    view = _table(
+        title, ("model", "left"), ("β", "right"), ("c", "right"), ("clean pp", "right"), ("robust pp", "right"),
+        ("95 %", "left"), ("gained", "right"), ("lost", "right"), ("p", "right"), ("test", "left"),
+    )  # fmt: skip
+
+    for row in found.rows.to_dict("records"):
+        interval = f"{_number(row['low'], '+.1f')} … {_number(row['high'], '+.1f')}"
+        view.add_row(
+            *map(_text, (
+                row["model"], f"{row['beta']:g}", f"{row['c']:g}", _number(row["clean_pp"], "+.1f"),
+                _number(row["robust_pp"], "+.1f"), interval if _number(row["low"], "") else "",
+                _number(row["gained"], ".0f"), _number(row["lost"], ".0f"), _number(row["p_value"], ".2g"),
+                "" if _number(row["test"], "") == "" else row["test"],
+            )),
+        )  # fmt: skip
+    console = _console()
+    if len(found.rows):
+        console.print(view)
+    for sentence in found.differences:
+        console.print(Text(f"differs: {sentence}"), soft_wrap=True)
+    for where, keys in (("first", found.only_first), ("second", found.only_second)):
+        for model, beta, c in keys:
+            console.print(Text(f"only in the {where}: {model} β={beta:g} c={c:g}"), soft_wrap=True)
 
 
 def print_names(names: Mapping[str, Sequence[str]]) -> None:

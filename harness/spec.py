@@ -21,6 +21,7 @@ from pydantic import (
 from harness import plugins
 from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
+from harness.selection import CrossValidation, Selection
 from harness.types import Sites
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
@@ -78,7 +79,10 @@ class Benchmark(BaseModel):
         dataset: likewise.
         threat: likewise.
         steering: the grid of β.
-        seed: of the attacks' noise.
+        selection: how the headline's β is chosen.
+        replay_points: a row that loses more than this, in percentage points, to the adversarial images of the other
+            steerings is flagged ``replay``.
+        seed: of the attacks' noise, and of the folds.
         batch_size: images attacked as one batch; part of every result's identity.
         executor: where cells are computed.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
@@ -91,6 +95,8 @@ class Benchmark(BaseModel):
     dataset: Dataset
     threat: Threat
     steering: SteeringGrid
+    selection: Selection = CrossValidation()
+    replay_points: Annotated[float, Field(ge=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     batch_size: Annotated[int, Field(gt=0)] = 250
     executor: Executor

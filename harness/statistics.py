@@ -1,15 +1,20 @@
-"""Intervals and tests. Pure; whatever scipy has is scipy's."""
+"""Intervals and tests on outcomes per image. Pure; whatever scipy or statsmodels has is theirs."""
 
 from __future__ import annotations
 
-from scipy.stats import binomtest
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+from scipy.stats import binomtest, bootstrap
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a share (Wilson 1927).
 
     Args:
-        successes: how many of ``n``; a mean of graded scores times ``n`` is rounded, which widens nothing much.
+        successes: how many of ``n``; the sum of graded scores is rounded.
         n: how many there were, at least 1.
         confidence: of the two-sided interval.
 
@@ -18,3 +23,117 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
     """
     interval = binomtest(round(successes), n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One set of images scored twice.
+
+    Args:
+        delta: mean of the second less mean of the first, in [-1, 1].
+        low: lower bound of ``delta``, 95 %.
+        high: upper bound.
+        gained: images that score higher the second time.
+        lost: images that score lower.
+        p_value: of the exact McNemar test, two-sided: are gains and losses equally likely?
+    """
+
+    delta: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+    p_value: float
+
+
+def paired(first: np.ndarray, second: np.ndarray) -> Paired:
+    """Compare two scores of the same images, [n] each, in [0, 1].
+
+    Bits get Newcombe's interval, graded scores a bootstrap one; for graded scores the exact test is the sign test,
+    which is what McNemar's is on bits.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    difference = second - first
+    gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
+    if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
+        low, high = newcombe(int(((first == 1) & (second == 1)).sum()), gained, lost, len(first))
+    elif (difference == difference[0]).all():
+        low = high = float(difference[0])
+    else:
+        resampled = bootstrap((difference,), np.mean, n_resamples=9999, rng=0, method="percentile", batch=100)
+        low, high = map(float, resampled.confidence_interval)
+    return Paired(float(difference.mean()), low, high, gained, lost, mcnemar(gained, lost))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """The exact two-sided McNemar test (McNemar 1947): 1 where nothing changed."""
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def fell(gained: int, lost: int) -> float:
+    """The exact one-sided test of a fall: how likely are this many losses or more by chance alone?"""
+    return float(binomtest(lost, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
+
+
+def newcombe(both: int, gained: int, lost: int, n: int) -> tuple[float, float]:
+    """95 % interval for the difference of two paired shares (Newcombe 1998, Stat. Med. 17:2635, method 10).
+
+    Args:
+        both: images that survive both times.
+        gained: only the second time.
+        lost: only the first time.
+        n: all images.
+
+    Returns:
+        Bounds of second less first, in [-1, 1].
+    """
+    second, first = (both + gained) / n, (both + lost) / n
+    (low_2, high_2), (low_1, high_1) = wilson(both + gained, n), wilson(both + lost, n)
+    phi = _correlation(both, gained, lost, n - both - gained - lost)
+    delta = second - first
+    below = _hybrid(second - low_2, high_1 - first, phi)
+    above = _hybrid(high_2 - second, first - low_1, phi)
+    return delta - below, delta + above
+
+
+def _hybrid(a: float, b: float, phi: float) -> float:
+    return sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+
+def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
+    """Newcombe's φ of the fourfold table, with his correction for continuity where it is positive."""
+    margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    if margins == 0:
+        return 0.0
+    n = both + gained + lost + neither
+    numerator = both * neither - gained * lost
+    if numerator > 0:
+        numerator = max(numerator - n / 2, 0.0)  # type: ignore[assignment]
+    return float(numerator / sqrt(margins))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment for looking at all of them (Holm 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+
+
+def unpaired(first: float, n_first: int, second: float, n_second: int) -> tuple[float, float, float]:
+    """Two shares of different images.
+
+    Args:
+        first: successes among ``n_first``; rounded.
+        n_first: at least 1.
+        second: successes among ``n_second``; rounded.
+        n_second: at least 1.
+
+    Returns:
+        Newcombe's 95 % interval for second less first (1998, independent samples), and Fisher's exact p.
+    """
+    from scipy.stats import fisher_exact
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    a, b = round(first), round(second)
+    low, high = confint_proportions_2indep(b, n_second, a, n_first, method="newcomb", compare="diff")
+    return float(low), float(high), float(fisher_exact([[b, n_second - b], [a, n_first - a]]).pvalue)

@@ -1,28 +1,26 @@
 """A network with its piecewise-affine activations rerouted through φ, and the proof that none was missed.
 
-A `TorchFunctionMode` entered inside the wrapper's ``forward`` sees every activation however the network calls it, so
-nothing of the network is copied and a whole grid of β shares its weights. The mode belongs to the thread that runs
-``forward``, hence inside the wrapper; handlers run with torch functions disabled, so wrappers may be nested.
+The rerouting mode is entered inside the wrapper's ``forward``, in whichever thread runs it. Nothing of the network is
+copied, so a whole grid of β shares its weights.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.overrides import BaseTorchFunctionMode
 
-from harness.activations import FUNCTIONS, IN_PLACE, MODULES, OTHERS, PIECEWISE_AFFINE, Activation, Curve
-from harness.errors import IncompleteSteering, ModelError, NothingToSteer, SpecError
+from harness.activations import MODULES, Activation, Curve
+from harness.errors import ModelError, SpecError
 from harness.phi import check_range, curve
+from harness.proof import prove_replacement, prove_rerouting
+from harness.reroute import Reroute
 from harness.types import Coverage, Sites, Steering
 
 
@@ -65,7 +63,7 @@ def steer(
     if example is None:
         example = _plausible_input(network)
     if example is not None:
-        steered.prove(example)
+        steered.prove((example,), {})
     return steered
 
 
@@ -90,164 +88,32 @@ class Steered(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own arguments and results."""
         if self.coverage is None:
-            self.prove(next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), args, kwargs)
-        if self.steering.is_baseline or self.steering.sites == "modules":
+            self.prove(args, kwargs)
+        if self.steering.is_baseline:
             return self.network(*args, **kwargs)
+        if self.steering.sites == "modules":
+            with BaseTorchFunctionMode():  # keeps TransformerEncoderLayer off its fast path, which calls no modules
+                return self.network(*args, **kwargs)
         with Reroute(self.curve, self.write_back):
             return self.network(*args, **kwargs)
 
-    def prove(self, example: Tensor, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None) -> None:
-        """Count what is reached on ``example`` and refuse to go on where something is not; see `steer`."""
-        call = ((example,) if args is None else args, kwargs or {})
+    def prove(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count what is reached in one call, and refuse to go on where something is not; see `steer`."""
+        call = (args, kwargs)
         with _evaluating(self.network):
             if self.steering.sites == "modules":
-                self.coverage = _modules_coverage(self.network, call)
+                self.coverage = prove_replacement(self.network, call)
             else:
-                self.coverage, self.write_back = _prove_rerouting(self.network, call)
-        if not self.coverage.steered:
-            raise NothingToSteer(_nothing(self.coverage, self.steering.sites))
-
-
-class Reroute(TorchFunctionMode):
-    """While it is entered, every piecewise-affine activation is computed with ``curve`` in place of ReLU.
-
-    Args:
-        curve: φ at one β and c.
-        write_back: whether ``inplace=True`` really writes into the input. Nearly all networks use only what the
-            call returns; a fresh tensor is then cheaper and kinder to autograd. `steer` finds out which it is.
-    """
-
-    def __init__(self, curve: Curve, write_back: bool = False) -> None:
-        super().__init__()
-        self.curve = curve
-        self.write_back = write_back
-        self.calls: Counter[str] = Counter()
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func not in FUNCTIONS:
-            return func(*args, **kwargs)
-        name, smooth = FUNCTIONS[func]
-        self.calls[name] += 1
-        with torch._C.DisableTorchFunction():
-            if func in IN_PLACE or (self.write_back and kwargs.get("inplace")):
-                target = args[0] if args else kwargs.pop("input")
-                return target.copy_(smooth(self.curve, target.clone(), *args[1:], **kwargs))
-            return smooth(self.curve, *args, **kwargs)
-
-
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the activations that are computed below Python, forward and backward, by name of the operation."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.left: Counter[str] = Counter()
-        self.others: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        if name in PIECEWISE_AFFINE:
-            self.left[PIECEWISE_AFFINE[name]] += 1
-        elif name in OTHERS:
-            self.others[OTHERS[name]] += 1
-        return func(*args, **(kwargs or {}))
-
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def _prove_rerouting(network: nn.Module, call: Call) -> tuple[Coverage, bool]:
-    """Reroute with the kink itself: nothing may be left, and the plain network's outputs must come out."""
-    plain = _outputs(network, call)
-    for write_back in (False, True):
-        reroute, watch = Reroute(_kink, write_back), Watch()
-        with watch:
-            rerouted = _outputs(network, call, through=reroute)
-        if watch.left:
-            raise IncompleteSteering(
-                f"{_names(watch.left)} escaped the steering (called from compiled or scripted code, or recomputed by "
-                "activation checkpointing); rewrite that part in plain PyTorch, or switch checkpointing off"
-            )
-        if all(torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in zip(plain, rerouted, strict=True)):
-            sites = reroute.calls.total()
-            return Coverage(sites, sites, dict(reroute.calls + watch.others)), write_back
-    raise IncompleteSteering(
-        "rerouting the activations at β = 1 does not reproduce the plain network: it depends on something that the "
-        "steering does not see (in-place activations on shared tensors, or hidden state); make it a pure function"
-    )
-
-
-def _modules_coverage(network: nn.Module, call: Call) -> Coverage:
-    """Activations that replaced modules run are steered; those still called as functions are left."""
-    replaced: Counter[str] = Counter()
-
-    def count(module: Activation, *_: Any) -> None:
-        replaced[module.name] += 1
-
-    activations = [module for module in network.modules() if isinstance(module, Activation)]
-    curves = [module.curve for module in activations]
-    hooks = [module.register_forward_hook(count) for module in activations]
-    reroute, watch = Reroute(torch.relu), Watch()
-    try:
-        for module in activations:
-            module.curve = _kink  # φ is made of other activations, which are not the network's
-        with watch:
-            _outputs(network, call, through=reroute)
-    finally:
-        for module, bent, hook in zip(activations, curves, hooks, strict=True):
-            module.curve = bent
-            hook.remove()
-    sites = replaced.total() + reroute.calls.total()
-    return Coverage(sites, replaced.total(), dict(replaced + reroute.calls + watch.others))
-
-
-def _outputs(network: nn.Module, call: Call, through: Reroute | None = None) -> list[Tensor]:
-    """All tensors that the network returns, after a forward and, where it can, a backward pass.
-
-    The backward pass is run for what it would do behind the steering's back: activation checkpointing computes the
-    forward again there, outside of the mode. Every pass draws the same random numbers.
-    """
-    leaves = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
-    inputs = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
-    swapped = {id(leaf): fresh for leaf, fresh in zip(leaves, inputs, strict=True)}
-    args, kwargs = tree_map(lambda leaf: swapped.get(id(leaf), leaf), call)
-    with torch.random.fork_rng(), torch.enable_grad(), through or nullcontext():
-        torch.manual_seed(0)
-        result = network(*args, **kwargs)
-    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    wanted = [leaf for leaf in inputs if leaf.requires_grad]
-    total = [leaf.double().sum() for leaf in outputs if leaf.requires_grad]
-    if total and wanted and through is not None:
-        try:
-            torch.autograd.grad(torch.stack(total).sum(), wanted, allow_unused=True)
-        except RuntimeError as error:
-            raise IncompleteSteering(
-                f"the gradient with respect to the input cannot be taken, which every attack needs: {error}"
-            ) from error
-    return [leaf.detach() for leaf in outputs]
-
-
-def _kink(x: Tensor) -> Tensor:
-    """ReLU by an operation that is not one of those watched for."""
-    return x.clamp_min(0)
+                self.coverage, self.write_back = prove_rerouting(self.network, call)
 
 
 def _replace_modules(network: nn.Module, bent: Curve) -> nn.Module:
     """A copy of the network's structure, sharing its weights, in which registered activations compute ``bent``."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    twin = copy.deepcopy(network, shared)
+    try:
+        twin = copy.deepcopy(network, shared)
+    except RuntimeError as error:
+        raise ModelError(f"its modules cannot be copied to be replaced ({error}); use sites: all") from error
     if type(twin) in MODULES:
         return Activation(twin, bent)
     for module in list(twin.modules()):
@@ -281,7 +147,7 @@ def _plausible_input(network: nn.Module) -> Tensor | None:
     for shape in shapes:
         example = torch.full(shape, 0.5, dtype=like.dtype, device=like.device)
         try:
-            with _evaluating(network), torch.no_grad():
+            with _evaluating(network), torch.random.fork_rng(), torch.no_grad():
                 network(example)
         except Exception:  # whatever a network raises on an input of a shape that it does not take
             continue
@@ -299,20 +165,3 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _nothing(coverage: Coverage, sites: Sites) -> str:
-    if sites == "modules" and coverage.sites:
-        return (
-            f"none of the {coverage.sites} activations that it executes is a registered module "
-            f"({_names(coverage.kinds)}, called as functions); use sites: all"
-        )
-    found = f"it uses {_names(coverage.kinds)}" if coverage.kinds else "no activation was seen at all"
-    return (
-        "nothing to steer: Curvature Tuning acts on ReLU, LeakyReLU, PReLU, RReLU, ReLU6 and Hardtanh, and the "
-        f"network executes none of them; {found}"
-    )
-
-
-def _names(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ×{count}" for name, count in sorted(counts.items()))

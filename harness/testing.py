@@ -247,4 +247,4 @@ class ExecutorContract(PartContract):
             images, expected_images = found[cell.key].adversaries, expected.adversaries
             assert (images is None) == (expected_images is None)
             if images is not None and expected_images is not None:
-                assert torch.equal(images[0], expected_images[0])
+                assert torch.equal(images.images, expected_images.images)

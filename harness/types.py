@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -104,12 +104,27 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Adversaries:
+    """Adversarial images.
+
+    Args:
+        images: float32 [k, c, h, w] in [0, 1].
+        indices: the number of the image that each was made from.
+    """
+
+    images: Tensor
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Cell:
     """The unit of work, of resume and of distribution: one stage on one shard of one steered model.
 
     Args:
         shard: the images that are attacked as one batch, all of them.
         standing: those of the shard that the stages before have left standing; only these are attacked.
+        sources: for a replay, the keys of the outcomes whose adversarial images are shown.
+        shown: for a replay, these images; follow from ``sources``.
     """
 
     task: Task
@@ -117,14 +132,21 @@ class Cell:
     shard: Shard
     stage: str
     standing: tuple[int, ...]
+    sources: tuple[str, ...] = ()
+    shown: Adversaries | None = field(default=None, compare=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
         """The cell's whole identity; ``standing`` follows from it, so it is left out."""
-        return self.task.identity() | {
-            "steering": list(self.steering) if not self.steering.is_baseline else "baseline",
-            "shard": self.shard.identity(),
-            "stage": self.stage,
-        }
+        replayed = {"sources": list(self.sources)} if self.sources else {}
+        return (
+            self.task.identity()
+            | replayed
+            | {
+                "steering": list(self.steering) if not self.steering.is_baseline else "baseline",
+                "shard": self.shard.identity(),
+                "stage": self.stage,
+            }
+        )
 
     @property
     def key(self) -> str:
@@ -147,8 +169,7 @@ class Outcome:
 
     Args:
         values: a number for each image of the shard, 1 survived and 0 lost (also lost before); float32 [n].
-        adversaries: the verified adversarial images of those lost in this very stage, float32 [k, c, h, w],
-            and the numbers of these images.
+        adversaries: the verified adversarial images of those lost in this very stage.
         flags: what the attack warned of.
         provenance: versions and device.
     """
@@ -158,7 +179,7 @@ class Outcome:
     seconds: float
     flags: tuple[str, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
-    adversaries: tuple[Tensor, Sequence[int]] | None = None
+    adversaries: Adversaries | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.activations import FUNCTIONS, IN_PLACE, MODULES, Activation
+from harness.errors import ModelError
 from harness.phi import phi
 
 GRID = torch.linspace(-12, 12, 1201, dtype=torch.float64)
@@ -99,7 +100,7 @@ def test_the_slope_of_prelu_keeps_its_gradient() -> None:
 
 
 def test_rrelu_in_training_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"RReLU in training mode draws its slopes at random; call network.eval\(\)"):
+    with pytest.raises(ModelError, match=r"RReLU in training mode draws its slopes at random; call network.eval\(\)"):
         FUNCTIONS[F.rrelu][1](torch.relu, GRID, training=True)
 
 

@@ -135,7 +135,12 @@ def test_agrees_with_autoattack_run_directly(steering):
             survived = network(adversarial).argmax(1) == batch.y
         assert np.array_equal(robust > 0, survived.numpy())
         assert 0 < survived.sum() < len(images)
-        found = {i: x for o in outcomes if o.adversaries for x, i in zip(*o.adversaries, strict=True)}
+        found = {
+            i: x
+            for o in outcomes
+            if o.adversaries
+            for x, i in zip(o.adversaries.images, o.adversaries.indices, strict=True)
+        }
         for position, image in enumerate(images):
             if image in found:
                 assert torch.equal(found[image], adversarial[position])
@@ -151,7 +156,7 @@ def test_survivors_alone_are_attacked_and_kept_images_fool_the_network():
     for outcome in outcomes:
         if outcome.adversaries is None:
             continue
-        adversarial, numbers = outcome.adversaries
+        adversarial, numbers = outcome.adversaries.images, outcome.adversaries.indices
         assert not lost & set(numbers)  # nobody is lost twice
         lost |= set(numbers)
         positions = [images.index(i) for i in numbers]

@@ -149,6 +149,8 @@ def _configured(attack: Attack, network: nn.Module, classes: int, norm: Norm, ep
         tool.fab.n_iter, tool.fab.n_restarts = attack.iterations, attack.restarts
         tool.square.n_queries, tool.square.n_restarts = attack.queries, attack.restarts
         tool.apgd_targeted.n_target_classes = tool.fab.n_target_classes = attack.targets
+    for apgd in (tool.apgd, tool.apgd_targeted):
+        apgd.logger = None  # then it warns, and a warning can become a flag
     for targeted in (tool.apgd_targeted, tool.fab):
         targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
     return tool

@@ -1,0 +1,86 @@
+"""The flags of a row: what each means, and the paper behind it. `show` explains those that it meets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from harness.types import Coverage
+
+MEANING = {
+    "replay": (
+        "Adversarial images found at other β fool this network too, though its own attack missed them: the "
+        "attack is weaker here than its number says, as with masked gradients (Athalye et al. 2018, arXiv "
+        "1802.00420)."
+    ),
+    "square": (
+        "Square, which needs no gradient, broke images that the gradient attacks left standing: a sign of "
+        "masked gradients (Croce & Hein 2020, arXiv 2003.01690)."
+    ),
+    "zero_gradient": (
+        "The loss has an exactly zero gradient at some images, so a gradient attack cannot move: saturated "
+        "logits or quantisation (Carlini & Wagner 2017; Athalye et al. 2018, arXiv 1802.00420)."
+    ),
+    "large_eps": (
+        "With the whole pixel box to move in, the attack still leaves more than chance standing: it is "
+        "failing, not the network robust (Carlini et al. 2019, arXiv 1902.06705; Pintor et al. 2022, arXiv "
+        "2106.09947)."
+    ),
+    "randomized": (
+        "The same image gets other logits each time; standard AutoAttack is not made for that, use attack: "
+        "rand (Croce & Hein 2020, arXiv 2003.01690)."
+    ),
+    "dynamic": (
+        "The network computes gradients or changes while it answers, which standard AutoAttack may not "
+        "overcome (Croce et al. 2022, arXiv 2202.13711)."
+    ),
+    "probabilities": (
+        "The network yields probabilities, whose gradients vanish; nothing is scored until its softmax is "
+        "removed (Carlini et al. 2019, arXiv 1902.06705)."
+    ),
+    "few_classes": (
+        "Fewer classes than the targeted attacks expect: they ran with fewer targets, or not at all (Croce & "
+        "Hein 2020, arXiv 2003.01690)."
+    ),
+    "partial": (
+        "Not every activation is steered: some are of another kind, or are not registered modules; CT as "
+        "published reaches ReLU-like activations only (Hu et al. 2025, arXiv 2502.07783)."
+    ),
+    "invalid": (
+        "The attack returned images that the threat does not allow; they were refused and nothing is scored "
+        "(Carlini et al. 2019, arXiv 1902.06705)."
+    ),
+}
+"""Every flag of the built-in parts, in a sentence or two."""
+
+SQUARE_SHARE = 0.002
+"""Of the images, as in AutoAttack's own check."""
+
+GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "logsigmoid"})
+"""Attention and squeeze gates, which are no activations to steer."""
+
+
+def of_coverage(coverage: Coverage) -> set[str]:
+    """``partial`` where something that bends the network is not steered."""
+    steerable = {"relu", "leaky_relu", "prelu", "rrelu", "relu6", "hardtanh"}
+    others = coverage.kinds.keys() - steerable - GATES
+    return {"partial"} if coverage.steered < coverage.sites or others else set()
+
+
+def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
+    """``square`` where Square lowers the accuracy that the stages before it left.
+
+    Args:
+        stages: what stands after each stage, in order, the clean one first; [n] each.
+    """
+    names = list(stages)
+    if "square" not in names or names.index("square") < 2:  # nothing but the clean stage before it
+        return set()
+    before = stages[names[names.index("square") - 1]]
+    return {"square"} if before.mean() - stages["square"].mean() > SQUARE_SHARE else set()
+
+
+def of_replay(robust: np.ndarray, robust_replay: np.ndarray, points: float) -> set[str]:
+    """``replay`` where replayed images lower the accuracy by more than ``points`` percentage points."""
+    return {"replay"} if 100 * (robust.mean() - robust_replay.mean()) > points else set()

@@ -1,0 +1,105 @@
+"""From outcomes, shard by shard and stage by stage, to the scores of each model. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from harness import flags, leaderboard
+from harness.admission import Admission, Data
+from harness.execute import State
+from harness.leaderboard import Entry, Headline, Score
+from harness.plan import Lane
+from harness.selection import InSample, choose
+from harness.spec import Benchmark
+from harness.types import Steering
+
+Replayed = Mapping[int, np.ndarray]
+"""What stands after the replay, [n], by the number of the lane; for lanes that had something to be shown."""
+
+
+def entry(
+    benchmark: Benchmark,
+    admission: Admission,
+    data: Data,
+    state: State[Lane],
+    replayed: Replayed,
+) -> Entry:
+    """What the board says of one model."""
+    label = admission.model.label
+    shared: dict[str, str | int] = {
+        "model": label,
+        "dataset": benchmark.dataset.label,
+        **benchmark.threat.columns(),
+        "n": len(data.digests),
+        "seed": benchmark.seed,
+        "batch_size": benchmark.batch_size,
+        "data_sha256": data.sha256,
+    }
+    failure = admission.failure or state.failures.get(label)
+    if admission.task is None or admission.coverage is None or failure is not None:
+        return Entry(shared, failure=str(failure), flag=failure.flag if failure else None)
+    shared["weights_sha256"] = admission.task.weights_sha256
+    by_steering: dict[Steering, list[int]] = {}
+    for number, lane in enumerate(state.lanes):
+        if lane.task.label == label:
+            by_steering.setdefault(lane.steering, []).append(number)
+    marks = flags.of_coverage(admission.coverage)
+    scores = [
+        _score(steering, state, numbers, replayed, benchmark.replay_points, marks)
+        for steering, numbers in by_steering.items()
+    ]
+    return Entry(shared, scores, _headline(benchmark, scores, data), admission.coverage)
+
+
+def _headline(benchmark: Benchmark, scores: Sequence[Score], data: Data) -> Headline:
+    selection = benchmark.selection
+    setting = {"cross_validation": "folds", "holdout": "share"}.get(selection.kind)
+    name = f"{selection.kind}:{getattr(selection, setting):g}" if setting else selection.kind
+    status = leaderboard.IN_SAMPLE if isinstance(selection, InSample) else leaderboard.SELECTED
+    return Headline(name, choose(selection, scores, data.labels, benchmark.seed), status)
+
+
+def _score(
+    steering: Steering,
+    state: State[Lane],
+    numbers: Sequence[int],
+    replayed: Replayed,
+    replay_points: float,
+    marks: set[str],
+) -> Score:
+    """One steering's shards put together again, in the order of the images."""
+    parts = [state.lanes[number].scores(state.values(number)) for number in numbers]
+    robust = np.concatenate([robust for _, robust in parts])
+    stages = {
+        stage: np.concatenate([_after(state, number, position) for number in numbers])
+        for position, stage in enumerate(state.lanes[numbers[0]].stages)
+    }
+    worst = state.lanes[numbers[0]].task.threat.reduction == "worst"
+    replay = None
+    if worst:
+        replay = np.concatenate([
+            replayed.get(number, part) for number, (_, part) in zip(numbers, parts, strict=True)
+        ])  # fmt: skip
+        marks = marks | flags.of_stages(stages) | flags.of_replay(robust, replay, replay_points)
+    outcomes = [outcome for number in numbers for outcome in state.done[number]]
+    return Score(
+        steering=steering,
+        clean=np.concatenate([clean for clean, _ in parts]),
+        robust=robust,
+        stages=stages,
+        replay=replay,
+        flags=frozenset(marks | {flag for outcome in outcomes for flag in outcome.flags}),
+        seconds=sum(outcome.seconds for outcome in outcomes),
+        versions={
+            name: "+".join(sorted({outcome.provenance[name] for outcome in outcomes}))
+            for name in ("ct_harness", "torch", "device")
+        },
+    )
+
+
+def _after(state: State[Lane], number: int, position: int) -> np.ndarray:
+    """What stands after a stage; a stage that was not run had nothing left to attack."""
+    values = state.values(number)
+    return values[min(position, len(values) - 1)]

@@ -1,0 +1,97 @@
+"""The outcome file beside a leaderboard: a bit for each image, so that two boards can be compared image by image.
+
+``leaderboards/x.csv`` has ``leaderboards/x.outcomes.csv``: a row for each model, steering and stage, whose column
+``outcomes`` is a string of 0 (lost) and 1 (standing), one character an image, in the benchmark's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.errors import LeaderboardError
+from harness.leaderboard import Entry, write_whole
+from harness.plan import CLEAN, REPLAY
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("model", "beta", "c", "stage", "outcomes")
+Key = tuple[str, float, float]
+"""Model, β and c."""
+
+
+def path_of(board: Path) -> Path:
+    """The outcome file of a leaderboard."""
+    return board.with_suffix(".outcomes.csv")
+
+
+def table(entries: Iterable[Entry]) -> pd.DataFrame:
+    """The outcomes of every scored model, stage by stage, and after the replay."""
+    import pandas as pd
+
+    return pd.DataFrame(list(_rows(entries)), columns=list(COLUMNS))
+
+
+def _rows(entries: Iterable[Entry]) -> Iterator[tuple[str, str, str, str, str]]:
+    for entry in entries:
+        for score in sorted(entry.scores, key=lambda score: (-score.steering.beta, score.steering.c)):
+            stages = dict(score.stages) | ({REPLAY: score.replay} if score.replay is not None else {})
+            for stage, values in stages.items():
+                beta, c, _ = score.steering
+                yield (
+                    str(entry.shared["model"]),
+                    f"{beta:.6g}",
+                    f"{c:.6g}",
+                    stage,
+                    "".join("1" if value > 0 else "0" for value in values),
+                )
+
+
+def write(outcomes: pd.DataFrame, board: Path) -> None:
+    """Write the outcome file of ``board``, whole or not at all."""
+    write_whole(path_of(board), outcomes.to_csv(index=False, lineterminator="\n"))
+
+
+def read(board: Path) -> pd.DataFrame | None:
+    """The outcome file of ``board``; None where there is none.
+
+    Raises:
+        LeaderboardError: it is there but is not one of ours.
+    """
+    import pandas as pd
+
+    path = path_of(board)
+    if not path.exists():
+        return None
+    try:
+        found = pd.read_csv(path, dtype={"model": str, "stage": str, "outcomes": str}, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise LeaderboardError(f"{path}: cannot be read as an outcome file: {error}") from error
+    if tuple(found.columns) != COLUMNS:
+        raise LeaderboardError(f"{path}: not an outcome file: expected the columns {', '.join(COLUMNS)}")
+    return found
+
+
+def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]]:
+    """The clean and robust scores of each image, float64 [n], by model, β and c.
+
+    Where images were replayed, the threat is "worst" and robust is what its last stage left; otherwise it is the
+    share of the stages that an image survived.
+    """
+    found: dict[Key, tuple[np.ndarray, np.ndarray]] = {}
+    for key, group in outcomes.groupby(["model", "beta", "c"], sort=False):
+        model, beta, c = map(str, key)
+        stages = {str(stage): _bits(str(bits)) for stage, bits in zip(group["stage"], group["outcomes"], strict=True)}
+        worst = stages.pop(REPLAY, None) is not None
+        clean = stages.pop(CLEAN)
+        attacked = list(stages.values()) or [clean]
+        found[model, float(beta), float(c)] = clean, attacked[-1] if worst else np.mean(attacked, axis=0)
+    return found
+
+
+def _bits(text: str) -> np.ndarray:
+    return np.array([bit == "1" for bit in text], np.float64)

@@ -1,0 +1,160 @@
+"""The nightly gate: does a fresh run hold against a committed leaderboard? Pure.
+
+A row is *moved* when images flipped, and *regressed* when its clean or robust accuracy fell by more than chance allows:
+A row is *moved* when images flipped, and *regressed* when its clean or robust accuracy fell by more than chance:
+when it vanished; or when its weights or data are others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from harness import leaderboard, outcomes
+from harness.errors import LeaderboardError
+from harness.outcomes import Key
+from harness.statistics import fell, holm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ALPHA = 0.01
+
+MUST_AGREE = ("dataset", "threat", "eps", "attack", "seed", "batch_size")
+"""What was asked: where it differs, the boards answer different questions."""
+HASHES = {"weights_sha256": "weights", "data_sha256": "data"}
+
+Verdict = Literal["held", "moved", "improved", "regressed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The verdict on one row.
+
+    Args:
+        key: model, β and c.
+        verdict: "improved" is reported and does not fail the gate.
+        why: for the reader.
+        clean_pp: fresh less committed, in percentage points; None where there is nothing to compare.
+        robust_pp: likewise.
+        flipped: images whose clean or robust score changed.
+    """
+
+    key: Key
+    verdict: Verdict
+    why: str
+    clean_pp: float | None = None
+    robust_pp: float | None = None
+    flipped: int = 0
+
+    @property
+    def name(self) -> str:
+        """Model and steering."""
+        model, beta, c = self.key
+        return f"{model} β={beta:g}" + ("" if c == 0.5 else f" c={c:g}")
+
+
+@dataclass(frozen=True)
+class Board:
+    """A leaderboard and its outcomes."""
+
+    table: pd.DataFrame
+    outcomes: pd.DataFrame
+
+
+def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list[Row]:
+    """Hold ``fresh`` against ``committed``, row by row; rows that only the fresh board has are not judged.
+
+    Args:
+        fresh: just computed.
+        committed: to be held.
+        max_drop: percentage points that no accuracy may fall by, whatever chance allows.
+
+    Raises:
+        LeaderboardError: the boards do not answer the same question.
+    """
+    _same_question(fresh.table, committed.table)
+    expected, found = _rows(committed.table), _rows(fresh.table)
+    before, after = outcomes.scores(committed.outcomes), outcomes.scores(fresh.outcomes)
+    broken = {key: why for key in expected if (why := _broken(key, expected[key], found, fresh.table))}
+    judged = [key for key in expected if key not in broken]
+    missing = [key for key in judged if key not in before or len(before[key][0]) != len(after[key][0])]
+    if missing:
+        raise LeaderboardError(
+            f"the committed outcome file has no row that fits {missing[0]}; accept a new one (--update)"
+        )
+    significant = _significant(judged, before, after)
+    rows = [Row(key, "regressed", why) for key, why in broken.items()]
+    rows += [_judge(key, before[key], after[key], significant[key], max_drop) for key in judged]
+    order = list(expected)
+    return sorted(rows, key=lambda row: order.index(row.key))
+
+
+def failed(rows: Sequence[Row]) -> bool:
+    """Whether the gate is shut."""
+    return any(row.verdict == "regressed" for row in rows)
+
+
+Scores = tuple[np.ndarray, np.ndarray]
+
+
+def _same_question(fresh: pd.DataFrame, committed: pd.DataFrame) -> None:
+    for name in MUST_AGREE:
+        values = [sorted(set(board[name].astype(str))) for board in (committed, fresh)]
+        if values[0] != values[1]:
+            raise LeaderboardError(
+                f"{name}: the committed board has {', '.join(values[0])} and the benchmark {', '.join(values[1])}; "
+                "they do not answer the same question: accept a new board on purpose (--update)"
+            )
+
+
+def _rows(table: pd.DataFrame) -> dict[Key, pd.Series]:
+    scored = table[table["status"] == leaderboard.OK]
+    return {(str(row["model"]), float(row["beta"]), float(row["c"])): row for _, row in scored.iterrows()}
+
+
+def _broken(key: Key, row: pd.Series, found: Mapping[Key, pd.Series], fresh: pd.DataFrame) -> str | None:
+    if key not in found:
+        status = fresh.loc[fresh["model"] == key[0], "status"]
+        reasons = [text for text in status if text.startswith(leaderboard.FAILED)]
+        return reasons[0] if reasons else "the row vanished" if len(status) else "the model vanished"
+    for column, what in HASHES.items():
+        if row[column] != found[key][column]:
+            return f"the {what} have another hash: {row[column][:12]} committed, {found[key][column][:12]} now"
+    return None
+
+
+def _significant(
+    keys: Sequence[Key], before: Mapping[Key, Scores], after: Mapping[Key, Scores]
+) -> dict[Key, tuple[list[float], list[float]]]:
+    """For each row the Holm-adjusted p of a fall, and of a rise, of clean and of robust."""
+    falls = [fell(*_flips(before[key][i], after[key][i])) for key in keys for i in (0, 1)]
+    rises = [fell(*_flips(after[key][i], before[key][i])) for key in keys for i in (0, 1)]
+    pairs = list(zip(holm(falls), holm(rises), strict=True))
+    return {
+        key: ([pairs[2 * n][0], pairs[2 * n + 1][0]], [pairs[2 * n][1], pairs[2 * n + 1][1]])
+        for n, key in enumerate(keys)
+    }
+
+
+def _flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
+    """Images gained and lost."""
+    return int((after > before).sum()), int((after < before).sum())
+
+
+def _judge(key: Key, before: Scores, after: Scores, p: tuple[list[float], list[float]], max_drop: float | None) -> Row:
+    clean_pp, robust_pp = (100 * float(b.mean() - a.mean()) for a, b in zip(before, after, strict=True))
+    flipped = int(np.any([a != b for a, b in zip(before, after, strict=True)], axis=0).sum())
+    verdict: Verdict = "moved" if flipped else "held"
+    why = f"{flipped} images flipped, as chance allows" if flipped else "every image as before"
+    falls, rises = p
+    if min(rises) < ALPHA:
+        verdict, why = "improved", f"more than chance allows (p = {min(rises):.2g}, Holm)"
+    if min(falls) < ALPHA:
+        verdict, why = "regressed", f"fell by more than chance allows (p = {min(falls):.2g}, Holm)"
+    elif max_drop is not None and min(clean_pp, robust_pp) < -max_drop:
+        verdict, why = "regressed", f"fell by more than {max_drop:g} points"
+    return Row(key, verdict, why, clean_pp, robust_pp, flipped)

@@ -1,0 +1,135 @@
+"""The local executor: however many workers there are and whichever of them die, the same numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import leaderboard, line
+from harness.errors import ModelError
+from harness.executors.local import ATTEMPTS, Local
+from harness.plan import CLEAN, grid, lanes, shards
+from harness.spec import parse
+from harness.types import Cell, Task
+
+Mapping = Callable[..., dict[str, Any]]
+Rows = Callable[..., dict[str, dict[str, Any]]]
+Untimed = Callable[[str], list[str]]
+
+pytestmark = pytest.mark.slow  # each worker imports torch
+
+
+def go(benchmark: dict[str, Any], runs: Path) -> str:
+    return leaderboard.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
+
+
+def model(builder: str, **fields: Any) -> dict[str, Any]:
+    return {"kind": "checkpoint", "builder": f"tiny_networks:{builder}"} | fields
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_board(
+    here: Path, mapping: Mapping, computed: Path, untimed: Untimed, workers: int
+) -> None:
+    csv = go(mapping(executor={"kind": "local", "workers": workers}), here / "runs")
+    assert untimed(csv) == untimed((computed / "first.csv").read_text())
+
+
+def test_a_worker_that_dies_costs_its_cell_alone(
+    here: Path, mapping: Mapping, computed: Path, rows: Rows, untimed: Untimed
+) -> None:
+    mortal = model("dies_once", name="mixed")
+    csv = go(mapping(models=[mortal], executor={"kind": "local", "workers": 1}), here / "runs")
+    assert Path("died.once").exists()
+    assert untimed(csv) == untimed((computed / "first.csv").read_text())
+    assert len(rows(here / "runs")) == len(rows(computed / "runs"))
+
+
+def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(
+    here: Path, mapping: Mapping, computed: Path, untimed: Untimed
+) -> None:
+    both = [model("dies_always"), *mapping()["models"]]
+    lines = untimed(go(mapping(models=both, executor={"kind": "local", "workers": 1}), here / "runs"))
+    assert len(Path("died.always").read_text()) == ATTEMPTS == 3
+    assert "failed: its worker died 3 times on stage clean of 8 images (out of memory?); lower batch_size." in lines[1]
+    assert lines[2:] == untimed((computed / "first.csv").read_text())[1:]
+
+
+def test_a_model_that_fails_in_the_middle_keeps_what_it_had(
+    here: Path, mapping: Mapping, computed: Path, rows: Rows, untimed: Untimed
+) -> None:
+    both = [model("lapses"), *mapping()["models"]]
+    lines = untimed(go(mapping(models=both, executor={"kind": "local", "workers": 1}), here / "runs"))
+    assert "failed: " in lines[1]
+    assert "a lapse" in lines[1]
+    assert lines[2:] == untimed((computed / "first.csv").read_text())[1:]
+    added = rows(here / "runs").keys() - rows(computed / "runs").keys()
+    assert {rows(here / "runs")[key]["identity"]["stage"] for key in added} == {CLEAN}
+
+
+def some_cells(mapping: Mapping, builder: str = "mixed") -> list[Cell]:
+    from harness.evaluate import workbench
+
+    benchmark = parse({"name": "tiny"} | mapping(models=[model(builder)]))
+    (one,) = benchmark.models
+    weights = workbench(one, "cpu", True).loaded.sha256
+    task = Task(one.label, one, benchmark.dataset, benchmark.threat, 0, "cpu", weights)
+    cut = shards(dict.fromkeys(range(24), "d"), 8)
+    every = [lane.next([]) for lane in lanes(task, grid([0.5], [0.5], "all"), cut)]
+    return [cell for cell in every if cell]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_worker_that_dies_idle_costs_nothing(mapping: Mapping) -> None:
+    # FAULT: a pool found broken when the next cell is given to it raises out of submit(), and ends the run.
+    first, second, *_ = some_cells(mapping)
+    with Local(workers=1) as local:
+        assert local.submit(first).result(60).key == first.key
+        (pool,) = local._pools.values()
+        (pid,) = pool._processes
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(1)  # so that the pool has noticed
+        assert local.submit(second).result(60).key == second.key
+
+
+@pytest.mark.usefixtures("here")
+def test_an_error_of_the_network_is_told_and_the_worker_lives_on(mapping: Mapping) -> None:
+    good, *_ = some_cells(mapping)
+    bad, *_ = some_cells(mapping, "narrow")
+    with Local(workers=1) as local:
+        with pytest.raises(ModelError, match="the data have labels up to 3, but the network yields 2 logits"):
+            local.submit(bad).result(60)
+        before = [list(pool._processes) for pool in local._pools.values()]
+        assert local.submit(good).result(60).key == good.key
+        assert [list(pool._processes) for pool in local._pools.values()] == before
+
+
+@pytest.mark.usefixtures("here")
+def test_leaving_lets_go_of_the_workers_at_once(mapping: Mapping) -> None:
+    first, *_ = some_cells(mapping)
+    with Local(workers=1) as local:
+        local.submit(first).result(60)
+        ((pid,),) = [list(pool._processes) for pool in local._pools.values()]
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_worker_has_one_torch_thread(here: Path) -> None:
+    from harness.executors.local import _pool
+
+    assert here.is_dir()
+    pool = _pool(0)
+    try:
+        assert pool.submit(os.environ.get, "OMP_NUM_THREADS").result(60) == "1"
+    finally:
+        pool.shutdown(wait=False, kill_workers=True)
