@@ -11,8 +11,10 @@ from harness.admission import Admission, Data
 from harness.execute import State
 from harness.leaderboard import Entry, Headline, Score
 from harness.plan import Lane
-from harness.selection import InSample, choose
+from harness.resampling import of_procedure
+from harness.selection import CrossValidation, InSample, choose, selection_sets
 from harness.spec import Benchmark
+from harness.statistics import paired
 from harness.types import Steering
 
 Replayed = Mapping[int, np.ndarray]
@@ -58,7 +60,13 @@ def _headline(benchmark: Benchmark, scores: Sequence[Score], data: Data) -> Head
     setting = {"cross_validation": "folds", "holdout": "share"}.get(selection.kind)
     name = f"{selection.kind}:{getattr(selection, setting):g}" if setting else selection.kind
     status = leaderboard.IN_SAMPLE if isinstance(selection, InSample) else leaderboard.SELECTED
-    return Headline(name, choose(selection, scores, data.labels, benchmark.seed), status)
+    choice = choose(selection, scores, data.labels, benchmark.seed)
+    if isinstance(selection, CrossValidation):
+        gain = of_procedure(scores, selection_sets(selection, data.labels, benchmark.seed), benchmark.seed)
+    else:  # the choice is made on other images altogether, or is not to be trusted anyway
+        (baseline,) = (score for score in scores if score.steering.is_baseline)
+        gain = paired(baseline.robust[choice.reported], choice.scores(scores)[1])
+    return Headline(name, choice, gain, status)
 
 
 def _score(

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.errors import LeaderboardError
 from harness.selection import Choice, Scored, better
-from harness.statistics import holm, paired, wilson
+from harness.statistics import Paired, holm, paired, wilson
 from harness.types import BASELINE, Coverage, Steering
 
 if TYPE_CHECKING:
@@ -65,11 +65,13 @@ class Headline:
     Args:
         name: the procedure, ``cross_validation:5``.
         choice: the β for each fold, and the images that it is reported on.
+        gain: of the procedure over the baseline on the same images.
         status: `SELECTED` or `IN_SAMPLE`.
     """
 
     name: str
     choice: Choice
+    gain: Paired
     status: str
 
 
@@ -103,7 +105,7 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
         strict=True,
     ))  # fmt: skip
     rows = [
-        _row(entry, score.clean, score.robust, score.replay, baseline.robust)
+        _row(entry, score.clean, score.robust, score.replay, paired(baseline.robust, score.robust))
         | score.versions
         | {
             "rank": rank,
@@ -129,7 +131,7 @@ def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, ob
     used = [score for score in entry.scores if score.steering in steerings]
     only = used[0].steering if len(used) == 1 else None
     return (
-        _row(entry, clean, robust, choice.scores(replayed)[1] if shown else None, baseline.robust[choice.reported])
+        _row(entry, clean, robust, choice.scores(replayed)[1] if shown else None, headline.gain)
         | baseline.versions
         | {
             "beta": only.beta if only else None,
@@ -143,12 +145,11 @@ def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, ob
 
 
 def _row(
-    entry: Entry, clean: np.ndarray, robust: np.ndarray, replay: np.ndarray | None, baseline: np.ndarray
+    entry: Entry, clean: np.ndarray, robust: np.ndarray, replay: np.ndarray | None, against: Paired
 ) -> dict[str, object]:
-    """The numbers of any scored row; [n] each, the baseline's robust scores on the same images."""
+    """The numbers of any scored row; [n] each, and the comparison with the baseline on the same images."""
     assert entry.coverage is not None
     low, high = wilson(float(robust.sum()), len(robust))
-    against = paired(baseline, robust)
     return entry.shared | {
         "clean": float(clean.mean(dtype=np.float64)),
         "robust": float(robust.mean(dtype=np.float64)),

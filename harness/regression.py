@@ -155,6 +155,6 @@ def _judge(key: Key, before: Scores, after: Scores, p: tuple[list[float], list[f
         verdict, why = "improved", f"more than chance allows (p = {min(rises):.2g}, Holm)"
     if min(falls) < ALPHA:
         verdict, why = "regressed", f"fell by more than chance allows (p = {min(falls):.2g}, Holm)"
-    elif max_drop is not None and min(clean_pp, robust_pp) < -max_drop:
+    elif max_drop is not None and min(clean_pp, robust_pp) < -max_drop - 1e-9:
         verdict, why = "regressed", f"fell by more than {max_drop:g} points"
     return Row(key, verdict, why, clean_pp, robust_pp, flipped)

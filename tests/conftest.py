@@ -87,14 +87,14 @@ def nan():
 
 
 class _Lapses(nn.Module):
-    """Fails when an attack comes with a gradient in mind, long after it was admitted."""
+    """Fails in the dark, long after it was admitted."""
 
     def __init__(self):
         super().__init__()
         self.body = _quadrants()
 
     def forward(self, x):
-        if x.requires_grad and current_process().name != "MainProcess":
+        if x.min() < 0.1:
             raise RuntimeError("a lapse")
         return self.body(x)
 

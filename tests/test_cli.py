@@ -42,7 +42,9 @@ print("|", code or 0, *sorted(heavy & sys.modules.keys()))
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["list"], ["schema"]])
 def test_help_is_quick_since_nothing_heavy_is_imported(arguments: list[str]) -> None:
     ended = python("-c", IMPORTED.format(arguments=arguments))
-    assert ended.stdout.rpartition("|")[2].split() == ["0"], ended.stdout + ended.stderr
+    code, *heavy = ended.stdout.rpartition("|")[2].split()
+    allowed = {"numpy"} if arguments in (["list"], ["schema"]) else set()
+    assert (code, set(heavy) - allowed) == ("0", set()), ended.stdout + ended.stderr
 
 
 def test_it_runs_as_a_module_and_says_its_version() -> None:
@@ -131,10 +133,10 @@ def test_a_linear_network_scores_its_closed_form(run: Run, mapping: Mapping, ima
     attack = {"stages": ["apgd-ce"], "iterations": 20}
     assert run(mapping(models=[model], threat={"kind": "Linf", "eps": eps, "attack": attack})).code == 0
     table = pd.read_csv("leaderboards/tiny.csv")
-    baseline = table[table["beta"] == 1].iloc[0]
-    assert baseline["clean"] == 1.0
-    assert baseline["robust"] == pytest.approx(expected, abs=1e-6)
-    assert (baseline["sites"], baseline["steered"], baseline["n"]) == (1, 1, 24)
+    (baseline,) = table[(table["beta"] == 1) & (table["status"] == "ok")].itertuples()
+    assert baseline.clean == 1.0
+    assert baseline.robust == pytest.approx(expected, abs=1e-6)
+    assert (baseline.sites, baseline.steered, baseline.n) == (1, 1, 24)
 
 
 def test_a_threat_without_eps_is_run_like_any(run: Run, mapping: Mapping) -> None:

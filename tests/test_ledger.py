@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from harness import leaderboard, line
 from harness.errors import LedgerError
 from harness.ledger import Ledger
+from harness.plan import REPLAY
 from harness.spec import parse
 from harness.threats.lp import Linf
-from harness.types import Cell, Outcome, Shard, Steering, Task
+from harness.types import Adversaries, Cell, Outcome, Shard, Steering, Task
 
 Mapping = Callable[..., dict[str, Any]]
 Rows = Callable[..., dict[str, dict[str, Any]]]
@@ -118,7 +119,7 @@ def test_an_outcome_comes_back_as_it_went_in(tmp_path: Path) -> None:
     images = torch.rand(2, 1, 4, 4)
     with Ledger(tmp_path / "a" / "b") as ledger:
         assert ledger.get(cell().key) is None
-        ledger.append(cell(), outcome(cell().key, flags=("randomized",), adversaries=(images, [4, 3])))
+        ledger.append(cell(), outcome(cell().key, flags=("randomized",), adversaries=Adversaries(images, (4, 3))))
     with Ledger(tmp_path / "a" / "b") as ledger:
         found = ledger.get(cell().key)
         path = ledger.adversaries(cell().key)
@@ -155,7 +156,7 @@ def test_images_that_cannot_be_kept_leave_no_row(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         (ledger.images / cell().key[:2]).write_text("in the way")
         with pytest.raises(LedgerError, match="cannot be written"):
-            ledger.append(cell(), outcome(cell().key, adversaries=(torch.rand(1, 1, 4, 4), [4])))
+            ledger.append(cell(), outcome(cell().key, adversaries=Adversaries(torch.rand(1, 1, 4, 4), (4,))))
         assert ledger.get(cell().key) is None
 
 
@@ -178,10 +179,10 @@ def test_a_rerun_computes_nothing_and_writes_the_same_bytes(
 
 def test_every_cell_is_kept_and_only_those_that_are_needed(resumed: Path, rows: Rows) -> None:
     kept = rows(resumed / "runs")
-    stages = [row["identity"]["stage"] for row in kept.values()]
+    stages = [row["identity"]["stage"] for row in kept.values() if row["identity"]["stage"] != REPLAY]
     assert stages.count("clean") == 9
     assert stages.count("clean") >= stages.count("apgd-ce") >= stages.count("square") > 0
-    assert len(kept) <= FULL
+    assert len(stages) <= FULL
 
 
 def test_adversarial_images_are_those_lost_in_the_very_stage_and_lie_in_the_ball(
@@ -230,6 +231,7 @@ def test_more_images_and_more_betas_reuse_what_is_there(
     after = rows(tmp_path / "grown")
     assert {key: after[key] for key in before} == before
     new = [row["identity"] for key, row in after.items() if key not in before]
+    new = [one for one in new if one["stage"] != REPLAY]  # another β finds other images to show
     assert new
     assert all(one["steering"] == [0.5, 0.5, "all"] or one["shard"]["images"] == list(range(16, 24)) for one in new)
     assert untimed(grown) == untimed(go(mapping(), tmp_path / "at once"))
@@ -375,7 +377,7 @@ def test_the_workers_of_a_killed_run_go_too(mapping: Mapping, process: Any, here
     assert wait_for(lambda: counted(here / "runs", "killed") > 0, 60)
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait(10)
-    assert wait_for(lambda: not _alive(victim.pid), 15), "processes of the killed run are still there"
+    assert wait_for(lambda: not _alive(victim.pid), 8), "processes of the killed run are still there"
 
 
 def _alive(group: int) -> bool:

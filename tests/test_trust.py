@@ -117,7 +117,11 @@ def test_probabilities_are_refused_and_flagged(tmp_path, in_process):
 
 
 def test_honest_networks_raise_no_flag(tmp_path, in_process):
-    table = board([{"kind": "demo", "name": name} for name in ("digits_plain", "digits_robust")], tmp_path, BRIEF | {"iterations": 50})
+    table = board(
+        [{"kind": "demo", "name": name} for name in ("digits_plain", "digits_robust")],
+        tmp_path,
+        BRIEF | {"iterations": 50},
+    )
     assert set(table["flags"]) == {""}, table[["model", "beta", "flags"]]
 
 

@@ -1,0 +1,306 @@
+"""The nightly gate and comparisons: planted regressions fail, noise does not, improvements are reported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file, save_file
+
+from harness import compare, leaderboard, outcomes, regression, summary
+from harness.errors import LeaderboardError
+from harness.leaderboard import Entry, Headline, Score
+from harness.selection import InSample, choose
+from harness.statistics import paired
+from harness.types import BASELINE, Coverage, Steering
+
+N = 200
+SHARED = {
+    "model": "m", "dataset": "digits[:200]", "threat": "Linf", "eps": "0.1", "attack": "standard", "n": N, "seed": 0,
+    "batch_size": 100, "weights_sha256": "w" * 64, "data_sha256": "d" * 64,
+}  # fmt: skip
+VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu"}
+
+
+def entry(robust, shared=SHARED, clean=None):
+    """A model whose scores are ``robust``: steering → bits."""
+    clean = np.ones(N, np.float32) if clean is None else clean
+    scores = [
+        Score(steering, clean, bits, {"clean": clean, "apgd-ce": bits}, bits, frozenset(), 1.0, VERSIONS)
+        for steering, bits in robust.items()
+    ]
+    choice = choose(InSample(), scores, np.zeros(N), 0)
+    gain = paired(robust[BASELINE], choice.scores(scores)[1])
+    return Entry(dict(shared), scores, Headline("none", choice, gain, "in-sample"), Coverage(3, 3, {"relu": 3}))
+
+
+def board(*entries):
+    return regression.Board(leaderboard.board(entries), outcomes.table(entries))
+
+
+def flip(bits, lose=0, gain=0):
+    bits = bits.copy()
+    bits[np.flatnonzero(bits > 0)[:lose]] = 0
+    bits[np.flatnonzero(bits == 0)[-gain:] if gain else []] = 1
+    return bits
+
+
+BITS = (np.random.default_rng(0).random(N) < 0.6).astype(np.float32)
+GRID = {BASELINE: BITS, Steering(0.9): flip(BITS, 3, 5)}
+COMMITTED = board(entry(GRID))
+
+
+def verdicts(fresh, **options):
+    return {row.key[1]: row.verdict for row in regression.check(fresh, COMMITTED, **options)}
+
+
+def test_an_equal_board_holds():
+    assert verdicts(board(entry(GRID))) == {1.0: "held", 0.9: "held"}
+
+
+@pytest.mark.parametrize(("lose", "gain"), [(1, 0), (0, 1), (2, 2), (5, 0)])
+def test_a_few_flips_move_a_row_and_pass(lose, gain):
+    rows = regression.check(board(entry(GRID | {Steering(0.9): flip(GRID[Steering(0.9)], lose, gain)})), COMMITTED)
+    assert {row.key[1]: row.verdict for row in rows} == {1.0: "held", 0.9: "moved"}
+    assert next(row.flipped for row in rows if row.key[1] == 0.9) == lose + gain
+    assert not regression.failed(rows)
+
+
+def test_a_fall_beyond_chance_fails():
+    """Nine losses and no gain: 2⁻⁹ times four tests is below 1 %; eight are not enough."""
+    for lose, verdict in ((9, "regressed"), (8, "moved")):
+        rows = regression.check(board(entry(GRID | {BASELINE: flip(BITS, lose)})), COMMITTED)
+        assert rows[[row.key[1] for row in rows].index(1.0)].verdict == verdict
+        assert regression.failed(rows) == (verdict == "regressed")
+
+
+def test_a_fall_of_clean_accuracy_fails():
+    clean = flip(np.ones(N, np.float32), 12)
+    assert set(verdicts(board(entry(GRID, clean=clean))).values()) == {"regressed"}
+
+
+def test_an_improvement_is_reported_and_passes():
+    rows = regression.check(board(entry(GRID | {Steering(0.9): flip(BITS, 0, 40)})), COMMITTED)
+    assert {row.key[1]: row.verdict for row in rows} == {1.0: "held", 0.9: "improved"}
+    assert not regression.failed(rows)
+
+
+def test_max_drop_is_a_limit_of_its_own():
+    fresh = board(entry(GRID | {Steering(0.9): flip(GRID[Steering(0.9)], 5)}))
+    assert verdicts(fresh)[0.9] == "moved"
+    assert verdicts(fresh, max_drop=2.4)[0.9] == "regressed"
+    assert verdicts(fresh, max_drop=2.5)[0.9] == "moved"
+
+
+def test_what_vanished_fails():
+    assert verdicts(board(entry({BASELINE: BITS}))) == {1.0: "held", 0.9: "regressed"}
+    failed = board(Entry(SHARED, failure="no weights"))
+    rows = regression.check(failed, COMMITTED)
+    assert {row.why for row in rows} == {"failed: no weights"}
+    with pytest.raises(LeaderboardError, match="do not answer the same question"):
+        regression.check(board(entry(GRID, SHARED | {"eps": "0.2"})), COMMITTED)
+
+
+@pytest.mark.parametrize(("column", "what"), [("weights_sha256", "weights"), ("data_sha256", "data")])
+def test_other_weights_or_data_fail(column, what):
+    rows = regression.check(board(entry(GRID, SHARED | {column: "x" * 64})), COMMITTED)
+    assert all(row.verdict == "regressed" and what in row.why for row in rows)
+
+
+def test_new_rows_are_not_judged():
+    assert verdicts(board(entry(GRID | {Steering(0.5): BITS}))) == {1.0: "held", 0.9: "held"}
+
+
+def test_the_summaries_say_the_same():
+    rows = regression.check(board(entry(GRID | {Steering(0.9): flip(BITS, 40)}, SHARED)), COMMITTED)
+    text = summary.markdown("a|board", rows)
+    assert "REGRESSED (1 regressed, 1 held)" in text
+    lines = [line for line in text.splitlines() if line.startswith("| m ")]
+    assert [line.split(" | ")[1] for line in lines] == ["regressed", "held"]
+    suites = ElementTree.fromstring(summary.junit("a<b", rows))
+    (suite,) = suites
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["m β=0.9"]
+
+
+def test_outcomes_survive_the_file(tmp_path):
+    outcomes.write(COMMITTED.outcomes, tmp_path / "x.csv")
+    found = outcomes.scores(outcomes.read(tmp_path / "x.csv"))
+    for steering, bits in GRID.items():
+        clean, robust = found["m", steering.beta, 0.5]
+        assert np.array_equal(robust, bits)
+        assert clean.all()
+    assert outcomes.read(tmp_path / "y.csv") is None
+    (tmp_path / "z.outcomes.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(LeaderboardError, match="not an outcome file"):
+        outcomes.read(tmp_path / "z.csv")
+
+
+def test_graded_outcomes_are_the_mean_of_the_stages():
+    stages = {"clean": np.ones(N), "fog/1": BITS, "fog/2": flip(BITS, 20)}
+    score = Score(
+        BASELINE, np.ones(N), np.mean([BITS, flip(BITS, 20)], axis=0), stages, None, frozenset(), 1.0, VERSIONS
+    )
+    found = outcomes.scores(outcomes.table([Entry(SHARED, [score])]))
+    assert np.array_equal(found["m", 1.0, 0.5][1], score.robust)
+
+
+def test_comparison_of_two_boards_is_paired_where_it_can_be():
+    other = board(entry(GRID | {BASELINE: flip(BITS, 4, 1)}, SHARED | {"seed": 1}))
+    found = compare.between(COMMITTED.table, other.table, COMMITTED.outcomes, other.outcomes)
+    row = found.rows.set_index("beta").loc[1.0]
+    expected = paired(BITS, flip(BITS, 4, 1))
+    assert (row["gained"], row["lost"], row["test"]) == (1, 4, "paired")
+    assert row["robust_pp"] == pytest.approx(-1.5)
+    assert row["p_value"] == pytest.approx(expected.p_value)
+    assert found.differences == ("seed: 0 against 1",)
+    without = compare.between(COMMITTED.table, other.table)
+    assert set(without.rows["test"]) == {"unpaired"}
+    assert any("no outcome file" in sentence for sentence in without.differences)
+
+
+def test_comparison_names_what_makes_no_sense():
+    far = board(entry(GRID, SHARED | {"eps": "0.2"}))
+    found = compare.between(COMMITTED.table, far.table, COMMITTED.outcomes, far.outcomes)
+    assert found.differences == ("eps: 0.1 against 0.2: robust accuracies are not compared",)
+    assert found.rows["robust_pp"].isna().all()
+    assert (found.rows["clean_pp"] == 0).all()
+    other = board(entry(GRID, SHARED | {"dataset": "cifar10[:200]", "data_sha256": "e" * 64}))
+    found = compare.between(COMMITTED.table, other.table)
+    assert not len(found.rows)
+    assert "other data, so nothing is compared" in found.differences[0]
+    grown = board(entry(GRID, SHARED | {"dataset": "digits[:300]", "data_sha256": "e" * 64}))
+    found = compare.between(COMMITTED.table, grown.table, COMMITTED.outcomes, grown.outcomes)
+    assert set(found.rows["test"]) == {"unpaired"}
+    lone = board(entry({BASELINE: BITS}))
+    assert compare.between(COMMITTED.table, lone.table).only_first == (("m", 0.9, 0.5),)
+
+
+def test_comparison_within_a_board():
+    (row,) = compare.within(COMMITTED.table).to_dict("records")
+    assert (row["chosen"], row["gained"], row["lost"]) == ("0.9", 5, 3)
+    assert row["baseline"] == pytest.approx(BITS.mean(), abs=1e-6)
+
+
+NETWORK = """
+from harness.models.demo import Demo
+
+def network():
+    return Demo(name="digits_plain").load().network
+"""
+BENCHMARK = """
+models: [{kind: checkpoint, builder: "own:network", weights: own.safetensors}]
+dataset: {kind: digits, n: 80}
+threat: {kind: Linf, eps: 0.05, attack: {stages: [apgd-ce], iterations: 10}}
+steering: {beta: [0.8, 0.9]}
+"""
+BROKEN = """
+import harness.phi
+harness.phi._mix = lambda swish, softplus, c: 0 * softplus()
+"""
+
+
+@pytest.mark.slow
+class TestForReal:
+    """On the demo network, from the shell."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def home(tmp_path_factory):
+        from importlib.resources import files
+
+        home = tmp_path_factory.mktemp("gate")
+        (home / "leaderboards").mkdir()
+        (home / "benchmarks").mkdir()
+        (home / "own.py").write_text(NETWORK)
+        weights = files("harness.models").joinpath("weights", "digits_plain.safetensors")
+        (home / "own.safetensors").write_bytes(weights.read_bytes())
+        (home / "benchmarks" / "tiny.yaml").write_text(BENCHMARK)
+        done = TestForReal.command(home, "check", "--update")
+        assert done.returncode == 0, done.stderr
+        assert (home / "leaderboards" / "tiny.outcomes.csv").exists()
+        return home
+
+    @staticmethod
+    def command(home, *options, path="", runs="runs"):
+        words = [sys.executable, "-m", "harness", options[0], "benchmarks/tiny.yaml"]
+        words += ["--against", "leaderboards/tiny.csv", "--runs", runs, *options[1:]]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [path, str(home)]))}
+        return subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, check=False)
+
+    def test_it_holds(self, home):
+        done = self.command(home, "check", "--summary", "s.md", "--junit", "j.xml", runs="again")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "tiny: held (3 held)" in done.stdout
+        assert "held" in (home / "s.md").read_text()
+        assert ElementTree.parse(home / "j.xml").getroot()[0].get("failures") == "0"
+
+    def test_a_broken_steering_fails(self, home, tmp_path):
+        (tmp_path / "sitecustomize.py").write_text(BROKEN)
+        done = self.command(home, "check", path=str(tmp_path), runs="broken")
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "regressed: network β=0.8: fell by more than chance" in done.stdout
+        assert "regressed: network β=1" not in done.stdout
+
+    def test_a_perturbed_weight_fails(self, home):
+        path = home / "own.safetensors"
+        original = path.read_bytes()
+        state = load_file(path)
+        state[min(state)].view(-1)[0] += 0.01
+        save_file(state, path)
+        try:
+            done = self.command(home, "check", runs="perturbed")
+        finally:
+            path.write_bytes(original)
+        assert done.returncode == 1
+        assert "the weights have another hash" in done.stdout
+
+    def test_another_question_cannot_be_compared(self, home):
+        done = self.command(home, "check", "--set", "threat.eps=0.06")
+        assert done.returncode == 2
+        assert "eps: the committed board has 0.05 and the benchmark 0.06" in done.stderr
+
+    def test_nightly_sums_up_and_goes_on(self, home):
+        (home / "leaderboards" / "absent.csv").write_text("rank\n")
+        nightly = Path(__file__).parents[1] / "ci" / "nightly"
+        environment = os.environ | {"PYTHONPATH": str(home)}
+        done = subprocess.run(
+            [sys.executable, str(nightly)], cwd=home, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        text = (home / "nightly" / "summary.md").read_text()
+        assert "# Nightly: held" in text
+        assert "absent: not run" in text
+        board = home / "leaderboards" / "tiny.outcomes.csv"
+        before = board.read_text()
+        claim = outcomes.read(home / "leaderboards" / "tiny.csv")
+        claim["outcomes"] = "1" * 80  # the committed board claims that nothing was ever lost
+        outcomes.write(claim, home / "leaderboards" / "tiny.csv")
+        done = subprocess.run(
+            [sys.executable, str(nightly)], cwd=home, env=environment, capture_output=True, text=True, check=False
+        )
+        board.write_text(before)
+        assert done.returncode == 1
+        assert "# Nightly: REGRESSED" in (home / "nightly" / "summary.md").read_text()
+
+    def test_compare_writes_for_machines(self, home):
+        words = [
+            sys.executable,
+            "-m",
+            "harness",
+            "compare",
+            "leaderboards/tiny.csv",
+            "--csv",
+            "c.csv",
+            "--json",
+            "c.json",
+        ]
+        done = subprocess.run(words, cwd=home, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert pd.read_csv(home / "c.csv")["model"].tolist() == ["network"]
+        assert json.loads((home / "c.json").read_text())[0]["model"] == "network"

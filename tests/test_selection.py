@@ -1,0 +1,117 @@
+"""The choice of β that is not fooled: by brute force, by invariants, and by simulation."""
+
+import importlib.util
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from harness.selection import CrossValidation, Holdout, InSample, Scored, better, choose, selection_sets
+from harness.types import BASELINE, Steering
+
+
+@st.composite
+def tables(draw):
+    n = draw(st.integers(10, 40))
+    count = draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    steerings = [BASELINE, *(Steering(round(0.9 - 0.1 * k, 1)) for k in range(count))]
+    clean = (rng.random((len(steerings), n)) < 0.9).astype(np.float32)
+    robust = clean * (rng.random((len(steerings), n)) < 0.6)
+    grid = [Scored(s, c, r) for s, c, r in zip(steerings, clean, robust, strict=True)]
+    return grid, rng.integers(0, 4, n), draw(st.integers(0, 99))
+
+
+@settings(deadline=None)
+@given(tables(), st.integers(2, 6))
+def test_each_fold_is_reported_under_the_winner_of_the_others(table, folds):
+    grid, labels, seed = table
+    choice = choose(CrossValidation(folds=folds), grid, labels, seed)
+    assert np.array_equal(choice.reported, np.arange(len(labels)))
+    clean, robust = choice.scores(grid)
+    for steering, part in zip(choice.chosen, choice.parts, strict=True):
+        others = [image for image in range(len(labels)) if image not in part]
+        best = max(
+            grid,
+            key=lambda scored: (
+                scored.robust[others].sum(),
+                scored.clean[others].sum(),
+                scored.steering.beta,
+                -abs(scored.steering.c - 0.5),
+            ),
+        )
+        assert steering == best.steering
+        assert np.array_equal(robust[part], best.robust[part])
+        assert np.array_equal(clean[part], best.clean[part])
+
+
+@given(tables(), st.integers(2, 6))
+def test_folds_are_fixed_by_the_seed_stratified_and_blind_to_outcomes(table, folds):
+    _, labels, seed = table
+    sets = selection_sets(CrossValidation(folds=folds), labels, seed)
+    again = selection_sets(CrossValidation(folds=folds), labels, seed)
+    assert all(
+        np.array_equal(a, b) for one, two in zip(sets, again, strict=True) for a, b in zip(one, two, strict=True)
+    )
+    for label in np.unique(labels):
+        sizes = [(labels[reported] == label).sum() for _, reported in sets]
+        assert max(sizes) - min(sizes) <= 1
+    assert not any(set(chosen) & set(reported) for chosen, reported in sets)
+
+
+@given(tables(), st.floats(0.2, 0.8))
+def test_holdout_reports_only_images_it_did_not_choose_on(table, share):
+    grid, labels, seed = table
+    ((chosen_on, reported),) = selection_sets(Holdout(share=share), labels, seed)
+    assert sorted([*chosen_on, *reported]) == list(range(len(labels)))
+    assert abs(len(chosen_on) - share * len(labels)) <= 1
+    for label in np.unique(labels):
+        assert abs((labels[chosen_on] == label).sum() - share * (labels == label).sum()) <= 1
+    choice = choose(Holdout(share=share), grid, labels, seed)
+    assert np.array_equal(choice.reported, reported)
+
+
+def test_in_sample_is_the_best_row():
+    rng = np.random.default_rng(0)
+    grid = [Scored(Steering(b), np.ones(50), rng.integers(0, 2, 50).astype(float)) for b in (1.0, 0.9, 0.8)]
+    choice = choose(InSample(), grid, np.zeros(50), 0)
+    assert choice.chosen == (min(grid, key=better).steering,)
+
+
+def test_ties_go_to_the_baseline():
+    same = np.array([1.0, 0, 1, 1, 0, 1])
+    grid = [Scored(Steering(b), np.ones(6), same) for b in (0.5, 0.9)] + [Scored(BASELINE, np.ones(6), same)]
+    assert set(choose(CrossValidation(folds=3), grid, np.zeros(6), 0).chosen) == {BASELINE}
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    loader = SourceFileLoader("simulate", str(Path(__file__).parents[1] / "ci" / "simulate"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("simulate", loader))
+    loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_without_an_effect_the_headline_seldom_claims_one(simulation):
+    """At 5 %, at most 5 % of the tables within the binomial 99 % bound; the best of the grid far more often."""
+    tables = 150
+    found = simulation.simulate(tables, effect=0.0, seed=1)
+    for name in ("selected, cross_validation: 5", "selected, holdout: 0.5"):
+        assert found[name][0] <= binom.ppf(0.99, tables, 0.05)
+        assert abs(found[name][1]) < 0.5
+    assert found["best of the grid, in-sample"][0] > binom.ppf(0.999, tables, 0.05)
+    assert 1.4 <= found["best of the grid, in-sample"][1] <= 3.2
+
+
+@pytest.mark.slow
+def test_a_true_effect_of_three_points_is_found_as_often_as_when_beta_was_known(simulation):
+    tables = 100
+    found = simulation.simulate(tables, effect=3.0, seed=2)
+    known = found["a β fixed beforehand"][0] / tables
+    assert found["selected, cross_validation: 5"][0] / tables > known - 0.15
+    assert 2.0 < found["selected, cross_validation: 5"][1] < 4.0
