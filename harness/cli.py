@@ -34,6 +34,10 @@ app = typer.Typer(
 )
 
 
+SHARED = {"debug": False}
+"""The options that stand before the command."""
+
+
 class Group(StrEnum):
     """What ``list`` can list."""
 
@@ -51,12 +55,11 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Keep the options that all commands share."""
-    context.obj = debug
+    SHARED["debug"] = debug
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
@@ -67,7 +70,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
         try:
             code = command(*args, **kwargs)
         except HarnessError as error:
-            if _debug():
+            if SHARED["debug"]:
                 raise
             typer.secho(f"error: {error}", err=True, fg="red")
             code = UNDONE
@@ -77,13 +80,6 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
         raise typer.Exit(code)
 
     return run
-
-
-def _debug() -> bool:
-    import click
-
-    context = click.get_current_context(silent=True)
-    return bool(context and context.find_root().obj)
 
 
 @app.command()

@@ -180,25 +180,23 @@ def _failed(entry: Entry) -> list[dict[str, object]]:
 
 def to_csv(table: pd.DataFrame) -> str:
     """The CSV text of a leaderboard: fixed columns, fixed number formats, one newline a line."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FORMATS)
+    lines = [",".join(FORMATS)]
     for row in table.to_dict("records"):
-        writer.writerow(_cell(row[name], kind) for name, kind in FORMATS.items())
-    return text.getvalue()
+        lines.append(",".join(_quoted(_cell(row[name], kind)) for name, kind in FORMATS.items()))
+    return "\n".join(lines) + "\n"
 
 
 def _cell(value: object, kind: str) -> str:
-    if value is None or (
-        isinstance(value, float) and math.isnan(value)
-    ):  # NaN: the rows of a failed model have no numbers
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # a failed model has no numbers
         return ""
     if kind == "d":
         return str(int(value))  # type: ignore[call-overload]
     return f"{value:{kind}}"
+
+
+def _quoted(text: str) -> str:
+    """As in RFC 4180; Python's csv leaves a lone carriage return bare, and readers break the row there."""
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
@@ -234,9 +232,12 @@ def read(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values={
-            name: [""] for name in FORMATS if name not in TEXT
-        })  # fmt: skip
+        table = pd.read_csv(
+            path,
+            dtype={name: str if name in TEXT else float for name in FORMATS},
+            keep_default_na=False,
+            na_values={name: [""] for name in FORMATS if name not in TEXT},
+        )
     except (OSError, ValueError) as error:
         raise LeaderboardError(f"{path}: cannot be read as a leaderboard: {error}") from error
     missing = [name for name in FORMATS if name not in table.columns]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness import leaderboard, spec
 from harness.admission import Admission, Data, admit_model, open_data
 from harness.errors import SpecError
+from harness.evaluate import source, workbench
 from harness.execute import Observer, State, execute
 from harness.gather import entry
 from harness.leaderboard import Entry
@@ -73,6 +74,8 @@ def entries(
 ) -> list[Entry]:
     """Run a benchmark and return what the board says of each model, with the scores of every image; see `run`."""
     observer = observer or Silent()
+    workbench.cache_clear()  # files may have changed since an earlier run of this process
+    source.cache_clear()
     with Ledger(Path(runs) / benchmark.name) as ledger:  # first: an unwritable folder is told at once
         data = open_data(benchmark.dataset, offline)
         _enough_for(benchmark, data)

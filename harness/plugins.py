@@ -89,7 +89,10 @@ def build(group: str, value: Any, where: str) -> Part:
 
 def explain(error: ValidationError, cls: type[Any], where: str) -> str:
     """What is wrong with the mapping at ``where``, one line a fault: the key, what was expected, what was found."""
-    return "\n".join(_fault(dict(fault), cls, where) for fault in error.errors())
+    faults: list[dict[str, Any]] = [dict(fault) for fault in error.errors()]
+    inner = [fault["loc"] for fault in faults]  # a bad entry also makes its list too short: told once, at the entry
+    told = [fault for fault in faults if not any(loc[: len(fault["loc"])] == fault["loc"] != loc for loc in inner)]
+    return "\n".join(_fault(fault, cls, where) for fault in told)
 
 
 def _fault(fault: dict[str, Any], cls: type[Any], where: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,9 +35,13 @@ def _spread(value: Any) -> Any:
     if isinstance(value, Mapping):
         if set(value) != {"from", "to", "step"}:
             raise ValueError("expected a list of numbers or {from: …, to: …, step: …}")
-        start, stop, step = (Decimal(str(value[key])) for key in ("from", "to", "step"))
-        if step <= 0 or stop < start:
-            raise ValueError("expected from ≤ to and step > 0")
+        try:
+            start, stop, step = (Decimal(str(value[key])) for key in ("from", "to", "step"))
+            ordered = 0 <= start <= stop <= 1 and step > 0
+        except InvalidOperation:  # no numbers, or NaN
+            raise ValueError("expected numbers for from, to and step") from None
+        if not ordered:
+            raise ValueError("expected 0 ≤ from ≤ to ≤ 1 and step > 0")
         return [float(start + i * step) for i in range(int((stop - start) / step) + 1)]
     return [value] if isinstance(value, int | float) else value
 
@@ -163,33 +167,39 @@ def _with_defaults(threat: Any, dataset: Any) -> Any:
     kinds = threat.get("kind"), dataset.get("kind")
     if not (isinstance(kinds[0], str) and kinds[0] in plugins.registered("threats")):
         return threat
-    cls = plugins.part("threats", kinds[0])
+    try:
+        cls = plugins.part("threats", kinds[0])
+    except SpecError:
+        return threat  # building it will say what is wrong
     assert issubclass(cls, Threat)
     return cls.defaults(str(kinds[1])) | dict(threat)
 
 
 def _override(data: Any, override: str) -> None:
-    """Set one value deep in ``data``, in place."""
+    """Set one value deep in ``data``, in place; mappings on the way are made where they are missing."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise SpecError(f"--set {override}: expected key=value, such as dataset.n=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override}: the value is not valid YAML: {text!r}") from error
     *parents, last = path.split(".")
     node = data
     for step in parents:
-        node = node[_step(node, step, override)] if step in node or isinstance(node, list) else _grow(node, step)
-    node[_step(node, last, override)] = yaml.safe_load(text)
+        place = _place(node, step, override)
+        if isinstance(node, dict):
+            node.setdefault(place, {})
+        node = node[place]
+    node[_place(node, last, override)] = value
 
 
-def _grow(node: Any, step: str) -> Any:
-    node[step] = {}
-    return node[step]
-
-
-def _step(node: Any, step: str, override: str) -> Any:
-    if isinstance(node, list):
-        if not (step.isdecimal() and int(step) < len(node)):
-            raise SpecError(f"--set {override}: {step!r} is not one of the entries 0 … {len(node) - 1}")
-        return int(step)
-    if not isinstance(node, dict):
+def _place(node: Any, step: str, override: str) -> str | int:
+    """The key or the number that ``step`` is in ``node``."""
+    if isinstance(node, dict):
+        return step
+    if not isinstance(node, list):
         raise SpecError(f"--set {override}: there is nothing under {step!r}; its parent is {node!r}")
-    return step
+    if not (step.isdecimal() and int(step) < len(node)):
+        raise SpecError(f"--set {override}: {step!r} is not one of the entries 0 … {len(node) - 1}")
+    return int(step)

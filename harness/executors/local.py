@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Annotated, Any, Literal
@@ -59,8 +61,6 @@ class Local(Executor):
 
         with self._lock:
             worker = self._idle.popleft()
-            if worker not in self._pools:
-                self._pools[worker] = _pool(worker)
 
         def finish(future: Future[Outcome]) -> None:
             error = future.exception()
@@ -79,7 +79,20 @@ class Local(Executor):
                     f"(out of memory?); lower batch_size. {error}"
                 ))  # fmt: skip
 
-        self._pools[worker].submit(evaluate, cell).add_done_callback(finish)
+        self._given(worker, evaluate, cell).add_done_callback(finish)
+
+    def _given(self, worker: int, function: Callable[[Cell], Outcome], cell: Cell) -> Future[Outcome]:
+        """The worker's future; a worker that died while it was idle is replaced."""
+        for _ in range(ATTEMPTS):
+            if worker not in self._pools:
+                self._pools[worker] = _pool(worker)
+            try:
+                future: Future[Outcome] = self._pools[worker].submit(function, cell)
+            except BrokenProcessPool:
+                del self._pools[worker]
+            else:
+                return future
+        raise ModelError(f"no worker process could be started, {ATTEMPTS} times; is there memory left?")
 
 
 def _settle(promise: Future[Outcome], future: Future[Outcome]) -> None:
@@ -98,7 +111,20 @@ def _pool(worker: int) -> Any:
     gpus = _gpus()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = str(worker % gpus)
-    return ProcessPoolExecutor(max_workers=1, env=environment, timeout=None)
+    return ProcessPoolExecutor(
+        max_workers=1, env=environment, timeout=None, initializer=_leave_with, initargs=(os.getpid(),)
+    )
+
+
+def _leave_with(parent: int) -> None:
+    """In a worker: end when the run does, however it ends; a killed one cannot say goodbye."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _devices() -> int:

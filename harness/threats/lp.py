@@ -28,7 +28,7 @@ def pixels(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError('expected a number in pixels such as 0.03 or "8/255"') from None
     return value
 
