@@ -75,7 +75,8 @@ QUADRANTS = {"kind": "checkpoint", "builder": "tiny_networks:quadrants"}
                                      "not 0, found []"),
         (
             {"steering": {"beta": {"from": 0.9, "to": 0.7, "step": 0.1}}},
-            "tiny.yaml: steering.beta: expected 0 ≤ from ≤ to ≤ 1 and step > 0, found {'from': 0.9, 'step': 0.1, 'to': 0.7}",
+            "tiny.yaml: steering.beta: expected 0 ≤ from ≤ to ≤ 1 and step > 0, found "
+            "{'from': 0.9, 'step': 0.1, 'to': 0.7}",
         ),
         (
             {"steering": {"beta": {"from": 0.9, "till": 0.7}}},
