@@ -22,9 +22,13 @@ ATTEMPTS = 3
 
 
 class Local(Executor):
-    """Each worker is a pool of one process, so that a worker that dies takes only its own cell with it.
+    """Worker processes on this machine, one torch thread each.
 
-    Two threads in each of two busy processes run many times slower than one thread in each: hence one thread.
+    Each is a pool of one process, so that one that dies takes only its own cell with it. Two threads in each of two
+    busy processes run many times slower than one thread in each: hence one thread.
+
+    Args:
+        workers: how many; "auto" is one a GPU where there are any, otherwise one a core.
     """
 
     kind = "local"
@@ -85,7 +89,7 @@ class Local(Executor):
         """The worker's future; a worker that died while it was idle is replaced."""
         for _ in range(ATTEMPTS):
             if worker not in self._pools:
-                self._pools[worker] = _pool(worker)
+                self._pools[worker] = _pool(worker, cell.task.device)
             try:
                 future: Future[Outcome] = self._pools[worker].submit(function, cell)
             except BrokenProcessPool:
@@ -103,14 +107,13 @@ def _settle(promise: Future[Outcome], future: Future[Outcome]) -> None:
         promise.set_result(future.result())
 
 
-def _pool(worker: int) -> Any:
+def _pool(worker: int, device: str) -> Any:
     """A pool of one process that does not import the caller's script, so no ``__main__`` guard is needed."""
     from loky import ProcessPoolExecutor
 
-    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    gpus = _gpus()
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = str(worker % gpus)
+    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    if device == "cuda":  # any; "cuda:1" is that one, for all workers
+        environment["CUDA_VISIBLE_DEVICES"] = str(worker % _gpus())
     return ProcessPoolExecutor(
         max_workers=1, env=environment, timeout=None, initializer=_leave_with, initargs=(os.getpid(),)
     )
