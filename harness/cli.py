@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import __version__
-from harness.errors import HarnessError, LeaderboardError
+from harness.errors import DataError, HarnessError, LeaderboardError, SpecError
 
 if TYPE_CHECKING:
     from harness.regression import Board
@@ -100,20 +100,23 @@ def run(
     loaded = spec.load(benchmark, overrides or ())
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
-    board = _fresh(loaded, runs, offline)
+    board = _fresh(benchmark, loaded, runs, offline)
     _write(board, out)
     print_board(board.table, str(out))
     return _verdict(board.table)
 
 
-def _fresh(loaded: Benchmark, runs: Path, offline: bool) -> Board:
-    """Run a benchmark under a progress display."""
+def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
+    """Run the benchmark that was read from ``path`` under a progress display."""
     from harness import leaderboard, line, outcomes
     from harness.regression import Board
     from harness.screen import Ticker
 
-    with Ticker() as ticker:
-        entries = line.entries(loaded, runs=runs, offline=offline, observer=ticker)
+    try:
+        with Ticker() as ticker:
+            entries = line.entries(loaded, runs=runs, offline=offline, observer=ticker)
+    except (DataError, SpecError) as error:  # a key of the file that only the data could show to be wrong
+        raise type(error)(f"{path}: {error}") from error
     return Board(leaderboard.board(entries), outcomes.table(entries))
 
 
@@ -207,7 +210,7 @@ def check(
     if bits is None and not update:
         raise LeaderboardError(f"{outcomes.path_of(against)}: missing; commit it, or accept a new board (--update)")
     # what another state of the code has computed says nothing about this one
-    fresh = _fresh(loaded, runs or Path("runs") / f"check-{code_sha256()[:12]}", offline)
+    fresh = _fresh(benchmark, loaded, runs or Path("runs") / f"check-{code_sha256()[:12]}", offline)
     if update:
         _write(fresh, against)
         typer.echo(f"accepted: {against}")

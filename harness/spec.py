@@ -94,7 +94,7 @@ class Benchmark(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     dataset: Dataset
     threat: Threat

@@ -104,12 +104,12 @@ QUADRANTS = {"kind": "checkpoint", "builder": "tiny_networks:quadrants"}
             "found 8",
         ),
         ({"threat": {"kind": "L2", "eps": 0}}, "tiny.yaml: threat.eps: input should be greater than 0, found 0"),
-        ({"dataset": IMAGES | {"n": 25}}, "dataset.n: arrays has 24 images, but n = 25 were asked for; lower n"),
-        ({"dataset": IMAGES | {"indices": [3, 24]}}, "dataset.indices: arrays has 24 images (0 … 23), no 24"),
-        ({"dataset": IMAGES | {"indices": [3, 3]}}, "dataset.indices: an image is named twice; name each once"),
+        ({"dataset": IMAGES | {"n": 25}}, "tiny.yaml: dataset.n: arrays has 24 images, but n = 25 were asked for; lower n"),
+        ({"dataset": IMAGES | {"indices": [3, 24]}}, "tiny.yaml: dataset.indices: arrays has 24 images (0 … 23), no 24"),
+        ({"dataset": IMAGES | {"indices": [3, 3]}}, "tiny.yaml: dataset.indices: an image is named twice; name each once"),
         (
             {"dataset": {"kind": "normalised"}},
-            "dataset: normalised: images must lie in [0, 1], since eps is in pixels; found -2.876 … 2.877. "
+            "tiny.yaml: dataset: normalised: images must lie in [0, 1], since eps is in pixels; found -2.876 … 2.877. "
             "Leave normalisation to the model (checkpoint: mean, std)",
         ),
     ],
@@ -124,7 +124,7 @@ def test_the_message_names_the_key_and_what_was_found(
 
 
 def test_a_fault_is_told_once(refused: Callable[..., str], mapping: Mapping) -> None:
-    # FAULT: a β out of range leaves an empty tuple, of which pydantic then says that it "should have at least 1 item".
+    # Once: a β out of range leaves an empty tuple, of which pydantic then says that it "should have at least 1 item".
     found = refused(mapping(steering={"beta": -0.5}))
     assert found == "tiny.yaml: steering.beta[0]: input should be greater than or equal to 0, found -0.5"
 
@@ -151,12 +151,12 @@ def test_two_models_of_one_label(refused: Callable[..., str], mapping: Mapping) 
     ],
 )
 def test_a_spread_of_what_are_no_numbers(refused: Callable[..., str], mapping: Mapping, beta: Any) -> None:
-    # FAULT: decimal.InvalidOperation and OverflowError are no ValueErrors, so they pass pydantic as a traceback.
+    # Once: decimal.InvalidOperation and OverflowError are no ValueErrors, so they pass pydantic as a traceback.
     assert refused(mapping(steering={"beta": beta})).startswith("tiny.yaml: steering.beta: ")
 
 
 def test_an_eps_beyond_all_numbers(refused: Callable[..., str], mapping: Mapping) -> None:
-    # FAULT: float(Fraction("1e400")) is an OverflowError, which is no ValueError.
+    # Once: float(Fraction("1e400")) is an OverflowError, which is no ValueError.
     assert refused(mapping(threat={"kind": "Linf", "eps": "1e400"})).startswith("tiny.yaml: threat.eps: ")
 
 
@@ -202,7 +202,7 @@ def test_an_override_that_cannot_be(refused: Callable[..., str], mapping: Mappin
 
 @pytest.mark.parametrize("override", ["batch_size.x.y=1", "device.x.y=1", "dataset.n=[", "models.0=: :"])
 def test_an_override_that_goes_nowhere(refused: Callable[..., str], mapping: Mapping, override: str) -> None:
-    # FAULT: a path through a number or a string, and a value that is no YAML, end in a traceback.
+    # Once: a path through a number or a string, and a value that is no YAML, end in a traceback.
     assert refused(mapping(), "--set", override).startswith(f"tiny.yaml: --set {override}")
 
 
@@ -352,7 +352,7 @@ def test_a_broken_plug_in_is_named_with_its_owner(
 
 
 def test_a_broken_threat_is_named_with_its_key(here: Path, run: Run, mapping: Mapping, monkeypatch: Any) -> None:
-    # FAULT: _with_defaults() imports the threat before build() does, outside of what adds `threat.kind: ` to the text.
+    # Once: _with_defaults() imports the threat before build() does, outside of what adds `threat.kind: ` to the text.
     install(here / "site", "shoddy-parts", "[ct_harness.threats]\nbroken = shoddy_threat:Part\n", shoddy_threat="1 / 0")
     monkeypatch.syspath_prepend(str(here / "site"))
     ended = run(mapping(threat={"kind": "broken"}))

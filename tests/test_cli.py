@@ -163,7 +163,7 @@ def test_an_error_is_one_message_and_exit_code_2(here: Path) -> None:
 
 
 def test_debug_shows_the_traceback(here: Path) -> None:
-    # FAULT: _debug() asks click for its context, but typer brings a click of its own (typer._click): always None.
+    # Once: _debug() asks click for its context, but typer brings a click of its own (typer._click): always None.
     (here / "bad.yaml").write_text(yaml.safe_dump({"models": []}))
     ended = python("-m", "harness", "--debug", "run", "bad.yaml")
     assert ended.returncode != 0

@@ -88,7 +88,7 @@ def some_cells(mapping: Mapping, builder: str = "mixed") -> list[Cell]:
 
 @pytest.mark.usefixtures("here")
 def test_a_worker_that_dies_idle_costs_nothing(mapping: Mapping) -> None:
-    # FAULT: a pool found broken when the next cell is given to it raises out of submit(), and ends the run.
+    # Once: a pool found broken when the next cell is given to it raises out of submit(), and ends the run.
     first, second, *_ = some_cells(mapping)
     with Local(workers=1) as local:
         assert local.submit(first).result(60).key == first.key

@@ -187,7 +187,7 @@ def test_awkward_model_names_come_back(tmp_path: Path, name: str) -> None:
 
 
 def test_a_model_name_with_a_carriage_return_comes_back(tmp_path: Path) -> None:
-    # FAULT: csv.writer leaves "\r" unquoted where lines end with "\n", and pandas takes it for the end of the row.
+    # Once: csv.writer leaves "\r" unquoted where lines end with "\n", and pandas takes it for the end of the row.
     test_awkward_model_names_come_back(tmp_path, "a\rb")
 
 
@@ -230,7 +230,7 @@ def test_a_file_that_is_no_leaderboard_is_named(tmp_path: Path, text: str | None
 
 
 def test_text_where_a_number_belongs_is_named(tmp_path: Path) -> None:
-    # FAULT: read() lets text in a numeric column pass; `show` then ends in a ValueError's traceback.
+    # Once: read() lets text in a numeric column pass; `show` then ends in a ValueError's traceback.
     write(board([entry(score(1.0, [1] * 4, [1] * 4))]), tmp_path / "b.csv")
     (tmp_path / "b.csv").write_text((tmp_path / "b.csv").read_text().replace("1.000000", "all"))
     with pytest.raises(LeaderboardError, match=r"b\.csv"):

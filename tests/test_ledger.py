@@ -276,7 +276,7 @@ def test_moving_the_images_changes_nothing(resumed: Path, mapping: Mapping, rows
 
 @pytest.mark.usefixtures("here")
 def test_weights_that_change_between_two_runs_of_one_process_are_scored_anew(mapping: Mapping, tmp_path: Path) -> None:
-    # FAULT: workbench() keeps a model by its spec for the life of the process, so a second run in it (a notebook,
+    # Once: workbench() keeps a model by its spec for the life of the process, so a second run in it (a notebook,
     # after retraining) reports the first run's weights.
     from tiny_networks import mixed
 
@@ -296,7 +296,7 @@ def test_weights_that_change_between_two_runs_of_one_process_are_scored_anew(map
 def test_images_that_change_between_two_runs_of_one_process_are_read_anew(
     mapping: Mapping, tmp_path: Path, images: Any
 ) -> None:
-    # FAULT: likewise source(): an .npz rewritten between two runs of one process is not read again.
+    # Once: likewise source(): an .npz rewritten between two runs of one process is not read again.
     hashes = []
     for scale in (1, 0.9):
         np.savez("mine.npz", x=images[0] * np.float32(scale), y=images[1])
@@ -371,7 +371,7 @@ def test_a_run_killed_at_any_moment_goes_on_where_it_was(
 
 @pytest.mark.slow
 def test_the_workers_of_a_killed_run_go_too(mapping: Mapping, process: Any, here: Path) -> None:
-    # FAULT: workers outlive a run that was killed, waiting for work that never comes, each with its torch (or its GPU).
+    # Once: workers outlive a run that was killed, waiting for work that never comes, each with its torch (or its GPU).
     Path("killed.yaml").write_text(yaml.safe_dump(mapping(**KILLED)))
     victim = process("run", "killed.yaml")
     assert wait_for(lambda: counted(here / "runs", "killed") > 0, 60)
