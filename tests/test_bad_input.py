@@ -104,9 +104,18 @@ QUADRANTS = {"kind": "checkpoint", "builder": "tiny_networks:quadrants"}
             "found 8",
         ),
         ({"threat": {"kind": "L2", "eps": 0}}, "tiny.yaml: threat.eps: input should be greater than 0, found 0"),
-        ({"dataset": IMAGES | {"n": 25}}, "tiny.yaml: dataset.n: arrays has 24 images, but n = 25 were asked for; lower n"),
-        ({"dataset": IMAGES | {"indices": [3, 24]}}, "tiny.yaml: dataset.indices: arrays has 24 images (0 … 23), no 24"),
-        ({"dataset": IMAGES | {"indices": [3, 3]}}, "tiny.yaml: dataset.indices: an image is named twice; name each once"),
+        (
+            {"dataset": IMAGES | {"n": 25}},
+            "tiny.yaml: dataset.n: arrays has 24 images, but n = 25 were asked for; lower n",
+        ),
+        (
+            {"dataset": IMAGES | {"indices": [3, 24]}},
+            "tiny.yaml: dataset.indices: arrays has 24 images (0 … 23), no 24",
+        ),
+        (
+            {"dataset": IMAGES | {"indices": [3, 3]}},
+            "tiny.yaml: dataset.indices: an image is named twice; name each once",
+        ),
         (
             {"dataset": {"kind": "normalised"}},
             "tiny.yaml: dataset: normalised: images must lie in [0, 1], since eps is in pixels; found -2.876 … 2.877. "
@@ -252,7 +261,7 @@ def test_arrays_that_are_no_images(
 ) -> None:
     np.savez("odd.npz", x=x, y=y)
     found = refused(mapping(dataset={"kind": "arrays", "path": "odd.npz"}))
-    assert found.startswith(f"{here / 'odd.npz'}: {message}")
+    assert found.startswith(f"tiny.yaml: {here / 'odd.npz'}: {message}")
 
 
 def test_images_that_are_not_there(refused: Callable[..., str], mapping: Mapping, here: Path) -> None:
