@@ -139,7 +139,9 @@ def _writable(out: Path) -> None:
 
 
 def _verdict(table: Any) -> int:
-    failed = table["status"].str.startswith("failed")
+    from harness.leaderboard import FAILED
+
+    failed = table["status"].str.startswith(FAILED)
     return UNDONE if failed.all() else NO if failed.any() else GOOD
 
 
@@ -212,6 +214,8 @@ def check(
     # what another state of the code has computed says nothing about this one
     fresh = _fresh(benchmark, loaded, runs or Path("runs") / f"check-{code_sha256()[:12]}", offline)
     if update:
+        if _verdict(fresh.table) != GOOD:
+            raise LeaderboardError(f"{against}: not updated: a model failed; mend it, or take it out of the benchmark")
         _write(fresh, against)
         typer.echo(f"accepted: {against}")
         return _verdict(fresh.table)

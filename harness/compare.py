@@ -61,9 +61,12 @@ def between(
     """
     import pandas as pd
 
-    left, right = _by_key(first), _by_key(second)
+    left, right = leaderboard.scored_rows(first), leaderboard.scored_rows(second)
     shared = [key for key in left if key in right]
-    differences, alike, same_threat, same_images = _differences(first, second)
+    models = {model for model, _, _ in shared}
+    differences, alike, same_threat, same_images = _differences(
+        *(board[board["model"].isin(models)] if models else board for board in (first, second))
+    )
     bits = None
     if same_images and first_outcomes is not None and second_outcomes is not None:
         bits = outcomes.scores(first_outcomes), outcomes.scores(second_outcomes)
@@ -97,11 +100,6 @@ def _robust(key: outcomes.Key, a: pd.Series, b: pd.Series, bits: object) -> Row:
     return {"robust_pp": delta, "low": 100 * low, "high": 100 * high, "p_value": p_value, "test": "unpaired"}
 
 
-def _by_key(board: pd.DataFrame) -> dict[outcomes.Key, pd.Series]:
-    scored = board[board["status"] == leaderboard.OK]
-    return {(str(row["model"]), float(row["beta"]), float(row["c"])): row for _, row in scored.iterrows()}
-
-
 def _differences(first: pd.DataFrame, second: pd.DataFrame) -> tuple[list[str], bool, bool, bool]:
     """Sentences; whether the data sets are alike, the threats the same, and the images the same."""
     sentences = []
@@ -119,7 +117,7 @@ def _differences(first: pd.DataFrame, second: pd.DataFrame) -> tuple[list[str], 
 
 
 def _values(board: pd.DataFrame, name: str) -> set[str]:
-    return {str(value) for value in board.loc[board["status"] == leaderboard.OK, name]}
+    return {leaderboard.written(value, name) for value in board.loc[board["status"] == leaderboard.OK, name]}
 
 
 def _against(first: pd.DataFrame, second: pd.DataFrame, name: str) -> str:

@@ -65,8 +65,8 @@ class Model(Part):
 class Dataset(Part):
     """Labelled images, of which a benchmark takes the first ``n`` or those named by ``indices``."""
 
-    n: Annotated[int, Field(gt=0)] | None = None
-    indices: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    n: Annotated[int, Field(strict=True, gt=0)] | None = None
+    indices: Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1)] | None = None
 
     @abstractmethod
     def open(self, *, offline: bool = False) -> Source:
@@ -149,7 +149,9 @@ class Threat(Part):
         """
 
     def check(self, x: Tensor, perturbed: Tensor) -> None:
-        """Refuse images that the threat does not allow; called on every output of `perturb`.
+        """Refuse images that this threat does not allow; called on every output of `perturb`.
+
+        That they are as many, finite and in [0, 1] has been checked before.
 
         Args:
             x: the clean images [n, c, h, w].

@@ -15,6 +15,10 @@ class DataError(HarnessError):
     """The data are not there, damaged, or not images in [0, 1] with labels."""
 
 
+class DataMissing(DataError):
+    """The data are not there at all."""
+
+
 class ModelError(HarnessError):
     """A model cannot be loaded, or cannot be scored as it is. Its row says ``failed`` and the others still run.
 

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.contracts import Dataset, Flag, Model, Source
-from harness.errors import HarnessError, ModelError
+from harness.contracts import Dataset, Flag, Model, Source, Threat
+from harness.errors import HarnessError, InvalidAdversary, ModelError
 from harness.loaded import Loaded
 from harness.plan import CLEAN, REPLAY
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
+from harness.threats import SLACK_BOX
 from harness.types import Adversaries, Batch, Cell, Outcome, Steering
 
 SHOWN = 256
@@ -64,7 +65,7 @@ def _run_stage(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Te
         images = batch.x
     else:
         images = threat.perturb(cell.stage, network, batch, cell.seed).detach()
-        threat.check(batch.x, images)
+        allowed(threat, batch.x, images)
     return logits(network, images).argmax(1) == batch.y, images
 
 
@@ -77,10 +78,31 @@ def _replay(cell: Cell, network: nn.Module, batch: Batch) -> Tensor:
     for owner, images in zip(
         torch.split(owners, SHOWN), torch.split(cell.shown.images.to(batch.x.device), SHOWN), strict=True
     ):
-        cell.task.threat.check(batch.x[owner], images)
+        allowed(cell.task.threat, batch.x[owner], images)
         fooled = logits(network, images).argmax(1) != batch.y[owner]
         survived[owner[fooled]] = False
     return survived
+
+
+def allowed(threat: Threat, x: Tensor, perturbed: Tensor) -> None:
+    """Refuse what no threat allows, then what this one does not.
+
+    Args:
+        threat: whose stage it was.
+        x: the images [n, c, h, w].
+        perturbed: what the stage made of them: as many, finite, in [0, 1].
+
+    Raises:
+        InvalidAdversary: never scored.
+    """
+    if perturbed.shape != x.shape:
+        raise InvalidAdversary(f"the attack returned {list(perturbed.shape)} for {list(x.shape)}", "invalid")
+    if not perturbed.isfinite().all():
+        raise InvalidAdversary("the attack returned NaN or infinite pixels; nothing of it is scored", "invalid")
+    low, high = perturbed.min().item(), perturbed.max().item()
+    if low < -SLACK_BOX or high > 1 + SLACK_BOX:
+        raise InvalidAdversary(f"the attack returned pixels in [{low:.6g}, {high:.6g}], not [0, 1]", "invalid")
+    threat.check(x, perturbed)
 
 
 def logits(network: nn.Module, x: Tensor) -> Tensor:

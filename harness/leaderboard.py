@@ -182,11 +182,13 @@ def to_csv(table: pd.DataFrame) -> str:
     """The CSV text of a leaderboard: fixed columns, fixed number formats, one newline a line."""
     lines = [",".join(FORMATS)]
     for row in table.to_dict("records"):
-        lines.append(",".join(_quoted(_cell(row[name], kind)) for name, kind in FORMATS.items()))
+        lines.append(",".join(_quoted(written(row[name], name)) for name in FORMATS))
     return "\n".join(lines) + "\n"
 
 
-def _cell(value: object, kind: str) -> str:
+def written(value: object, column: str) -> str:
+    """A value as the CSV has it, whether it was just computed or read from one."""
+    kind = FORMATS[column]
     if value is None or (isinstance(value, float) and math.isnan(value)):  # a failed model has no numbers
         return ""
     if kind == "d":
@@ -197,6 +199,12 @@ def _cell(value: object, kind: str) -> str:
 def _quoted(text: str) -> str:
     """As in RFC 4180; Python's csv leaves a lone carriage return bare, and readers break the row there."""
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+def scored_rows(table: pd.DataFrame) -> dict[tuple[str, float, float], pd.Series]:
+    """The rows of the grid by model, β and c; without headlines and failures."""
+    scored = table[table["status"] == OK]
+    return {(str(row["model"]), float(row["beta"]), float(row["c"])): row for _, row in scored.iterrows()}
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

@@ -93,18 +93,31 @@ class Ledger:
 
     def get(self, key: str) -> Outcome | None:
         """The outcome of the cell ``key``, without its images; None if it has not been computed."""
-        row = self._connection.execute(
-            "SELECT outcome, seconds, flags, provenance FROM cells WHERE key = ?", (key,)
-        ).fetchone()
+        query = "SELECT outcome, seconds, flags, provenance FROM cells WHERE key = ?"
+        try:
+            row = self._connection.execute(query, (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"{self.path}: cannot be read: {error}; is another run using it, or is it damaged?"
+            ) from error
         if row is None:
             return None
         values, seconds, flags, provenance = row
         return Outcome(key, np.frombuffer(values, "<f4"), seconds, tuple(json.loads(flags)), json.loads(provenance))
 
-    def adversaries(self, key: str) -> Path | None:
-        """The safetensors file with the cell's adversarial ``images`` and their ``indices``; None if it found none."""
+    def adversaries(self, key: str) -> Path:
+        """The safetensors file with the adversarial ``images`` and their ``indices`` of a cell that lost some.
+
+        Raises:
+            LedgerError: it is not there.
+        """
         path = self._images_of(key)
-        return path if path.exists() else None
+        if not path.exists():
+            raise LedgerError(
+                f"{path}: missing, but the ledger has the outcome that it belongs to; put the folder back, or move "
+                f"{self.path} away to compute the benchmark again"
+            )
+        return path
 
     def _images_of(self, key: str) -> Path:
         return self.images / key[:2] / f"{key}.safetensors"

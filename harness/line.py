@@ -16,7 +16,7 @@ from harness.leaderboard import Entry
 from harness.ledger import Ledger
 from harness.plan import Lane, grid, lanes, shards
 from harness.replay import replays
-from harness.selection import CrossValidation
+from harness.selection import CrossValidation, Holdout
 from harness.spec import Benchmark
 from harness.types import Cell, Outcome
 
@@ -99,6 +99,12 @@ def _enough_for(benchmark: Benchmark, data: Data) -> None:
         raise SpecError(
             f"selection.folds: {benchmark.selection.folds} folds of {len(data.labels)} images; "
             "use fewer folds or more images"
+        )
+
+    if isinstance(benchmark.selection, Holdout) and not int(benchmark.selection.share * len(data.labels)) >= 1:
+        raise SpecError(
+            f"selection.share: {benchmark.selection.share:g} of {len(data.labels)} images leaves none to choose on; "
+            "use a larger share or more images"
         )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "numpy")
@@ -14,8 +14,9 @@ PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "numpy")
 
 @cache
 def code_sha256() -> str:
-    """SHA-256 of the harness's own source, and of the versions it stands on: what a night's run is a test of."""
-    digest = hashlib.sha256(json.dumps([version(package) for package in PACKAGES]).encode())
+    """SHA-256 of the harness's own source, of Python and of all installed packages: what a night tests."""
+    installed = sorted(f"{package.name}=={package.version}" for package in distributions())
+    digest = hashlib.sha256(json.dumps([platform.python_version(), *installed]).encode())
     home = Path(__file__).parent
     for source in sorted(home.rglob("*.py")):
         digest.update(source.relative_to(home).as_posix().encode() + source.read_bytes())

@@ -1,8 +1,8 @@
 """The nightly gate: does a fresh run hold against a committed leaderboard? Pure.
 
-A row is *moved* when images flipped, and *regressed* when its clean or robust accuracy fell by more than chance allows:
-A row is *moved* when images flipped, and *regressed* when its clean or robust accuracy fell by more than chance:
-when it vanished; or when its weights or data are others.
+A row is *moved* when images flipped. It is *regressed* when its clean or robust accuracy fell by more than chance
+allows (an exact one-sided test on the flipped images, Holm over all rows, α = 0.01) or by more than a given number of
+points, when it vanished, or when its weights, its data or the activations that its steering reaches are others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.01
 
-MUST_AGREE = ("dataset", "threat", "eps", "attack", "seed", "batch_size")
+MUST_AGREE = ("dataset", "threat", "eps", "attack", "seed", "batch_size", "selection")
 """What was asked: where it differs, the boards answer different questions."""
 HASHES = {"weights_sha256": "weights", "data_sha256": "data"}
 
@@ -77,7 +77,7 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
         LeaderboardError: the boards do not answer the same question.
     """
     _same_question(fresh.table, committed.table)
-    expected, found = _rows(committed.table), _rows(fresh.table)
+    expected, found = leaderboard.scored_rows(committed.table), leaderboard.scored_rows(fresh.table)
     before, after = outcomes.scores(committed.outcomes), outcomes.scores(fresh.outcomes)
     broken = {key: why for key in expected if (why := _broken(key, expected[key], found, fresh.table))}
     judged = [key for key in expected if key not in broken]
@@ -103,17 +103,14 @@ Scores = tuple[np.ndarray, np.ndarray]
 
 def _same_question(fresh: pd.DataFrame, committed: pd.DataFrame) -> None:
     for name in MUST_AGREE:
-        values = [sorted(set(board[name].astype(str))) for board in (committed, fresh)]
-        if values[0] != values[1]:
+        values = [
+            sorted({leaderboard.written(value, name) for value in board[name]} - {""}) for board in (committed, fresh)
+        ]
+        if values[1] and values[0] != values[1]:  # nothing at all on the fresh board is a model that vanished
             raise LeaderboardError(
                 f"{name}: the committed board has {', '.join(values[0])} and the benchmark {', '.join(values[1])}; "
                 "they do not answer the same question: accept a new board on purpose (--update)"
             )
-
-
-def _rows(table: pd.DataFrame) -> dict[Key, pd.Series]:
-    scored = table[table["status"] == leaderboard.OK]
-    return {(str(row["model"]), float(row["beta"]), float(row["c"])): row for _, row in scored.iterrows()}
 
 
 def _broken(key: Key, row: pd.Series, found: Mapping[Key, pd.Series], fresh: pd.DataFrame) -> str | None:
@@ -124,7 +121,8 @@ def _broken(key: Key, row: pd.Series, found: Mapping[Key, pd.Series], fresh: pd.
     for column, what in HASHES.items():
         if row[column] != found[key][column]:
             return f"the {what} have another hash: {row[column][:12]} committed, {found[key][column][:12]} now"
-    return None
+    reach = [f"{one['steered']:.0f} of {one['sites']:.0f}" for one in (row, found[key])]
+    return f"the steering reached {reach[0]} activations, now {reach[1]}" if reach[0] != reach[1] else None
 
 
 def _significant(

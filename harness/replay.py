@@ -78,10 +78,10 @@ def _replay(state: State[Lane], ledger: Ledger, number: int, others: Sequence[in
     lane = state.lanes[number]
     standing = set(lane.standing(state.values(number)))
     sources = [
-        (outcome.key, path)
+        (outcome.key, ledger.adversaries(outcome.key))
         for other in others
-        for outcome in state.done[other]
-        if (path := ledger.adversaries(outcome.key)) and standing & set(_lost_at(state, other, outcome.key))
+        for outcome in state.done[other][1:]  # the clean stage finds no images
+        if standing & set(_lost_at(state, other, outcome.key))
     ]
     if not sources:
         return None

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.flags import MEANING
+from harness.leaderboard import FAILED, IN_SAMPLE, OK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,9 @@ class Ticker:
     def started(self, state: State[Any], slots: int) -> None:
         """See `harness.execute.Observer`."""
         self.slots = slots
+        self.times.clear()
+        for shown in self.bar.task_ids:
+            self.bar.remove_task(shown)
         self.since = self.told = monotonic()
         left = state.remaining().total()
         known = state.total - left
@@ -108,13 +112,13 @@ def print_board(table: pd.DataFrame, title: str) -> None:
     )  # fmt: skip
     failures, last = [], None
     for row in table.to_dict("records"):
-        if str(row["status"]).startswith("failed"):
+        if str(row["status"]).startswith(FAILED):
             failures.append(Text(f"{row['model']}: {row['status']}", style="red"))
             continue
         if last not in (None, row["model"]):
             view.add_section()
         last = row["model"]
-        view.add_row(*map(_text, _view(row)), style="bold" if row["status"] != "ok" else None)
+        view.add_row(*map(_text, _view(row)), style="bold" if row["status"] != OK else None)
     console = _console()
     console.print(view)
     for failure in failures:
@@ -122,7 +126,7 @@ def print_board(table: pd.DataFrame, title: str) -> None:
 
 
 def _view(row: Mapping[Any, Any]) -> tuple[str, ...]:
-    headline = row["status"] != "ok"
+    headline = row["status"] != OK
     baseline = not headline and row["beta"] == 1.0
     steering = f"{row['beta']:g}" if row["c"] == 0.5 else f"{row['beta']:g} c={row['c']:g}"
     p_value = row["p_value"] if headline else row["p_holm"]
@@ -184,7 +188,7 @@ def print_within(rows: pd.DataFrame, title: str) -> None:
         ("Δ pp", "right"), ("95 %", "left"), ("gained", "right"), ("lost", "right"), ("p", "right"), ("flags", "left"),
     )  # fmt: skip
     for row in rows.to_dict("records"):
-        mark = " (in-sample)" if row["status"] == "in-sample" else ""
+        mark = " (in-sample)" if row["status"] == IN_SAMPLE else ""
         view.add_row(
             *map(_text, (
                 row["model"], " ".join(row["chosen"].split(";")) + mark, f"{100 * row['baseline']:.1f}",

@@ -27,7 +27,7 @@ class CrossValidation(_Kind):
     """
 
     kind: Literal["cross_validation"] = "cross_validation"
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Annotated[int, Field(strict=True, ge=2)] = 5
 
 
 class Holdout(_Kind):
@@ -38,7 +38,7 @@ class Holdout(_Kind):
     """
 
     kind: Literal["holdout"] = "holdout"
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.5
 
 
 class InSample(_Kind):

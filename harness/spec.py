@@ -27,7 +27,7 @@ from harness.types import Sites
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
 """The keys that hold one part, and the group that its kind is looked up in; ``models`` holds a list of them."""
 
-Unit = Annotated[float, Field(ge=0, le=1)]
+Unit = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 def _spread(value: Any) -> Any:
@@ -100,9 +100,9 @@ class Benchmark(BaseModel):
     threat: Threat
     steering: SteeringGrid
     selection: Selection = CrossValidation()
-    replay_points: Annotated[float, Field(ge=0)] = 1.0
-    seed: Annotated[int, Field(ge=0)] = 0
-    batch_size: Annotated[int, Field(gt=0)] = 250
+    replay_points: Annotated[float, Field(strict=True, ge=0)] = 1.0
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+    batch_size: Annotated[int, Field(strict=True, gt=0)] = 250
     executor: Executor
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+import scipy
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -21,7 +21,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
     Returns:
         The lower and upper bound, in [0, 1].
     """
-    interval = binomtest(round(successes), n).proportion_ci(confidence, method="wilson")
+    interval = scipy.stats.binomtest(round(successes), n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -35,7 +35,8 @@ class Paired:
         high: upper bound.
         gained: images that score higher the second time.
         lost: images that score lower.
-        p_value: of the exact McNemar test, two-sided: are gains and losses equally likely?
+        p_value: of the exact McNemar test, two-sided: are gains and losses equally likely? Of a procedure that
+            chooses β by cross-validation, of the test in `harness.resampling`.
     """
 
     delta: float
@@ -60,19 +61,21 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
     elif (difference == difference[0]).all():
         low = high = float(difference[0])
     else:
-        resampled = bootstrap((difference,), np.mean, n_resamples=9999, rng=0, method="percentile", batch=100)
+        resampled = scipy.stats.bootstrap(
+            (difference,), np.mean, n_resamples=9999, rng=0, method="percentile", batch=100
+        )
         low, high = map(float, resampled.confidence_interval)
     return Paired(float(difference.mean()), low, high, gained, lost, mcnemar(gained, lost))
 
 
 def mcnemar(gained: int, lost: int) -> float:
     """The exact two-sided McNemar test (McNemar 1947): 1 where nothing changed."""
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def fell(gained: int, lost: int) -> float:
     """The exact one-sided test of a fall: how likely are this many losses or more by chance alone?"""
-    return float(binomtest(lost, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
+    return float(scipy.stats.binomtest(lost, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
 
 
 def newcombe(both: int, gained: int, lost: int, n: int) -> tuple[float, float]:
@@ -131,9 +134,8 @@ def unpaired(first: float, n_first: int, second: float, n_second: int) -> tuple[
     Returns:
         Newcombe's 95 % interval for second less first (1998, independent samples), and Fisher's exact p.
     """
-    from scipy.stats import fisher_exact
     from statsmodels.stats.proportion import confint_proportions_2indep
 
     a, b = round(first), round(second)
     low, high = confint_proportions_2indep(b, n_second, a, n_first, method="newcomb", compare="diff")
-    return float(low), float(high), float(fisher_exact([[b, n_second - b], [a, n_first - a]]).pvalue)
+    return float(low), float(high), float(scipy.stats.fisher_exact([[b, n_second - b], [a, n_first - a]]).pvalue)

@@ -34,7 +34,8 @@ try:
     main()
 except SystemExit as end:
     code = end.code
-heavy = {{"torch", "numpy", "pandas", "scipy", "sklearn", "torchvision", "robustbench", "pyautoattack", "loky", "timm"}}
+heavy = {{"torch", "numpy", "pandas", "scipy.stats", "sklearn", "torchvision", "robustbench", "pyautoattack",
+          "loky", "timm"}}
 print("|", code or 0, *sorted(heavy & sys.modules.keys()))
 """
 

@@ -129,7 +129,7 @@ def test_a_worker_has_one_torch_thread(here: Path) -> None:
     from harness.executors.local import _pool
 
     assert here.is_dir()
-    pool = _pool(0)
+    pool = _pool(0, "cpu")
     try:
         assert pool.submit(os.environ.get, "OMP_NUM_THREADS").result(60) == "1"
     finally:

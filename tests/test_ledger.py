@@ -123,11 +123,11 @@ def test_an_outcome_comes_back_as_it_went_in(tmp_path: Path) -> None:
     with Ledger(tmp_path / "a" / "b") as ledger:
         found = ledger.get(cell().key)
         path = ledger.adversaries(cell().key)
-        assert ledger.adversaries("0" * 64) is None
+        with pytest.raises(LedgerError, match=r"0000\.safetensors: missing"):
+            ledger.adversaries("0" * 64)
     assert found is not None
     np.testing.assert_array_equal(found.values, np.array([1, 0, 0.25], np.float32))
     assert (found.seconds, found.flags, found.provenance) == (1.5, ("randomized",), {"torch": "β"})
-    assert path is not None
     stored = load_file(path)
     assert torch.equal(stored["images"], images)
     assert stored["indices"].tolist() == [4, 3]

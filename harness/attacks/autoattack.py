@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Norm = Literal["Linf", "L2", "L1"]
 Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(strict=True, gt=0)]
 
 VERSIONS: dict[str, tuple[Name, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),

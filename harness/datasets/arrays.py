@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contracts import Dataset
-from harness.errors import DataError
+from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     import numpy as np
 
     if not path.is_file():
-        raise DataError(f"dataset.path: no file {path}; {WRITE}")
+        raise DataMissing(f"dataset.path: no file {path}; {WRITE}")
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: not an .npz file, or cut short; {WRITE}")
     with np.load(path, allow_pickle=False) as archive:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contracts import Dataset
-from harness.errors import DataError
+from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:
     from harness.datasets.images import Images
@@ -64,7 +64,7 @@ def _test_set(name: Literal["CIFAR10", "CIFAR100"], root: Path, offline: bool) -
     if file.is_file() and not check_integrity(file, md5):
         raise DataError(f"{file}: damaged, its MD5 is not {md5}; delete it and run again, or {by_hand}")
     if offline and not file.is_file() and not check_integrity(archive, official.tgz_md5):
-        raise DataError(f"{file}: no such file, and offline nothing is downloaded; {by_hand}")
+        raise DataMissing(f"{file}: no such file, and offline nothing is downloaded; {by_hand}")
     try:
         with redirect_stdout(sys.stderr):
             found = TestBatch(root, train=False, download=True)  # does nothing where the batch is there

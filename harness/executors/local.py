@@ -33,11 +33,11 @@ class Local(Executor):
 
     kind = "local"
 
-    workers: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(strict=True, gt=0)] | Literal["auto"] = "auto"
 
-    _idle: deque[int] = PrivateAttr(default_factory=deque)
-    _pools: dict[int, Any] = PrivateAttr(default_factory=dict)
-    _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
+    _idle: deque[int] = PrivateAttr()
+    _pools: dict[int, Any] = PrivateAttr()
+    _lock: threading.Lock = PrivateAttr()
 
     @property
     def slots(self) -> int:
@@ -45,14 +45,13 @@ class Local(Executor):
         return self.workers if isinstance(self.workers, int) else _devices()
 
     def __enter__(self) -> Local:
-        self._idle.extend(range(self.slots))
+        self._idle, self._pools, self._lock = deque(range(self.slots)), {}, threading.Lock()
         return self
 
     def __exit__(self, *exception: object) -> None:
         for pool in self._pools.values():
             pool.shutdown(wait=False, kill_workers=True)
         self._pools.clear()
-        self._idle.clear()
 
     def submit(self, cell: Cell) -> Future[Outcome]:
         """To an idle worker; there is one as long as no more than `slots` cells are in flight."""
@@ -83,7 +82,14 @@ class Local(Executor):
                     f"(out of memory?); lower batch_size. {error}"
                 ))  # fmt: skip
 
-        self._given(worker, evaluate, cell).add_done_callback(finish)
+        try:
+            future = self._given(worker, evaluate, cell)
+        except Exception as error:  # also in a callback, where nobody would hear of it
+            with self._lock:
+                self._idle.append(worker)
+            promise.set_exception(error)
+        else:
+            future.add_done_callback(finish)
 
     def _given(self, worker: int, function: Callable[[Cell], Outcome], cell: Cell) -> Future[Outcome]:
         """The worker's future; a worker that died while it was idle is replaced."""
@@ -113,7 +119,8 @@ def _pool(worker: int, device: str) -> Any:
 
     environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
     if device == "cuda":  # any; "cuda:1" is that one, for all workers
-        environment["CUDA_VISIBLE_DEVICES"] = str(worker % _gpus())
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(_gpus())))
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[worker % _gpus()]
     return ProcessPoolExecutor(
         max_workers=1, env=environment, timeout=None, initializer=_leave_with, initargs=(os.getpid(),)
     )
@@ -131,7 +138,8 @@ def _leave_with(parent: int) -> None:
 
 
 def _devices() -> int:
-    return _gpus() or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _gpus() or cores
 
 
 def _gpus() -> int:
