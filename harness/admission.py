@@ -18,7 +18,7 @@ from harness.evaluate import admit, logits, source, workbench
 from harness.plan import batched
 from harness.runtime import reproducible, resolve
 from harness.spec import Benchmark
-from harness.types import Batch, Coverage, Task, sha256
+from harness.types import AS_STORED, Batch, Coverage, Preprocessing, Task, sha256
 
 SLICE = 256
 """Images read at once."""
@@ -42,18 +42,19 @@ class Admission:
     """A model that can be scored: its task and what the steering reaches. Or why it cannot."""
 
     model: Model
+    data: Data
     task: Task | None = None
     coverage: Coverage | None = None
     failure: ModelError | None = None
 
 
-def open_data(dataset: Dataset, offline: bool) -> Data:
-    """Read the chosen images once, by slices.
+def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS_STORED) -> Data:
+    """Read the chosen images once, by slices, as a model that wants ``preprocessing`` sees them.
 
     Raises:
         DataError: they are not there, or not float32 images in [0, 1] with labels.
     """
-    opened = source(dataset, offline)
+    opened = source(dataset, preprocessing, offline)
     digests: dict[int, str] = {}
     labels: list[int] = []
     for part in batched(dataset.subset(len(opened)), SLICE):
@@ -84,14 +85,14 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
     try:
         device = resolve(benchmark.device)
         bench = workbench(model, device, offline)
-        batch = source(benchmark.dataset, offline).read(tuple(data.digests)[:8]).to(device)
+        batch = source(benchmark.dataset, model.preprocessing, offline).read(tuple(data.digests)[:8]).to(device)
         with reproducible():
             admit(logits(bench.loaded.network, batch.x), batch.y)
             coverage = bench.loaded.coverage(benchmark.steering.sites, batch.x[:1])
     except HarnessError as error:
-        return Admission(model, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
+        return Admission(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
-        return Admission(model, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
+        return Admission(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
     task = Task(
         label=model.label,
         model=model,
@@ -100,6 +101,7 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         seed=benchmark.seed,
         device=device,
         weights_sha256=bench.loaded.sha256,
+        preprocessing=model.preprocessing,
         offline=offline,
     )
-    return Admission(model, task, coverage)
+    return Admission(model, data, task, coverage)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.errors import DataError
-from harness.types import Batch, Cell, Outcome
+from harness.types import AS_STORED, Batch, Cell, Outcome, Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +49,15 @@ class Model(Part):
     @abstractmethod
     def label(self) -> str:
         """Its name on the leaderboard."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What it wants done with pictures of any size; of no account where images have one size.
+
+        Raises:
+            ModelError: the model is not known.
+        """
+        return AS_STORED
 
     @abstractmethod
     def load(self, *, offline: bool = False) -> Loaded:
@@ -113,6 +122,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, indices: tuple[int, ...]) -> Batch:
         """The images ``indices``, in that order: x float32 [n, c, h, w] in [0, 1], y int64 [n]."""
+
+    def prepared(self, preprocessing: Preprocessing) -> Source:
+        """The same images as a model wants them; images that have one size are taken as they are."""
+        return self
 
 
 class Threat(Part):

@@ -20,7 +20,7 @@ from harness.plan import CLEAN, REPLAY
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
 from harness.threats import SLACK_BOX
-from harness.types import Adversaries, Batch, Cell, Outcome, Steering
+from harness.types import Adversaries, Batch, Cell, Outcome, Preprocessing, Steering
 
 SHOWN = 256
 """Replayed images in one forward pass."""
@@ -40,7 +40,7 @@ def evaluate(cell: Cell) -> Outcome:
         raise ModelError(
             f"its weights changed while the benchmark ran ({task.weights_sha256[:12]} before); run it again"
         )
-    batch = source(task.dataset, task.offline).read(cell.standing).to(device)
+    batch = source(task.dataset, task.preprocessing, task.offline).read(cell.standing).to(device)
     with reproducible(), _flags() as flags:
         network = bench.steered(cell.steering, batch.x[:1])
         started = time.perf_counter()
@@ -165,10 +165,10 @@ def workbench(model: Model, device: str, offline: bool) -> Workbench:
     return Workbench(loaded)
 
 
-@lru_cache(maxsize=1)
-def source(dataset: Dataset, offline: bool) -> Source:
-    """Open ``dataset`` once a process."""
-    return dataset.open(offline=offline)
+@lru_cache(maxsize=2)
+def source(dataset: Dataset, preprocessing: Preprocessing, offline: bool) -> Source:
+    """Open ``dataset`` once a process for each preprocessing."""
+    return dataset.open(offline=offline).prepared(preprocessing)
 
 
 @contextmanager

@@ -24,12 +24,11 @@ Replayed = Mapping[int, np.ndarray]
 def entry(
     benchmark: Benchmark,
     admission: Admission,
-    data: Data,
     state: State[Lane],
     replayed: Replayed,
 ) -> Entry:
     """What the board says of one model."""
-    label = admission.model.label
+    label, data = admission.model.label, admission.data
     shared: dict[str, str | int] = {
         "model": label,
         "dataset": benchmark.dataset.label,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import leaderboard, spec
 from harness.admission import Admission, Data, admit_model, open_data
-from harness.errors import SpecError
+from harness.errors import ModelError, SpecError
 from harness.evaluate import source, workbench
 from harness.execute import Observer, State, execute
 from harness.gather import entry
@@ -18,12 +18,10 @@ from harness.plan import Lane, grid, lanes, shards
 from harness.replay import replays
 from harness.selection import CrossValidation, Holdout
 from harness.spec import Benchmark
-from harness.types import Cell, Outcome
+from harness.types import AS_STORED, Cell, Outcome, Preprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from harness.errors import ModelError
 
 
 class Silent:
@@ -77,13 +75,11 @@ def entries(
     workbench.cache_clear()  # files may have changed since an earlier run of this process
     source.cache_clear()
     with Ledger(Path(runs) / benchmark.name) as ledger:  # first: an unwritable folder is told at once
-        data = open_data(benchmark.dataset, offline)
-        _enough_for(benchmark, data)
-        admissions = [admit_model(benchmark, model, data, offline) for model in benchmark.models]
+        admissions = _admissions(benchmark, offline)
         for admission in admissions:
             if admission.failure is not None:
                 observer.failed(admission.model.label, admission.failure)
-        state = State(_lanes(benchmark, admissions, data), ledger)
+        state = State(_lanes(benchmark, admissions), ledger)
         with benchmark.executor as executor:
             execute(state, executor, ledger, observer)
             shown = replays(state, ledger)
@@ -91,7 +87,23 @@ def entries(
             execute(replay, executor, ledger, observer)
     state.failures |= replay.failures
     replayed = {number: replay.values(position)[-1] for position, number in enumerate(shown) if replay.done[position]}
-    return [entry(benchmark, admission, data, state, replayed) for admission in admissions]
+    return [entry(benchmark, admission, state, replayed) for admission in admissions]
+
+
+def _admissions(benchmark: Benchmark, offline: bool) -> list[Admission]:
+    """Each model, with the images as it sees them: those that want the same preprocessing share them."""
+    seen: dict[Preprocessing, Data] = {}
+    admissions = []
+    for model in benchmark.models:
+        try:
+            preprocessing = model.preprocessing
+        except ModelError:
+            preprocessing = AS_STORED  # loading it will say what is wrong
+        if preprocessing not in seen:
+            seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
+            _enough_for(benchmark, seen[preprocessing])
+        admissions.append(admit_model(benchmark, model, seen[preprocessing], offline))
+    return admissions
 
 
 def _enough_for(benchmark: Benchmark, data: Data) -> None:
@@ -108,9 +120,11 @@ def _enough_for(benchmark: Benchmark, data: Data) -> None:
         )
 
 
-def _lanes(benchmark: Benchmark, admissions: Sequence[Admission], data: Data) -> list[Lane]:
-    cut = shards(data.digests, benchmark.batch_size)
+def _lanes(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Lane]:
     steerings = grid(benchmark.steering.beta, benchmark.steering.c, benchmark.steering.sites)
     return [
-        lane for admission in admissions if admission.task is not None for lane in lanes(admission.task, steerings, cut)
+        lane
+        for admission in admissions
+        if admission.task is not None
+        for lane in lanes(admission.task, steerings, shards(admission.data.digests, benchmark.batch_size))
     ]

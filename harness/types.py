@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -46,6 +46,24 @@ class Steering(NamedTuple):
 BASELINE = Steering(1.0)
 
 
+class Preprocessing(NamedTuple):
+    """How a picture of any size becomes what a model takes, before its pixels are in [0, 1].
+
+    Args:
+        resize: of the shorter side, or height and width; None leaves the size.
+        crop: side of the square cut from the centre, or None.
+        interpolation: of the resizing: "bilinear", "bicubic", …, as in ``torchvision.transforms.InterpolationMode``.
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: int | None = None
+    interpolation: str = "bilinear"
+
+
+AS_STORED = Preprocessing()
+"""Pictures are taken as they are."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images and labels.
@@ -54,18 +72,20 @@ class Batch:
         x: float32 [n, c, h, w] in [0, 1].
         y: int64 [n].
         indices: each image's stable number in its data set; int64 [n].
+        names: each image's file below the root of its data set, where it has one.
     """
 
     x: Tensor
     y: Tensor
     indices: Tensor
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
 
     def to(self, device: str) -> Batch:
         """The same batch on ``device``."""
-        return Batch(self.x.to(device), self.y.to(device), self.indices.to(device))
+        return replace(self, x=self.x.to(device), y=self.y.to(device), indices=self.indices.to(device))
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,7 @@ class Task:
     seed: int
     device: str
     weights_sha256: str
+    preprocessing: Preprocessing = AS_STORED
     offline: bool = False
 
     def identity(self) -> dict[str, Any]:

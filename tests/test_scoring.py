@@ -15,7 +15,7 @@ from harness.models.demo import Demo
 from harness.plan import Lane
 from harness.runtime import reproducible
 from harness.threats.lp import L1, L2, Linf, Lp
-from harness.types import BASELINE, Batch, Shard, Steering, Task
+from harness.types import BASELINE, Batch, Preprocessing, Shard, Steering, Task
 
 CLASSES, SIDE = 4, 6
 
@@ -126,7 +126,7 @@ def test_agrees_with_autoattack_run_directly(steering):
     for images in (tuple(range(10)), tuple(range(10, 20))):
         lane = Lane(task(model, data, threat), steering, Shard(images, str(images[0])))
         (_, robust), outcomes = play(lane)
-        batch = source(data, False).read(images)
+        batch = source(data, Preprocessing(), False).read(images)
         network = workbench(model, "cpu", False).steered(steering, batch.x[:1])
         seed = lane.next([]).seed
         with reproducible():
@@ -151,7 +151,7 @@ def test_survivors_alone_are_attacked_and_kept_images_fool_the_network():
     model, data, images = Demo(name="digits_plain"), Digits(), tuple(range(30))
     (clean, robust), outcomes = play(Lane(task(model, data, threat), BASELINE, Shard(images, "")))
     network = workbench(model, "cpu", False).loaded.network
-    batch = source(data, False).read(images)
+    batch = source(data, Preprocessing(), False).read(images)
     lost = set()
     for outcome in outcomes:
         if outcome.adversaries is None:
