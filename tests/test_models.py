@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import subprocess
 import sys
@@ -290,6 +292,12 @@ def zoo(folder: Path, name: str = NAME, **fields: Any) -> RobustBench:
     return RobustBench(**({"name": name, "model_dir": str(folder)} | fields))
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory of its own: there lies ``models.lock``."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def drive(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes | Exception | None], list[str]]:
     """A Google Drive that sends ``content``; the list that it gives holds the ids asked for."""
@@ -330,7 +338,32 @@ def test_a_download_is_checked_and_then_kept(tmp_path: Path, drive: Any, capsys:
     assert first.sha256 == zoo(tmp_path).load(offline=True).sha256
     assert asked == ["1-ZgoSlD_AMhtXdnUElilxVXnzK2DcHuu"]
     assert [file.name for file in (tmp_path / "cifar10" / "Linf").iterdir()] == [f"{NAME}.pt"]
+    [(url, entry)] = json.loads(Path("models.lock").read_text()).items()
+    assert url == "https://drive.google.com/uc?id=1-ZgoSlD_AMhtXdnUElilxVXnzK2DcHuu"
+    assert entry == {"size": SHIPPED.stat().st_size, "sha256": hashlib.sha256(SHIPPED.read_bytes()).hexdigest()}
     assert capsys.readouterr().out == ""
+
+
+def test_another_checkpoint_in_its_place_is_refused(tmp_path: Path) -> None:
+    place(tmp_path, SHIPPED.read_bytes())
+    zoo(tmp_path).load(offline=True)
+    state = torch.load(SHIPPED, map_location="cpu")
+    state["linear.bias"] += 1
+    torch.save(state, place(tmp_path, b""))
+    with pytest.raises(
+        ModelError, match=rf"{NAME}\.pt is not what \S+/models\.lock recorded for https://drive.*delete"
+    ):
+        zoo(tmp_path).load(offline=True)
+
+
+def test_a_mirror_has_what_google_drive_has(tmp_path: Path, drive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = drive(RuntimeError("Quota exceeded"))
+    mirrored = tmp_path / "mirror" / "drive.google.com" / "1-ZgoSlD_AMhtXdnUElilxVXnzK2DcHuu"
+    mirrored.parent.mkdir(parents=True)
+    mirrored.write_bytes(SHIPPED.read_bytes())
+    monkeypatch.setenv("CT_HARNESS_MIRROR", (tmp_path / "mirror").as_uri())
+    assert zoo(tmp_path).load().sha256 == Checkpoint(builder=RESNET, weights=str(SHIPPED)).load().sha256
+    assert asked == []
 
 
 BY_HAND = (

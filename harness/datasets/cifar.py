@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contracts import Dataset
+from harness.downloads import BadFile, Remote
 from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:
@@ -57,17 +58,19 @@ def _test_set(name: Literal["CIFAR10", "CIFAR100"], root: Path, offline: bool) -
         def _load_meta(self) -> None:
             pass
 
+    def official_archive(path: Path) -> None:
+        if not check_integrity(path, official.tgz_md5):
+            raise BadFile(f"is damaged, its MD5 is not {official.tgz_md5}")
+
     [(batch, md5)] = official.test_list
     file = root.absolute() / official.base_folder / batch
-    archive = root.absolute() / official.filename
-    by_hand = f"to do it by hand, save {official.url} as {archive}"
-    if file.is_file() and not check_integrity(file, md5):
-        raise DataError(f"{file}: damaged, its MD5 is not {md5}; delete it and run again, or {by_hand}")
-    if offline and not file.is_file() and not check_integrity(archive, official.tgz_md5):
-        raise DataMissing(f"{file}: no such file, and offline nothing is downloaded; {by_hand}")
-    try:
-        with redirect_stdout(sys.stderr):
-            found = TestBatch(root, train=False, download=True)  # does nothing where the batch is there
-    except Exception as error:  # urllib, tarfile, pickle and torchvision have no common base
-        raise DataError(f"{file}: cannot be had from {official.url} ({error}); {by_hand}") from error
+    place = root.absolute() / official.filename
+    archive = Remote(place, official.url, official_archive, error=DataError, missing=DataMissing)
+    if not file.is_file():
+        archive.ensure(offline)
+    elif not check_integrity(file, md5):
+        remedy = f"delete it and run again, or {archive.by_hand}"
+        raise DataError(f"{file}: damaged, its MD5 is not {md5}; {remedy}")
+    with redirect_stdout(sys.stderr):
+        found = TestBatch(root, train=False, download=True)  # unpacks the archive where the batch is not there
     return Images(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)), np.asarray(found.targets))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-from urllib.parse import urlparse
 
 from harness.contracts import Model
+from harness.downloads import Remote, hub_file
 from harness.errors import ModelError
-from harness.models.files import BadCheckpoint, mismatch, read_checkpoint
+from harness.models.files import mismatch
+from harness.models.timm import timm_preprocessing
 from harness.plugins import did_you_mean
+from harness.published import Published, published
+from harness.types import AS_STORED, Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,13 +46,29 @@ class RobustBench(Model):
     def names(cls) -> Mapping[str, Sequence[str]]:
         """RobustBench's entries by board."""
         with redirect_stdout(sys.stderr):
-            boards = _boards(import_robustbench())
-        return {f"robustbench {dataset}/{threat}": list(models) for (dataset, threat), models in boards.items()}
+            found = boards(import_robustbench())
+        return {f"robustbench {dataset}/{threat}": list(models) for (dataset, threat), models in found.items()}
 
     @property
     def label(self) -> str:
         """The name of the model."""
         return self.name
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """RobustBench's own: pictures are resized on the boards of ImageNet alone."""
+        if self.dataset != "imagenet":
+            return AS_STORED
+        with redirect_stdout(sys.stderr):
+            utils = import_robustbench()
+            entry = _entry(self, utils)
+            if (cfg := _timm_cfg(self, utils)) is not None:
+                return timm_preprocessing(cfg)
+            return _as_preprocessing(import_module("robustbench.data").PREPROCESSINGS[entry["preprocessing"]])
+
+    def published(self, dataset: str, threat: str) -> Published | None:
+        """RobustBench's own figures."""
+        return published(self.dataset, threat, self.name) if dataset == self.dataset else None
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; files that are missing are downloaded, and kept only when they are whole."""
@@ -87,88 +104,58 @@ def import_robustbench() -> Any:
         raise ModelError(f"RobustBench cannot be imported ({error}); {remedy}") from error
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file that ``load_model`` is going to read.
-
-    Args:
-        path: where it looks for it.
-        url: where anyone can get it with a browser.
-        download: writes it to a path.
-    """
-
-    path: Path
-    url: str
-    download: Callable[[str], object]
-
-    @property
-    def by_hand(self) -> str:
-        """How to do without the download."""
-        return f"to put it there by hand, open {self.url} in a browser and save the file as {self.path}"
-
-    def ensure(self, offline: bool) -> None:
-        """Have it there and whole, or raise `ModelError`; a file that was there before is never touched."""
-        if not self.path.is_file():
-            if offline:
-                raise ModelError(f"{self.path}: no such file, and offline none is downloaded; {self.by_hand}")
-            self._fetch()
-        else:
-            try:
-                read_checkpoint(self.path)
-            except BadCheckpoint as bad:
-                raise ModelError(f"{self.path} {bad}; delete it and run again, or {self.by_hand}") from bad
-
-    def _fetch(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # It is looked at before it takes its place: what stands there is whole, whoever else downloads.
-        with TemporaryDirectory(dir=self.path.parent, prefix=".download-") as folder:
-            part = Path(folder) / self.path.name
-            try:
-                self.download(str(part))
-                if not part.is_file():
-                    raise FileNotFoundError("no file came")
-                read_checkpoint(part)
-            except BadCheckpoint as bad:
-                raise ModelError(f"{self.path}: what came from {self.url} {bad}; {self.by_hand}") from bad
-            except Exception as error:  # gdown, requests and urllib have no common base
-                why = " ".join(f"{type(error).__name__}: {error}".split())  # gdown's come on many lines
-                raise ModelError(f"{self.path}: the download failed ({why}); {self.by_hand}") from error
-            part.replace(self.path)
-
-
-def _files(model: RobustBench, utils: Any) -> list[_File]:
+def _files(model: RobustBench, utils: Any) -> list[Remote]:
     """The files of ``model``, as ``load_model`` will look for them."""
-    timm_name = f"{model.name.lower().replace('-', '_')}_{model.dataset}_{model.threat.lower()}"
     entry = _entry(model, utils)
-    if utils.timm.is_model(timm_name):
-        return [_hub_file(utils.timm.get_pretrained_cfg(timm_name).url)]
+    if (cfg := _timm_cfg(model, utils)) is not None:
+        return [hub_file(cfg.url)]
     if entry["gdrive_id"] == "":  # Standard_R50 on both boards of ImageNet
         from torchvision.models import ResNet50_Weights
 
-        return [_hub_file(ResNet50_Weights.IMAGENET1K_V1.url)]
+        return [hub_file(ResNet50_Weights.IMAGENET1K_V1.url)]
 
-    def drive_file(name: str, gdrive_id: str) -> _File:
+    def drive_file(name: str, gdrive_id: str) -> Remote:
         path = Path(model.model_dir).absolute() / model.dataset / model.threat / name
         url = f"https://drive.google.com/uc?id={gdrive_id}"
-        return _File(path, url, lambda part: utils.download_gdrive_new(gdrive_id, part))
+        return Remote(path, url, download=lambda part: utils.download_gdrive_new(gdrive_id, part))
 
     if isinstance(entry["gdrive_id"], list):
         return [drive_file(f"{model.name}.pt_m{i}.pt", one) for i, one in enumerate(entry["gdrive_id"])]
     return [drive_file(f"{model.name}.pt", entry["gdrive_id"])]
 
 
-def _hub_file(url: str) -> _File:
-    from torch import hub
-
-    path = Path(hub.get_dir()).absolute() / "checkpoints" / Path(urlparse(url).path).name
-    return _File(path, url, lambda part: hub.download_url_to_file(url, part))
+def timm_name(name: str, dataset: str, threat: str) -> str:
+    """What RobustBench asks timm for before it looks into its own zoo."""
+    return f"{name.lower().replace('-', '_')}_{dataset}_{threat.lower()}"
 
 
-def _boards(utils: Any) -> dict[tuple[str, str], Mapping[str, Any]]:
+def _timm_cfg(model: RobustBench, utils: Any) -> Any | None:
+    """What timm knows of ``model``, where RobustBench builds it by timm."""
+    name = timm_name(model.name, model.dataset, model.threat)
+    return utils.timm.get_pretrained_cfg(name) if utils.timm.is_model(name) else None
+
+
+def _as_preprocessing(compose: Any) -> Preprocessing:
+    """What an entry of RobustBench's table does: of Resize and CenterCrop each at most one, in this order."""
+    found = AS_STORED
+    for step in compose.transforms[:-1]:  # the last is ToTensor
+        match type(step).__name__:
+            case "Resize":
+                size = tuple(step.size) if isinstance(step.size, list) else step.size
+                found = found._replace(resize=size, interpolation=step.interpolation.value)
+            case "CenterCrop":
+                found = found._replace(crop=step.size[0])
+            case other:
+                raise ModelError(f"RobustBench prepares its pictures by {other}, which ct-harness does not know")
+    return found
+
+
+def boards(utils: Any) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """What the zoo knows of its entries, by data set and threat."""
     return {
         (dataset.value, threat.value): models
-        for dataset, boards in utils.all_models.items()
-        for threat, models in boards.items()
+        for dataset, threats in utils.all_models.items()
+        for threat, models in threats.items()
     }
 
 
@@ -178,13 +165,13 @@ def _entry(model: RobustBench, utils: Any) -> Mapping[str, Any]:
     Raises:
         ModelError: there is no such board, or ``model`` is not on it.
     """
-    boards = _boards(utils)
-    board = boards.get((model.dataset, model.threat))
+    known = boards(utils)
+    board = known.get((model.dataset, model.threat))
     if board is None:
-        known = ", ".join("/".join(board) for board in boards)
-        raise ModelError(f"RobustBench has no board {model.dataset}/{model.threat}; its boards: {known}")
+        names = ", ".join(map("/".join, known))
+        raise ModelError(f"RobustBench has no board {model.dataset}/{model.threat}; its boards: {names}")
     if model.name not in board:
-        others = ["/".join(where) for where, models in boards.items() if model.name in models]
+        others = ["/".join(where) for where, models in known.items() if model.name in models]
         elsewhere = f"; it is on {' and '.join(others)}: set dataset and threat" if others else ""
         hint = elsewhere or f"{did_you_mean(model.name, board)}; `ct-harness list models` names them all"
         raise ModelError(f"no {model.name!r} on RobustBench's board {model.dataset}/{model.threat}{hint}")
@@ -192,7 +179,7 @@ def _entry(model: RobustBench, utils: Any) -> Mapping[str, Any]:
     return entry
 
 
-def _load(model: RobustBench, utils: Any, files: list[_File]) -> nn.Module:
+def _load(model: RobustBench, utils: Any, files: list[Remote]) -> nn.Module:
     where = {"model_dir": model.model_dir, "dataset": model.dataset, "threat_model": model.threat}
     try:
         with _nothing_left_random(utils):

@@ -1,0 +1,49 @@
+"""Anyone's pictures: a folder for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from harness.contracts import Dataset
+from harness.errors import DataError, DataMissing
+
+if TYPE_CHECKING:
+    from harness.datasets.pictures import Pictures
+
+
+class ImageFolder(Dataset):
+    """The pictures ``<root>/<class>/*``, in the order of torchvision's ``ImageFolder``: by folder, then by name.
+
+    Labels are the numbers of the class folders in alphabetical order.
+
+    Args:
+        root: the folder that holds the class folders.
+        size: height and width of the images for a model that does not say how to prepare its pictures; without it
+            they are taken as they are, and must have one size.
+    """
+
+    kind: ClassVar[str] = "image_folder"
+    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+
+    root: str
+    size: Annotated[int, Field(strict=True, gt=0)] | None = None
+
+    def open(self, *, offline: bool = False) -> Pictures:
+        """See `Dataset.open`; never downloads."""
+        from torchvision import datasets
+
+        from harness.datasets.pictures import Pictures, square
+
+        root = Path(self.root).absolute()
+        if not root.is_dir():
+            raise DataMissing(f"dataset.root: no folder {root}; give one that holds a folder for each class")
+        try:
+            samples = datasets.ImageFolder(str(root)).samples
+        except FileNotFoundError as error:  # no class folder, or one without a picture
+            why = " ".join(str(error).split())
+            raise DataError(f"{root}: {why} Expected a folder of pictures for each class in it") from error
+        files = [Path(file).relative_to(root).as_posix() for file, _ in samples]
+        return Pictures(root, files, [label for _, label in samples], square(self.size))

@@ -1,0 +1,105 @@
+"""The validation pictures of ImageNet (ILSVRC 2012): RobustBench's 5,000, or all 50,000."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.contracts import Dataset
+from harness.errors import DataError, DataMissing
+
+if TYPE_CHECKING:
+    from harness.datasets.pictures import Pictures
+
+PER_CLASS = 50
+GET = (
+    "ImageNet cannot be downloaded for you: register at https://image-net.org, get ILSVRC2012_img_val.tar, and sort "
+    "its pictures into a folder for each class"
+)
+
+
+class ImageNet(Dataset):
+    """The pictures ``<root>/val/<class>/ILSVRC2012_val_*.JPEG``, read from their files when they are needed.
+
+    Labels are the numbers 0 … 999 of the class folders (``n01440764``, …) in alphabetical order.
+
+    Args:
+        root: the folder that holds ``val``.
+        ids: ``robustbench``, the 5,000 pictures of its boards in its order, of which only those that are scored must
+            be there; or ``all`` 50,000, by class folder and then by name.
+        size: height and width of the images for a model that does not say how to prepare its pictures.
+    """
+
+    kind: ClassVar[str] = "imagenet"
+    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+
+    root: str = "data/imagenet"
+    ids: Literal["robustbench", "all"] = "robustbench"
+    size: Annotated[int, Field(strict=True, gt=0)] | None = None
+
+    def open(self, *, offline: bool = False) -> Pictures:
+        """See `Dataset.open`; never downloads."""
+        from harness.datasets.pictures import Pictures, square
+
+        val = Path(self.root).absolute() / "val"
+        classes = _classes()
+        files = _robustbench_ids() if self.ids == "robustbench" else None
+        needed = set(classes) if files is None else {Path(files[i]).parts[0] for i in self.subset(len(files))}
+        _check_layout(val, classes, needed)
+        if files is None:
+            files = _all_files(val, classes)
+        labels = [classes[Path(file).parts[0]] for file in files]
+        return Pictures(val, files, labels, square(self.size))
+
+
+def _helper(name: str) -> Path:
+    """A file that RobustBench ships; finding it does not import RobustBench."""
+    spec = find_spec("robustbench")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "helper_files" / name
+
+
+def _classes() -> dict[str, int]:
+    """The label of each class folder."""
+    return dict(json.loads(_helper("imagenet_class_to_id_map.json").read_text()))
+
+
+def _robustbench_ids() -> list[str]:
+    return _helper("imagenet_test_image_ids.txt").read_text().split()
+
+
+def _check_layout(val: Path, classes: dict[str, int], needed: set[str]) -> None:
+    """Refuse a folder in which class folders are missing, and say what it looks like instead."""
+    if not val.is_dir():
+        raise DataMissing(f"dataset.root: no folder {val}; {GET}, as {val}/n01440764/ILSVRC2012_val_00000293.JPEG")
+    found = {entry.name for entry in val.iterdir()}
+    if needed <= found:
+        return
+    loose = sorted(name for name in found if name.lower().endswith(".jpeg"))
+    if loose:
+        raise DataError(
+            f"{val}: {len(loose):,} pictures lie loose in it, such as {loose[0]}; sort them into a folder for each "
+            f"class, as {val}/n01440764/ILSVRC2012_val_00000293.JPEG: labels are read from the folders' names"
+        )
+    missing = sorted(needed - found)
+    there = len(found & set(classes))
+    raise DataMissing(
+        f"{val}: {there:,} of 1000 class folders, first missing {missing[0]}; was it unpacked to the end? "
+        "It must hold the class folders themselves (n01440764, …)"
+    )
+
+
+def _all_files(val: Path, classes: dict[str, int]) -> list[str]:
+    """Every picture, by class folder and name; each class must have all of its pictures, or numbers would shift."""
+    files: list[str] = []
+    for name in sorted(classes):
+        pictures = sorted(file.name for file in (val / name).iterdir() if file.suffix.lower() == ".jpeg")
+        if len(pictures) != PER_CLASS:
+            raise DataError(f"{val / name}: {len(pictures)} pictures, expected {PER_CLASS}; unpack it again")
+        files += [f"{name}/{picture}" for picture in pictures]
+    return files

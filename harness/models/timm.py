@@ -1,0 +1,175 @@
+"""Models of timm, from its registry or from anyone's repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.contracts import Model
+from harness.downloads import BadFile, checkpoint, from_hugging_face, hub_file
+from harness.errors import ModelError
+from harness.models.files import mismatch
+from harness.plugins import did_you_mean
+from harness.types import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from harness.loaded import Loaded
+
+HUB = "hf_hub:"
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What a repository calls its weights, the better first."""
+
+
+class Timm(Model):
+    """A pretrained model of timm, with the mean and std of its training inside.
+
+    Its weights lie in the cache of the Hugging Face hub. For a repository of that hub, its ``config.json`` is fetched
+    as soon as its preprocessing is asked for (``HF_HUB_OFFLINE=1`` forbids it).
+
+    Args:
+        name: as in timm's registry, ``resnet18.a1_in1k``, without a tag timm's default weights; or
+            ``hf_hub:user/repo``, with ``@revision`` if need be.
+        file: a checkpoint of this model that lies here; nothing is downloaded then.
+    """
+
+    kind: ClassVar[str] = "timm"
+    whereabouts: ClassVar[frozenset[str]] = frozenset({"file"})  # the weights are hashed
+
+    name: str
+    file: str | None = None
+
+    @classmethod
+    def names(cls) -> Mapping[str, Sequence[str]]:
+        """Those of timm's registry that are pretrained."""
+        import timm
+
+        return {"timm": timm.list_pretrained()}
+
+    @property
+    def label(self) -> str:
+        """The name of the model."""
+        return self.name
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What timm does when it validates the model, at the size of its training."""
+        return timm_preprocessing(_card(self.name, offline=False).cfg)
+
+    def load(self, *, offline: bool = False) -> Loaded:
+        """See `Model.load`; the weights are downloaded where they are missing."""
+        from harness.loaded import Loaded, sha256_of_weights
+        from harness.models.normalised import Normalised
+
+        card = _card(self.name, offline)
+        path = Path(self.file).absolute() if self.file is not None else _weights(card, offline)
+        network = Normalised(_network(card, path), card.cfg.mean, card.cfg.std).eval()
+        return Loaded(network, sha256_of_weights(network))
+
+
+@dataclass(frozen=True)
+class _Card:
+    """What a model is, before any weight is there: name, timm's config, and arguments of its builder."""
+
+    name: str
+    architecture: str
+    cfg: Any
+    arguments: Mapping[str, Any]
+
+
+def _card(name: str, offline: bool) -> _Card:
+    """Look a name up.
+
+    Raises:
+        ModelError: nobody knows it, or no weights of it.
+    """
+    import timm
+
+    if name.startswith(HUB):
+        return _card_of_hub(name, offline)
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = did_you_mean(name, timm.list_models())
+        raise ModelError(f"timm has no model {architecture!r}{hint}; `ct-harness list models` names them all")
+    known = [full for full in timm.list_pretrained() if full.partition(".")[0] == architecture]
+    if not known or (tag and name not in known):
+        wanted = f"{name!r}{did_you_mean(name, known)}" if tag else f"{architecture!r}"
+        raise ModelError(f"timm has no weights {wanted}; of {architecture} it has: {', '.join(known) or 'none'}")
+    return _Card(name, architecture, timm.get_pretrained_cfg(name), {})
+
+
+def _card_of_hub(name: str, offline: bool) -> _Card:
+    import timm
+    from timm.models import PretrainedCfg
+
+    repo, _, revision = name.removeprefix(HUB).partition("@")
+    by_hand = "to do without it, name the timm architecture and give its weights under file"
+    path = from_hugging_face(repo, [CONFIG], revision or None, offline, by_hand)
+    try:
+        config = json.loads(path.read_text())
+        cfg = config.get("pretrained_cfg", config)  # in old repositories the whole file is the latter
+        known = {key: value for key, value in cfg.items() if key in PretrainedCfg.__dataclass_fields__}
+        known["num_classes"] = config.get("num_classes", known.get("num_classes", 1000))
+        architecture = str(config["architecture"])
+    except (ValueError, AttributeError, KeyError) as error:
+        raise ModelError(f"{path}: no timm config ({error!r}); name a repository of a timm model") from error
+    if not timm.is_model(architecture):
+        raise ModelError(f"{path}: timm {timm.__version__} has no architecture {architecture!r}; try a newer timm")
+    hub = {"hf_hub_id": name.removeprefix(HUB), "architecture": architecture}
+    return _Card(name, architecture, PretrainedCfg(**(known | hub)), config.get("model_args") or {})
+
+
+def _weights(card: _Card, offline: bool) -> Path:
+    """The file of the weights, here."""
+    if card.cfg.hf_hub_id is None:
+        remote = hub_file(card.cfg.url)
+        remote.ensure(offline)
+        return remote.path
+    repo, _, revision = card.cfg.hf_hub_id.partition("@")
+    names = [card.cfg.hf_hub_filename] if card.cfg.hf_hub_filename else WEIGHTS
+    by_hand = f"to do without the download, get it on another machine and give it to {card.name} under file"
+    return from_hugging_face(repo, names, revision or None, offline, by_hand)
+
+
+def _network(card: _Card, path: Path) -> nn.Module:
+    import timm
+
+    if not path.is_file():
+        raise ModelError(f"file: no file {path}; give the path of a checkpoint of {card.name}")
+    try:
+        checkpoint(path)  # timm would run the code in a pickle
+        cfg = replace(card.cfg, file=str(path), source="file", custom_load=False)
+        network: nn.Module = timm.create_model(card.architecture, pretrained=True, pretrained_cfg=cfg, **card.arguments)
+    except BadFile as bad:
+        raise ModelError(f"{path} {bad}; get the file again, or name another under file") from bad
+    except Exception as error:  # timm and its filters of checkpoints raise anything
+        fault = mismatch(error) or f"cannot be loaded by timm ({error!r})"
+        raise ModelError(f"{path} {fault}; give a checkpoint of {card.name}") from error
+    return network
+
+
+def timm_preprocessing(cfg: Any) -> Preprocessing:
+    """What timm does to a picture when it validates a model of this config.
+
+    Args:
+        cfg: timm's ``PretrainedCfg``.
+
+    Raises:
+        ModelError: it pads, or wants pictures that are not square.
+    """
+    from timm.data import resolve_data_config
+
+    data = resolve_data_config(pretrained_cfg=cfg.to_dict())
+    _, height, width = data["input_size"]
+    if height != width or data["crop_mode"] not in ("center", "squash"):
+        what = f"{height}×{width} pixels, crop mode {data['crop_mode']!r}"
+        raise ModelError(f"{cfg.architecture}: wants pictures of {what}; ct-harness cuts squares from the centre")
+    scaled = math.floor(height / data["crop_pct"])
+    resize = (scaled, scaled) if data["crop_mode"] == "squash" else scaled
+    return Preprocessing(resize, height, data["interpolation"])

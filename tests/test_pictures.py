@@ -1,0 +1,297 @@
+"""Pictures in files: bit by bit what RobustBench and torchvision make of them, and every bad folder named."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from harness.contracts import Dataset
+from harness.datasets.image_folder import ImageFolder
+from harness.datasets.imagenet import ImageNet
+from harness.datasets.pictures import Pictures, read_picture, square
+from harness.errors import DataError, DataMissing, SpecError
+from harness.models.robustbench import RobustBench, import_robustbench
+from harness.plugins import build
+from harness.testing import DatasetContract
+from harness.types import AS_STORED, Preprocessing
+
+HELPERS = Path(str(find_spec("robustbench").origin)).parent / "helper_files"  # type: ignore[union-attr]
+IDS = (HELPERS / "imagenet_test_image_ids.txt").read_text().split()
+CLASSES: dict[str, int] = json.loads((HELPERS / "imagenet_class_to_id_map.json").read_text())
+SIZES = [(331, 257), (300, 443), (500, 375), (224, 224), (190, 601)]
+R224 = Preprocessing(256, 224)
+
+
+def paint(path: Path, size: tuple[int, int], seed: int, mode: str = "RGB", kind: str = "JPEG") -> Path:
+    """A picture with detail at every scale, so that a pixel's shift or another filter shows."""
+    drawn = np.random.default_rng(seed)
+    width, height = size
+    coarse = Image.fromarray(drawn.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    noise = drawn.integers(-40, 40, (height, width, 3))
+    pixels = np.clip(np.asarray(coarse).astype(int) + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).convert(mode).save(path, kind)
+    return path
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All class folders, and RobustBench's first 21 pictures: a grey one, one in CMYK, and a PNG by another name."""
+    root = tmp_path_factory.mktemp("imagenet")
+    for name in CLASSES:
+        (root / "val" / name).mkdir(parents=True)
+    modes = {1: "L", 2: "CMYK"}
+    for i, name in enumerate(IDS[:21]):
+        kind = "PNG" if i == 3 else "JPEG"
+        paint(root / "val" / name, SIZES[i % len(SIZES)], i, modes.get(i, "RGB"), kind)
+    return root
+
+
+@pytest.fixture
+def copy(imagenet: Path, tmp_path: Path) -> Path:
+    """One's own copy, to be damaged."""
+    return Path(shutil.copytree(imagenet, tmp_path / "imagenet"))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes in folders whose names are made out of order, pictures of one size, one of them in a subfolder."""
+    root = tmp_path_factory.mktemp("folder")
+    names = [
+        "owl/2.png",
+        "owl/10.png",
+        "cat/a.jpg",
+        "Dog/b.JPEG",
+        "cat/sub/c.png",
+        "ant/z.webp",
+        "owl/a.png",
+        "owl/b.png",
+    ]
+    for i, name in enumerate(names):
+        paint(root / name, (40, 30), i, kind={"png": "PNG", "webp": "WEBP"}.get(name.rpartition(".")[2], "JPEG"))
+    (root / "cat" / "notes.txt").write_text("no picture")
+    return root
+
+
+# --- what RobustBench makes of pictures ---
+
+
+def test_images_are_robustbenchs(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_robustbench()
+    from robustbench.data import load_imagenet
+
+    loader = torch.utils.data.DataLoader
+    monkeypatch.setattr("torch.utils.data.DataLoader", lambda *a, num_workers, **k: loader(*a, num_workers=0, **k))
+    x, y = load_imagenet(21, str(imagenet))
+    source = ImageNet(root=str(imagenet), n=21).open(offline=True).prepared(R224)
+    batch = source.read(tuple(range(21)))
+    assert torch.equal(batch.x, x)
+    assert torch.equal(batch.y, y)
+    assert batch.names == tuple(IDS[:21])
+    assert len(source) == 5000
+
+
+@pytest.mark.parametrize("name", ["Res256Crop224", "Crop288", None, "Res224", "BicubicRes256Crop224"])
+@pytest.mark.parametrize("size", [(331, 257), (190, 601), (500, 375)])
+def test_every_entry_of_robustbenchs_table(tmp_path: Path, name: str | None, size: tuple[int, int]) -> None:
+    import_robustbench()
+    from robustbench.data import PREPROCESSINGS
+    from robustbench.loaders import default_loader
+
+    from harness.models.robustbench import _as_preprocessing
+
+    assert len(PREPROCESSINGS) == 5
+    path = paint(tmp_path / "odd.JPEG", size, seed=5)
+    image = read_picture(path, _as_preprocessing(PREPROCESSINGS[name]))
+    assert torch.equal(image, PREPROCESSINGS[name](default_loader(str(path))))
+    assert image.dtype == torch.float32
+
+
+HEAVY = {"Debenedetti2022Light_XCiT-M12", "Debenedetti2022Light_XCiT-L12", "Tian2022Deeper_DeiT-B"}
+
+
+def entries() -> list[Any]:
+    boards = RobustBench.names()
+    found = [(threat, name) for threat in ("Linf", "corruptions") for name in boards[f"robustbench imagenet/{threat}"]]
+    slow = pytest.mark.slow  # RobustBench builds them to ask for their config
+    return [pytest.param(*entry, marks=[slow] if entry[1] in HEAVY else []) for entry in found]
+
+
+@pytest.mark.parametrize(("threat", "name"), entries())
+def test_every_model_of_imagenet_is_prepared_as_robustbench_does(tmp_path: Path, threat: str, name: str) -> None:
+    from robustbench.data import get_preprocessing
+    from robustbench.loaders import default_loader
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    path = paint(tmp_path / "odd.JPEG", (290, 310), seed=6)
+    expected = get_preprocessing(BenchmarkDataset.imagenet, ThreatModel(threat), name, None)
+    ours = RobustBench(name=name, dataset="imagenet", threat=threat).preprocessing
+    assert torch.equal(read_picture(path, ours), expected(default_loader(str(path))))
+
+
+def test_cifar_is_taken_as_it_is() -> None:
+    assert RobustBench(name="Standard").preprocessing == AS_STORED
+
+
+# --- imagenet ---
+
+
+class TestImageNet(DatasetContract):
+    @pytest.fixture
+    def part(self, imagenet: Path) -> Dataset:
+        return ImageNet(root=str(imagenet), n=20, size=32)
+
+
+def test_only_the_pictures_that_are_read_are_opened(copy: Path) -> None:
+    source = ImageNet(root=str(copy), indices=(20, 4)).open().prepared(R224)
+    (copy / "val" / IDS[0]).unlink()
+    (copy / "val" / IDS[7]).write_bytes(b"no picture")
+    batch = source.read((20, 4))
+    assert batch.y.tolist() == [CLASSES[IDS[20].split("/")[0]], CLASSES[IDS[4].split("/")[0]]]
+    with pytest.raises(DataMissing, match=rf"{IDS[0]}: no such picture; unpack or copy the data set again"):
+        source.read((4, 0))
+    with pytest.raises(DataError, match=rf"{IDS[7]}: no picture, or damaged \(cannot identify image .*copy the file"):
+        source.read((7,))
+
+
+def test_class_folders_that_hold_no_chosen_picture_need_not_be_there(copy: Path) -> None:
+    chosen = {IDS[i].split("/")[0] for i in (2, 5)}
+    for name in CLASSES.keys() - chosen:
+        shutil.rmtree(copy / "val" / name)
+    part = ImageNet(root=str(copy), indices=(2, 5))
+    assert part.open().prepared(R224).read((5, 2)).y.tolist() == [CLASSES[IDS[i].split("/")[0]] for i in (5, 2)]
+
+
+def test_a_picture_cut_short_is_named(copy: Path) -> None:
+    path = copy / "val" / IDS[0]
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError, match=rf"{IDS[0]}: no picture, or damaged \(image file is truncated"):
+        ImageNet(root=str(copy), n=1).open().prepared(R224).read((0,))
+
+
+def test_a_model_that_does_not_say_gets_the_size_of_the_data_set(imagenet: Path) -> None:
+    """With 224, that of RobustBench; and a model that says so has the last word."""
+    part = ImageNet(root=str(imagenet), n=2, size=224)
+    said = ImageNet(root=str(imagenet), n=2).open().prepared(R224).read((0, 1)).x
+    assert torch.equal(part.open().prepared(AS_STORED).read((0, 1)).x, said)
+    assert part.open().prepared(Preprocessing(32, 16)).read((0,)).x.shape == (1, 3, 16, 16)
+    assert square(32) == Preprocessing(37, 32)
+
+
+def test_pictures_of_different_sizes_want_a_size(imagenet: Path) -> None:
+    message = (
+        rf"val: pictures of different sizes \({IDS[0]} is 331×257, {IDS[1]} is 300×443\), and the model does not say "
+        r"how to prepare them; set dataset\.size: 224, or whatever the model takes"
+    )
+    with pytest.raises(DataError, match=message):
+        ImageNet(root=str(imagenet), n=2).open().read((0, 1))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    message = r"^dataset\.root: no folder \S+/gone/val; ImageNet cannot be downloaded for you: register at https://"
+    with pytest.raises(DataMissing, match=message):
+        ImageNet(root=str(tmp_path / "gone"), n=1).open()
+
+
+def test_half_unpacked(copy: Path) -> None:
+    for name in sorted(CLASSES)[1::2]:
+        shutil.rmtree(copy / "val" / name)
+    first = min(name for name in (IDS[i].split("/")[0] for i in range(21)) if not (copy / "val" / name).exists())
+    with pytest.raises(DataMissing, match=rf"val: 500 of 1000 class folders, first missing {first}; was it unpacked"):
+        ImageNet(root=str(copy), n=21).open()
+    with pytest.raises(DataMissing, match=r"val: 500 of 1000 class folders, first missing n01443537; "):
+        ImageNet(root=str(copy), ids="all").open()
+
+
+def test_pictures_that_are_not_sorted_into_folders(tmp_path: Path) -> None:
+    for i in (3, 1):
+        paint(tmp_path / "val" / f"ILSVRC2012_val_0000000{i}.JPEG", (40, 30), i)
+    message = (
+        r"val: 2 pictures lie loose in it, such as ILSVRC2012_val_00000001\.JPEG; sort them into a folder for each"
+    )
+    with pytest.raises(DataError, match=message):
+        ImageNet(root=str(tmp_path), n=1).open()
+
+
+def test_all_are_torchvisions_and_none_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = sorted(CLASSES)
+    monkeypatch.setattr("harness.datasets.imagenet.PER_CLASS", 2)
+    numbers = list(range(2000))
+    random.Random(0).shuffle(numbers)
+    for i, name in enumerate(names):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in numbers[2 * i : 2 * i + 2]:
+            (tmp_path / "val" / name / f"ILSVRC2012_val_{number + 1:08}.JPEG").touch()
+    source = ImageNet(root=str(tmp_path), ids="all").open()
+    expected = datasets.ImageFolder(str(tmp_path / "val")).samples
+    assert [(str(source.root / file), y) for file, y in zip(source.files, source.labels, strict=True)] == expected
+    assert len(source) == 2000
+    next((tmp_path / "val" / names[7]).iterdir()).unlink()
+    with pytest.raises(DataError, match=rf"val/{names[7]}: 1 pictures, expected 2; unpack it again"):
+        ImageNet(root=str(tmp_path), ids="all", n=1).open()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ids": "some"}, r"dataset\.ids: input should be 'robustbench' or 'all', found 'some'"),
+        ({"size": 0}, r"dataset\.size: input should be greater than 0"),
+        ({"size": "224"}, r"dataset\.size: input should be a valid integer"),
+    ],
+)
+def test_a_fault_in_the_mapping(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        build("datasets", {"kind": "imagenet"} | fields, "dataset")
+
+
+# --- image_folder ---
+
+
+class TestImageFolder(DatasetContract):
+    @pytest.fixture
+    def part(self, folder: Path) -> Dataset:
+        return ImageFolder(root=str(folder))
+
+
+def test_a_folder_is_torchvisions(folder: Path) -> None:
+    source = ImageFolder(root=str(folder)).open()
+    expected = datasets.ImageFolder(str(folder), transform=None)
+    batch = source.read(tuple(range(len(source))))
+    assert batch.y.tolist() == expected.targets == [0, 1, 2, 2, 3, 3, 3, 3]
+    for image, name, (picture, _) in zip(batch.x, batch.names, expected, strict=True):
+        assert torch.equal(image, torch.from_numpy(np.array(picture).transpose(2, 0, 1)) / 255)
+        assert (folder / name).is_file()
+    assert batch.names[4:] == ("owl/10.png", "owl/2.png", "owl/a.png", "owl/b.png")
+
+
+def test_a_folder_is_prepared_as_the_model_wants(folder: Path) -> None:
+    source = ImageFolder(root=str(folder), size=16).open()
+    assert isinstance(source, Pictures)
+    assert source.read((0, 1)).x.shape == (2, 3, 16, 16)
+    assert source.prepared(Preprocessing((20, 24), None, "bicubic")).read((0,)).x.shape == (1, 3, 20, 24)
+
+
+def test_where_pictures_lie_is_not_identity() -> None:
+    assert ImageFolder(root="a", n=3).identity() == ImageFolder(root="b", n=3).identity()
+    assert ImageNet(root="a").identity() != ImageNet(root="a", ids="all").identity()
+
+
+def test_a_bad_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataMissing, match=r"dataset\.root: no folder \S+/gone; give one that holds a folder for each"):
+        ImageFolder(root=str(tmp_path / "gone")).open()
+    paint(tmp_path / "flat" / "a.png", (8, 8), 0, kind="PNG")
+    with pytest.raises(DataError, match=r"flat: Couldn't find any class folder in \S+ Expected a folder of pictures"):
+        ImageFolder(root=str(tmp_path / "flat")).open()
+    (tmp_path / "flat" / "empty").mkdir()
+    with pytest.raises(DataError, match=r"flat: Found no valid file for the classes empty\. .* Expected a folder"):
+        ImageFolder(root=str(tmp_path / "flat")).open()
