@@ -50,6 +50,11 @@ class Lp(Threat):
         return {"eps": cls.usual[dataset]} if dataset in cls.usual else {}
 
     @property
+    def standard(self) -> bool:
+        """See `Threat.standard`."""
+        return self.attack == "standard"
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """AutoAttack's attacks, in its order."""
         return autoattack.stages(self.attack)

@@ -1,0 +1,605 @@
+"""Common corruptions against RobustBench's own loaders, closed forms and scores computed by hand."""
+
+import importlib.util
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import install
+from PIL import Image
+from torch import nn
+
+import harness
+from harness import downloads, leaderboard, line, outcomes, plugins, spec
+from harness.errors import DataError, DataMissing, SpecError
+from harness.models.robustbench import import_robustbench
+from harness.testing import ThreatContract
+from harness.threats.corruptions import CORRUPTIONS, CORRUPTIONS_3D, Corruptions, Corruptions3D, alexnet, mce
+from harness.types import Batch
+
+N = 24
+ARCHIVE = "CIFAR-10-C.tar"
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+def network():
+    drawn = torch.Generator().manual_seed(0)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(3072, 32), nn.ReLU(), nn.Linear(32, 10))
+    with torch.no_grad():
+        for weight in layers.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=drawn) / weight.shape[-1] ** 0.5)
+    return layers
+"""
+
+STAND_IN = '''
+import numpy as np
+
+
+def corrupt(image, severity=1, corruption_name=None, **given):
+    """Noise from numpy's global generator, or from a seed where the real library wants one."""
+    assert image.dtype == np.uint8 and image.flags.c_contiguous and image.shape[2] == 3
+    seeded = corruption_name in ("impulse_noise", "glass_blur")
+    assert set(given) == ({"seed"} if seeded else set())
+    drawn = np.random.default_rng(given["seed"]) if seeded else np.random
+    noise = drawn.normal(size=image.shape)
+    return np.uint8(np.clip(image + 10 * severity * noise, 0, 255))
+'''
+
+
+def plant(root, corruptions=("fog", "snow"), n=N, labels=None, name="CIFAR-10-C"):
+    """An official set whose first ``n`` images are filled at each severity; sparse files, so they take little room."""
+    drawn = np.random.default_rng(5)
+    clean = drawn.integers(0, 256, (n, 32, 32, 3), np.uint8)
+    folder = root / name
+    folder.mkdir(parents=True)
+    for corruption in corruptions:
+        images = np.lib.format.open_memmap(folder / f"{corruption}.npy", "w+", np.uint8, (50_000, 32, 32, 3))
+        for severity in range(5):
+            noise = drawn.normal(size=clean.shape) * 40 * (severity + 1)
+            images[severity * 10_000 : severity * 10_000 + n] = np.clip(clean + noise, 0, 255).astype(np.uint8)
+        images.flush()
+    known = np.zeros(10_000, np.uint8)
+    known[:n] = drawn.integers(0, 10, n) if labels is None else labels(clean)
+    np.save(folder / "labels.npy", np.tile(known, 5))
+    return clean, known[:n].astype("int64")
+
+
+def batch_of(clean, labels, numbers=None):
+    chosen = torch.arange(len(clean)) if numbers is None else torch.tensor(numbers)
+    x = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
+    return Batch(x[chosen], torch.from_numpy(labels)[chosen], chosen)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A folder with a planted CIFAR-10-C of fog and snow, and the clean images. Read it, don't touch it."""
+    root = tmp_path_factory.mktemp("planted")
+    return root, *plant(root)
+
+
+def part(**keys):
+    return plugins.build("threats", {"kind": "corruptions"} | keys, "threat")
+
+
+def official(root, **keys):
+    return part(source="CIFAR-10-C", root=str(root), **{"corruptions": ["fog", "snow"]} | keys)
+
+
+class Colour(ThreatContract):
+    @pytest.fixture
+    def network(self):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).eval().requires_grad_(False)
+
+
+class TestOfficial(Colour):
+    @pytest.fixture
+    def part(self, planted):
+        return official(planted[0], severities=[1, 5])
+
+    @pytest.fixture
+    def batch(self, planted):
+        return batch_of(*planted[1:])
+
+
+class TestThreeD(Colour):
+    @pytest.fixture
+    def part(self, tmp_path):
+        return Corruptions3D(root=str(tmp_path), corruptions=("flash",), severities=(3,))
+
+    @pytest.fixture
+    def batch(self, tmp_path):
+        clean, labels = plant(tmp_path, corruptions=())
+        names = tuple(f"n01440764/{number}.JPEG" for number in range(4))
+        for name in names:
+            path = tmp_path / "ImageNet-3DCC" / "flash" / "3" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(clean[0]).save(path, "JPEG")
+        whole = batch_of(clean, labels)
+        return Batch(whole.x[:4], whole.y[:4], whole.indices[:4], names)
+
+
+@pytest.fixture(params=["stand-in", "the library"])
+def library(request, tmp_path, monkeypatch):
+    """Something that generates corruptions is installed: a stand-in, or the library itself where it is."""
+    if request.param == "stand-in":
+        install(tmp_path / "site", "imagecorruptions_imaug", "", imagecorruptions=STAND_IN)
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        sys.modules.pop("imagecorruptions", None)
+    elif importlib.util.find_spec("imagecorruptions") is None:
+        pytest.skip("needs ct-harness[corruptions]")
+    yield request.param
+    sys.modules.pop("imagecorruptions", None)
+
+
+@pytest.mark.usefixtures("library")
+class TestGenerated(Colour):
+    @pytest.fixture
+    def part(self):
+        return Corruptions(severities=(2,))
+
+    @pytest.fixture
+    def batch(self, planted):
+        return batch_of(*planted[1:], numbers=[4, 2])
+
+
+# What the names are
+
+
+def test_names_are_robustbenchs_in_its_order():
+    import_robustbench()
+    data = sys.modules["robustbench.data"]
+    assert data.CORRUPTIONS == CORRUPTIONS
+    assert data.CORRUPTIONS_3DCC == CORRUPTIONS_3D
+
+
+def test_every_corruption_at_every_severity_is_a_stage():
+    stages = part(source="CIFAR-10-C").stages
+    assert len(stages) == 75
+    assert stages[:6] == (
+        "shot_noise-1",
+        "shot_noise-2",
+        "shot_noise-3",
+        "shot_noise-4",
+        "shot_noise-5",
+        "motion_blur-1",
+    )
+    assert len(Corruptions3D().stages) == 60
+    assert part(corruptions=["fog", "snow", "fog"], severities=[5, 2, 5]).stages == (
+        "snow-2",
+        "snow-5",
+        "fog-2",
+        "fog-5",
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (
+            {"corruptions": ["fogg"]},
+            r"threat\.corruptions: no corruption 'fogg' \(did you mean 'fog'\?\); known: shot_n",
+        ),
+        ({"corruptions": []}, r"threat\.corruptions: .*at least 1"),
+        ({"severities": [0]}, r"threat\.severities\[0\]: .*greater than or equal to 1, found 0"),
+        ({"severities": [6]}, r"threat\.severities\[0\]: .*less than or equal to 5, found 6"),
+        (
+            {"source": "official"},
+            r"threat\.source: .*'CIFAR-10-C', 'CIFAR-100-C', 'ImageNet-C' or 'generated', found 'offi",
+        ),
+        ({"kind": "corruptions_3d", "source": "generated"}, r"threat\.source: .*'ImageNet-3DCC', found 'generated'"),
+        ({"kind": "corruptions_3d", "corruptions": ["fog"]}, r"no corruption 'fog' \(did you mean 'fog_3d'\?\)"),
+    ],
+)
+def test_bad_keys_are_told(keys, says):
+    with pytest.raises(SpecError, match=says):
+        part(**keys)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source"), [("cifar10", "CIFAR-10-C"), ("cifar100", "CIFAR-100-C"), ("digits", "generated")]
+)
+def test_the_data_sets_official_set_is_the_default(mapping, dataset, source):
+    benchmark = mapping(dataset={"kind": dataset}, threat={"kind": "corruptions"}, executor={"kind": "local"}, name="x")
+    assert spec.parse(benchmark).threat.source == source
+    chosen = spec.parse(benchmark | {"threat": {"kind": "corruptions", "source": "generated"}})
+    assert chosen.threat.source == "generated"
+
+
+def test_columns_name_the_origin_and_the_subset():
+    assert part(source="ImageNet-C").columns() == {"threat": "corruptions", "eps": "", "attack": "ImageNet-C"}
+    assert part(source="CIFAR-10-C", severities=[5]).columns()["attack"] == "CIFAR-10-C[at 5]"
+    assert official("x", severities=[3, 4]).columns()["attack"] == "CIFAR-10-C[snow+fog at 3+4]"
+    assert Corruptions3D().columns() == {"threat": "corruptions_3d", "eps": "", "attack": "ImageNet-3DCC"}
+
+
+def test_a_subset_is_the_same_threat_as_the_whole():
+    whole = part(source="CIFAR-10-C").identity()
+    assert official("elsewhere", severities=[3]).identity() == whole == {"kind": "corruptions", "source": "CIFAR-10-C"}
+    assert part(source="CIFAR-100-C").identity() != whole
+
+
+# The official sets, beside RobustBench's loaders
+
+
+@pytest.mark.parametrize(("name", "loader"), [("CIFAR-10-C", "load_cifar10c"), ("CIFAR-100-C", "load_cifar100c")])
+def test_images_are_those_that_robustbench_loads(tmp_path, name, loader):
+    clean, labels = plant(tmp_path, ["frost"], name=name)
+    import_robustbench()
+    load = getattr(sys.modules["robustbench.data"], loader)
+    threat = part(source=name, root=str(tmp_path), corruptions=["frost"])
+    threat.prepare(batch_of(clean, labels), offline=True)
+    for severity in (1, 5):
+        x, y = load(N, severity, str(tmp_path), corruptions=["frost"])
+        found = threat.perturb(f"frost-{severity}", None, batch_of(clean, labels), seed=0)
+        assert torch.equal(found, x)
+        assert y.tolist() == labels.tolist()
+        some = threat.perturb(f"frost-{severity}", None, batch_of(clean, labels, [7, 3]), seed=1)
+        assert torch.equal(some, x[[7, 3]])
+
+
+def test_pictures_are_those_that_robustbench_loads(tmp_path):
+    import_robustbench()
+    data, loaders = sys.modules["robustbench.data"], sys.modules["robustbench.loaders"]
+    ids = Path(loaders.__file__).parent / "helper_files" / "imagenet_test_image_ids.txt"
+    names = ids.read_text().split()
+    folder = tmp_path / "ImageNet-C" / "snow" / "4"
+    for wnid in {name.partition("/")[0] for name in names}:
+        (folder / wnid).mkdir(parents=True)
+    drawn = np.random.default_rng(0)
+    for name, size in zip(names, [(224, 224), (200, 256), (224, 224)], strict=False):  # one wants resizing
+        picture = Image.fromarray(drawn.integers(0, 256, (*size, 3), np.uint8))
+        picture.save(folder / name, "JPEG")
+    Image.fromarray(drawn.integers(0, 256, (224, 224), np.uint8)).save(folder / names[2], "JPEG")  # a grey one
+    expected = loaders.CustomImageFolder(folder, data.PREPROCESSINGS["Res224"])
+    threat = part(source="ImageNet-C", root=str(tmp_path), corruptions=["snow"], severities=[4])
+    batch = Batch(torch.zeros(3, 3, 224, 224), torch.zeros(3, dtype=torch.int64), torch.arange(3), tuple(names[:3]))
+    threat.prepare(batch, offline=True)
+    found = threat.perturb("snow-4", None, batch, seed=0)
+    assert torch.equal(found, torch.stack([expected[number][0] for number in range(3)]))
+
+
+# What may be wrong with them
+
+
+def faulty(tmp_path, spoil, **keys):
+    """A planted set after ``spoil`` of its folder; the threat, and its images."""
+    clean, labels = plant(tmp_path, ["fog"])
+    spoil(tmp_path / "CIFAR-10-C")
+    return official(tmp_path, corruptions=["fog"], **keys), batch_of(clean, labels)
+
+
+def cut(folder):
+    with (folder / "fog.npy").open("r+b") as file:
+        file.truncate(70_000_000)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (
+            lambda folder: (folder / "fog.npy").unlink(),
+            r"CIFAR-10-C/fog\.npy: no such file; delete .*CIFAR-10-C and run",
+        ),
+        (lambda folder: (folder / "labels.npy").unlink(), r"CIFAR-10-C/labels\.npy: no such file"),
+        (cut, r"CIFAR-10-C/fog\.npy: damaged or cut short"),
+        (lambda folder: (folder / "fog.npy").write_bytes(b"<html>"), r"CIFAR-10-C/fog\.npy: damaged or cut short"),
+        (
+            lambda folder: np.save(folder / "fog.npy", np.zeros((9, 32, 32, 3), np.uint8)),
+            r"fog\.npy: expected uint8 \[50000, 32, 32, 3\], found uint8 \[9, 32, 32, 3\]; .*unpack https://zenodo",
+        ),
+        (
+            lambda folder: np.save(folder / "labels.npy", np.zeros(50_000)),
+            r"labels\.npy: expected integer \[50000\], found f",
+        ),
+    ],
+    ids=["missing", "no labels", "cut", "a web page", "shape", "type"],
+)
+def test_a_damaged_set_is_told_before_and_while_it_is_used(tmp_path, spoil, says):
+    threat, batch = faulty(tmp_path, spoil)
+    with pytest.raises(DataError, match=says):
+        threat.prepare(batch, offline=True)
+    with pytest.raises(DataError, match=says):
+        threat.perturb("fog-1", None, batch, seed=0)
+
+
+def test_a_set_of_other_images_is_refused(planted):
+    root, clean, labels = planted
+    other = batch_of(clean, np.where(np.arange(N) == 5, (labels + 1) % 10, labels))
+    mismatch = (
+        rf"labels\.npy: image 5 has label {labels[5]} .* and {(labels[5] + 1) % 10} in the data set: .*do not match"
+    )
+    for call in (lambda: official(root).prepare(other), lambda: official(root).perturb("fog-1", None, other, seed=0)):
+        with pytest.raises(DataError, match=mismatch):
+            call()
+    beyond = Batch(other.x[:1], other.y[:1], torch.tensor([10_000]))
+    with pytest.raises(
+        DataError, match=r"has 10,000 images of \[3, 32, 32\], .* number 10000 of \[3, 32, 32\]: .*do not"
+    ):
+        official(root).prepare(beyond)
+    with pytest.raises(DataError, match=r"of \[3, 8, 8\]: the set and the data set do not match"):
+        official(root).prepare(Batch(torch.zeros(1, 3, 8, 8), other.y[:1], other.indices[:1]))
+
+
+def test_missing_pictures_are_told(tmp_path):
+    threat = part(source="ImageNet-C", root=str(tmp_path), corruptions=["fog", "snow"], severities=[1, 2])
+    nameless = Batch(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64), torch.arange(1))
+    with pytest.raises(DataError, match=r"the images of this data set have none; use dataset: \{kind: imagenet"):
+        threat.prepare(nameless)
+    batch = Batch(nameless.x, nameless.y, nameless.indices, ("n01440764/a.JPEG",))
+    with pytest.raises(
+        DataMissing, match=r"ImageNet-C: no folder snow/1, snow/2, fog/1, fog/2; get ImageNet-C from http"
+    ):
+        threat.prepare(batch)
+    for stage in ("snow/1", "snow/2", "fog/1", "fog/2"):
+        (tmp_path / "ImageNet-C" / stage).mkdir(parents=True)
+    with pytest.raises(DataMissing, match=r"ImageNet-C/snow/1/n01440764/a\.JPEG: no such file; get ImageNet-C"):
+        threat.prepare(batch)
+    (tmp_path / "ImageNet-C/snow/1/n01440764").mkdir()
+    (tmp_path / "ImageNet-C/snow/1/n01440764/a.JPEG").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"snow/1/n01440764/a\.JPEG: no picture"):
+        threat.perturb("snow-1", None, batch, seed=0)
+
+
+# The download
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A folder asked before Zenodo, in which the archive can be put; nothing waits, and nothing else answers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CT_HARNESS_MIRROR", f"file://{tmp_path / 'mirror'}")
+    monkeypatch.setattr("harness.downloads.FIRST_WAIT_S", 0.0)
+    own = downloads.from_web
+
+    def from_mirror_alone(url, path):
+        if not url.startswith("file:"):
+            raise OSError("no route")
+        own(url, path)
+
+    monkeypatch.setattr("harness.downloads.from_web", from_mirror_alone)
+    place = tmp_path / "mirror" / "zenodo.org" / "records" / "2535967" / "files"
+    place.mkdir(parents=True)
+    return place / ARCHIVE
+
+
+def pack(folder, archive):
+    with tarfile.open(archive, "w") as packed:
+        packed.add(folder / "CIFAR-10-C", "CIFAR-10-C")
+
+
+def test_a_missing_set_is_downloaded_once(tmp_path, mirror, planted):
+    plant(tmp_path / "original")
+    pack(tmp_path / "original", mirror)
+    official(tmp_path / "new").prepare(batch_of(*planted[1:]))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["CIFAR-10-C"]
+    mirror.unlink()
+    official(tmp_path / "new").prepare(batch_of(*planted[1:]))
+    assert "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar" in (tmp_path / "models.lock").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no connection", r"CIFAR-10-C\.tar: the download failed \(.*no route\); to put it there by hand, open http"),
+        ("web page", r"CIFAR-10-C\.tar: what came from file:.* is not a tar archive, or cut short; to put it there"),
+        ("cut inside", r"CIFAR-10-C\.tar: is not CIFAR-10-C \(.*\); delete it and run again, or to get it by hand, un"),
+    ],
+)
+def test_half_a_download_is_not_kept(tmp_path, mirror, planted, fault, message):
+    if fault == "web page":
+        mirror.write_text("<html>")
+    if fault == "cut inside":
+        plant(tmp_path / "original")
+        cut(tmp_path / "original" / "CIFAR-10-C")
+        pack(tmp_path / "original", mirror)
+    with pytest.raises(DataError, match=message):
+        official(tmp_path / "new").prepare(batch_of(*planted[1:]))
+    assert not (tmp_path / "new" / "CIFAR-10-C").exists()
+    assert {path.name for path in (tmp_path / "new").iterdir()} <= {ARCHIVE}
+
+
+def test_offline_and_in_a_stage_nothing_is_downloaded(tmp_path, mirror, planted):
+    plant(tmp_path / "original")
+    pack(tmp_path / "original", mirror)
+    batch = batch_of(*planted[1:])
+    with pytest.raises(
+        DataMissing, match=r"CIFAR-10-C: no such folder, and offline nothing is downloaded; to get it by"
+    ):
+        official(tmp_path).prepare(batch, offline=True)
+    with pytest.raises(DataMissing, match=r"labels\.npy: no such file"):
+        official(tmp_path).perturb("fog-1", None, batch, seed=0)
+
+
+# Generated corruptions
+
+
+@pytest.mark.usefixtures("library")
+def test_an_image_does_not_depend_on_its_companions(planted):
+    _, clean, labels = planted
+    threat = part()
+    np.random.seed(1)
+    drawn = np.random.rand()
+    np.random.seed(1)
+    for stage in ("gaussian_noise-3", "impulse_noise-3", "glass_blur-3"):
+        together = threat.perturb(stage, None, batch_of(clean, labels, [4, 2, 9]), seed=7)
+        alone = threat.perturb(stage, None, batch_of(clean, labels, [2]), seed=7)
+        assert torch.equal(together[1:2], alone)
+        assert not torch.equal(alone, threat.perturb(stage, None, batch_of(clean, labels, [2]), seed=8))
+        assert not torch.equal(alone, batch_of(clean, labels, [2]).x)
+    assert np.random.rand() == drawn  # the caller's random numbers are left alone
+
+
+def test_corruptions_are_those_of_the_paper(library, planted):
+    if library == "stand-in":
+        pytest.skip("of the library alone")
+    batch = batch_of(*planted[1:], numbers=[0, 1])
+    x = batch.x.numpy()
+    means = x.mean((2, 3), keepdims=True)
+    for severity, share in ((1, 0.4), (5, 0.05)):
+        found = part().perturb(f"contrast-{severity}", None, batch, seed=0).numpy()
+        assert np.abs(found - ((x - means) * share + means)).max() <= 1 / 255 + 1e-6  # cut to 8 bits
+
+
+def test_the_library_and_its_version_are_named(tmp_path, monkeypatch):
+    install(tmp_path, "imagecorruptions_imaug", "", imagecorruptions=STAND_IN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert part().columns()["attack"] == "generated:imagecorruptions-imaug-1.0"
+    assert part().identity()["source"] == "generated:imagecorruptions-imaug-1.0"
+
+
+def test_a_missing_library_is_told(monkeypatch, planted):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("harness.threats.generated_corruptions.metadata.version", missing)
+    with pytest.raises(SpecError, match=r"not installed; pip install 'ct-harness\[corruptions\]'"):
+        part().prepare(batch_of(*planted[1:]))
+
+
+def test_images_too_small_for_the_library_are_refused():
+    digits = Batch(torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), torch.arange(1))
+    with pytest.raises(
+        DataError, match="colour images of 32×32 pixels or more, found 1×8×8; use larger images or another"
+    ):
+        part().prepare(digits)
+
+
+# The mean corruption error
+
+
+def test_alexnet_has_100():
+    for threat in (part(source="ImageNet-C"), Corruptions3D()):
+        accuracy = alexnet()[threat.source]
+        assert tuple(sorted(accuracy)) == tuple(sorted(threat.stages))
+        assert threat.summary(accuracy) == {"mce": pytest.approx(100, abs=1e-9)}
+        perfect, blind = dict.fromkeys(accuracy, 1.0), dict.fromkeys(accuracy, 0.0)
+        assert threat.summary(perfect) == {"mce": 0}
+        assert threat.summary(blind)["mce"] > 100
+        halved = {stage: (1 + value) / 2 for stage, value in accuracy.items()}  # half of its errors
+        assert threat.summary(halved) == {"mce": pytest.approx(50, abs=1e-9)}
+
+
+def test_alexnets_figures_are_those_that_robustbench_publishes():
+    means = {name: round(100 * sum(stages.values()) / len(stages), 2) for name, stages in alexnet().items()}
+    assert means == {"ImageNet-C": 21.12, "ImageNet-3DCC": 28.47}
+
+
+def test_mce_is_a_mean_of_ratios():
+    accuracy = {"a-1": 0.9, "a-2": 0.7, "b-1": 0.5, "b-2": 0.5}
+    reference = {"a-1": 0.5, "a-2": 0.5, "b-1": 0.8, "b-2": 0.7}
+    assert mce(accuracy, reference) == pytest.approx(100 * (0.4 / 1.0 + 1.0 / 0.5) / 2)
+
+
+def test_mce_of_part_of_a_set_or_of_another_is_not_told():
+    whole = alexnet()["ImageNet-C"]
+    assert part(source="ImageNet-C").summary({stage: 0.5 for stage in whole if stage != "fog-3"}) == {}
+    assert part(source="CIFAR-10-C").summary(whole) == {}
+    assert part(source="generated").summary(whole) == {}
+
+
+# From the file to the leaderboard
+
+
+@pytest.fixture
+def benchmark(here, mapping, monkeypatch):
+    """A mapping of 24 colour images, two corruptions at two severities; its planted images and its network."""
+    (here / "colour.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(str(here))
+    sys.modules.pop("colour", None)
+    network = importlib.import_module("colour").network()
+
+    def mostly_right(clean):
+        y = network(torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255).argmax(1).numpy()
+        return np.where(np.arange(N) % 4 == 0, (y + 1) % 10, y)
+
+    clean, labels = plant(here / "data", labels=mostly_right)
+    np.savez(here / "colour.npz", x=clean.transpose(0, 3, 1, 2), y=labels)
+    yield (
+        mapping(
+            name="tiny",
+            models=[{"kind": "checkpoint", "builder": "colour:network"}],
+            dataset={"kind": "arrays", "path": "colour.npz"},
+            threat={
+                "kind": "corruptions",
+                "source": "CIFAR-10-C",
+                "corruptions": ["fog", "snow"],
+                "severities": [1, 4],
+            },
+            steering={"beta": [0.5]},
+        ),
+        network,
+        labels,
+    )
+    sys.modules.pop("colour", None)
+
+
+def by_hand(network, labels):
+    """Which images survive each stage, bool [4, n], straight from the planted files."""
+    survived = []
+    for name in ("snow", "fog"):
+        images = np.load(f"data/CIFAR-10-C/{name}.npy", mmap_mode="r")
+        for first in (0, 30_000):
+            x = torch.from_numpy(images[first : first + N] / np.float32(255)).permute(0, 3, 1, 2)
+            with torch.no_grad():
+                survived.append(network(x).argmax(1).numpy() == labels)
+    return np.array(survived)
+
+
+def test_a_board_is_the_mean_over_the_stages(benchmark):
+    mapping, network, labels = benchmark
+    [entry] = line.entries(spec.parse(mapping), runs="runs")
+    board = leaderboard.board([entry])
+    survived = by_hand(network, labels)
+    assert 0 < survived.mean() < 1
+    base = board[(board["beta"] == 1) & (board["status"] == "ok")].iloc[0]
+    assert base["robust"] == pytest.approx(survived.mean(), abs=1e-6)
+    assert base["clean"] == pytest.approx(0.75)
+    assert (base["threat"], base["attack"]) == ("corruptions", "CIFAR-10-C[snow+fog at 1+4]")
+    assert base["robust_replay"] is None
+
+    first, second = sorted(entry.scores, key=lambda score: -score.steering.beta)
+    assert np.allclose(first.robust, survived.mean(0))
+    steered = board[board["beta"] == 0.5].iloc[0]
+    difference = second.robust - first.robust
+    assert set(np.unique(difference * 4)) - {-4, 0, 4}  # graded, not bits
+    assert steered["delta_pp"] == pytest.approx(100 * difference.mean(), abs=1e-3)
+    assert (steered["gained"], steered["lost"]) == ((difference > 0).sum(), (difference < 0).sum())
+    assert steered["delta_low"] <= steered["delta_pp"] <= steered["delta_high"]
+
+    table = outcomes.table([entry])
+    of_base = table[table["beta"] == "1"].set_index("stage")["outcomes"]
+    assert list(of_base.index) == ["clean", "snow-1", "snow-4", "fog-1", "fog-4"]
+    for stage, row in zip(of_base.index[1:], survived, strict=True):
+        assert of_base[stage] == "".join("1" if one else "0" for one in row)
+
+
+def test_a_run_takes_up_what_others_left(benchmark, rows):
+    mapping, *_ = benchmark
+
+    def run(runs, **keys):
+        return harness.run(spec.parse(mapping | {"threat": mapping["threat"] | keys}), runs=runs)
+
+    run("runs", corruptions=["snow"])
+    first = rows(Path("runs"))
+    board = run("runs")
+    whole = rows(Path("runs"))
+    assert {key: whole.get(key) for key in first} == first
+    assert len(whole) - len(first) == 2 * 2 * 3  # two more stages, two β, three shards
+    run("runs", severities=[4])
+    assert rows(Path("runs")) == whole
+    assert board.drop(columns="seconds").equals(run("elsewhere").drop(columns="seconds"))
+
+
+def test_a_missing_set_stops_the_run_before_a_cell_is_computed(benchmark, rows):
+    mapping, *_ = benchmark
+    Path("data/CIFAR-10-C/fog.npy").unlink()
+    with pytest.raises(DataMissing, match=r"CIFAR-10-C/fog\.npy: no such file"):
+        harness.run(spec.parse(mapping), runs="runs", offline=True)
+    assert not rows(Path("runs"))
