@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from harness.errors import ModelError
 
-Curve = Callable[[Tensor], Tensor]
+Curve = Callable[..., Tensor]
+"""From the input to what takes the place of ReLU; of a family of several curves, also which of them."""
 
 
 def relu(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
@@ -62,9 +63,9 @@ def relu6(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
     return hardtanh(curve, input, 0.0, 6.0)
 
 
-Smooth = Callable[..., Tensor]
+Bent = Callable[..., Tensor]
 
-FUNCTIONS: dict[Any, tuple[str, Smooth]] = {
+FUNCTIONS: dict[Any, tuple[str, Bent]] = {
     function: (name, smooth)
     for name, smooth, functions in (
         ("relu", relu, (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)),
@@ -82,13 +83,10 @@ FUNCTIONS: dict[Any, tuple[str, Smooth]] = {
 }
 """Every way in which Python code can call one of them: its name and its smooth version."""
 
-IN_PLACE = frozenset(function for function in FUNCTIONS if function.__name__.endswith("_"))
-"""Those that always write into their input."""
-
 
 Arguments = Callable[[Any], dict[str, Any]]
 
-MODULES: dict[type[nn.Module], tuple[str, Smooth, Arguments]] = {
+MODULES: dict[type[nn.Module], tuple[str, Bent, Arguments]] = {
     nn.ReLU: ("relu", relu, lambda module: {}),
     nn.LeakyReLU: ("leaky_relu", leaky_relu, lambda module: {"negative_slope": module.negative_slope}),
     nn.PReLU: ("prelu", prelu, lambda module: {"weight": module.weight}),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn, uint8
 
 from harness.steering import Steered, steer
-from harness.types import Coverage, Sites, Steering
+from harness.types import Coverage, FamilyName, Sites, Steering
 
 
 def sha256_of_weights(network: nn.Module) -> str:
@@ -42,16 +42,17 @@ class Loaded:
         """
         if steering.is_baseline:
             return self.network
-        return steer(self.network, *steering, example=example)
+        beta, c, sites, family, _ = steering
+        return steer(self.network, beta, c, sites, example, family)
 
-    def coverage(self, sites: Sites, example: Tensor) -> Coverage:
+    def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
         """What steering this model reaches, counted while it runs on ``example`` [1, c, h, w].
 
         Raises:
             NothingToSteer: nothing at all.
             IncompleteSteering: not everything, where ``sites`` is "all".
         """
-        steered = self.steered(Steering(0.5, sites=sites), example)
+        steered = self.steered(Steering(0.75, 1.0, sites, family), example)
         assert isinstance(steered, Steered)
         assert steered.coverage is not None
         return steered.coverage

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,29 +18,49 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.activations import Activation
 from harness.errors import IncompleteSteering, NothingToSteer
+from harness.families import FAMILIES, Family
 from harness.reroute import Reroute, Watch
 from harness.types import Coverage
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def prove_rerouting(network: nn.Module, call: Call) -> tuple[Coverage, bool]:
-    """What rerouting reaches, and whether in-place activations must write back into their inputs.
+@dataclass(frozen=True)
+class Proof:
+    """What rerouting reaches, and how it must be done.
+
+    Args:
+        coverage: the counts.
+        spared: the shape, without the batch, of the outputs that are no hidden activations; see `Reroute`.
+        write_back: whether in-place activations must write back into their inputs.
+    """
+
+    coverage: Coverage
+    spared: torch.Size | None
+    write_back: bool
+
+
+def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
+    """What rerouting reaches.
 
     Args:
         network: in eval mode.
         call: positional and keyword arguments of one call.
+        family: the activations to reroute.
 
     Raises:
         NothingToSteer: the network executes none of the family.
-        IncompleteSteering: something escapes, or the plain network does not come out.
+        IncompleteSteering: something escapes, the plain network does not come out, or the activations have no common
+            β at which they are untouched.
     """
-    reroute, watch = Reroute(_kink, write_back=True), Watch()
+    plain = _outputs(network, call)
+    spared = plain[0].shape[1:] if family.spares_outputs and plain and plain[0].ndim == 2 else None
+    reroute, watch = Reroute(family.stand_in, family, spared, write_back=True), Watch(family)
     with watch:
-        rerouted = _outputs(network, call, through=reroute)
-    if watch.left:
+        rerouted = _outputs(network, call, through=reroute, backward=True)
+    if escaped := watch.left - reroute.left_alone:
         raise IncompleteSteering(
-            f"{_names(watch.left)} escaped the steering (called from compiled or scripted code, or recomputed by "
+            f"{_names(escaped)} escaped the steering (called from compiled or scripted code, or recomputed by "
             "activation checkpointing); rewrite that part in plain PyTorch, or switch checkpointing off"
         )
     if reroute.detached:
@@ -47,12 +68,28 @@ def prove_rerouting(network: nn.Module, call: Call) -> tuple[Coverage, bool]:
             "an activation is called inside an autograd.Function or under torch.no_grad(), so its gradient would not "
             "be φ's, and an attack would follow a false one; rewrite that part in plain PyTorch"
         )
-    _same(_outputs(network, call), rerouted)
-    coverage = Coverage(reroute.calls.total(), reroute.calls.total(), dict(reroute.calls + watch.others))
-    if not coverage.steered:
-        raise NothingToSteer(_nothing(coverage))
-    fresh, written = (_outputs(network, call, through=Reroute(_lift, write_back)) for write_back in (False, True))
-    return coverage, not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(fresh, written, strict=True))
+    _same(plain, rerouted)
+    kinds = reroute.calls + watch.others
+    if not reroute.calls:
+        raise NothingToSteer(_nothing(Coverage(0, 0, kinds), family))
+    coverage = Coverage(reroute.calls.total(), reroute.calls.total(), dict(kinds), _native(reroute.calls, family))
+    fresh, written = (
+        _outputs(network, call, through=Reroute(family.lifted, family, spared, write_back))
+        for write_back in (False, True)
+    )
+    differ = any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(fresh, written, strict=True))
+    return Proof(coverage, spared, write_back=differ)
+
+
+def _native(calls: Mapping[str, int], family: Family) -> float:
+    """The β at which all of them are untouched."""
+    found = {family.native[name] for name in calls}
+    if len(found) > 1:
+        raise IncompleteSteering(
+            f"the network mixes {_names(calls)}, which are untouched at different β, so no β is its own; steer "
+            "networks of one smooth activation"
+        )
+    return found.pop()
 
 
 def prove_replacement(network: nn.Module, call: Call) -> Coverage:
@@ -80,11 +117,12 @@ def prove_replacement(network: nn.Module, call: Call) -> Coverage:
     switch(torch.relu)
     plain = _outputs(network, call)
     hooks = [module.register_forward_hook(count) for module in activations]
-    reroute, watch = Reroute(torch.relu), Watch()
+    family = FAMILIES["relu"]
+    reroute, watch = Reroute(family.kink), Watch(family)
     try:
-        switch(_kink)
+        switch(family.stand_in)
         with watch:
-            kinked = _outputs(network, call, through=reroute)
+            kinked = _outputs(network, call, through=reroute, backward=True)
     finally:
         for module, curve, hook in zip(activations, curves, hooks, strict=True):
             module.curve = curve
@@ -93,16 +131,16 @@ def prove_replacement(network: nn.Module, call: Call) -> Coverage:
     sites = replaced.total() + reroute.calls.total()
     coverage = Coverage(sites, replaced.total(), dict(replaced + reroute.calls + watch.others))
     if not coverage.steered:
-        raise NothingToSteer(_nothing(coverage))
+        raise NothingToSteer(_nothing(coverage, family))
     return coverage
 
 
 @torch.enable_grad()
-def _outputs(network: nn.Module, call: Call, through: Reroute | None = None) -> list[Tensor]:
-    """All tensors that the network returns, after a forward and, where it can, a backward pass.
+def _outputs(network: nn.Module, call: Call, through: Reroute | None = None, backward: bool = False) -> list[Tensor]:
+    """All tensors that the network returns; every pass draws the same random numbers.
 
-    The backward pass is run for what it would do behind the steering's back: activation checkpointing computes the
-    forward again there, outside of the mode. Every pass draws the same random numbers.
+    A backward pass is run for what it would do behind the steering's back: activation checkpointing computes the
+    forward again there, outside of the mode.
     """
     leaves = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
     inputs = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
@@ -114,7 +152,7 @@ def _outputs(network: nn.Module, call: Call, through: Reroute | None = None) -> 
     outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
     wanted = [leaf for leaf in inputs if leaf.requires_grad]
     total = [leaf.double().sum() for leaf in outputs if leaf.requires_grad]
-    if total and wanted and through is not None:
+    if total and wanted and backward:
         try:
             torch.autograd.grad(torch.stack(total).sum(), wanted, allow_unused=True)
         except RuntimeError as error:
@@ -124,31 +162,23 @@ def _outputs(network: nn.Module, call: Call, through: Reroute | None = None) -> 
     return [leaf.detach() for leaf in outputs]
 
 
-def _kink(x: Tensor) -> Tensor:
-    """ReLU by an operation that is not one of those watched for."""
-    return x.clamp_min(0)
-
-
-def _lift(x: Tensor) -> Tensor:
-    """A curve that changes every value, so that writing in place shows."""
-    return x.clamp_min(0) + 1
-
-
 def _same(plain: list[Tensor], rerouted: list[Tensor]) -> None:
     if not all(torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in zip(plain, rerouted, strict=True)):
         raise IncompleteSteering(
-            "rerouting the activations at β = 1 does not reproduce the plain network: it depends on something that the "
+            "rerouting the activations unbent does not reproduce the plain network: it depends on something that the "
             "steering does not see (in-place activations on shared tensors, or hidden state); make it a pure function"
         )
 
 
-def _nothing(coverage: Coverage) -> str:
+def _nothing(coverage: Coverage, family: Family) -> str:
     if coverage.sites:
         return (
             f"none of the {coverage.sites} activations that it executes is a registered module "
             f"({_names(coverage.kinds)}, called as functions); use sites: all"
         )
     found = f"it uses {_names(coverage.kinds)}" if coverage.kinds else "no activation was seen at all"
+    if family is FAMILIES["smooth"]:
+        return f"nothing to steer: the smooth family is SiLU and GELU, and the network executes neither; {found}"
     return (
         "nothing to steer: Curvature Tuning acts on ReLU, LeakyReLU, PReLU, RReLU, ReLU6 and Hardtanh, and the "
         f"network executes none of them; {found}"

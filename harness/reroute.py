@@ -14,27 +14,41 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.activations import FUNCTIONS, IN_PLACE, OTHERS, PIECEWISE_AFFINE, Curve
+from harness.activations import Curve
+from harness.families import FAMILIES, Family
 
 
 class Reroute(TorchFunctionMode):
-    """While it is entered, every piecewise-affine activation is computed with ``curve`` in place of ReLU.
+    """While it is entered, every activation of ``family`` is computed with ``curve`` in place of its own.
 
     Args:
         curve: φ at one β and c.
+        family: which activations.
+        spared: the shape, without the batch, of inputs that are the network's outputs and not hidden: these calls are
+            left alone. None where there are none to spare.
         write_back: whether ``inplace=True`` really writes into the input. Nearly all networks use only what the
             call returns; a fresh tensor is then cheaper and kinder to autograd. The proof finds out which it is.
 
     Attributes:
-        calls: how often each activation was called.
+        calls: how often each activation was called, and replaced.
+        left_alone: how often each was spared.
         detached: whether one was called where no gradient is recorded though its input wants one.
     """
 
-    def __init__(self, curve: Curve, write_back: bool = False) -> None:
+    def __init__(
+        self,
+        curve: Curve,
+        family: Family = FAMILIES["relu"],
+        spared: torch.Size | None = None,
+        write_back: bool = False,
+    ) -> None:
         super().__init__()
         self.curve = curve
+        self.functions = family.functions
+        self.spared = spared
         self.write_back = write_back
         self.calls: Counter[str] = Counter()
+        self.left_alone: Counter[str] = Counter()
         self.detached = False
 
     def __torch_function__(
@@ -45,24 +59,28 @@ class Reroute(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in FUNCTIONS:
+        if func not in self.functions:
             return func(*args, **kwargs)
-        name, smooth = FUNCTIONS[func]
-        self.calls[name] += 1
+        name, bent = self.functions[func]
         input = args[0] if args else kwargs["input"]
+        if self.spared is not None and input.shape[1:] == self.spared:
+            self.left_alone[name] += 1
+            return func(*args, **kwargs)
+        self.calls[name] += 1
         self.detached |= input.requires_grad and not torch.is_grad_enabled()
         with torch._C.DisableTorchFunction():
-            if func in IN_PLACE or (self.write_back and kwargs.get("inplace")):
+            if func.__name__.endswith("_") or (self.write_back and kwargs.get("inplace")):
                 kwargs.pop("input", None)
-                return input.copy_(smooth(self.curve, input.clone(), *args[1:], **kwargs))
-            return smooth(self.curve, *args, **kwargs)
+                return input.copy_(bent(self.curve, input.clone(), *args[1:], **kwargs))
+            return bent(self.curve, *args, **kwargs)
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the activations that are computed below Python, forward and backward, by name of the operation."""
+    """Counts the activations that are computed below Python, forward and backward: of a family, and any others."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.family = family
         self.left: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
 
@@ -74,8 +92,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = func.overloadpacket.__name__
-        if name in PIECEWISE_AFFINE:
-            self.left[PIECEWISE_AFFINE[name]] += 1
-        elif name in OTHERS:
-            self.others[OTHERS[name]] += 1
+        if name in self.family.operations:
+            self.left[self.family.operations[name]] += 1
+        elif name in self.family.others:
+            self.others[self.family.others[name]] += 1
         return func(*args, **(kwargs or {}))

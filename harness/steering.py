@@ -6,10 +6,8 @@ copied, so a whole grid of β shares its weights.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +16,22 @@ from torch.overrides import BaseTorchFunctionMode
 
 from harness.activations import MODULES, Activation, Curve
 from harness.errors import ModelError, SpecError
-from harness.phi import check_range, curve
+from harness.families import FAMILIES
+from harness.phi import check_range
 from harness.proof import prove_replacement, prove_rerouting
 from harness.reroute import Reroute
-from harness.types import Coverage, Sites, Steering
+from harness.smooth import with_plain_silu
+from harness.twin import twin
+from harness.types import Coverage, FamilyName, Sites, Steering
 
 
 def steer(
-    network: nn.Module, beta: float, c: float = 0.5, sites: Sites = "all", example: Tensor | None = None
+    network: nn.Module,
+    beta: float,
+    c: float | None = None,
+    sites: Sites = "all",
+    example: Tensor | None = None,
+    family: FamilyName = "relu",
 ) -> Steered:
     """Curvature Tuning (arXiv 2502.07783) of ``network``: every ReLU-like activation becomes φ(·; β, c).
 
@@ -35,17 +41,19 @@ def steer(
     Args:
         network: any module; not a scripted one, and not wrapped in DataParallel (wrap the result instead).
         beta: in [0, 1]; 1 is the untouched network, bit by bit.
-        c: in [0, 1].
+        c: in [0, 1]; 0.5, the paper's, by default.
         sites: "all", or "modules" for plain replacement of registered modules (what other implementations do:
             activations called as functions keep their kinks).
         example: an input on which to prove that nothing was missed. Without it a plausible one is made up from the
             first layer; where none runs, the proof is made on the first input of ``forward``.
+        family: "relu", or "smooth" for SiLU and GELU along c = 1, which goes beyond the paper; their own β (0.5 and
+            0.64) is then the untouched network.
 
     Returns:
         The steered network; ``.coverage`` counts the activations it reached.
 
     Raises:
-        SpecError: ``beta``, ``c`` or ``sites`` is out of range.
+        SpecError: ``beta``, ``c``, ``sites`` or ``family`` is out of range, or they do not go together.
         NothingToSteer: no such activation is executed; names those that are.
         IncompleteSteering: one escapes the steering.
         ModelError: the network is scripted or wrapped in DataParallel.
@@ -55,11 +63,17 @@ def steer(
         >>> steer(network, beta=0.9).coverage.steered
         1
     """
+    if family not in FAMILIES:
+        raise SpecError(f"family: expected 'relu' or 'smooth', found {family!r}")
+    if c is None:
+        c = 1.0 if family == "smooth" else 0.5
     check_range(beta, c)
     if sites not in ("all", "modules"):
         raise SpecError(f"sites: expected 'all' or 'modules', found {sites!r}")
+    if family == "smooth" and (c != 1.0 or sites != "all"):
+        raise SpecError(f"family: smooth is steered along c = 1 at all sites; found c = {c:g}, sites = {sites!r}")
     _refuse(network)
-    steered = Steered(network, Steering(beta, c, sites))
+    steered = Steered(network, Steering(beta, c, sites, family))
     if example is None:
         example = _plausible_input(network)
     if example is not None:
@@ -78,23 +92,28 @@ class Steered(nn.Module):
         self.steering = steering
         self.coverage = None
         self.write_back = False
-        bent = partial(curve, beta=steering.beta, c=steering.c)
-        self.curve: Curve = torch.relu if steering.is_baseline else bent
+        self.spared: torch.Size | None = None
+        family = FAMILIES[steering.family]
+        untouched = steering.family == "relu" and steering.is_baseline
+        self.curve: Curve = family.kink if untouched else family.curve(steering.beta, steering.c)
         self.network = network
         if steering.sites == "modules":
-            self.network = _replace_modules(network, self.curve)
+            bent = self.curve
+            self.network = twin(network, dict.fromkeys(MODULES, lambda module: Activation(module, bent)))
+        elif steering.family == "smooth":
+            self.network = with_plain_silu(network)
         self.training = network.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own arguments and results."""
         if self.coverage is None:
             self.prove(args, kwargs)
-        if self.steering.is_baseline:
+        if self.curve is torch.relu:
             return self.network(*args, **kwargs)
         if self.steering.sites == "modules":
             with BaseTorchFunctionMode():  # keeps TransformerEncoderLayer off its fast path, which calls no modules
                 return self.network(*args, **kwargs)
-        with Reroute(self.curve, self.write_back):
+        with Reroute(self.curve, FAMILIES[self.steering.family], self.spared, self.write_back):
             return self.network(*args, **kwargs)
 
     def prove(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -104,23 +123,8 @@ class Steered(nn.Module):
             if self.steering.sites == "modules":
                 self.coverage = prove_replacement(self.network, call)
             else:
-                self.coverage, self.write_back = prove_rerouting(self.network, call)
-
-
-def _replace_modules(network: nn.Module, bent: Curve) -> nn.Module:
-    """A copy of the network's structure, sharing its weights, in which registered activations compute ``bent``."""
-    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    try:
-        twin = copy.deepcopy(network, shared)
-    except RuntimeError as error:
-        raise ModelError(f"its modules cannot be copied to be replaced ({error}); use sites: all") from error
-    if type(twin) in MODULES:
-        return Activation(twin, bent)
-    for module in list(twin.modules()):
-        for name, child in module._modules.items():  # named_children() passes over a module seen before
-            if child is not None and type(child) in MODULES:
-                setattr(module, name, Activation(child, bent))
-    return twin
+                proof = prove_rerouting(self.network, call, FAMILIES[self.steering.family])
+                self.coverage, self.spared, self.write_back = proof.coverage, proof.spared, proof.write_back
 
 
 def _refuse(network: nn.Module) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.contracts import Dataset, Model, Threat
 
 Sites = Literal["all", "modules"]
+FamilyName = Literal["relu", "smooth"]
 
 SCORING_VERSION = 1
 """Part of every cell's identity: raised when a change of the code could change an outcome."""
@@ -31,16 +32,32 @@ def sha256(value: Any) -> str:
 
 
 class Steering(NamedTuple):
-    """One point of the grid. ``beta`` = 1 is the untouched network, whatever ``c`` and ``sites`` are."""
+    """One point of the grid.
+
+    Args:
+        beta: in [0, 1].
+        c: in [0, 1].
+        sites: which calls of an activation.
+        family: which activations; see `harness.families`.
+        native: the β of the untouched network, whatever the rest is.
+    """
 
     beta: float
     c: float = 0.5
     sites: Sites = "all"
+    family: FamilyName = "relu"
+    native: float = 1.0
 
     @property
     def is_baseline(self) -> bool:
         """Whether this is the untouched network."""
-        return self.beta == 1.0
+        return self.beta == self.native
+
+    def identity(self) -> str | list[Any]:
+        """As JSON."""
+        if self.is_baseline:
+            return "baseline"
+        return [self.beta, self.c, self.sites] + ([] if self.family == "relu" else [self.family])
 
 
 BASELINE = Steering(1.0)
@@ -163,7 +180,7 @@ class Cell:
             self.task.identity()
             | replayed
             | {
-                "steering": list(self.steering) if not self.steering.is_baseline else "baseline",
+                "steering": self.steering.identity(),
                 "shard": self.shard.identity(),
                 "stage": self.stage,
             }
@@ -208,11 +225,13 @@ class Coverage:
     """What the steering reached while the network ran on one input.
 
     Args:
-        sites: calls of piecewise-affine activations.
-        steered: those of them that are replaced by phi.
-        kinds: the calls by activation, piecewise-affine and other (``{"relu": 17, "gelu": 2}``).
+        sites: calls of activations of the family.
+        steered: those of them that are bent.
+        kinds: the calls by activation, of the family and other (``{"relu": 17, "gelu": 2}``).
+        native: the β at which the family is untouched.
     """
 
     sites: int
     steered: int
     kinds: Mapping[str, int]
+    native: float = 1.0

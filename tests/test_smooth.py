@@ -1,0 +1,259 @@
+"""SiLU and GELU steered along c = 1: against φ, their limits, and networks that call them in every way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness import line, spec
+from harness.datasets.digits import Digits
+from harness.errors import IncompleteSteering, NothingToSteer, SpecError
+from harness.families import FAMILIES
+from harness.flags import STEERED
+from harness.phi import phi
+from harness.plan import grid
+from harness.smooth import NATIVE, dilated, native, stand_in, with_plain_silu
+from harness.steering import steer
+from harness.types import Steering
+
+GRID = torch.linspace(-30, 30, 2401, dtype=torch.float64)
+KINDS = ("silu", "gelu", "gelu_tanh")
+X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+class Own(torch.autograd.Function):
+    """x·σ(x) as some networks have it: hidden in a function of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return grad * s * (1 + x * (1 - s))
+
+
+class OwnSwish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Own.apply(x)  # type: ignore[no-any-return]
+
+
+class Call(nn.Module):
+    """A function as a part of a network; the buffer keeps it from being taken for a swish of its own."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("buffer", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def network(middle: nn.Module, classes: int = 4) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), middle, nn.Linear(8, classes)).double().eval()
+
+
+STYLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "nn.SiLU": (nn.SiLU, "silu"),
+    "nn.SiLU in place": (lambda: nn.SiLU(inplace=True), "silu"),
+    "F.silu": (lambda: Call(F.silu), "silu"),
+    "F.silu in place": (lambda: Call(lambda x: F.silu(x, inplace=True)), "silu"),
+    "own swish": (OwnSwish, "silu"),
+    "nn.GELU": (nn.GELU, "gelu"),
+    "nn.GELU tanh": (lambda: nn.GELU("tanh"), "gelu_tanh"),
+    "F.gelu": (lambda: Call(F.gelu), "gelu"),
+}
+
+
+# --- the curve ---
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.8, 0.99])
+def test_silu_is_phi_with_c_1(beta: float) -> None:
+    torch.testing.assert_close(dilated(GRID, "silu", beta), phi(GRID, beta, 1.0), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.64, 0.9])
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh"])
+def test_gelu_stays_near_phi_with_c_1(kind: Any, beta: float) -> None:
+    """The distance 0.0148 at its own β shrinks and grows with the dilation."""
+    bound = 0.0148 * min((0.64 / 0.36) / (beta / (1 - beta)), 1e9) if beta else 1e-12
+    assert (dilated(GRID, kind, beta) - phi(GRID, beta, 1.0)).abs().max() <= bound * 1.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_own_beta_is_the_activation_bit_by_bit_and_the_ends_are_relu_and_half_x(kind: Any) -> None:
+    own = NATIVE[kind.partition("_")[0]]
+    assert torch.equal(dilated(GRID, kind, own), native(GRID, kind))
+    assert torch.equal(dilated(GRID, kind, 1.0), torch.relu(GRID))
+    assert torch.equal(dilated(GRID, kind, 0.0), GRID / 2)
+    near = dilated(GRID, kind, own + 1e-7)
+    torch.testing.assert_close(near, native(GRID, kind), atol=1e-6, rtol=0)
+    assert (dilated(GRID, kind, 0.9999) - torch.relu(GRID)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_right_and_half_types_are_float32_rounded(kind: Any, beta: float) -> None:
+    x = torch.linspace(-3, 3, 11, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: dilated(x, kind, beta), (x,))
+    half = GRID.bfloat16()
+    assert torch.equal(dilated(half, kind, beta), dilated(half.float(), kind, beta).bfloat16())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stand_in_computes_the_same(kind: Any) -> None:
+    x = torch.linspace(-200, 200, 4001)
+    torch.testing.assert_close(stand_in(x, kind), native(x, kind), atol=1e-6, rtol=1e-5)
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_style_is_steered(style: str) -> None:
+    make, kind = STYLES[style]
+    bent = network(Call(lambda x: dilated(x, kind, 0.8)))  # type: ignore[arg-type]
+    steered = steer(network(make()), 0.8, example=X, family="smooth")
+    torch.testing.assert_close(steered(X), bent(X), atol=1e-12, rtol=0)
+    assert steered.coverage is not None
+    assert (steered.coverage.sites, steered.coverage.steered) == (1, 1)
+    assert steered.coverage.native == NATIVE[kind.partition("_")[0]]
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if style != "own swish"])
+def test_its_own_beta_is_the_plain_network_bit_by_bit(style: str) -> None:
+    make, kind = STYLES[style]
+    plain = network(make())
+    steered = steer(plain, NATIVE[kind.partition("_")[0]], example=X, family="smooth")
+    assert torch.equal(steered(X.clone()), plain(X.clone()))
+
+
+def test_a_swish_of_its_own_is_known_by_what_it_computes_and_shares_its_weights() -> None:
+    plain = network(OwnSwish())
+    canonical = with_plain_silu(plain)
+    assert isinstance(canonical[1], nn.SiLU)
+    assert canonical[0].weight is plain[0].weight
+    assert isinstance(plain[1], OwnSwish)
+    tanh = network(nn.Tanh())
+    assert with_plain_silu(tanh) is tanh
+
+
+def test_an_output_map_is_left_alone() -> None:
+    class Mapped(nn.Module):
+        """A map of the scores of the classes, as in MixedNUTS; not a hidden activation."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network(nn.GELU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.gelu(self.inner(x) - 0.1)
+
+    plain = Mapped()
+    steered = steer(plain, 0.9, example=X, family="smooth")
+    assert steered.coverage is not None
+    assert (steered.coverage.sites, steered.coverage.kinds) == (1, {"gelu": 1})
+    bent = network(Call(lambda x: dilated(x, "gelu", 0.9)))
+    torch.testing.assert_close(steered(X), F.gelu(bent(X) - 0.1))
+
+
+def test_relu_is_another_family() -> None:
+    mixed = nn.Sequential(network(nn.ReLU(), 3), network(nn.SiLU()))
+    steered = steer(mixed, 0.9, example=X, family="smooth")
+    assert steered.coverage is not None
+    assert steered.coverage.kinds == {"silu": 1, "relu": 1}
+    with pytest.raises(
+        NothingToSteer, match="the smooth family is SiLU and GELU, and the network executes neither; it "
+    ):
+        steer(network(nn.ReLU()), 0.9, example=X, family="smooth")
+
+
+def test_two_that_have_no_common_beta_are_refused() -> None:
+    both = nn.Sequential(network(nn.GELU(), 3), network(nn.SiLU()))
+    with pytest.raises(IncompleteSteering, match="mixes gelu ×1, silu ×1, which are untouched at different β"):
+        steer(both, 0.9, example=X, family="smooth")
+
+
+def test_a_call_below_python_is_refused() -> None:
+    with pytest.raises(IncompleteSteering, match="silu ×1 escaped"):
+        steer(network(Call(torch.ops.aten.silu)), 0.9, example=X, family="smooth")
+
+
+def test_it_goes_along_c_1_at_all_sites() -> None:
+    for arguments in ({"c": 0.5}, {"sites": "modules"}):
+        with pytest.raises(SpecError, match="family: smooth is steered along c = 1 at all sites"):
+            steer(network(nn.SiLU()), 0.9, family="smooth", **arguments)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="family: expected 'relu' or 'smooth', found 'silu'"):
+        steer(network(nn.SiLU()), 0.9, family="silu")  # type: ignore[arg-type]
+
+
+# --- the line ---
+
+
+def test_the_flags_know_what_is_steered() -> None:
+    for name, family in FAMILIES.items():
+        assert STEERED[name] == set(family.native)
+
+
+def test_the_baseline_of_the_grid_is_the_native_beta() -> None:
+    points = grid([0.3, 0.5, 0.9, 1.0], [1.0], "all", "smooth", 0.5)
+    assert [point.beta for point in points] == [0.5, 1.0, 0.9, 0.3]
+    assert [point.is_baseline for point in points] == [True, False, False, False]
+    assert points[0].identity() == "baseline"
+    assert points[1].identity() == [1.0, 1.0, "all", "smooth"]
+    assert Steering(0.9).identity() == [0.9, 0.5, "all"]
+
+
+def test_a_benchmark_of_a_silu_network(here: Path, mapping: Any) -> None:
+    """Through the whole line: the baseline is β = 0.5, and its bits are the plain network's."""
+    save_file(silu_network().state_dict(), here / "silu.safetensors")
+    fields = mapping(
+        name="silu",
+        models=[SILU],
+        dataset={"kind": "digits", "n": 20},
+        steering={"beta": [0.4, 0.5, 0.7], "family": "smooth"},
+        executor={"kind": "inline"},
+    )
+    [entry] = line.entries(spec.parse(fields), runs="runs")
+    assert sorted(score.steering.beta for score in entry.scores) == [0.4, 0.5, 0.7]
+    (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
+    assert baseline.steering.beta == 0.5
+    batch = Digits(n=20).open().read(tuple(range(20)))
+    with torch.no_grad():
+        expected = silu_network().eval()(batch.x).argmax(1) == batch.y
+    np.testing.assert_array_equal(baseline.clean, expected.float().numpy())
+    table = line.run(spec.parse(fields), runs="runs")
+    rows = table[table.status == "ok"]
+    assert set(rows.family) == {"smooth"}
+    assert rows[rows.p_holm.isna()].beta.tolist() == [0.5]
+
+
+def silu_network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.SiLU(), nn.Linear(16, 10))
+
+
+SILU = {"kind": "checkpoint", "name": "silu", "builder": "test_smooth:silu_network", "weights": "silu.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "steering", [{"beta": [0.5], "family": "smooth", "c": 0.5}, {"beta": [0.5], "family": "smooth", "sites": "modules"}]
+)
+@pytest.mark.usefixtures("installed")
+def test_a_benchmark_says_that_smooth_has_no_c_and_no_sites(mapping: Any, steering: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="steering: family: smooth is steered along c = 1 at all sites; leave c and"):
+        spec.parse(mapping(steering=steering))
