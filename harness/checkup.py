@@ -1,0 +1,191 @@
+"""Can this model be scored? Its weights, its clean accuracy, the steering's reach, and one step of an attack."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from harness import flags
+from harness.attacks.autoattack import Custom
+from harness.contracts import Model
+from harness.errors import HarnessError, ModelError, NothingToSteer
+from harness.estimate import Costs, gradient, measure
+from harness.evaluate import Workbench, admit, allowed, logits, workbench
+from harness.models.robustbench import RobustBench
+from harness.plan import grid
+from harness.published import published, unlike
+from harness.runtime import reproducible
+from harness.spec import Benchmark
+from harness.threats.lp import Lp
+from harness.types import Batch, Coverage
+
+STEERED, ATTACKED = 8, 2
+"""Images that the steered network classifies, and those of them that are attacked."""
+SURPRISE = 0.01
+"""How unlikely an accuracy must be by chance alone before it is called above chance."""
+
+Level = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Args:
+        check: its name, one word.
+        subject: the model's label, or the key or option, that it is about.
+        level: a "problem" keeps the benchmark, or this model, from being scored as it should.
+        text: what was found.
+        remedy: what to do; empty where nothing is to be done.
+    """
+
+    check: str
+    subject: str
+    level: Level
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a model that can be scored will need.
+
+    Args:
+        costs: of its network under the smallest β.
+        correct: the share of the images looked at that its untouched network classifies correctly, in [0, 1].
+        steerings: how many will be scored, the untouched network among them.
+    """
+
+    costs: Costs
+    correct: float
+    steerings: int
+
+
+def problem(check: str, subject: str, error: Exception) -> Finding:
+    """What an error says; in those of the harness the remedy mostly stands after a semicolon."""
+    if isinstance(error, NothingToSteer):
+        return Finding(check, subject, "problem", str(error), "take it out of the benchmark, or steer what it does use")
+    if isinstance(error, HarnessError):
+        text, *remedies = re.split(r"; (?![^(]*\))", str(error), maxsplit=1)  # not within brackets
+    else:
+        text, remedies = f"{type(error).__name__}: {error}", []
+    return Finding(check, subject, "problem", text, *(remedies or [f"mend it, or take {subject} out of the benchmark"]))
+
+
+def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: str) -> tuple[list[Finding], Look | None]:
+    """Look into ``model`` until a check cannot be made.
+
+    Args:
+        benchmark: that it is part of.
+        model: nothing of it is downloaded.
+        images: a few, as it wants them; None where there are none, and then only its weights are looked into.
+        device: to run it on.
+
+    Returns:
+        A finding for each check that was made; and what it will need, None where it cannot be scored.
+    """
+    findings: list[Finding] = []
+    check = "weights"
+    try:
+        with reproducible(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bench = workbench(model, device, True)
+            findings.append(_weights(model, bench))
+            if images is None:
+                return findings, None
+            batch, check = images.to(device), "clean"
+            scores = logits(bench.loaded.network, batch.x)
+            admit(scores, batch.y)
+            findings.append(_clean(benchmark, model, scores, batch.y))
+            check, grid_ = "steering", benchmark.steering
+            coverage = bench.loaded.coverage(grid_.sites, batch.x[:1], grid_.family)
+            findings.append(_steering(benchmark, model, coverage))
+            steerings = grid(grid_.beta, grid_.c, grid_.sites, grid_.family, coverage.native)
+            network, check = bench.steered(steerings[-1], batch.x[:1]), "attack"
+            findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
+            costs = measure(network, _part(batch, range(min(len(batch), benchmark.batch_size))), benchmark.threat)
+    except Exception as error:  # whatever a network raises on its first images
+        return [*findings, problem(check, model.label, error)], None
+    return findings, Look(costs, float((scores.argmax(1) == batch.y).float().mean()), len(steerings))
+
+
+def _weights(model: Model, bench: Workbench) -> Finding:
+    parameters = sum(parameter.numel() for parameter in bench.loaded.network.parameters())
+    return Finding("weights", model.label, "ok", f"{parameters:,} parameters, SHA-256 {bench.loaded.sha256[:12]}")
+
+
+def _clean(benchmark: Benchmark, model: Model, scores: Tensor, y: Tensor) -> Finding:
+    """Above chance, and as RobustBench has it where the data are the same."""
+    correct, n, classes = int((scores.argmax(1) == y).sum()), len(y), scores.shape[1]
+    text = f"{correct} of {n} images right"
+    tellable = classes**-n < SURPRISE
+    if tellable and binomtest(correct, n, 1 / classes, alternative="greater").pvalue >= SURPRISE:
+        return Finding(
+            "clean", model.label, "problem", f"{text}, not above chance (1 in {classes})",
+            "check its weights, its normalisation (mean, std) and the order of its classes",
+        )  # fmt: skip
+    if not isinstance(model, RobustBench) or benchmark.dataset.kind != model.dataset:
+        return Finding("clean", model.label, "ok", text)
+    figures = published(model.dataset, model.threat, model.name)
+    if figures is None:
+        return Finding("clean", model.label, "ok", text)
+    text += f"; RobustBench has {100 * figures.clean:.2f} %"
+    if not unlike(correct, n, figures.clean):
+        return Finding("clean", model.label, "ok", text)
+    remedy = "check that the checkpoint is RobustBench's, and the images those of the official test set"
+    return Finding("clean", model.label, "warning", f"{text}, further off than chance explains", remedy)
+
+
+def _steering(benchmark: Benchmark, model: Model, coverage: Coverage) -> Finding:
+    text = f"{coverage.steered} of {coverage.sites} activations are steered"
+    if not flags.of_coverage(coverage, benchmark.steering.family):
+        return Finding("steering", model.label, "ok", text)
+    kinds = ", ".join(f"{kind} ×{number}" for kind, number in coverage.kinds.items())
+    remedy = (
+        "set steering.sites: all" if benchmark.steering.sites == "modules"
+        else "read its rows, flagged partial, as those of a network that is steered in part"
+    )  # fmt: skip
+    return Finding("steering", model.label, "warning", f"{text}; it runs {kinds}", remedy)
+
+
+def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, batch: Batch) -> Finding:
+    """One step of the threat on two images, on the network that is steered furthest."""
+    threat, stage = benchmark.threat, benchmark.threat.stages[0]
+    few = _part(batch, range(min(len(batch), STEERED)))
+    if threat.reduction == "worst":
+        right = (logits(network, few.x).argmax(1) == few.y).nonzero().flatten().tolist()
+        if not right:
+            text = f"none of {len(few)} images is right {where}, so there was nothing to attack"
+            return Finding("attack", model.label, "warning", text, "let the grid of β end nearer to 1")
+        few = _part(few, right)
+    few = _part(few, range(min(len(few), ATTACKED)))
+    if isinstance(threat, Lp):
+        _refuse_blind(gradient(network, few.x, few.y)[0], where)
+        stage = "apgd-ce"
+        threat = threat.model_copy(update={"attack": Custom(stages=(stage,), iterations=1)})
+    images = threat.perturb(stage, network, few, seed=0).detach()
+    allowed(threat, few.x, images)
+    logits(network, images)
+    return Finding("attack", model.label, "ok", f"a step of {stage} works {where}")
+
+
+def _refuse_blind(slope: Tensor, where: str) -> None:
+    if not slope.isfinite().all():
+        raise ModelError(f"its gradient {where} is NaN or infinite; check its weights and its normalisation")
+    if not slope.any():
+        raise ModelError(
+            f"its gradient {where} is zero, so gradient attacks are blind; "
+            "take out of the network what rounds, detaches or saturates"
+        )
+
+
+def _part(batch: Batch, which: Sequence[int]) -> Batch:
+    numbers = list(which)
+    names = tuple(batch.names[number] for number in numbers) if batch.names else ()
+    return replace(batch, x=batch.x[numbers], y=batch.y[numbers], indices=batch.indices[numbers], names=names)
