@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from harness.types import Coverage
+from harness.published import unlike
+from harness.types import Coverage, FamilyName
 
 MEANING = {
     "replay": (
@@ -47,6 +48,10 @@ MEANING = {
         "Not every activation is steered: some are of another kind, or are not registered modules; CT as "
         "published reaches ReLU-like activations only (Hu et al. 2025, arXiv 2502.07783)."
     ),
+    "unlike_published": (
+        "The untouched network's clean accuracy is further from the published one than chance explains: other weights, "
+        "another preprocessing or other images than it was published for (Croce et al. 2021, arXiv 2010.09670)."
+    ),
     "invalid": (
         "The attack returned images that the threat does not allow; they were refused and nothing is scored "
         "(Carlini et al. 2019, arXiv 1902.06705)."
@@ -57,14 +62,19 @@ MEANING = {
 SQUARE_SHARE = 0.002
 """Of the images, as in AutoAttack's own check."""
 
+STEERED: Mapping[FamilyName, frozenset[str]] = {
+    "relu": frozenset({"relu", "leaky_relu", "prelu", "rrelu", "relu6", "hardtanh"}),
+    "smooth": frozenset({"silu", "gelu"}),
+}
+"""What each family steers; `harness.families` has it too, with torch."""
+
 GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "logsigmoid"})
 """Attention and squeeze gates, which are no activations to steer."""
 
 
-def of_coverage(coverage: Coverage) -> set[str]:
+def of_coverage(coverage: Coverage, family: FamilyName) -> set[str]:
     """``partial`` where something that bends the network is not steered."""
-    steerable = {"relu", "leaky_relu", "prelu", "rrelu", "relu6", "hardtanh"}
-    others = coverage.kinds.keys() - steerable - GATES
+    others = coverage.kinds.keys() - STEERED[family] - GATES
     return {"partial"} if coverage.steered < coverage.sites or others else set()
 
 
@@ -79,6 +89,11 @@ def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
         return set()
     before = stages[names[names.index("square") - 1]]
     return {"square"} if before.mean() - stages["square"].mean() > SQUARE_SHARE else set()
+
+
+def of_published(clean: np.ndarray, published_clean: float) -> set[str]:
+    """``unlike_published`` where the clean scores [n] of the untouched network are not what was published."""
+    return {"unlike_published"} if unlike(round(float(clean.sum())), len(clean), published_clean) else set()
 
 
 def of_replay(robust: np.ndarray, robust_replay: np.ndarray, points: float) -> set[str]:

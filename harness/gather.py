@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from harness import flags, leaderboard
 from harness.admission import Admission, Data
+from harness.contracts import Threat
 from harness.execute import State
 from harness.leaderboard import Entry, Headline, Score
 from harness.plan import Lane
+from harness.published import Published
 from harness.resampling import of_procedure
 from harness.selection import CrossValidation, InSample, choose, selection_sets
 from harness.spec import Benchmark
@@ -29,29 +32,52 @@ def entry(
 ) -> Entry:
     """What the board says of one model."""
     label, data = admission.model.label, admission.data
-    shared: dict[str, str | int] = {
+    published = admission.model.published(benchmark.dataset.kind, benchmark.threat.kind)
+    shared: dict[str, object] = {
         "model": label,
+        "family": benchmark.steering.family,
         "dataset": benchmark.dataset.label,
         **benchmark.threat.columns(),
-        "n": len(data.digests),
         "seed": benchmark.seed,
         "batch_size": benchmark.batch_size,
-        "data_sha256": data.sha256,
+        **_beside(published, benchmark.threat),
     }
+    if data is not None:
+        shared |= {"n": len(data.digests), "data_sha256": data.sha256}
     failure = admission.failure or state.failures.get(label)
-    if admission.task is None or admission.coverage is None or failure is not None:
+    if admission.task is None or admission.coverage is None or data is None or failure is not None:
         return Entry(shared, failure=str(failure), flag=failure.flag if failure else None)
     shared["weights_sha256"] = admission.task.weights_sha256
     by_steering: dict[Steering, list[int]] = {}
     for number, lane in enumerate(state.lanes):
         if lane.task.label == label:
             by_steering.setdefault(lane.steering, []).append(number)
-    marks = flags.of_coverage(admission.coverage)
+    marks = flags.of_coverage(admission.coverage, benchmark.steering.family)
     scores = [
         _score(steering, state, numbers, replayed, benchmark.replay_points, marks)
         for steering, numbers in by_steering.items()
     ]
+    scores = [_compared(score, published) for score in scores]
     return Entry(shared, scores, _headline(benchmark, scores, data), admission.coverage)
+
+
+def _beside(published: Published | None, threat: Threat) -> dict[str, float | None]:
+    """The published accuracies; the robust one only where it answers the same question."""
+    if published is None:
+        return {}
+    same_eps = threat.columns()["eps"] == ("" if published.eps is None else f"{published.eps:.6g}")
+    return {
+        "published_clean": published.clean,
+        "published_robust": published.robust if threat.standard and same_eps else None,
+    }
+
+
+def _compared(score: Score, published: Published | None) -> Score:
+    """The score with its flag where it is the untouched network's, and not what others measured."""
+    if published is None or not score.steering.is_baseline:
+        return score
+    found = flags.of_published(score.clean, published.clean)
+    return replace(score, flags=score.flags | found)
 
 
 def _headline(benchmark: Benchmark, scores: Sequence[Score], data: Data) -> Headline:
@@ -96,6 +122,9 @@ def _score(
         clean=np.concatenate([clean for clean, _ in parts]),
         robust=robust,
         stages=stages,
+        summary=state.lanes[numbers[0]].task.threat.summary(
+            {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
+        ),
         replay=replay,
         flags=frozenset(marks | {flag for outcome in outcomes for flag in outcome.flags}),
         seconds=sum(outcome.seconds for outcome in outcomes),

@@ -1,0 +1,76 @@
+"""RobustBench's figures: the ones that anyone can look up, one for every model of its zoo, and none for others."""
+
+from __future__ import annotations
+
+from math import comb
+
+import pytest
+
+from harness.models.robustbench import RobustBench
+from harness.published import ALPHA, Published, _table, published, unlike
+
+KNOWN = [
+    ("cifar10", "Linf", "Standard", 94.78, 0.00, 8 / 255),
+    ("cifar10", "Linf", "Wang2023Better_WRN-70-16", 93.25, 70.69, 8 / 255),
+    ("cifar10", "Linf", "Engstrom2019Robustness", 87.03, 49.25, 8 / 255),
+    ("cifar10", "L2", "Standard", 94.78, 0.00, 0.5),
+    ("cifar10", "corruptions", "Standard", 94.78, 73.46, None),
+    ("cifar100", "Linf", "Wang2023Better_WRN-28-10", 72.58, 38.83, 8 / 255),
+    ("imagenet", "Linf", "Standard_R50", 76.52, 0.00, 4 / 255),
+    ("imagenet", "corruptions", "AlexNet", 56.24, 21.12, None),
+    ("imagenet", "corruptions_3d", "AlexNet", 56.24, 28.47, None),
+]
+
+
+@pytest.mark.parametrize(("dataset", "threat", "name", "clean", "robust", "eps"), KNOWN)
+def test_the_figures_are_those_on_the_board(
+    dataset: str, threat: str, name: str, clean: float, robust: float, eps: float | None
+) -> None:
+    found = published(dataset, threat, name)
+    assert found is not None
+    assert (100 * found.clean, 100 * found.robust) == pytest.approx((clean, robust), abs=1e-9)
+    assert found.eps == (None if eps is None else pytest.approx(eps))
+    assert f"{dataset}/{threat.removesuffix('_3d')}/{name}.json" in found.source
+
+
+def test_every_model_of_the_zoo_has_figures_and_nothing_else_has() -> None:
+    boards = {
+        tuple(heading.removeprefix("robustbench ").split("/")): set(names)
+        for heading, names in RobustBench.names().items()
+    }
+    of_2d = {key: value for key, value in _table().items() if key[1] != "corruptions_3d"}
+    assert set(of_2d) == {(*board, name) for board, names in boards.items() for name in names}
+    assert len(of_2d) == 206
+    assert {key[2] for key in _table().keys() - of_2d.keys()} == boards["imagenet", "corruptions"]
+
+
+def test_all_figures_are_shares() -> None:
+    for figures in _table().values():
+        assert isinstance(figures, Published)
+        assert 0 <= figures.robust <= figures.clean <= 1
+        assert figures.clean > 0.4  # percent was divided by 100 once
+
+
+@pytest.mark.parametrize(
+    ("dataset", "threat", "name"),
+    [("cifar10", "Linf", "standard"), ("cifar100", "L2", "Standard"), ("digits", "Linf", "digits_plain")],
+)
+def test_what_robustbench_has_not_published(dataset: str, threat: str, name: str) -> None:
+    assert published(dataset, threat, name) is None
+
+
+@pytest.mark.parametrize("n", [1, 8, 40])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9478, 1.0])
+def test_unlike_is_the_exact_binomial_test(n: int, share: float) -> None:
+    """By brute force: as unlikely as the observed count or more so, all counts added up."""
+    chances = [comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
+    for correct in range(n + 1):
+        p_value = sum(chance for chance in chances if chance <= chances[correct] * (1 + 1e-7))
+        assert unlike(correct, n, share) == (p_value < ALPHA), correct
+
+
+def test_unlike_on_a_thousand_images() -> None:
+    assert not unlike(948, 1000, 0.9478)
+    assert not unlike(930, 1000, 0.9478)
+    assert unlike(900, 1000, 0.9478)  # such as a normalisation forgotten
+    assert unlike(1000, 1000, 0.9478)
