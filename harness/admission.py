@@ -42,7 +42,7 @@ class Admission:
     """A model that can be scored: its task and what the steering reaches. Or why it cannot."""
 
     model: Model
-    data: Data
+    data: Data | None = None
     task: Task | None = None
     coverage: Coverage | None = None
     failure: ModelError | None = None
@@ -88,7 +88,8 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         batch = source(benchmark.dataset, model.preprocessing, offline).read(tuple(data.digests)[:8]).to(device)
         with reproducible():
             admit(logits(bench.loaded.network, batch.x), batch.y)
-            coverage = bench.loaded.coverage(benchmark.steering.sites, batch.x[:1])
+            steering = benchmark.steering
+            coverage = bench.loaded.coverage(steering.sites, batch.x[:1], steering.family)
     except HarnessError as error:
         return Admission(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.spec import Benchmark
 
 GOOD, NO, UNDONE = 0, 1, 2
+COVERAGE = Path("leaderboards/coverage.csv")
 
 app = typer.Typer(
     name="ct-harness",
@@ -231,6 +232,56 @@ def check(
         if row.verdict != "held":
             typer.echo(f"  {row.verdict}: {row.name}: {row.why}")
     return NO if regression.failed(rows) else GOOD
+
+
+@app.command()
+@guarded
+def doctor(
+    benchmark: Annotated[Path, typer.Argument(help="The benchmark YAML.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The CSV. [default: leaderboards/<name>.csv]")] = None,
+    runs: Annotated[Path, typer.Option(help="Where the ledgers lie.")] = Path("runs"),
+    offline: Annotated[
+        bool, typer.Option("--offline", help="As of run; nothing is downloaded without it either.")
+    ] = True,
+) -> int:
+    """Look, before the hours are spent, whether a benchmark will run, and what it will take: 0 ready, 2 not."""
+    from harness import spec
+    from harness.doctor import doctor as look
+    from harness.screen import print_findings
+
+    loaded = spec.load(benchmark, overrides or ())
+    out = out or Path("leaderboards") / f"{loaded.name}.csv"
+    return GOOD if print_findings(look(loaded, runs=runs, out=out)) else UNDONE
+
+
+@app.command()
+@guarded
+def coverage(
+    board: Annotated[str | None, typer.Option(help="Only this board of RobustBench, such as cifar10/Linf.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only entries of this name.")] = None,
+    csv: Annotated[Path, typer.Option(help="The table; what it has is not audited again.")] = COVERAGE,
+) -> int:
+    """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
+    from harness import coverage as coverages
+    from harness.plugins import did_you_mean
+    from harness.screen import Counting, print_coverage
+    from harness.zoo import zoo
+
+    entries = zoo()
+    for option, wanted, names in (
+        ("--board", board, sorted({entry.board for entry in entries})),
+        ("--model", model, sorted({entry.name for entry in entries})),
+    ):
+        if wanted is not None and wanted not in names:
+            raise SpecError(f"{option}: RobustBench has no {wanted!r}{did_you_mean(wanted, names)}")
+    chosen = [entry for entry in entries if board in (None, entry.board) and model in (None, entry.name)]
+    if not chosen:
+        raise SpecError(f"--model: {model!r} is not on the board {board}; leave --board out")
+    with Counting(len(coverages.missing(chosen, csv)), "entries") as counting:
+        rows = coverages.survey(chosen, csv, lambda row: counting.advanced(f"{row.dataset}/{row.threat} {row.model}"))
+    print_coverage(rows, str(csv))
+    return NO if any(row.builds != "yes" for row in rows) else GOOD
 
 
 @app.command("list")

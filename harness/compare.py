@@ -17,7 +17,7 @@ BETWEEN = ("model", "beta", "c", "clean_pp", "robust_pp", "low", "high", "gained
 
 SAME_THREAT = ("threat", "eps", "attack")
 """Columns without whose equality robust accuracies do not mean the same."""
-NOISE = ("seed", "batch_size", "weights_sha256", "ct_harness", "torch", "device")
+NOISE = ("family", "seed", "batch_size", "weights_sha256", "ct_harness", "torch", "device")
 """Columns whose difference is named, and does not stop a comparison."""
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.loaded import Loaded
+    from harness.published import Published
 
 
 class Part(BaseModel, ABC):
@@ -58,6 +59,10 @@ class Model(Part):
             ModelError: the model is not known.
         """
         return AS_STORED
+
+    def published(self, dataset: str, threat: str) -> Published | None:
+        """What others have measured of it on ``dataset`` under ``threat`` (their kinds); None if nobody has."""
+        return None
 
     @abstractmethod
     def load(self, *, offline: bool = False) -> Loaded:
@@ -143,9 +148,25 @@ class Threat(Part):
         return {}
 
     @property
+    def standard(self) -> bool:
+        """Whether this, ε aside, is what the published boards measure: a result may then stand beside theirs."""
+        return False
+
+    @property
     @abstractmethod
     def stages(self) -> tuple[str, ...]:
         """The names of the stages, in order, without the clean stage, which every threat has."""
+
+    def prepare(self, batch: Batch, *, offline: bool = False) -> None:
+        """Have ready what the stages need, and refuse images they cannot work on; called before any cell runs.
+
+        Args:
+            batch: a few of the images, as a model sees them.
+            offline: refuse to download anything.
+
+        Raises:
+            HarnessError: something is missing, damaged, or does not go with the images; says what to do.
+        """
 
     @abstractmethod
     def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
@@ -176,6 +197,14 @@ class Threat(Part):
 
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """Look at the network on clean images for what would mislead an attack; warn with `Flag`."""
+
+    def summary(self, accuracy: Mapping[str, float]) -> dict[str, float]:
+        """More columns of a row, from the share of the images that survive each stage; empty where there are none.
+
+        Args:
+            accuracy: by stage, in [0, 1]; stages may be missing.
+        """
+        return {}
 
     def columns(self) -> dict[str, str]:
         """The threat in the leaderboard: ``threat``, ``eps``, ``attack``; empty where it has no such thing."""

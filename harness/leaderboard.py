@@ -18,18 +18,19 @@ import numpy as np
 from harness.errors import LeaderboardError
 from harness.selection import Choice, Scored, better
 from harness.statistics import Paired, holm, paired, wilson
-from harness.types import BASELINE, Coverage, Steering
+from harness.types import Coverage, Steering
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = {
-    "rank": "d", "model": "s", "beta": ".6g", "c": ".6g", "clean": ".6f", "robust": ".6f", "robust_low": ".6f",
-    "robust_high": ".6f", "delta_pp": "+.4f", "delta_low": "+.4f", "delta_high": "+.4f", "gained": "d", "lost": "d",
-    "p_value": ".4g", "p_holm": ".4g", "robust_replay": ".6f", "status": "s", "selection": "s", "chosen": "s",
-    "sites": "d", "steered": "d", "n": "d", "dataset": "s", "threat": "s", "eps": "s", "attack": "s", "flags": "s",
-    "seed": "d", "batch_size": "d", "weights_sha256": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s",
-    "device": "s", "seconds": ".1f",
+    "rank": "d", "model": "s", "beta": ".6g", "c": ".6g", "family": "s", "clean": ".6f", "robust": ".6f",
+    "robust_low": ".6f", "robust_high": ".6f", "delta_pp": "+.4f", "delta_low": "+.4f", "delta_high": "+.4f",
+    "gained": "d", "lost": "d", "p_value": ".4g", "p_holm": ".4g", "robust_replay": ".6f", "mce": ".4f",
+    "published_clean": ".4f", "published_robust": ".4f", "status": "s", "selection": "s", "chosen": "s", "sites": "d",
+    "steered": "d", "n": "d", "dataset": "s", "threat": "s", "eps": "s", "attack": "s", "flags": "s", "seed": "d",
+    "batch_size": "d", "weights_sha256": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s", "device": "s",
+    "seconds": ".1f",
 }  # fmt: skip
 """The columns in their order, and how each is written."""
 
@@ -45,6 +46,7 @@ class Score(Scored):
 
     Args:
         stages: what stands after each stage, in order, the clean one first; float32 [n] each.
+        summary: further columns, of the threat.
         replay: `robust` when the images found under other steerings count too, [n]; None where there are none.
         flags: of all its cells, and of these scores.
         seconds: of all its cells.
@@ -52,6 +54,7 @@ class Score(Scored):
     """
 
     stages: Mapping[str, np.ndarray]
+    summary: Mapping[str, float]
     replay: np.ndarray | None
     flags: frozenset[str]
     seconds: float
@@ -79,7 +82,7 @@ class Headline:
 class Entry:
     """What the board says of one model: the columns that its rows share, and its scores, or why there are none."""
 
-    shared: dict[str, str | int]
+    shared: dict[str, object]
     scores: Sequence[Score] = ()
     headline: Headline | None = None
     coverage: Coverage | None = None
@@ -107,6 +110,7 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
     rows = [
         _row(entry, score.clean, score.robust, score.replay, paired(baseline.robust, score.robust))
         | score.versions
+        | dict(score.summary)
         | {
             "rank": rank,
             "beta": score.steering.beta,
@@ -173,9 +177,9 @@ def _short(steering: Steering) -> str:
 
 
 def _failed(entry: Entry) -> list[dict[str, object]]:
-    """One row that says why, in the baseline's place."""
+    """One row that says why."""
     reason = " ".join(f"{FAILED}: {entry.failure}".split())
-    return [entry.shared | {"beta": BASELINE.beta, "c": BASELINE.c, "status": reason, "flags": entry.flag or ""}]
+    return [{**entry.shared, "status": reason, "flags": entry.flag or ""}]
 
 
 def to_csv(table: pd.DataFrame) -> str:

@@ -18,7 +18,7 @@ from harness.plan import Lane, grid, lanes, shards
 from harness.replay import replays
 from harness.selection import CrossValidation, Holdout
 from harness.spec import Benchmark
-from harness.types import AS_STORED, Cell, Outcome, Preprocessing
+from harness.types import Cell, Outcome, Preprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,34 +97,41 @@ def _admissions(benchmark: Benchmark, offline: bool) -> list[Admission]:
     for model in benchmark.models:
         try:
             preprocessing = model.preprocessing
-        except ModelError:
-            preprocessing = AS_STORED  # loading it will say what is wrong
+        except ModelError as error:
+            admissions.append(Admission(model, failure=error))
+            continue
         if preprocessing not in seen:
             seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
-            _enough_for(benchmark, seen[preprocessing])
+            enough_for(benchmark, len(seen[preprocessing].labels))
+            few = tuple(seen[preprocessing].digests)[:8]
+            benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
         admissions.append(admit_model(benchmark, model, seen[preprocessing], offline))
     return admissions
 
 
-def _enough_for(benchmark: Benchmark, data: Data) -> None:
-    if isinstance(benchmark.selection, CrossValidation) and benchmark.selection.folds > len(data.labels):
-        raise SpecError(
-            f"selection.folds: {benchmark.selection.folds} folds of {len(data.labels)} images; "
-            "use fewer folds or more images"
-        )
+def enough_for(benchmark: Benchmark, n: int) -> None:
+    """Refuse a choice of β that ``n`` images are too few for.
 
-    if isinstance(benchmark.selection, Holdout) and not int(benchmark.selection.share * len(data.labels)) >= 1:
+    Raises:
+        SpecError: more folds than images, or a share that leaves none to choose on.
+    """
+    if isinstance(benchmark.selection, CrossValidation) and benchmark.selection.folds > n:
         raise SpecError(
-            f"selection.share: {benchmark.selection.share:g} of {len(data.labels)} images leaves none to choose on; "
+            f"selection.folds: {benchmark.selection.folds} folds of {n} images; use fewer folds or more images"
+        )
+    if isinstance(benchmark.selection, Holdout) and not int(benchmark.selection.share * n) >= 1:
+        raise SpecError(
+            f"selection.share: {benchmark.selection.share:g} of {n} images leaves none to choose on; "
             "use a larger share or more images"
         )
 
 
 def _lanes(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Lane]:
-    steerings = grid(benchmark.steering.beta, benchmark.steering.c, benchmark.steering.sites)
-    return [
-        lane
-        for admission in admissions
-        if admission.task is not None
-        for lane in lanes(admission.task, steerings, shards(admission.data.digests, benchmark.batch_size))
-    ]
+    steering = benchmark.steering
+    made: list[Lane] = []
+    for admission in admissions:
+        if admission.task is not None and admission.coverage is not None and admission.data is not None:
+            native = admission.coverage.native
+            points = grid(steering.beta, steering.c, steering.sites, steering.family, native)
+            made += lanes(admission.task, points, shards(admission.data.digests, benchmark.batch_size))
+    return made

@@ -41,7 +41,7 @@ def _rows(entries: Iterable[Entry]) -> Iterator[tuple[str, str, str, str, str]]:
         for score in sorted(entry.scores, key=lambda score: (-score.steering.beta, score.steering.c)):
             stages = dict(score.stages) | ({REPLAY: score.replay} if score.replay is not None else {})
             for stage, values in stages.items():
-                beta, c, _ = score.steering
+                beta, c = score.steering.beta, score.steering.c
                 yield (
                     str(entry.shared["model"]),
                     f"{beta:.6g}",

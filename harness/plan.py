@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from harness.types import BASELINE, Cell, Shard, Sites, Steering, Task, sha256
+from harness.types import BASELINE, Cell, FamilyName, Shard, Sites, Steering, Task, sha256
 
 CLEAN = "clean"
 """The stage that every threat begins with: the images as they are."""
@@ -59,10 +59,21 @@ class Lane:
         return clean, np.stack(done[1:]).mean(axis=0, dtype=np.float32) if len(done) > 1 else clean
 
 
-def grid(betas: Sequence[float], cs: Sequence[float], sites: Sites) -> tuple[Steering, ...]:
-    """The baseline first, then every other (β, c), β descending: nearest to the untouched network first."""
-    points = {Steering(beta, c, sites) for beta in betas for c in cs if beta != BASELINE.beta}
-    return (BASELINE, *sorted(points, key=lambda point: (-point.beta, point.c)))
+def grid(
+    betas: Sequence[float], cs: Sequence[float], sites: Sites, family: FamilyName = "relu", native: float = 1.0
+) -> tuple[Steering, ...]:
+    """The untouched network first, then every other (β, c), β descending.
+
+    Args:
+        betas: in [0, 1].
+        cs: in [0, 1].
+        sites: of all points.
+        family: likewise.
+        native: the β of the untouched network.
+    """
+    points = {Steering(beta, c, sites, family, native) for beta in betas for c in cs if beta != native}
+    baseline = BASELINE if native == BASELINE.beta else Steering(native, 1.0, sites, family, native)
+    return (baseline, *sorted(points, key=lambda point: (-point.beta, point.c)))
 
 
 def shards(digests: Mapping[int, str], batch_size: int) -> tuple[Shard, ...]:

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+from harness.coverage import SUMMED_UP, summed_up
 from harness.flags import MEANING
 from harness.leaderboard import FAILED, IN_SAMPLE, OK
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.checkup import Finding
     from harness.compare import Comparison
+    from harness.coverage import Audit
     from harness.errors import ModelError
     from harness.execute import State
     from harness.types import Cell, Outcome
 
+FEW = 10
+"""Rows that are shown one by one."""
 WIDE = 160
 """Characters a line where there is no terminal to fit."""
 EVERY = 10.0
@@ -95,6 +107,39 @@ class Ticker:
         return f"{rate:.2g}/s, {_duration(left)} left"
 
 
+class Counting:
+    """Shows how far a count is, on stderr.
+
+    Args:
+        total: what it counts up to.
+        what: is counted.
+    """
+
+    def __init__(self, total: int, what: str) -> None:
+        self.console = Console(stderr=True)
+        self.total, self.what, self.done = total, what, 0
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+            console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("", total=total)
+
+    def __enter__(self) -> Counting:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def advanced(self, last: str) -> None:
+        """One more."""
+        self.done += 1
+        self.bar.update(self.task, advance=1, description=last)
+        if not self.console.is_terminal:
+            self.console.print(f"{self.done} of {self.total} {self.what}: {last}", highlight=False, soft_wrap=True)
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -127,8 +172,9 @@ def print_board(table: pd.DataFrame, title: str) -> None:
 
 def _view(row: Mapping[Any, Any]) -> tuple[str, ...]:
     headline = row["status"] != OK
-    baseline = not headline and row["beta"] == 1.0
-    steering = f"{row['beta']:g}" if row["c"] == 0.5 else f"{row['beta']:g} c={row['c']:g}"
+    baseline = not headline and _missing(row["p_holm"])
+    usual = {"relu": 0.5, "smooth": 1.0}[row["family"]]
+    steering = f"{row['beta']:g}" if baseline or row["c"] == usual else f"{row['beta']:g} c={row['c']:g}"
     p_value = row["p_value"] if headline else row["p_holm"]
     return (
         str(row["status"]) if headline else f"{row['rank']:.0f}",
@@ -147,9 +193,13 @@ def _view(row: Mapping[Any, Any]) -> tuple[str, ...]:
     )
 
 
+def _missing(value: Any) -> bool:
+    return value is None or value != value  # noqa: PLR0124
+
+
 def _number(value: Any, form: str) -> str:
     """Nothing where there is no number."""
-    return "" if value is None or value != value else f"{value:{form}}"  # noqa: PLR0124
+    return "" if _missing(value) else f"{value:{form}}"
 
 
 def _range(low: float, high: float, form: str) -> str:
@@ -225,6 +275,46 @@ def print_comparison(found: Comparison, title: str) -> None:
     for where, keys in (("first", found.only_first), ("second", found.only_second)):
         for model, beta, c in keys:
             console.print(Text(f"only in the {where}: {model} β={beta:g} c={c:g}"), soft_wrap=True)
+
+
+def print_findings(findings: Iterable[Finding]) -> bool:
+    """Each as it comes, its remedy below, and the verdict last; whether none of them is a problem."""
+    marks = {"ok": ("✓ ok     ", "green"), "warning": ("! warning", "yellow"), "problem": ("✗ problem", "red")}
+    console = _console()
+    met = dict.fromkeys(marks, 0)
+    for finding in findings:
+        met[finding.level] += 1
+        mark, colour = marks[finding.level]
+        text = f" {finding.check:8} {finding.subject}: {finding.text}"
+        console.print(Text.assemble((mark, colour), text), soft_wrap=True)
+        if finding.remedy:
+            console.print(Text(f"{'':10}→ {finding.remedy}"), soft_wrap=True)
+    verdict = "This benchmark is ready to run" if not met["problem"] else "Not ready: mend the problems first"
+    numbers = ", ".join(f"{met[level]} {level}{'s' * (met[level] != 1)}" for level in ("problem", "warning"))
+    console.print(Text(f"{verdict} ({numbers}). Nothing was downloaded: what is not here counts as missing."))
+    return not met["problem"]
+
+
+def print_coverage(rows: Sequence[Audit], title: str) -> None:
+    """The entries, where there are few; then the boards summed up."""
+    if len(rows) <= FEW:
+        view = _table(
+            title, ("board", "left"), ("model", "left"), ("activations", "left"), ("steered", "right"),
+            ("by modules", "right"), ("smooth", "right"), ("CT applies", "left"),
+        )  # fmt: skip
+        for row in rows:
+            counts = (f"{row.steered}/{row.sites}", f"{row.by_modules}/{row.sites}", row.smooth)
+            told = (row.activations.replace(";", " "), *counts, row.applicability)
+            view.add_row(*map(_text, (f"{row.dataset}/{row.threat}", row.model, *told)))
+        _console().print(view)
+        for row in rows:
+            if row.builds != "yes":
+                _console().print(_text(f"{row.dataset}/{row.threat} {row.model}: {row.builds}"), soft_wrap=True)
+    else:
+        view = _table(title, ("board", "left"), ("entries", "right"), *((name, "right") for name in SUMMED_UP))
+        for summed in summed_up(rows):
+            view.add_row(*map(_text, summed))
+        _console().print(view)
 
 
 def print_names(names: Mapping[str, Sequence[str]]) -> None:

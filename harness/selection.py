@@ -60,12 +60,17 @@ class Scored:
 
 
 def better(scored: Scored) -> tuple[float, float, float, float]:
-    """Sorts the better steering first: robust, then clean, then β nearest 1, then c nearest ½.
+    """Sorts the better steering first: robust, then clean, then β nearest the untouched network, then c nearest ½.
 
     The means are rounded, so that the order in which images are summed cannot break a tie.
     """
-    beta, c, _ = scored.steering
-    return (-round(float(scored.robust.mean()), 9), -round(float(scored.clean.mean()), 9), 1 - beta, abs(c - 0.5))
+    steering = scored.steering
+    return (
+        -round(float(scored.robust.mean()), 9),
+        -round(float(scored.clean.mean()), 9),
+        abs(steering.beta - steering.native),
+        abs(steering.c - 0.5),
+    )
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from pydantic import (
     ValidationError,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 
 from harness import plugins
 from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
 from harness.selection import CrossValidation, Selection
-from harness.types import Sites
+from harness.types import FamilyName, Sites
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
 """The keys that hold one part, and the group that its kind is looked up in; ``models`` holds a list of them."""
@@ -63,8 +64,9 @@ class SteeringGrid(BaseModel):
 
     Args:
         beta: in [0, 1].
-        c: in [0, 1].
+        c: in [0, 1]; 0.5, the paper's, by default.
         sites: "all", or "modules" for plain replacement of registered modules.
+        family: "relu", or "smooth" for SiLU and GELU along c = 1, beyond the paper.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,6 +74,20 @@ class SteeringGrid(BaseModel):
     beta: Grid
     c: Grid = (0.5,)
     sites: Sites = "all"
+    family: FamilyName = "relu"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _along_one(cls, fields: Any) -> Any:
+        """The smooth family has c = 1 unless told otherwise."""
+        smooth = isinstance(fields, Mapping) and fields.get("family") == "smooth"
+        return {"c": 1.0} | dict(fields) if smooth else fields
+
+    @model_validator(mode="after")
+    def _together(self) -> SteeringGrid:
+        if self.family == "smooth" and (self.c != (1.0,) or self.sites != "all"):
+            raise ValueError("family: smooth is steered along c = 1 at all sites; leave c and sites out")
+        return self
 
 
 class Benchmark(BaseModel):

@@ -207,6 +207,12 @@ class ThreatContract(PartContract):
         """Those of the leaderboard."""
         assert set(part.columns()) == {"threat", "eps", "attack"}
 
+    def test_summarises_what_there_is(self, part: Threat) -> None:
+        """Numbers from the accuracies of all stages; and no error where stages are missing."""
+        summary = part.summary(dict.fromkeys((CLEAN, *part.stages), 0.5))
+        assert all(np.isfinite(value) for value in summary.values())
+        assert part.summary({CLEAN: 0.5}).keys() <= summary.keys()
+
 
 class ExecutorContract(PartContract):
     """Cells in, outcomes out: the same as computed here, errors included."""

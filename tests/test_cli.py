@@ -56,7 +56,7 @@ def test_it_runs_as_a_module_and_says_its_version() -> None:
 def test_help_names_every_command(command: Run) -> None:
     ended = command("--help")
     assert ended.code == 0
-    for name in ("run", "show", "list", "schema"):
+    for name in ("run", "show", "doctor", "coverage", "list", "schema"):
         assert f" {name} " in ended.out
 
 
@@ -65,8 +65,9 @@ def test_list_names_every_kind(command: Run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("COLUMNS", "200")
     ended = command("list")
     assert ended.code == 0
-    kinds = {"models": "demo robustbench checkpoint training", "datasets": "digits arrays cifar10 cifar100 normalised",
-             "threats": "Linf L2 L1 dim", "executors": "local inline"}  # fmt: skip
+    kinds = {"models": "demo robustbench torchvision timm checkpoint training",
+             "datasets": "digits arrays cifar10 cifar100 imagenet image_folder normalised",
+             "threats": "Linf L2 L1 corruptions corruptions_3d dim", "executors": "local inline"}  # fmt: skip
     for group, names in kinds.items():
         assert set(names.split()) <= set(plugins.registered(group))
         alone = command("list", group)

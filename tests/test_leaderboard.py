@@ -18,14 +18,16 @@ from harness.statistics import wilson
 from harness.types import Coverage, Steering
 
 COLUMNS = [
-    "rank", "model", "beta", "c", "clean", "robust", "robust_low", "robust_high", "delta_pp", "delta_low",
-    "delta_high", "gained", "lost", "p_value", "p_holm", "robust_replay", "status", "selection", "chosen", "sites",
+    "rank", "model", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "delta_pp", "delta_low",
+    "delta_high", "gained", "lost", "p_value", "p_holm", "robust_replay", "mce", "published_clean",
+    "published_robust", "status", "selection", "chosen", "sites",
     "steered", "n", "dataset", "threat", "eps", "attack", "flags", "seed", "batch_size", "weights_sha256",
     "data_sha256", "ct_harness", "torch", "device", "seconds",
 ]  # fmt: skip
 
 SHARED = {
-    "model": "m", "dataset": "digits[:4]", "threat": "Linf", "eps": "0.1", "attack": "standard", "n": 4, "seed": 0,
+    "model": "m", "family": "relu", "dataset": "digits[:4]", "threat": "Linf", "eps": "0.1", "attack": "standard",
+    "n": 4, "seed": 0,
     "batch_size": 2, "data_sha256": "da", "weights_sha256": "we",
 }  # fmt: skip
 
@@ -33,7 +35,7 @@ SHARED = {
 def score(beta: float, robust: list[float], clean: list[float], c: float = 0.5, **changes: Any) -> Score:
     fields = {
         "steering": Steering(beta, c), "clean": np.array(clean, np.float32), "robust": np.array(robust, np.float32),
-        "stages": {}, "replay": None, "flags": frozenset(), "seconds": 1.26,
+        "stages": {}, "summary": {}, "replay": None, "flags": frozenset(), "seconds": 1.26,
         "versions": {"ct_harness": "1", "torch": "2", "device": "cpu"},
     }  # fmt: skip
     return Score(**(fields | changes))
@@ -64,8 +66,8 @@ def test_the_columns_and_every_format_are_fixed() -> None:
     header, *rows = text.splitlines()
     assert header == ",".join(COLUMNS)
     shared = {
-        "n": "4", "dataset": "digits[:4]", "threat": "Linf", "eps": "0.1", "attack": "standard", "seed": "0",
-        "batch_size": "2", "weights_sha256": "we", "data_sha256": "da",
+        "n": "4", "family": "relu", "dataset": "digits[:4]", "threat": "Linf", "eps": "0.1", "attack": "standard",
+        "seed": "0", "batch_size": "2", "weights_sha256": "we", "data_sha256": "da",
     }  # fmt: skip
     scored = shared | {
         "model": "m", "c": "0.5", "status": "ok", "sites": "3", "steered": "2", "ct_harness": "1", "torch": "2",
@@ -82,7 +84,7 @@ def test_the_columns_and_every_format_are_fixed() -> None:
             "robust_high": "0.699358", "delta_pp": "+0.0000", "gained": "0", "lost": "0", "p_holm": "", "flags": "",
         },
         dict.fromkeys(COLUMNS, "") | shared | {
-            "model": "n", "beta": "1", "c": "0.5", "status": "failed: no such file", "flags": "probabilities",
+            "model": "n", "family": "relu", "status": "failed: no such file", "flags": "probabilities",
         },
     ]  # fmt: skip
     for row, wanted in zip(rows, expected, strict=True):
@@ -217,7 +219,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     [
         (None, r"b\.csv: cannot be read as a leaderboard: .*No such file"),
         ("", r"b\.csv: cannot be read as a leaderboard: .*No columns"),
-        ("rank,model\n1,m\n", r"b\.csv: not a leaderboard of this harness: no column beta, c, clean"),
+        ("rank,model\n1,m\n", r"b\.csv: not a leaderboard of this harness: no column beta, c, family, clean"),
         ('a\n"b\n', r"b\.csv: cannot be read as a leaderboard"),
         ("\xff\xfe", r"b\.csv: cannot be read as a leaderboard"),
     ],

@@ -149,7 +149,7 @@ class BlindLoaded(Loaded):
         network.blind = not steering.is_baseline
         return network
 
-    def coverage(self, sites, example):
+    def coverage(self, sites, example, family="relu"):
         return Loaded(self.network.network, "").coverage(sites, example)
 
 
