@@ -157,11 +157,11 @@ class Threat(Part):
     def stages(self) -> tuple[str, ...]:
         """The names of the stages, in order, without the clean stage, which every threat has."""
 
-    def prepare(self, batch: Batch, *, offline: bool = False) -> None:
+    def prepare(self, batch: Batch | None, *, offline: bool = False) -> None:
         """Have ready what the stages need, and refuse images they cannot work on; called before any cell runs.
 
         Args:
-            batch: a few of the images, as a model sees them.
+            batch: a few of the images, as a model sees them; None (from ``doctor``) where there are none to look at.
             offline: refuse to download anything.
 
         Raises:

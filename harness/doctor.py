@@ -46,6 +46,14 @@ def doctor(benchmark: Benchmark, *, runs: Path, out: Path) -> Iterator[Finding]:
     """
     workbench.cache_clear()  # files may have changed since an earlier look of this process
     source.cache_clear()
+    said: set[Finding] = set()
+    for finding in _findings(benchmark, runs, out):
+        if finding not in said:  # data are opened once for each preprocessing
+            said.add(finding)
+            yield finding
+
+
+def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
     device = yield from _device(benchmark)
     opened: dict[Preprocessing, tuple[Batch, int] | None] = {}
     looks: list[Look] = []
@@ -53,6 +61,7 @@ def doctor(benchmark: Benchmark, *, runs: Path, out: Path) -> Iterator[Finding]:
         wanted = _preprocessing(model)
         if wanted not in opened:
             opened[wanted] = yield from _data(benchmark, wanted)
+            yield from _threat(benchmark, opened[wanted])
         data = opened[wanted]
         findings, look = checkup(benchmark, model, data[0] if data else None, device)
         yield from findings
@@ -110,6 +119,14 @@ def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Findi
     read = f"{len(few)} were read, with labels {low} … {high}"
     yield Finding("data", dataset.label, "ok", f"{len(chosen)} images of {shape}; {read}")
     return batch, len(chosen)
+
+
+def _threat(benchmark: Benchmark, data: tuple[Batch, int] | None) -> Iterator[Finding]:
+    """What its stages need beside the images."""
+    try:
+        benchmark.threat.prepare(data[0] if data else None, offline=True)
+    except Exception as error:  # also what a library raises on a damaged file
+        yield problem("threat", benchmark.threat.kind, error)
 
 
 def _folder(subject: str, folder: Path, option: str) -> Finding:

@@ -25,8 +25,8 @@ class Origin(ABC):
         """Its name on the leaderboard and in the identity."""
 
     @abstractmethod
-    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch, offline: bool) -> None:
-        """Have the images of ``stages`` there; ``batch`` holds a few clean ones.
+    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
+        """Have the images of ``stages`` there; ``batch`` holds a few clean ones, if there are any to look at.
 
         Raises:
             HarnessError: they cannot be had, or are of other images than ``batch``.

@@ -75,7 +75,7 @@ class Corrupted(Threat):
         """Corruption by corruption, in RobustBench's order, each from mild to severe."""
         return tuple(self._stages)
 
-    def prepare(self, batch: Batch, *, offline: bool = False) -> None:
+    def prepare(self, batch: Batch | None, *, offline: bool = False) -> None:
         """The official set is there and whole, and is of these images; downloads CIFAR's where it is missing."""
         self._origin.prepare(Path(self.root), list(self._stages.values()), batch, offline)
 

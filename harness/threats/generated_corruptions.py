@@ -42,15 +42,17 @@ class Generated(Origin):
                 "pip install 'ct-harness[corruptions]'"
             ) from error
 
-    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch, offline: bool) -> None:
+    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
         """See `Origin.prepare`."""
+        self._library()
+        if batch is None:
+            return
         channels, height, width = batch.x.shape[1:]
         if channels != 3 or min(height, width) < 32:
             raise DataError(
                 f"threat.source: {self.LIBRARY} corrupts colour images of 32×32 pixels or more, "
                 f"found {channels}×{height}×{width}; use larger images or another threat"
             )
-        self._library()
 
     def images(self, root: Path, corruption: str, severity: int, batch: Batch, seed: int) -> Tensor:
         """See `Origin.images`; an image's noise follows from the seed and its number, not from its companions."""

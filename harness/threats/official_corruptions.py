@@ -46,7 +46,7 @@ class CIFARC(Origin):
         """Of the archive."""
         return f"https://zenodo.org/records/{self.record}/files/{self.name}.tar"
 
-    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch, offline: bool) -> None:
+    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
         """See `Origin.prepare`; looks at every file, and downloads the set where there is no folder."""
         folder = root.absolute() / self.name
         corruptions = tuple(dict.fromkeys(corruption for corruption, _ in stages))
@@ -56,7 +56,8 @@ class CIFARC(Origin):
             self._download(root.absolute(), corruptions)
         for name in ("labels", *corruptions):
             self._read(folder, name)
-        self._of_these_images(folder, batch)
+        if batch is not None:
+            self._of_these_images(folder, batch)
 
     def images(self, root: Path, corruption: str, severity: int, batch: Batch, seed: int) -> Tensor:
         """See `Origin.images`; reads no more of the file than these images."""
@@ -160,10 +161,10 @@ class ImageNetC(Origin):
         """The set's name."""
         return self.name
 
-    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch, offline: bool) -> None:
+    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
         """See `Origin.prepare`; the sets are too large to be downloaded unasked."""
         folder = root.absolute() / self.name
-        if len(batch.names) != len(batch):
+        if batch is not None and len(batch.names) != len(batch):
             raise DataError(
                 f"threat.source: {self.name} finds a picture's corrupted twin by the name of its file, and the images "
                 "of this data set have none; use dataset: {kind: imagenet, …}"
@@ -174,7 +175,7 @@ class ImageNetC(Origin):
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise DataMissing(f"{folder}: no folder {shown}; {self._by_hand(folder)}")
         for corruption, severity in stages:
-            for name in batch.names:
+            for name in batch.names if batch is not None else ():
                 if not (path := folder / corruption / str(severity) / name).is_file():
                     raise DataMissing(f"{path}: no such file; {self._by_hand(folder)}")
 
