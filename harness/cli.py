@@ -90,6 +90,10 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key, such as dataset.n=100.")
     ] = None,
+    executor: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Compute the cells there instead: local, ray, slurm.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster, such as ray://host:10001.")] = None,
     out: Annotated[Path | None, typer.Option(help="The CSV. [default: leaderboards/<name>.csv]")] = None,
     runs: Annotated[Path, typer.Option(help="Where the ledgers lie.")] = Path("runs"),
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
@@ -98,13 +102,22 @@ def run(
     from harness import spec
     from harness.screen import print_board
 
-    loaded = spec.load(benchmark, overrides or ())
+    loaded = spec.load(benchmark, [*_elsewhere(executor, address), *(overrides or ())])
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
     board = _fresh(benchmark, loaded, runs, offline)
     _write(board, out)
     print_board(board.table, str(out))
     return _verdict(board.table)
+
+
+def _elsewhere(kind: str | None, address: str | None) -> list[str]:
+    """``--executor`` and ``--address`` as an override; it comes first, so that --set can add to it."""
+    if address is not None and kind != "ray":
+        raise SpecError(f"--address {address}: goes with --executor ray, found {kind or 'no --executor'}; add it")
+    fields = {"kind": kind, "address": address}
+    given = {key: value for key, value in fields.items() if value is not None}
+    return [f"executor={json.dumps(given)}"] if given else []
 
 
 def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:

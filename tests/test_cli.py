@@ -67,7 +67,7 @@ def test_list_names_every_kind(command: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert ended.code == 0
     kinds = {"models": "demo robustbench torchvision timm checkpoint training",
              "datasets": "digits arrays cifar10 cifar100 imagenet image_folder normalised",
-             "threats": "Linf L2 L1 corruptions corruptions_3d dim", "executors": "local inline"}  # fmt: skip
+             "threats": "Linf L2 L1 corruptions corruptions_3d dim", "executors": "local ray slurm inline"}  # fmt: skip
     for group, names in kinds.items():
         assert set(names.split()) <= set(plugins.registered(group))
         alone = command("list", group)
