@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -34,6 +34,8 @@ COPIES = 40
 FEW, MORE = 2, 64
 """Images that a pass is timed on: more where two of them take less than `QUICK` seconds."""
 QUICK = 0.05
+STAGES = 8
+"""Of a "mean" threat, as many are timed."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Costs:
         forward: seconds of a forward pass.
         gradient: seconds of a forward and a backward pass.
         projection: seconds of FAB's projection; 0 where there is none.
+        stage: seconds to have the images of a stage of a "mean" threat, on the average; 0 for others.
         activations: bytes that the network keeps for a backward pass.
         image: bytes of the image itself.
         weights: bytes of the network's parameters and buffers, once for all images.
@@ -53,6 +56,7 @@ class Costs:
     forward: float
     gradient: float
     projection: float
+    stage: float
     activations: int
     image: int
     weights: int
@@ -98,7 +102,7 @@ def seconds(threat: Threat, costs: Costs) -> float | None:
             total += passes(stage, threat.attack, costs.classes).seconds(costs)
         return total
     if threat.reduction == "mean":
-        return costs.forward * (1 + len(threat.stages))
+        return costs.forward + len(threat.stages) * (costs.forward + costs.stage)
     return None
 
 
@@ -130,12 +134,25 @@ def measure(network: nn.Module, batch: Batch, threat: Threat) -> Costs:
     return Costs(
         forward=forward / len(x),
         gradient=(_timed(lambda: gradient(network, x, y), x) if first < QUICK else first) / len(x),
+        stage=_stage(threat, network, batch),
         projection=_timed(lambda: _project(x, threat.norm), x) / len(x) if isinstance(threat, Lp) else 0.0,
         activations=kept // min(FEW, len(batch)),
         image=x[0].numel() * x.element_size(),
         weights=sum(tensor.numel() * tensor.element_size() for tensor in state),
         classes=classes,
     )
+
+
+def _stage(threat: Threat, network: nn.Module, batch: Batch) -> float:
+    """Seconds for an image, over stages spread evenly: corruptions differ much in what they cost."""
+    if threat.reduction != "mean" or not threat.stages:
+        return 0.0
+    few = replace(batch, x=batch.x[:FEW], y=batch.y[:FEW], indices=batch.indices[:FEW], names=batch.names[:FEW])
+    stages = threat.stages[:: max(len(threat.stages) // STAGES, 1)][:STAGES]
+    started = perf_counter()
+    for stage in stages:
+        threat.perturb(stage, network, few, seed=0)
+    return (perf_counter() - started) / len(stages) / len(few)
 
 
 def gradient(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
@@ -165,12 +182,10 @@ def _project(x: Tensor, norm: str) -> None:
     """FAB's projection of two points an image on a hyperplane."""
     from pyautoattack import fab_projections
 
+    from harness.attacks import projection
+
     points = x.flatten(1).repeat(2, 1)
-    project = {
-        "Linf": fab_projections.projection_linf,
-        "L2": fab_projections.projection_l2,
-        "L1": fab_projections.projection_l1,
-    }[norm]
+    project = {"Linf": projection.linf, "L2": projection.l2, "L1": fab_projections.projection_l1}[norm]
     normals = points - points.mean(1, keepdim=True)
     project(points, normals, (normals * points).sum(1) + 0.1 * normals.abs().sum(1))
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -165,8 +166,21 @@ def _tool(stage: str, tool: Any) -> Any:
         tool.fab.targeted = stage == "fab-t"
         if tool.fab.targeted:
             tool.fab.n_restarts = 1
+        tool.fab.attack_single_run = _with_own_projections(tool.fab)
         return tool.fab
     return {"apgd-t": tool.apgd_targeted, "square": tool.square}[stage]
+
+
+def _with_own_projections(fab: Any) -> MethodType:
+    """FAB's loop, which finds our projections by the names of the library's; for this object alone.
+
+    The loop looks its projections up as globals, so it gets globals of its own: the library stays as it is.
+    """
+    from harness.attacks import projection
+
+    loop = type(fab).attack_single_run
+    names = loop.__globals__ | {"projection_linf": projection.linf, "projection_l2": projection.l2}
+    return MethodType(FunctionType(loop.__code__, names, loop.__name__, loop.__defaults__), fab)
 
 
 @contextmanager

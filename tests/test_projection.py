@@ -1,0 +1,253 @@
+"""The projections of FAB: equal to the library's, the shortest by first principles, and used by the attack."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pyautoattack import fab_base, fab_projections
+from scipy.optimize import brentq, linprog
+
+from harness import steer
+from harness.attacks import autoattack, projection
+from harness.attacks.autoattack import Custom, perturb
+from harness.datasets.digits import Digits
+from harness.estimate import _project
+from harness.models.demo import Demo
+
+OURS = {"Linf": projection.linf, "L2": projection.l2}
+LIBRARY = {"Linf": fab_projections.projection_linf, "L2": fab_projections.projection_l2}
+CLOSE = {torch.float32: 2e-4, torch.float64: 1e-9}
+"""Weights are 0.1 … 1 in size or 0, so rounding grows at most some hundredfold from the sums to the moves."""
+
+norms = pytest.mark.parametrize("norm", ["Linf", "L2"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def rows(n, d, seed, ties=False, dtype=torch.float64):
+    """Points, normals and offsets: from far out of reach on one side over every share of the reach to the other."""
+    drawn = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape):
+        values = torch.rand(*shape, generator=drawn, dtype=torch.float64)
+        return (4 * values).round() / 4 if ties else values
+
+    points = (1.5 * uniform(n, d) - 0.25).clamp(0, 1)  # a third of them at the walls
+    signs = torch.randint(-1, 2, (n, d), generator=drawn)
+    normals = (0.1 + 0.9 * uniform(n, d)) * signs
+    height, share = (normals * points).sum(1), 2.4 * uniform(n) - 1.2
+    lowest, highest = normals.clamp(max=0).sum(1), normals.clamp(min=0).sum(1)
+    offsets = height + torch.where(share > 0, share * (highest - height), share * (height - lowest))
+    return points.to(dtype), normals.to(dtype), offsets.to(dtype)
+
+
+@norms
+@dtypes
+@given(n=st.integers(1, 7), d=st.integers(1, 80), seed=st.integers(0, 2**32 - 1), ties=st.booleans())
+@example(n=3, d=3072, seed=0, ties=False)
+@settings(max_examples=150, deadline=None)
+def test_equal_to_the_library(norm, dtype, n, d, seed, ties):
+    given_ = rows(n, d, seed, ties, dtype)
+    kept = [tensor.clone() for tensor in given_]
+    ours = OURS[norm](*given_)
+    assert ours.dtype == dtype
+    assert all(torch.equal(now, then) for now, then in zip(given_, kept, strict=True))
+    exact = LIBRARY[norm](*(tensor.double() for tensor in given_))
+    torch.testing.assert_close(ours.double(), exact, atol=CLOSE[dtype], rtol=0)
+
+
+@norms
+@dtypes
+@given(d=st.integers(1, 40), seed=st.integers(0, 2**32 - 1), ties=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_in_the_box_and_on_the_hyperplane_or_in_the_corner_nearest_to_it(norm, dtype, d, seed, ties):
+    points, normals, offsets = rows(6, d, seed, ties, dtype)
+    ends = (points + OURS[norm](points, normals, offsets)).double()
+    tiny = 8 * torch.finfo(dtype).eps
+    assert ends.min() >= -tiny
+    assert ends.max() <= 1 + tiny
+    w, b = normals.double(), offsets.double()
+    reached = torch.maximum(torch.minimum(b, w.clamp(min=0).sum(1)), w.clamp(max=0).sum(1))
+    torch.testing.assert_close((w * ends).sum(1), reached, atol=4 * d * tiny, rtol=0)
+
+
+@given(d=st.integers(1, 12), seed=st.integers(0, 2**32 - 1), ties=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_linf_is_the_shortest_by_linear_programming(d, seed, ties):
+    """min r such that |z − t| ≤ r, <w, z> = b and 0 ≤ z ≤ 1."""
+    for t, w, b in zip(*rows(3, d, seed, ties), strict=True):
+        move = projection.linf(t[None], w[None], b[None])[0]
+        one = torch.eye(d, dtype=t.dtype)
+        r = torch.ones(d, 1, dtype=t.dtype)
+        best = linprog(
+            [0.0] * d + [1.0],
+            A_ub=torch.cat([torch.cat([one, -r], 1), torch.cat([-one, -r], 1)]).tolist(),
+            b_ub=torch.cat([t, -t]).tolist(),
+            A_eq=[[*w.tolist(), 0.0]],
+            b_eq=[b.item()],
+            bounds=[(0, 1)] * d + [(0, None)],
+        )
+        if best.status == 0:
+            assert move.abs().max().item() == pytest.approx(best.fun, abs=1e-7)
+        else:
+            assert best.status == 2  # out of reach
+            corner = torch.where(w == 0, t, (w * (b - w @ t) > 0).to(t.dtype))
+            torch.testing.assert_close(t + move, corner)
+
+
+@given(d=st.integers(1, 12), seed=st.integers(0, 2**32 - 1), ties=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_l2_is_the_shortest_by_its_optimality_conditions(d, seed, ties):
+    """z = clip(t − α w, 0, 1) with the α that puts it on the hyperplane (Karush, Kuhn and Tucker)."""
+    for t, w, b in zip(*rows(3, d, seed, ties), strict=True):
+        height = lambda alpha, t=t, w=w, b=b: (w @ (t - alpha * w).clamp(0, 1) - b).item()  # noqa: E731
+        if height(-11) <= 0 or height(11) >= 0:  # |w| ≥ 0.1: all are at a wall by then
+            continue
+        best = (t - brentq(height, -11, 11, xtol=1e-14) * w).clamp(0, 1)
+        torch.testing.assert_close(t + projection.l2(t[None], w[None], b[None])[0], best, atol=1e-9, rtol=0)
+
+
+NAN, INF = float("nan"), float("inf")
+T, W = [0.25, 0.5, 0.0, 1.0], [0.5, -0.25, 1.0, -1.0]
+DEGENERATE = {
+    "on the hyperplane": (T, W, -1.0),
+    "no normal": (T, [0.0] * 4, 0.5),
+    "no normal, on it": (T, [0.0] * 4, 0.0),
+    "one coordinate counts": (T, [0.0, 0.25, 0.0, 0.0], 0.2),
+    "above reach": (T, W, 1.75),
+    "below reach": (T, W, -1.75),
+    "just in reach": (T, W, 1.5),
+    "no room": ([0.0, 1.0, 0.0, 1.0], W, -2.0),
+    "all rooms equal": ([0.5] * 4, W, 0.25),
+    "negligible normal": (T, [1e-9, -1e-9, 2e-9, 0.0], 0.1),
+    "partly negligible normal": (T, [1e-9, -1e-9, 0.5, 1.0], 1.2),
+    "NaN in the offset": (T, W, NAN),
+    "NaN in the normal": (T, [0.5, NAN, 1.0, -1.0], 0.5),
+    "NaN in the point": ([0.25, NAN, 0.0, 1.0], W, 0.5),
+    "NaN where the normal is 0": ([0.25, NAN, 0.0, 1.0], [0.5, 0.0, 1.0, -1.0], 0.5),
+    "infinite offset": (T, W, INF),
+    "infinite offset below": (T, W, -INF),
+    "infinite normal": (T, [0.5, INF, 1.0, -1.0], 0.5),
+    "infinite normals": (T, [INF, -0.25, -INF, -1.0], 0.5),
+    "infinite point": ([0.25, INF, 0.0, 1.0], W, 0.5),
+    "out of the box": ([-0.1, 1.2, 0.3, 0.5], W, 0.5),
+}
+
+
+@norms
+@dtypes
+def test_degenerate_rows_are_treated_as_the_library_does(norm, dtype):
+    """All in one batch, where NaN and infinity must not spread; and NaN where the library has NaN."""
+    given_ = [torch.tensor(values, dtype=dtype) for values in zip(*DEGENERATE.values(), strict=True)]
+    ours, theirs = OURS[norm](*given_), LIBRARY[norm](*given_)
+    for name, our, their in zip(DEGENERATE, ours, theirs, strict=True):
+        same = {"atol": 1e-6, "rtol": 0, "equal_nan": True}
+        torch.testing.assert_close(our, their, **same, msg=lambda found, name=name: f"{name}: {found}")
+
+
+@norms
+def test_no_rows(norm):
+    assert OURS[norm](torch.rand(0, 5), torch.rand(0, 5), torch.rand(0)).shape == (0, 5)
+
+
+@norms
+def test_same_bits_alone_in_company_and_again(norm):
+    given_ = rows(40, 300, 5, dtype=torch.float32)
+    together = OURS[norm](*given_)
+    assert torch.equal(together, OURS[norm](*given_))
+    for i in range(0, 40, 7):
+        assert torch.equal(together[i : i + 2], OURS[norm](*(tensor[i : i + 2] for tensor in given_)))
+    turned = OURS[norm](*(tensor.flip(0) for tensor in given_)).flip(0)
+    assert torch.equal(together, turned)
+
+
+@norms
+def test_few_steps_also_where_weights_span_many_orders_of_magnitude(norm, monkeypatch):
+    steps, equal = [], torch.equal
+    monkeypatch.setattr(torch, "equal", lambda *tensors: steps.append(1) or equal(*tensors))
+    drawn = torch.Generator().manual_seed(0)
+    points = torch.rand(100, 3072, generator=drawn) ** 8
+    normals = torch.randn(100, 3072, generator=drawn).sign() * 10 ** (12 * torch.rand(100, 3072, generator=drawn) - 8)
+    reach = normals.clamp(min=0).sum(1) - (normals * points).sum(1)
+    offsets = (normals * points).sum(1) + torch.rand(100, generator=drawn) * reach
+    moves = OURS[norm](points, normals, offsets)
+    assert len(steps) <= 20
+    left = ((normals * (points + moves)).double().sum(1) - offsets).abs() / normals.abs().double().sum(1)
+    assert left.max() < 1e-5
+
+
+@norms
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_as_on_the_cpu(norm):
+    given_ = rows(50, 300, 1, dtype=torch.float32)
+    there = OURS[norm](*(tensor.cuda() for tensor in given_))
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), OURS[norm](*given_), atol=2e-4, rtol=0)
+
+
+def attacked(network, n, norm="Linf", eps=0.1, **budget):
+    batch = Digits().open().read(tuple(range(n)))
+    with torch.no_grad():
+        right = network(batch.x).argmax(1) == batch.y
+        x, y = batch.x[right], batch.y[right]
+        custom = Custom(stages=("fab-t",), **budget)
+        return x, y, perturb("fab-t", custom, network, x, y, norm=norm, eps=eps, seed=0)
+
+
+@pytest.mark.parametrize("name", ["digits_plain", "digits_robust"])
+@pytest.mark.parametrize(
+    ("norm", "eps", "beta", "targets"), [("Linf", 0.1, 1.0, 4), ("Linf", 0.1, 0.8, 2), ("L2", 0.6, 1.0, 2)]
+)
+def test_the_attack_loses_the_images_that_it_loses_with_the_library(name, norm, eps, beta, targets, monkeypatch):
+    network = Demo(name=name).load().network
+    network = network if beta == 1 else steer(network, beta=beta)
+    x, y, ours = attacked(network, 60, norm, eps, targets=targets)
+    monkeypatch.setattr(autoattack, "_with_own_projections", lambda fab: fab.attack_single_run)
+    _, _, theirs = attacked(network, 60, norm, eps, targets=targets)
+    with torch.no_grad():
+        lost = network(ours).argmax(1) != y
+        assert torch.equal(lost, network(theirs).argmax(1) != y)
+    assert 0 < lost.sum() < len(x)
+
+
+def counter(monkeypatch, owner, name):
+    calls, project = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *given_: calls.append(1) or project(*given_))
+    return calls
+
+
+@pytest.mark.parametrize(("norm", "name"), [("Linf", "linf"), ("L2", "l2")])
+def test_the_attack_and_its_estimate_project_with_ours(norm, name, monkeypatch):
+    ours = counter(monkeypatch, projection, name)
+    theirs = counter(monkeypatch, fab_base, f"projection_{name}")
+    attacked(Demo(name="digits_robust").load().network, 4, norm, 0.1, iterations=3, targets=2)
+    assert (len(ours), len(theirs)) == (6, 0)
+    _project(torch.rand(2, 1, 8, 8), norm)
+    assert len(ours) == 7
+
+
+def test_l1_is_left_to_the_library(monkeypatch):
+    theirs = counter(monkeypatch, fab_base, "projection_l1")
+    attacked(Demo(name="digits_robust").load().network, 4, "L1", 0.1, iterations=3, targets=2)
+    assert len(theirs) == 6
+
+
+class Breaks(torch.nn.Module):
+    """Fails in the middle of an attack."""
+
+    looks = 0
+
+    def forward(self, x):
+        self.looks += 1
+        if self.looks > 4:
+            raise RuntimeError("broken")
+        return x.flatten(1)[:, :10]
+
+
+def test_the_library_is_left_as_it_is_also_when_the_attack_breaks():
+    loop = fab_base.FABAttack.attack_single_run
+    x = torch.eye(10, 64).reshape(10, 1, 8, 8)
+    with pytest.raises(RuntimeError, match="broken"):
+        perturb("fab-t", "standard", Breaks(), x, torch.arange(10), norm="Linf", eps=0.1, seed=0)
+    assert fab_base.FABAttack.attack_single_run is loop
+    assert fab_base.projection_linf is fab_projections.projection_linf
+    assert fab_base.projection_l2 is fab_projections.projection_l2
