@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.contracts import Dataset, Flag, Model, Source, Threat
 from harness.errors import HarnessError, InvalidAdversary, ModelError
 from harness.loaded import Loaded
-from harness.plan import CLEAN, REPLAY
+from harness.plan import CLEAN, MARGIN, REPLAY
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
 from harness.threats import SLACK_BOX
@@ -44,19 +44,21 @@ def evaluate(cell: Cell) -> Outcome:
     with reproducible(), _flags() as flags:
         network = bench.steered(cell.steering, batch.x[:1])
         started = time.perf_counter()
-        survived, images = _run_stage(cell, network, batch)
+        scores, images = _run_stage(cell, network, batch)
         seconds = time.perf_counter() - started
     values = np.zeros(len(cell.shard.images), np.float32)
-    values[np.isin(cell.shard.images, cell.standing)] = survived.float().cpu().numpy()
+    values[np.isin(cell.shard.images, cell.standing)] = scores.float().cpu().numpy()
     adversaries = None
-    if task.threat.reduction == "worst" and cell.stage not in (CLEAN, REPLAY) and not survived.all():
-        adversaries = Adversaries(images[~survived].cpu(), tuple(batch.indices[~survived].tolist()))
+    if task.threat.reduction == "worst" and cell.stage in task.threat.stages and not scores.all():
+        adversaries = Adversaries(images[~scores].cpu(), tuple(batch.indices[~scores].tolist()))
     return Outcome(cell.key, values, seconds, tuple(sorted(flags)), provenance(device), adversaries)
 
 
 def _run_stage(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which images survive the stage, bool [n], and what it made of them [n, c, h, w]."""
+    """Which images survive the stage, bool [n] (their margins, float [n]), and what it made of them [n, c, h, w]."""
     threat = cell.task.threat
+    if cell.stage == MARGIN:
+        return margin(logits(network, batch.x), batch.y), batch.x
     if cell.stage == REPLAY:
         return _replay(cell, network, batch), batch.x
     if cell.stage == CLEAN:
@@ -115,6 +117,12 @@ def logits(network: nn.Module, x: Tensor) -> Tensor:
     if not result.isfinite().all():
         raise ModelError("its logits are NaN or infinite on images in [0, 1]; check the weights and the normalisation")
     return result
+
+
+def margin(scores: Tensor, y: Tensor) -> Tensor:
+    """By how much the logit of ``y`` leads the best other one, [n]; negative where the image is misclassified."""
+    others = scores.scatter(1, y[:, None], -torch.inf).amax(1)
+    return scores.gather(1, y[:, None])[:, 0] - others
 
 
 def admit(scores: Tensor, y: Tensor) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from harness.contracts import Executor
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.ledger import Ledger
+from harness.plan import Lane
+from harness.search import Race
 from harness.types import Cell, Outcome, Task
 
 
@@ -63,59 +66,167 @@ class State(Generic[T]):
         """What the finished stages of a lane gave, [n] each."""
         return [outcome.values for outcome in self.done[number]]
 
-    @property
-    def total(self) -> int:
-        """How many cells there are at most."""
-        return sum(len(lane.stages) for lane in self.lanes)
+
+class Agenda(Protocol):
+    """What is to be computed, and in which order."""
+
+    def pick(self, flying: Collection[int]) -> int | None:
+        """The lane whose next cell to compute, none of ``flying``; None when there is nothing more to start now."""
+
+    def over(self) -> bool:
+        """Whether nothing is asked for any more, in flight or not."""
 
     def remaining(self) -> Counter[str]:
-        """How many cells may still have to be computed, by stage."""
+        """How many cells are still to come, by stage, as far as can be told."""
+
+
+class Everything(Generic[T]):
+    """Every lane to its end, one after the other."""
+
+    def __init__(self, state: State[T]) -> None:
+        self.state = state
+        self.open = [number for number in range(len(state.lanes)) if state.next(number)]
+
+    def pick(self, flying: Collection[int]) -> int | None:
+        """See `Agenda`."""
+        self.open = [number for number in self.open if self.state.next(number)]
+        return next((number for number in self.open if number not in flying), None)
+
+    def over(self) -> bool:
+        """See `Agenda`."""
+        return not any(self.state.next(number) for number in self.open)
+
+    def remaining(self) -> Counter[str]:
+        """See `Agenda`; at most so many, since a lane may end early."""
+        state = self.state
         return Counter(
             stage
-            for number, lane in enumerate(self.lanes)
-            if self.next(number)
-            for stage in lane.stages[len(self.done[number]) :]
+            for number in self.open
+            if state.next(number)
+            for stage in state.lanes[number].stages[len(state.done[number]) :]
         )
+
+
+class Races:
+    """What the race of each model asks for; and where workers are idle, what it will ask for if nothing falls.
+
+    Args:
+        state: of all lanes.
+        races: by the model's label.
+    """
+
+    def __init__(self, state: State[Lane], races: Mapping[str, Race]) -> None:
+        self.state = state
+        self.races = races
+
+    def pick(self, flying: Collection[int]) -> int | None:
+        """See `Agenda`."""
+        undecided = [race for race in self._running() if self._follow(race) is not None]
+        for patient in (True, False):
+            for race in undecided:
+                if (number := self._ahead(race, flying, patient)) is not None:
+                    return number
+        return None
+
+    def over(self) -> bool:
+        """See `Agenda`."""
+        return all(self._follow(race) is None for race in self._running())
+
+    def remaining(self) -> Counter[str]:
+        """See `Agenda`; as many as it takes if nothing falls any more, and more if the leaders fall back."""
+        return sum((self._to_come(race) for race in self._running()), Counter())
+
+    def forget_what_nobody_asked_for(self) -> None:
+        """Leave in the state what the races asked for: it is the same whatever else was computed, by whom or when."""
+        for race in self.races.values():
+            for number, done in race.done.items():
+                del self.state.done[number][len(done) :]
+
+    def _running(self) -> list[Race]:
+        return [race for label, race in self.races.items() if label not in self.state.failures]
+
+    def _follow(self, race: Race) -> int | None:
+        """Tell a race what is known, until it asks for what is not."""
+        while (number := race.next()) is not None and len(race.done[number]) < len(self.state.done[number]):
+            race.advance(number, self.state.done[number][len(race.done[number])].values)
+        return number
+
+    def _ahead(self, race: Race, flying: Collection[int], patient: bool) -> int | None:
+        """The next lane that is not flying, if nothing falls; an impatient one would finish more than the winners."""
+        race = race.copy()
+        hoped: set[int] = set(flying)
+        while (number := self._follow(race)) is not None or not (patient or race.top >= len(race.open)):
+            if number is None:
+                race.top += 1
+            elif number in hoped:
+                race.advance(number, race.hopeful(number))
+            else:
+                return number
+        return None
+
+    def _to_come(self, race: Race) -> Counter[str]:
+        race = race.copy()
+        stages: Counter[str] = Counter()
+        while (number := self._follow(race)) is not None:
+            stages[race.lanes[number].stages[len(race.done[number])]] += 1
+            race.advance(number, race.hopeful(number))
+        return stages
 
 
 class Observer(Protocol):
     """Told of what happens, for a progress display."""
 
-    def started(self, state: State[T], slots: int) -> None:
-        """The cells are about to be computed, ``slots`` at a time."""
+    def started(self, agenda: Agenda, known: int, slots: int) -> None:
+        """The cells are about to be computed, ``slots`` at a time; ``known`` were before."""
 
-    def advanced(self, state: State[T], cell: Cell, outcome: Outcome) -> None:
+    def advanced(self, agenda: Agenda, cell: Cell, outcome: Outcome) -> None:
         """``cell`` is done and in the ledger."""
 
     def failed(self, label: str, error: ModelError) -> None:
         """The model ``label`` cannot be scored; the others go on."""
 
 
-def execute(state: State[T], executor: Executor, ledger: Ledger, observer: Observer) -> None:
-    """Compute every cell of ``state`` that is missing, on an executor that has been entered.
+@dataclass
+class Crew:
+    """Who computes cells, where the outcomes go, and who is told.
 
-    Each outcome is in the ledger before the next is looked at, so nothing computed is lost.
+    Args:
+        executor: has been entered.
+        flying: the cells that are being computed, each with the state that wants it and the number of its lane.
     """
-    waiting = deque(number for number in range(len(state.lanes)) if state.next(number))
-    flying: dict[Future[Outcome], tuple[int, Cell]] = {}
-    if not waiting:
-        return
-    observer.started(state, executor.slots)
-    while waiting or flying:
-        while waiting and len(flying) < executor.slots:
-            number = waiting.popleft()
-            if cell := state.next(number):
-                flying[executor.submit(state.lanes[number].packed(cell))] = (number, cell)
-        for future in wait(flying, return_when=FIRST_COMPLETED).done:
-            number, cell = flying.pop(future)
-            outcome = _land(future, cell, state, observer)
-            if outcome is None:
-                continue
-            ledger.append(cell, outcome)
-            state.done[number].append(outcome)
-            observer.advanced(state, cell, outcome)
-            if state.next(number):
-                waiting.appendleft(number)  # finish a lane before the next is begun
+
+    executor: Executor
+    ledger: Ledger
+    observer: Observer
+    flying: dict[Future[Outcome], tuple[object, int, Cell]] = field(default_factory=dict)
+
+    def compute(self, state: State[T], agenda: Agenda) -> None:
+        """Compute every cell that ``agenda`` asks for.
+
+        Each outcome is in the ledger before the next is looked at, so nothing computed is lost. What was begun in the
+        hope that it would be asked for, and was not, goes on flying.
+        """
+        if not agenda.over():
+            self.observer.started(agenda, sum(map(len, state.done)), self.executor.slots)
+        while not agenda.over():
+            while len(self.flying) < self.executor.slots:
+                number = agenda.pick({number for origin, number, _ in self.flying.values() if origin is state})
+                if number is None:
+                    break
+                cell = state.next(number)
+                assert cell is not None
+                self.flying[self.executor.submit(state.lanes[number].packed(cell))] = (state, number, cell)
+            for future in wait(self.flying, return_when=FIRST_COMPLETED).done:
+                origin, number, cell = self.flying.pop(future)
+                if origin is not state:  # of an earlier agenda, which did not ask for it in the end
+                    if future.exception() is None:
+                        self.ledger.append(cell, future.result())
+                    continue
+                outcome = _land(future, cell, state, self.observer)
+                if outcome is not None:
+                    self.ledger.append(cell, outcome)
+                    state.done[number].append(outcome)
+                    self.observer.advanced(agenda, cell, outcome)
 
 
 def _land(future: Future[Outcome], cell: Cell, state: State[T], observer: Observer) -> Outcome | None:

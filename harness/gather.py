@@ -52,9 +52,10 @@ def entry(
     for number, lane in enumerate(state.lanes):
         if lane.task.label == label:
             by_steering.setdefault(lane.steering, []).append(number)
+    images = {image: position for position, image in enumerate(data.digests)}
     marks = flags.of_coverage(admission.coverage, benchmark.steering.family)
     scores = [
-        _score(steering, state, numbers, replayed, benchmark.replay_points, marks)
+        _score(steering, state, numbers, images, replayed, benchmark.replay_points, marks)
         for steering, numbers in by_steering.items()
     ]
     scores = [_compared(score, published) for score in scores]
@@ -98,33 +99,39 @@ def _score(
     steering: Steering,
     state: State[Lane],
     numbers: Sequence[int],
+    images: Mapping[int, int],
     replayed: Replayed,
     replay_points: float,
     marks: set[str],
 ) -> Score:
-    """One steering's shards put together again, in the order of the images."""
-    parts = [state.lanes[number].scores(state.values(number)) for number in numbers]
-    robust = np.concatenate([robust for _, robust in parts])
+    """One steering's shards put together again, in the order of the data, whose ``images`` have these positions."""
+    lanes = [state.lanes[number] for number in numbers]
+    values = [state.values(number) for number in numbers]
+    complete = all(lane.next(done) is None for lane, done in zip(lanes, values, strict=True))
+    order = np.argsort([images[image] for lane in lanes for image in lane.shard.images])
+    bounds = [lane.bounds(done) for lane, done in zip(lanes, values, strict=True)]
+    clean, robust = (np.concatenate(parts)[order] for parts in zip(*bounds, strict=True))
     stages = {
-        stage: np.concatenate([_after(state, number, position) for number in numbers])
-        for position, stage in enumerate(state.lanes[numbers[0]].stages)
+        stage: np.concatenate([_after(lane, done, position) for lane, done in zip(lanes, values, strict=True)])[order]
+        for position, stage in enumerate(lanes[0].stages)
     }
-    worst = state.lanes[numbers[0]].task.threat.reduction == "worst"
-    replay = None
-    if worst:
-        replay = np.concatenate([
-            replayed.get(number, part) for number, (_, part) in zip(numbers, parts, strict=True)
-        ])  # fmt: skip
-        marks = marks | flags.of_stages(stages) | flags.of_replay(robust, replay, replay_points)
+    replay, summary = None, {}
+    if complete:
+        summary = lanes[0].task.threat.summary(
+            {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
+        )
+        if lanes[0].task.threat.reduction == "worst":
+            stands = [replayed.get(number, part) for number, (_, part) in zip(numbers, bounds, strict=True)]
+            replay = np.concatenate(stands)[order]
+            marks = marks | flags.of_stages(stages) | flags.of_replay(robust, replay, replay_points)
     outcomes = [outcome for number in numbers for outcome in state.done[number]]
     return Score(
         steering=steering,
-        clean=np.concatenate([clean for clean, _ in parts]),
+        clean=clean,
         robust=robust,
+        complete=complete,
         stages=stages,
-        summary=state.lanes[numbers[0]].task.threat.summary(
-            {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
-        ),
+        summary=summary,
         replay=replay,
         flags=frozenset(marks | {flag for outcome in outcomes for flag in outcome.flags}),
         seconds=sum(outcome.seconds for outcome in outcomes),
@@ -135,7 +142,11 @@ def _score(
     )
 
 
-def _after(state: State[Lane], number: int, position: int) -> np.ndarray:
-    """What stands after a stage; a stage that was not run had nothing left to attack."""
-    values = state.values(number)
-    return values[min(position, len(values) - 1)]
+def _after(lane: Lane, done: Sequence[np.ndarray], position: int) -> np.ndarray:
+    """What stands after a stage, [n]; NaN where it was not run, unless there was nothing left to attack."""
+    if position < len(done):
+        return done[position]
+    unknown = np.full(len(lane.shard.images), np.nan, np.float32)
+    if lane.task.threat.reduction == "mean" or not done:
+        return unknown
+    return np.where(done[-1] > 0, unknown, done[-1])

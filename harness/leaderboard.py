@@ -36,8 +36,9 @@ FORMATS = {
 
 TEXT = [name for name, kind in FORMATS.items() if kind == "s"]
 
-OK, SELECTED, IN_SAMPLE, FAILED = "ok", "selected", "in-sample", "failed"
-"""What ``status`` begins with: a point of the grid; the headline; the headline that is not to be trusted; no score."""
+OK, BOUNDED, SELECTED, IN_SAMPLE, FAILED = "ok", "bounded", "selected", "in-sample", "failed"
+"""What ``status`` begins with: a point of the grid; one that was given up, with what it can be at most; the headline;
+the headline that is not to be trusted; no score."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Score(Scored):
     """One model under one steering, image by image; `Scored` has the clean and robust scores.
 
     Args:
-        stages: what stands after each stage, in order, the clean one first; float32 [n] each.
+        complete: whether every stage was run; otherwise the scores are what they can be at most.
+        stages: what stands after each stage, in order, the clean one first; float32 [n] each, NaN where it was not run.
         summary: further columns, of the threat.
         replay: `robust` when the images found under other steerings count too, [n]; None where there are none.
         flags: of all its cells, and of these scores.
@@ -53,6 +55,7 @@ class Score(Scored):
         versions: ``ct_harness``, ``torch`` and ``device`` of its cells; several where they differ.
     """
 
+    complete: bool
     stages: Mapping[str, np.ndarray]
     summary: Mapping[str, float]
     replay: np.ndarray | None
@@ -100,15 +103,11 @@ def board(entries: Iterable[Entry]) -> pd.DataFrame:
 
 def _scored(entry: Entry) -> list[dict[str, object]]:
     (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
-    ordered = sorted(entry.scores, key=better)
-    grid = [score for score in ordered if score is not baseline]
-    p_holm = dict(zip(
-        [score.steering for score in grid],
-        holm([paired(baseline.robust, score.robust).p_value for score in grid]),
-        strict=True,
-    ))  # fmt: skip
+    ordered = sorted(entry.scores, key=_rank)
+    gains = {score.steering: paired(baseline.robust, score.robust) for score in ordered if score.complete}
+    p_holm = _adjusted(gains, len(ordered) - 1)
     rows = [
-        _row(entry, score.clean, score.robust, score.replay, paired(baseline.robust, score.robust))
+        (_row(entry, score, score.replay, gains[score.steering]) if score.complete else _bounded(entry, score))
         | score.versions
         | dict(score.summary)
         | {
@@ -116,7 +115,7 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
             "beta": score.steering.beta,
             "c": score.steering.c,
             "p_holm": p_holm.get(score.steering),
-            "status": OK,
+            "status": OK if score.complete else BOUNDED,
             "flags": ";".join(sorted(score.flags)),
             "seconds": score.seconds,
         }
@@ -125,17 +124,29 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
     return [_headline(entry, entry.headline, baseline), *rows] if entry.headline else rows
 
 
+def _rank(score: Score) -> tuple[float, ...]:
+    """Best first; of equal accuracies one that is only a bound comes last."""
+    robust, *rest = better(score)
+    return (robust, not score.complete, *rest)
+
+
+def _adjusted(gains: Mapping[Steering, Paired], size: int) -> dict[Steering, float]:
+    """Holm's p for the finished of ``size`` steerings; the others count as if they showed nothing."""
+    known = {steering: gain.p_value for steering, gain in gains.items() if not steering.is_baseline}
+    return dict(zip(known, holm([*known.values(), *[1.0] * (size - len(known))]), strict=False))
+
+
 def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, object]:
     """The accuracy of the procedure that chooses β, beside the baseline on the same images."""
     choice = headline.choice
     clean, robust = choice.scores(entry.scores)
-    shown = all(score.replay is not None for score in entry.scores)
-    replayed = [replace(score, robust=score.replay) for score in entry.scores if score.replay is not None]
     steerings = set(choice.chosen)
     used = [score for score in entry.scores if score.steering in steerings]
+    replayed = [replace(score, robust=score.replay) for score in used if score.replay is not None]
+    replay = choice.scores(replayed)[1] if len(replayed) == len(used) else None
     only = used[0].steering if len(used) == 1 else None
     return (
-        _row(entry, clean, robust, choice.scores(replayed)[1] if shown else None, headline.gain)
+        _row(entry, Scored(baseline.steering, clean, robust), replay, headline.gain)
         | baseline.versions
         | {
             "beta": only.beta if only else None,
@@ -148,15 +159,22 @@ def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, ob
     )
 
 
-def _row(
-    entry: Entry, clean: np.ndarray, robust: np.ndarray, replay: np.ndarray | None, against: Paired
-) -> dict[str, object]:
-    """The numbers of any scored row; [n] each, and the comparison with the baseline on the same images."""
+def _bounded(entry: Entry, scored: Scored) -> dict[str, object]:
+    """The numbers of a row that was given up: what its accuracies can be at most."""
     assert entry.coverage is not None
-    low, high = wilson(float(robust.sum()), len(robust))
     return entry.shared | {
-        "clean": float(clean.mean(dtype=np.float64)),
-        "robust": float(robust.mean(dtype=np.float64)),
+        "clean": float(scored.clean.mean(dtype=np.float64)),
+        "robust": float(scored.robust.mean(dtype=np.float64)),
+        "sites": entry.coverage.sites,
+        "steered": entry.coverage.steered,
+        "n": len(scored.robust),
+    }
+
+
+def _row(entry: Entry, scored: Scored, replay: np.ndarray | None, against: Paired) -> dict[str, object]:
+    """The numbers of any finished row, with the comparison with the baseline on the same images."""
+    low, high = wilson(float(scored.robust.sum()), len(scored.robust))
+    return _bounded(entry, scored) | {
         "robust_low": low,
         "robust_high": high,
         "delta_pp": 100 * against.delta,
@@ -166,9 +184,6 @@ def _row(
         "lost": against.lost,
         "p_value": against.p_value,
         "robust_replay": None if replay is None else float(replay.mean(dtype=np.float64)),
-        "sites": entry.coverage.sites,
-        "steered": entry.coverage.steered,
-        "n": len(robust),
     }
 
 
@@ -205,9 +220,9 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
-def scored_rows(table: pd.DataFrame) -> dict[tuple[str, float, float], pd.Series]:
-    """The rows of the grid by model, β and c; without headlines and failures."""
-    scored = table[table["status"] == OK]
+def scored_rows(table: pd.DataFrame, status: str = OK) -> dict[tuple[str, float, float], pd.Series]:
+    """The rows of the grid by model, β and c: those that were finished, or those that are `BOUNDED`."""
+    scored = table[table["status"] == status]
     return {(str(row["model"]), float(row["beta"]), float(row["c"])): row for _, row in scored.iterrows()}
 
 

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import leaderboard, spec
 from harness.admission import Admission, Data, admit_model, open_data
 from harness.errors import ModelError, SpecError
 from harness.evaluate import source, workbench
-from harness.execute import Observer, State, execute
+from harness.execute import Agenda, Crew, Everything, Observer, Races, State
+from harness.fragile import Margins, margins, most_fragile_first
 from harness.gather import entry
 from harness.leaderboard import Entry
 from harness.ledger import Ledger
 from harness.plan import Lane, grid, lanes, shards
 from harness.replay import replays
-from harness.selection import CrossValidation, Holdout
+from harness.search import Full, Race
+from harness.selection import CrossValidation, Holdout, selection_sets
 from harness.spec import Benchmark
 from harness.types import Cell, Outcome, Preprocessing
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
 class Silent:
     """An observer that looks away."""
 
-    def started(self, state: State[Any], slots: int) -> None:
+    def started(self, agenda: Agenda, known: int, slots: int) -> None:
         """See `Observer`."""
 
-    def advanced(self, state: State[Any], cell: Cell, outcome: Outcome) -> None:
+    def advanced(self, agenda: Agenda, cell: Cell, outcome: Outcome) -> None:
         """See `Observer`."""
 
     def failed(self, label: str, error: ModelError) -> None:
@@ -79,15 +82,35 @@ def entries(
         for admission in admissions:
             if admission.failure is not None:
                 observer.failed(admission.model.label, admission.failure)
-        state = State(_lanes(benchmark, admissions), ledger)
         with benchmark.executor as executor:
-            execute(state, executor, ledger, observer)
-            shown = replays(state, ledger)
-            replay = State(list(shown.values()), ledger)
-            execute(replay, executor, ledger, observer)
-    state.failures |= replay.failures
-    replayed = {number: replay.values(position)[-1] for position, number in enumerate(shown) if replay.done[position]}
+            crew = Crew(executor, ledger, observer)
+            state = _searched(benchmark, admissions, crew)
+            replayed = _replayed(state, crew)
     return [entry(benchmark, admission, state, replayed) for admission in admissions]
+
+
+def _searched(benchmark: Benchmark, admissions: Sequence[Admission], crew: Crew) -> State[Lane]:
+    """The lanes of all models, as far as the search took them."""
+    first = State(_margins(benchmark, admissions), crew.ledger)
+    crew.compute(first, Everything(first))
+    state = State(_lanes(benchmark, admissions, first), crew.ledger)
+    state.failures |= first.failures
+    if isinstance(benchmark.search, Full):
+        crew.compute(state, Everything(state))
+    else:
+        races = Races(state, _races(benchmark, benchmark.search.top, admissions, state))
+        crew.compute(state, races)
+        races.forget_what_nobody_asked_for()
+    return state
+
+
+def _replayed(state: State[Lane], crew: Crew) -> dict[int, np.ndarray]:
+    """What stands after the replay, [n], by the number of the lane; for lanes that had something to be shown."""
+    shown = replays(state, crew.ledger)
+    replay = State(list(shown.values()), crew.ledger)
+    crew.compute(replay, Everything(replay))
+    state.failures |= replay.failures
+    return {number: replay.values(position)[-1] for position, number in enumerate(shown) if replay.done[position]}
 
 
 def _admissions(benchmark: Benchmark, offline: bool) -> list[Admission]:
@@ -96,7 +119,7 @@ def _admissions(benchmark: Benchmark, offline: bool) -> list[Admission]:
     admissions = []
     for model in benchmark.models:
         try:
-            preprocessing = model.preprocessing
+            preprocessing = model.preprocessing(offline=offline)
         except ModelError as error:
             admissions.append(Admission(model, failure=error))
             continue
@@ -126,12 +149,35 @@ def enough_for(benchmark: Benchmark, n: int) -> None:
         )
 
 
-def _lanes(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Lane]:
+def _margins(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Margins]:
+    return [
+        cell
+        for admission in admissions
+        if admission.task is not None and admission.data is not None
+        for cell in margins(admission.task, admission.data.digests, benchmark.batch_size)
+    ]
+
+
+def _lanes(benchmark: Benchmark, admissions: Sequence[Admission], first: State[Margins]) -> list[Lane]:
+    """Of every model whose margins are known, its data cut most fragile first."""
     steering = benchmark.steering
     made: list[Lane] = []
     for admission in admissions:
-        if admission.task is not None and admission.coverage is not None and admission.data is not None:
-            native = admission.coverage.native
-            points = grid(steering.beta, steering.c, steering.sites, steering.family, native)
-            made += lanes(admission.task, points, shards(admission.data.digests, benchmark.batch_size))
+        task, coverage, data = admission.task, admission.coverage, admission.data
+        if task is None or coverage is None or data is None or task.label in first.failures:
+            continue
+        points = grid(steering.beta, steering.c, steering.sites, steering.family, coverage.native)
+        own = [first.values(number)[0] for number, lane in enumerate(first.lanes) if lane.task.label == task.label]
+        made += lanes(task, points, shards(most_fragile_first(data.digests, own), benchmark.batch_size))
     return made
+
+
+def _races(benchmark: Benchmark, top: int, admissions: Sequence[Admission], state: State[Lane]) -> dict[str, Race]:
+    races = {}
+    for admission in admissions:
+        label, data = admission.model.label, admission.data
+        own = {number: lane for number, lane in enumerate(state.lanes) if lane.task.label == label}
+        if own and data is not None:
+            sets = selection_sets(benchmark.selection, data.labels, benchmark.seed)
+            races[label] = Race(own, list(data.digests), [chosen_on for chosen_on, _ in sets], top)
+    return races

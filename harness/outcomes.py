@@ -1,7 +1,8 @@
 """The outcome file beside a leaderboard: a bit for each image, so that two boards can be compared image by image.
 
 ``leaderboards/x.csv`` has ``leaderboards/x.outcomes.csv``: a row for each model, steering and stage, whose column
-``outcomes`` is a string of 0 (lost) and 1 (standing), one character an image, in the benchmark's order.
+``outcomes`` is a string of 0 (lost), 1 (standing) and ? (not attacked, since the steering was given up before), one
+character an image, in the benchmark's order.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _rows(entries: Iterable[Entry]) -> Iterator[tuple[str, str, str, str, str]]:
                     f"{beta:.6g}",
                     f"{c:.6g}",
                     stage,
-                    "".join("1" if value > 0 else "0" for value in values),
+                    "".join("?" if np.isnan(value) else "1" if value > 0 else "0" for value in values),
                 )
 
 
@@ -77,13 +78,15 @@ def read(board: Path) -> pd.DataFrame | None:
 
 
 def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]]:
-    """The clean and robust scores of each image, float64 [n], by model, β and c.
+    """The clean and robust scores of each image, float64 [n], by model, β and c; of those that were finished.
 
     Where images were replayed, the threat is "worst" and robust is what its last stage left; otherwise it is the
     share of the stages that an image survived.
     """
     found: dict[Key, tuple[np.ndarray, np.ndarray]] = {}
     for key, group in outcomes.groupby(["model", "beta", "c"], sort=False):
+        if group["outcomes"].str.contains("?", regex=False).any():
+            continue
         model, beta, c = map(str, key)
         stages = {str(stage): _bits(str(bits)) for stage, bits in zip(group["stage"], group["outcomes"], strict=True)}
         worst = stages.pop(REPLAY, None) is not None

@@ -12,6 +12,8 @@ from harness.types import BASELINE, Cell, FamilyName, Shard, Sites, Steering, Ta
 
 CLEAN = "clean"
 """The stage that every threat begins with: the images as they are."""
+MARGIN = "margin"
+"""Before the stages: by how much the right logit leads, which says how fragile an image is."""
 REPLAY = "replay"
 """The stage in which a steering is shown what fooled the others."""
 
@@ -51,12 +53,15 @@ class Lane:
         """The cell as it is sent to a worker."""
         return cell
 
-    def scores(self, done: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The clean and the robust score of each image of the shard, float32 [n]; of a finished lane."""
-        clean = done[0]
+    def bounds(self, done: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The most that the clean and the robust score of each image can be, float32 [n]; once finished, the scores."""
+        everything = np.ones(len(self.shard.images), np.float32)
+        clean = done[0] if done else everything
         if self.task.threat.reduction == "worst":
-            return clean, done[-1]  # a stage not run is one that had nothing left to attack
-        return clean, np.stack(done[1:]).mean(axis=0, dtype=np.float32) if len(done) > 1 else clean
+            return clean, done[-1] if done else everything  # a stage may have had nothing left to attack
+        missing = [everything] * (len(self.stages) - max(len(done), 1))
+        graded = [*done[1:], *missing]
+        return clean, np.stack(graded).mean(axis=0, dtype=np.float32) if graded else clean
 
 
 def grid(

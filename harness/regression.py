@@ -77,10 +77,12 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
         LeaderboardError: the boards do not answer the same question.
     """
     _same_question(fresh.table, committed.table)
-    expected, found = leaderboard.scored_rows(committed.table), leaderboard.scored_rows(fresh.table)
+    expected, finished = leaderboard.scored_rows(committed.table), leaderboard.scored_rows(fresh.table)
+    given_up = leaderboard.scored_rows(fresh.table, leaderboard.BOUNDED)
+    found = finished | given_up
     before, after = outcomes.scores(committed.outcomes), outcomes.scores(fresh.outcomes)
     broken = {key: why for key in expected if (why := _broken(key, expected[key], found, fresh.table))}
-    judged = [key for key in expected if key not in broken]
+    judged = [key for key in expected if key in finished and key not in broken]
     missing = [key for key in judged if key not in before or len(before[key][0]) != len(after[key][0])]
     if missing:
         raise LeaderboardError(
@@ -89,6 +91,10 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
     significant = _significant(judged, before, after)
     rows = [Row(key, "regressed", why) for key, why in broken.items()]
     rows += [_judge(key, before[key], after[key], significant[key], max_drop) for key in judged]
+    rows += [
+        Row(key, "moved", f"given up at {given_up[key]['robust']:.1%}: another β is ahead now")
+        for key in expected.keys() & given_up.keys() - broken.keys()
+    ]
     order = list(expected)
     return sorted(rows, key=lambda row: order.index(row.key))
 

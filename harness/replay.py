@@ -23,7 +23,7 @@ from harness.types import Adversaries, Cell, Task
 
 @dataclass(frozen=True)
 class Replay:
-    """What is shown to one lane, once all lanes are finished. Runs like a lane of one stage.
+    """What is shown to one lane, once the search is over. Runs like a lane of one stage.
 
     Args:
         cell: without the images.
@@ -61,7 +61,8 @@ class Replay:
 
 
 def replays(state: State[Lane], ledger: Ledger) -> dict[int, Replay]:
-    """What is to be shown to which lane of the finished ``state``, by the lane's number."""
+    """What is to be shown to which lane, by its number, once the search is over: to steerings that were finished."""
+    given_up = {(lane.task.label, lane.steering) for number, lane in enumerate(state.lanes) if state.next(number)}
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, lane in enumerate(state.lanes):
         if lane.task.threat.reduction == "worst" and lane.task.label not in state.failures:
@@ -70,6 +71,7 @@ def replays(state: State[Lane], ledger: Ledger) -> dict[int, Replay]:
         number: _replay(state, ledger, number, [other for other in group if other != number])
         for group in groups.values()
         for number in group
+        if (state.lanes[number].task.label, state.lanes[number].steering) not in given_up
     }
     return {number: replay for number, replay in found.items() if replay is not None}
 

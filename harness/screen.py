@@ -22,7 +22,7 @@ from rich.text import Text
 
 from harness.coverage import SUMMED_UP, summed_up
 from harness.flags import MEANING
-from harness.leaderboard import FAILED, IN_SAMPLE, OK
+from harness.leaderboard import BOUNDED, FAILED, IN_SAMPLE, SELECTED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from harness.compare import Comparison
     from harness.coverage import Audit
     from harness.errors import ModelError
-    from harness.execute import State
+    from harness.execute import Agenda
     from harness.types import Cell, Outcome
 
 FEW = 10
 """Rows that are shown one by one."""
 WIDE = 160
 """Characters a line where there is no terminal to fit."""
+HEADLINES = (SELECTED, IN_SAMPLE)
 EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
@@ -56,7 +57,7 @@ class Ticker:
             TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
             console=self.console, disable=not self.console.is_terminal,
         )  # fmt: skip
-        self.slots = 1
+        self.slots, self.done = 1, 0
         self.times: dict[str, list[float]] = defaultdict(list)
         self.since = self.told = monotonic()
 
@@ -67,32 +68,31 @@ class Ticker:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def started(self, state: State[Any], slots: int) -> None:
+    def started(self, agenda: Agenda, known: int, slots: int) -> None:
         """See `harness.execute.Observer`."""
         self.slots = slots
         self.times.clear()
         for shown in self.bar.task_ids:
             self.bar.remove_task(shown)
         self.since = self.told = monotonic()
-        left = state.remaining().total()
-        known = state.total - left
-        self.task = self.bar.add_task("starting", total=state.total, completed=known, note="")
+        left = agenda.remaining().total()
+        self.done = known
+        self.task = self.bar.add_task("starting", total=known + left, completed=known, note="")
         if not self.console.is_terminal:
             self.console.print(f"{left} cells to compute, {known} known, {slots} at a time", highlight=False)
 
-    def advanced(self, state: State[Any], cell: Cell, outcome: Outcome) -> None:
+    def advanced(self, agenda: Agenda, cell: Cell, outcome: Outcome) -> None:
         """See `harness.execute.Observer`."""
         self.times[cell.stage].append(outcome.seconds)
-        remaining = state.remaining()
-        completed = state.total - remaining.total()
+        remaining = agenda.remaining()
+        self.done += 1
+        total = self.done + remaining.total()
         where = f"{cell.task.label} β={cell.steering.beta:g} {cell.stage}"
         note = self._note(remaining)
-        self.bar.update(self.task, completed=completed, description=where, note=note)
+        self.bar.update(self.task, completed=self.done, total=total, description=where, note=note)
         if not self.console.is_terminal and (monotonic() - self.told > EVERY or not remaining):
             self.told = monotonic()
-            self.console.print(
-                f"{completed}/{state.total} cells, {note}; last {where}", highlight=False, soft_wrap=True
-            )
+            self.console.print(f"{self.done}/{total} cells, {note}; last {where}", highlight=False, soft_wrap=True)
 
     def failed(self, label: str, error: ModelError) -> None:
         """See `harness.execute.Observer`."""
@@ -163,7 +163,7 @@ def print_board(table: pd.DataFrame, title: str) -> None:
         if last not in (None, row["model"]):
             view.add_section()
         last = row["model"]
-        view.add_row(*map(_text, _view(row)), style="bold" if row["status"] != OK else None)
+        view.add_row(*map(_text, _view(row)), style="bold" if row["status"] in HEADLINES else None)
     console = _console()
     console.print(view)
     for failure in failures:
@@ -171,8 +171,9 @@ def print_board(table: pd.DataFrame, title: str) -> None:
 
 
 def _view(row: Mapping[Any, Any]) -> tuple[str, ...]:
-    headline = row["status"] != OK
-    baseline = not headline and _missing(row["p_holm"])
+    headline = row["status"] in HEADLINES
+    bounded = row["status"] == BOUNDED
+    baseline = not (headline or bounded) and _missing(row["p_holm"])
     usual = {"relu": 0.5, "smooth": 1.0}[row["family"]]
     steering = f"{row['beta']:g}" if baseline or row["c"] == usual else f"{row['beta']:g} c={row['c']:g}"
     p_value = row["p_value"] if headline else row["p_holm"]
@@ -180,13 +181,13 @@ def _view(row: Mapping[Any, Any]) -> tuple[str, ...]:
         str(row["status"]) if headline else f"{row['rank']:.0f}",
         str(row["model"]),
         " ".join(row["chosen"].split(";")) if headline else steering,
-        f"{100 * row['clean']:.1f}",
-        f"{100 * row['robust']:.1f}",
-        _range(100 * row["robust_low"], 100 * row["robust_high"], ".1f"),
-        "baseline" if baseline else f"{row['delta_pp']:+.1f}",
-        "" if baseline else _range(row["delta_low"], row["delta_high"], "+.1f"),
-        "" if baseline else f"{row['gained']:.0f}/{row['lost']:.0f}",
-        "" if baseline else f"{p_value:.2g}",
+        f"{'≤ ' if bounded else ''}{100 * row['clean']:.1f}",
+        f"{'≤ ' if bounded else ''}{100 * row['robust']:.1f}",
+        "" if bounded else _range(100 * row["robust_low"], 100 * row["robust_high"], ".1f"),
+        "baseline" if baseline else _number(row["delta_pp"], "+.1f"),
+        "" if baseline or bounded else _range(row["delta_low"], row["delta_high"], "+.1f"),
+        "" if baseline or bounded else f"{row['gained']:.0f}/{row['lost']:.0f}",
+        "" if baseline else _number(p_value, ".2g"),
         _number(100 * row["robust_replay"] if row["robust_replay"] is not None else None, ".1f"),
         f"{row['steered']:.0f}/{row['sites']:.0f}",
         str(row["flags"]),

@@ -66,8 +66,8 @@ def better(scored: Scored) -> tuple[float, float, float, float]:
     """
     steering = scored.steering
     return (
-        -round(float(scored.robust.mean()), 9),
-        -round(float(scored.clean.mean()), 9),
+        -round(float(scored.robust.mean(dtype=np.float64)), 9),
+        -round(float(scored.clean.mean(dtype=np.float64)), 9),
         abs(steering.beta - steering.native),
         abs(steering.c - 0.5),
     )

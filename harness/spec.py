@@ -22,6 +22,7 @@ from pydantic import (
 from harness import plugins
 from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
+from harness.search import BestFirst, Search
 from harness.selection import CrossValidation, Selection
 from harness.types import FamilyName, Sites
 
@@ -100,6 +101,7 @@ class Benchmark(BaseModel):
         threat: likewise.
         steering: the grid of β.
         selection: how the headline's β is chosen.
+        search: whether every steering is finished, or only those that may win; the winner is the same.
         replay_points: a row that loses more than this, in percentage points, to the adversarial images of the other
             steerings is flagged ``replay``.
         seed: of the attacks' noise, and of the folds.
@@ -116,6 +118,7 @@ class Benchmark(BaseModel):
     threat: Threat
     steering: SteeringGrid
     selection: Selection = CrossValidation()
+    search: Search = BestFirst()
     replay_points: Annotated[float, Field(strict=True, ge=0)] = 1.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     batch_size: Annotated[int, Field(strict=True, gt=0)] = 250

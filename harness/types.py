@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Sites = Literal["all", "modules"]
 FamilyName = Literal["relu", "smooth"]
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Part of every cell's identity: raised when a change of the code could change an outcome."""
 
 
@@ -196,8 +196,11 @@ class Cell:
         """The seed of the cell's noise: from the identity less the steering and the stage.
 
         Every steering sees the same noise (common random numbers), and one seed serves all stages of a shard,
-        so that ``AutoAttack(seed=cell.seed)`` on the same shard loses the same images.
+        so that ``AutoAttack(seed=cell.seed)`` on the same shard loses the same images. With "mean" there is no
+        adversary, and the seed is the benchmark's, so that every model sees the same images.
         """
+        if self.task.threat.reduction == "mean":
+            return self.task.seed
         return int(sha256(self.task.identity() | {"shard": self.shard.identity()})[:8], 16) >> 1
 
 

@@ -50,7 +50,7 @@ QUADRANTS = {"kind": "checkpoint", "builder": "tiny_networks:quadrants"}
         (
             {"treat": {}},
             "tiny.yaml: treat: unknown key (did you mean 'threat'?); known keys: name, models, dataset, threat, "
-            "steering, selection, replay_points, seed, batch_size, executor, device",
+            "steering, selection, search, replay_points, seed, batch_size, executor, device",
         ),
         (
             {"dataset": IMAGES | {"pth": "x"}},

@@ -14,7 +14,7 @@ import pytest
 from harness import leaderboard, line
 from harness.errors import ModelError
 from harness.executors.local import ATTEMPTS, Local
-from harness.plan import CLEAN, grid, lanes, shards
+from harness.plan import CLEAN, MARGIN, grid, lanes, shards
 from harness.spec import parse
 from harness.types import Cell, Task
 
@@ -57,7 +57,7 @@ def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(
     both = [model("dies_always"), *mapping()["models"]]
     lines = untimed(go(mapping(models=both, executor={"kind": "local", "workers": 1}), here / "runs"))
     assert len(Path("died.always").read_text()) == ATTEMPTS == 3
-    assert "failed: its worker died 3 times on stage clean of 8 images (out of memory?); lower batch_size." in lines[1]
+    assert "failed: its worker died 3 times on stage margin of 8 images (out of memory?); lower batch_size." in lines[1]
     assert lines[2:] == untimed((computed / "first.csv").read_text())[1:]
 
 
@@ -71,7 +71,7 @@ def test_a_model_that_fails_in_the_middle_keeps_what_it_had(
     assert "failed: stage dim-2: RuntimeError: a lapse" in lines[1]
     assert lines[2:] == alone[1:]
     added = rows(here / "runs").keys() - rows(here / "alone").keys()
-    assert {rows(here / "runs")[key]["identity"]["stage"] for key in added} == {CLEAN, "dim-1"}
+    assert {rows(here / "runs")[key]["identity"]["stage"] for key in added} == {MARGIN, CLEAN, "dim-1"}
 
 
 def some_cells(mapping: Mapping, builder: str = "mixed") -> list[Cell]:

@@ -31,7 +31,7 @@ def entry(robust, shared=SHARED, clean=None):
     """A model whose scores are ``robust``: steering → bits."""
     clean = np.ones(N, np.float32) if clean is None else clean
     scores = [
-        Score(steering, clean, bits, {"clean": clean, "apgd-ce": bits}, bits, frozenset(), 1.0, VERSIONS)
+        Score(steering, clean, bits, True, {"clean": clean, "apgd-ce": bits}, {}, bits, frozenset(), 1.0, VERSIONS)
         for steering, bits in robust.items()
     ]
     choice = choose(InSample(), scores, np.zeros(N), 0)
@@ -144,7 +144,16 @@ def test_outcomes_survive_the_file(tmp_path):
 def test_graded_outcomes_are_the_mean_of_the_stages():
     stages = {"clean": np.ones(N), "fog/1": BITS, "fog/2": flip(BITS, 20)}
     score = Score(
-        BASELINE, np.ones(N), np.mean([BITS, flip(BITS, 20)], axis=0), stages, None, frozenset(), 1.0, VERSIONS
+        BASELINE,
+        np.ones(N),
+        np.mean([BITS, flip(BITS, 20)], axis=0),
+        True,
+        stages,
+        {},
+        None,
+        frozenset(),
+        1.0,
+        VERSIONS,
     )
     found = outcomes.scores(outcomes.table([Entry(SHARED, [score])]))
     assert np.array_equal(found["m", 1.0, 0.5][1], score.robust)

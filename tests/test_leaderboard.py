@@ -35,7 +35,7 @@ SHARED = {
 def score(beta: float, robust: list[float], clean: list[float], c: float = 0.5, **changes: Any) -> Score:
     fields = {
         "steering": Steering(beta, c), "clean": np.array(clean, np.float32), "robust": np.array(robust, np.float32),
-        "stages": {}, "summary": {}, "replay": None, "flags": frozenset(), "seconds": 1.26,
+        "complete": True, "stages": {}, "summary": {}, "replay": None, "flags": frozenset(), "seconds": 1.26,
         "versions": {"ct_harness": "1", "torch": "2", "device": "cpu"},
     }  # fmt: skip
     return Score(**(fields | changes))

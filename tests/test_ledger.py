@@ -221,11 +221,8 @@ def test_adversarial_images_are_those_lost_in_the_very_stage_and_lie_in_the_ball
 
 
 @pytest.mark.usefixtures("here")
-def test_more_images_and_more_betas_reuse_what_is_there(
-    mapping: Mapping, rows: Rows, tmp_path: Path, untimed: Any
-) -> None:
-    short = {"kind": "arrays", "path": "images.npz", "n": 16}
-    go(mapping(dataset=short, steering={"beta": 0.9}), tmp_path / "grown")
+def test_more_betas_reuse_what_is_there(mapping: Mapping, rows: Rows, tmp_path: Path, untimed: Any) -> None:
+    go(mapping(steering={"beta": 0.9}), tmp_path / "grown")
     before = rows(tmp_path / "grown")
     grown = go(mapping(), tmp_path / "grown")
     after = rows(tmp_path / "grown")
@@ -233,7 +230,7 @@ def test_more_images_and_more_betas_reuse_what_is_there(
     new = [row["identity"] for key, row in after.items() if key not in before]
     new = [one for one in new if one["stage"] != REPLAY]  # another β finds other images to show
     assert new
-    assert all(one["steering"] == [0.5, 0.5, "all"] or one["shard"]["images"] == list(range(16, 24)) for one in new)
+    assert all(one["steering"] == [0.5, 0.5, "all"] for one in new)
     assert untimed(grown) == untimed(go(mapping(), tmp_path / "at once"))
 
 
@@ -264,7 +261,7 @@ def test_a_changed_pixel_concerns_its_shard_alone(resumed: Path, mapping: Mappin
     go(mapping(dataset={"kind": "arrays", "path": "changed.npz"}), resumed / "runs")
     new = [row["identity"] for key, row in rows(resumed / "runs").items() if key not in before]
     assert new
-    assert all(one["shard"]["images"] == list(range(16, 24)) for one in new)
+    assert all(20 in one["shard"]["images"] for one in new)
 
 
 def test_moving_the_images_changes_nothing(resumed: Path, mapping: Mapping, rows: Rows) -> None:

@@ -76,7 +76,7 @@ def test_worst_is_the_and_of_all_stages_and_each_sees_only_survivors(table: list
     (shard,) = shards(dict.fromkeys(images, "d"), len(images))
     lane = Lane(task(Stages(how_many=len(outcomes) - 1)), BASELINE, shard)
     done, ran = walk(lane, outcomes)
-    clean, robust = lane.scores(done)
+    clean, robust = lane.bounds(done)
     np.testing.assert_array_equal(clean, outcomes[0])
     np.testing.assert_array_equal(robust, outcomes.all(axis=0))
     alive = np.logical_and.accumulate(np.vstack([np.ones_like(outcomes[:1]), outcomes]))[:-1]
@@ -91,7 +91,7 @@ def test_mean_is_the_share_of_stages_survived_by_all_images(table: list[list[int
     (shard,) = shards(dict.fromkeys(images, "d"), len(images))
     lane = Lane(task(Mean(how_many=len(outcomes) - 1)), BASELINE, shard)
     done, ran = walk(lane, outcomes)
-    clean, robust = lane.scores(done)
+    clean, robust = lane.bounds(done)
     assert ran == [(stage, images) for stage in lane.stages]
     np.testing.assert_array_equal(clean, outcomes[0])
     np.testing.assert_allclose(robust, outcomes[1:].mean(axis=0) if len(outcomes) > 1 else outcomes[0], rtol=1e-6)

@@ -79,7 +79,7 @@ def play(lane):
     outcomes = []
     while cell := lane.next([outcome.values for outcome in outcomes]):
         outcomes.append(evaluate(cell))
-    return lane.scores([outcome.values for outcome in outcomes]), outcomes
+    return lane.bounds([outcome.values for outcome in outcomes]), outcomes
 
 
 def task(model, dataset, threat, seed=0):

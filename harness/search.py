@@ -1,0 +1,119 @@
+"""Which cell next, so that the best β is known soonest? Best-first search over the grid. Pure.
+
+What stands after some of the stages bounds what will stand after all of them. So the winner is found without finishing
+the losers: run the next cell of whichever steering has the best bound, until the one with the best bound is finished.
+The winner, ties included, is that of the full grid, whatever is left unfinished; likewise that of every set of images
+on which the cross-validation chooses.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.plan import Lane
+from harness.selection import Scored, better
+from harness.types import Steering
+
+
+class BestFirst(BaseModel):
+    """Finish the baseline, the winners, and no more.
+
+    Args:
+        top: how many of the best to finish.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["best_first"] = "best_first"
+    top: Annotated[int, Field(strict=True, gt=0)] = 1
+
+
+class Full(BaseModel):
+    """Finish every steering of the grid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["full"] = "full"
+
+
+Search = Annotated[BestFirst | Full, Field(discriminator="kind")]
+
+
+class Race:
+    """One model's steerings, each with a bound that falls as its cells are done.
+
+    Its course follows from the outcomes alone: it asks for one cell after another, and which it asks for does not
+    depend on what else has been computed, by whom or when.
+
+    Args:
+        lanes: of this model, by number; a steering's most fragile shard first.
+        images: the numbers of all its images, in the order of the data.
+        sets: positions in ``images`` that each choice of β is made on, [k] each.
+        top: how many of the best on all images to finish.
+    """
+
+    def __init__(self, lanes: Mapping[int, Lane], images: Sequence[int], sets: Sequence[np.ndarray], top: int) -> None:
+        place = {image: position for position, image in enumerate(images)}
+        self.lanes = lanes
+        self.top = top
+        self.sets = [np.arange(len(images)), *sets]
+        self.places = {number: [place[image] for image in lane.shard.images] for number, lane in lanes.items()}
+        self.done: dict[int, list[np.ndarray]] = {number: [] for number in lanes}
+        self.open: dict[Steering, list[int]] = {}
+        for number, lane in lanes.items():
+            self.open.setdefault(lane.steering, []).append(number)
+        ones = np.ones(len(images), np.float32)
+        self.bounds = {steering: Scored(steering, ones.copy(), ones.copy()) for steering in self.open}
+        self.ranks = {steering: self._ranked(steering) for steering in self.open}
+
+    def next(self) -> int | None:
+        """The lane whose next cell is needed; None when all winners are known."""
+        for steering in self._leaders():
+            if self.open[steering]:  # cheap stages first, and of a stage the shard where most will fall
+                return min(self.open[steering], key=lambda number: (len(self.done[number]), number))
+        return None
+
+    def advance(self, number: int, values: np.ndarray) -> None:
+        """Take note of what the next cell of a lane gave, [n] of its shard."""
+        lane, done = self.lanes[number], self.done[number]
+        done.append(values)
+        if lane.next(done) is None:
+            self.open[lane.steering].remove(number)
+        bound = self.bounds[lane.steering]
+        bound.clean[self.places[number]], bound.robust[self.places[number]] = lane.bounds(done)
+        self.ranks[lane.steering] = self._ranked(lane.steering)
+
+    def hopeful(self, number: int) -> np.ndarray:
+        """What the next cell of a lane gives if nothing falls."""
+        lane, done = self.lanes[number], self.done[number]
+        standing = set(lane.standing(done))
+        return np.array([image in standing for image in lane.shard.images], np.float32)
+
+    def copy(self) -> Race:
+        """One that can be tried out."""
+        other = copy.copy(self)
+        other.done = {number: list(done) for number, done in self.done.items()}
+        other.open = {steering: list(numbers) for steering, numbers in self.open.items()}
+        other.bounds = {
+            steering: Scored(steering, bound.clean.copy(), bound.robust.copy())
+            for steering, bound in self.bounds.items()
+        }
+        other.ranks = dict(self.ranks)
+        return other
+
+    def _leaders(self) -> Iterator[Steering]:
+        """Those that must be finished, as far as the bounds can tell."""
+        yield from (steering for steering in self.open if steering.is_baseline)
+        yield from sorted(self.open, key=lambda steering: self.ranks[steering][0])[: self.top]
+        for number in range(1, len(self.sets)):
+            yield min(self.open, key=lambda steering: self.ranks[steering][number])
+
+    def _ranked(self, steering: Steering) -> list[tuple[float, ...]]:
+        """Its rank by its bounds, on each set."""
+        bound = self.bounds[steering]
+        return [better(Scored(steering, bound.clean[where], bound.robust[where])) for where in self.sets]

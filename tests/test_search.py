@@ -1,0 +1,255 @@
+"""Best-first search: against brute force on random outcome tables, and on the demo networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_plan import Mean, Stages, task
+
+from harness import leaderboard, line, outcomes, spec
+from harness.contracts import Threat
+from harness.execute import Everything, Races, State
+from harness.fragile import most_fragile_first
+from harness.plan import Lane, grid, lanes, shards
+from harness.search import Race
+from harness.selection import CrossValidation, Scored, better, selection_sets
+from harness.types import Cell, Outcome, Steering
+
+
+class Nothing:
+    """A ledger that holds nothing."""
+
+    def get(self, key: str) -> None:
+        return None
+
+
+@dataclass
+class Table:
+    """What every cell of a benchmark would give: [steerings, stages, images], the images by their numbers."""
+
+    threat: Threat
+    betas: list[float]
+    values: np.ndarray
+    size: int
+    top: int
+
+    def __post_init__(self) -> None:
+        n = self.values.shape[2]
+        self.images = [7 + 2 * k for k in range(n)]
+        self.steerings = grid(self.betas, [0.5], "all")
+        digests = dict.fromkeys(self.images, "d")
+        fragile = most_fragile_first(digests, [np.arange(n) % 5])
+        self.lanes = lanes(task(self.threat), self.steerings, shards(fragile, self.size))
+        self.sets = [on for on, _ in selection_sets(CrossValidation(folds=2), np.arange(n) % 2, 0)]
+
+    def outcome(self, cell: Cell) -> np.ndarray:
+        stage = ("clean", *self.threat.stages).index(cell.stage)
+        row = self.values[self.steerings.index(cell.steering), stage]
+        standing = set(cell.standing)
+        return np.array([image in standing and row[self.images.index(image)] for image in cell.shard.images], "f4")
+
+    def full(self) -> dict[Steering, Scored]:
+        """By brute force."""
+        found = {}
+        for steering, rows in zip(self.steerings, self.values, strict=True):
+            robust = rows.all(0) if self.threat.reduction == "worst" else rows[1:].mean(0)
+            found[steering] = Scored(steering, rows[0].astype("f4"), robust.astype("f4"))
+        return found
+
+    def race(self) -> Race:
+        return Race(dict(enumerate(self.lanes)), self.images, self.sets, self.top)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Table:
+    stages, n = draw(st.integers(1, 3)), draw(st.integers(2, 9))
+    threat = draw(st.sampled_from([Stages, Mean]))(how_many=stages)
+    betas = draw(st.lists(st.sampled_from([0.5, 0.6, 0.7, 0.8, 0.9]), min_size=1, unique=True))
+    bits = draw(st.lists(st.booleans(), min_size=(len(betas) + 1) * (stages + 1) * n,
+                         max_size=(len(betas) + 1) * (stages + 1) * n))  # fmt: skip
+    values = np.array(bits, float).reshape(len(betas) + 1, stages + 1, n)
+    return Table(threat, betas, values, draw(st.integers(1, n)), draw(st.integers(1, 3)))
+
+
+def on(scored: Scored, where: np.ndarray) -> Scored:
+    return Scored(scored.steering, scored.clean[where], scored.robust[where])
+
+
+def run(table: Table) -> Race:
+    """One cell after another; each must belong to a steering that may still win, or to the baseline."""
+    race, everything = table.race(), table.full()
+    while (number := race.next()) is not None:
+        lane = table.lanes[number]
+        finished = [steering for steering in table.steerings if not race.open[steering]]
+        bound = race.bounds[lane.steering]
+        excluded = [
+            sum(better(on(everything[one], where)) < better(on(bound, where)) for one in finished)
+            >= (table.top if position == 0 else 1)
+            for position, where in enumerate(race.sets)
+        ]
+        assert lane.steering.is_baseline or not all(excluded)
+        cell = lane.next(race.done[number])
+        assert cell is not None
+        race.advance(number, table.outcome(cell))
+    return race
+
+
+@given(tables())
+def test_the_winners_are_those_of_the_full_grid(table: Table) -> None:
+    race, everything = run(table), table.full()
+    for position, where in enumerate(race.sets):
+        ranked = sorted(table.steerings, key=lambda steering: better(on(everything[steering], where)))
+        for winner in ranked[: table.top if position == 0 else 1]:
+            assert not race.open[winner]
+            np.testing.assert_allclose(race.bounds[winner].robust, everything[winner].robust, atol=1e-6)
+        assert min(table.steerings, key=lambda one: better(on(race.bounds[one], where))) == ranked[0]
+    assert not race.open[table.steerings[0]]
+
+
+@given(tables())
+def test_a_bound_is_never_below_what_it_bounds(table: Table) -> None:
+    race, everything = run(table), table.full()
+    for steering, bound in race.bounds.items():
+        assert (bound.robust >= everything[steering].robust - 1e-6).all()
+        assert (bound.clean >= everything[steering].clean).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables(), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_the_course_is_the_same_whoever_computes_and_in_which_order(table: Table, slots: int, chance: Random) -> None:
+    alone = run(table)
+    state: State[Lane] = State(table.lanes, Nothing())  # type: ignore[arg-type]
+    races = Races(state, {"m": table.race()})
+    flying: dict[int, Cell] = {}
+    while not races.over():
+        while len(flying) < slots and (number := races.pick(flying)) is not None:
+            assert number not in flying
+            cell = state.next(number)
+            assert cell is not None
+            flying[number] = cell
+        assert flying, "nothing is computed, and yet something is asked for"
+        number = chance.choice(sorted(flying))
+        cell = flying.pop(number)
+        state.done[number].append(Outcome(cell.key, table.outcome(cell), 1.0))
+    races.forget_what_nobody_asked_for()
+    assert [len(done) for done in state.done] == [len(alone.done[number]) for number in range(len(state.lanes))]
+
+
+@given(tables())
+def test_what_is_known_is_not_asked_for(table: Table) -> None:
+    state: State[Lane] = State(table.lanes, Nothing())  # type: ignore[arg-type]
+    everything = Everything(state)
+    while (number := everything.pick(())) is not None:
+        cell = state.next(number)
+        assert cell is not None
+        state.done[number].append(Outcome(cell.key, table.outcome(cell), 1.0))
+    assert everything.over()
+    races = Races(state, {"m": table.race()})
+    assert races.pick(()) is None
+    assert races.over()
+    assert not races.remaining()
+
+
+def test_a_loser_is_given_up_after_its_most_fragile_shard() -> None:
+    values = np.ones((3, 3, 8))
+    values[1, 1, :2] = 0  # β = 0.9 loses two images to the first attack, β = 0.8 none
+    table = Table(Stages(how_many=2), [0.9, 0.8], values, 2, 1)
+    table.lanes = lanes(task(table.threat), table.steerings, shards(dict.fromkeys(table.images, "d"), 2))
+    race = run(table)
+    assert [len(race.done[number]) for number in range(12)] == [3, 3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0]  # ties: β = 1 wins
+    values[0, 1, :1] = 0  # now β = 0.8 is best
+    race = run(table)
+    assert [len(race.done[number]) for number in range(4, 12)] == [2, 1, 1, 1, 3, 3, 3, 3]
+
+
+def test_margins_order_the_images() -> None:
+    digests = {5: "a", 1: "b", 9: "c", 3: "d"}
+    found = most_fragile_first(digests, [np.array([0.5, -1.0]), np.array([np.inf, 0.5])])
+    assert list(found.items()) == [(1, "b"), (5, "a"), (3, "d"), (9, "c")]
+
+
+# --- for real ---
+
+
+def mapping_of(**changes: Any) -> dict[str, Any]:
+    attack = {"stages": ["apgd-ce", "apgd-t", "square"], "iterations": 8, "queries": 60}
+    return {
+        "name": "tiny",
+        "models": [{"kind": "demo", "name": "digits_plain"}, {"kind": "demo", "name": "digits_robust"}],
+        "dataset": {"kind": "digits", "n": 60},
+        "threat": {"kind": "Linf", "eps": 0.12, "attack": attack},
+        "steering": {"beta": [0.3, 0.5, 0.7, 0.9]},
+        "batch_size": 15,
+        "executor": {"kind": "local", "workers": 1},
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same question answered best-first with one worker, with two, fully, and best-first from the full ledger."""
+    folder = tmp_path_factory.mktemp("search")
+
+    def go(name: str, **changes: Any) -> Any:
+        entries = line.entries(spec.parse(mapping_of(**changes)), runs=folder / name)
+        return leaderboard.board(entries), outcomes.table(entries)
+
+    return {
+        "one": go("one"),
+        "two": go("two", executor={"kind": "local", "workers": 2}),
+        "full": go("full", search={"kind": "full"}),
+        "after": go("full"),
+    }
+
+
+def test_the_board_is_the_same_with_any_number_of_workers_and_whatever_the_ledger_held(
+    boards: dict[str, Any], untimed: Callable[[str], list[str]]
+) -> None:
+    one, bits = boards["one"]
+    for other in ("two", "after"):
+        board, table = boards[other]
+        assert untimed(leaderboard.to_csv(board)) == untimed(leaderboard.to_csv(one))
+        assert table.equals(bits)
+
+
+def test_the_demo_networks_have_the_winners_of_the_full_grid(boards: dict[str, Any]) -> None:
+    (best, _), (full, _) = boards["one"], boards["full"]
+    assert set(full["status"]) == {"selected", "ok"}
+    assert "bounded" in set(best["status"])
+    shown = ["model", "beta", "chosen", "clean", "robust", "delta_pp", "gained", "lost", "robust_low"]
+    headlines = [board[board["status"] == "selected"][shown].reset_index(drop=True) for board in (best, full)]
+    pd.testing.assert_frame_equal(*headlines, check_dtype=False)
+    winners = [board[board["rank"] == 1][shown].reset_index(drop=True) for board in (best, full)]
+    pd.testing.assert_frame_equal(*winners, check_dtype=False)
+    exact = {key: row["robust"] for key, row in leaderboard.scored_rows(full).items()}
+    assert {key: row["robust"] for key, row in leaderboard.scored_rows(best).items()}.items() <= exact.items()
+    for key, row in leaderboard.scored_rows(best, "bounded").items():
+        assert row["robust"] >= exact[key]
+
+
+def test_an_unfinished_row_says_what_it_can_be_at_most(
+    boards: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from harness.screen import print_board
+
+    board, bits = boards["one"]
+    row = board[board["status"] == "bounded"].iloc[0]
+    numbers = ["robust_low", "delta_pp", "delta_low", "gained", "p_value", "p_holm", "robust_replay"]
+    assert row[numbers].isna().all()
+    print_board(board, "x")
+    assert f"≤ {100 * row['robust']:.1f}" in capsys.readouterr().out
+    own = bits[(bits["model"] == row["model"]) & (bits["beta"] == f"{row['beta']:g}")]
+    last = own[own["stage"] == "square"]["outcomes"].item()
+    assert "?" in last
+    assert (len(last) - last.count("0")) / len(last) == pytest.approx(row["robust"], abs=0.5)
+    leaderboard.write(board, tmp_path / "x.csv")
+    assert leaderboard.to_csv(leaderboard.read(tmp_path / "x.csv")) == leaderboard.to_csv(board)
+    assert (str(row["model"]), float(row["beta"]), 0.5) not in outcomes.scores(bits)
