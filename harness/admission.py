@@ -85,7 +85,8 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
     try:
         device = resolve(benchmark.device)
         bench = workbench(model, device, offline)
-        batch = source(benchmark.dataset, model.preprocessing, offline).read(tuple(data.digests)[:8]).to(device)
+        preprocessing = model.preprocessing(offline=offline)
+        batch = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:8]).to(device)
         with reproducible():
             admit(logits(bench.loaded.network, batch.x), batch.y)
             steering = benchmark.steering
@@ -102,7 +103,7 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         seed=benchmark.seed,
         device=device,
         weights_sha256=bench.loaded.sha256,
-        preprocessing=model.preprocessing,
+        preprocessing=preprocessing,
         offline=offline,
     )
     return Admission(model, data, task, coverage)

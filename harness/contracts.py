@@ -51,9 +51,11 @@ class Model(Part):
     def label(self) -> str:
         """Its name on the leaderboard."""
 
-    @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self, *, offline: bool = False) -> Preprocessing:
         """What it wants done with pictures of any size; of no account where images have one size.
+
+        Args:
+            offline: refuse to download anything.
 
         Raises:
             ModelError: the model is not known.

@@ -145,9 +145,10 @@ def survey(entries: Sequence[ZooEntry], table: Path, told: Callable[[Audit], Non
 
 
 def missing(entries: Sequence[ZooEntry], table: Path) -> list[ZooEntry]:
-    """The entries that the table does not have, of this version of the zoo."""
+    """The entries that the table does not have, of this version of the zoo, or that did not build."""
     current = version("robustbench")
-    known = {(row.dataset, row.threat, row.model) for row in read(table) if row.robustbench == current}
+    whole = [row for row in read(table) if row.robustbench == current and row.builds == "yes"]
+    known = {(row.dataset, row.threat, row.model) for row in whole}
     return [entry for entry in entries if entry not in known]
 
 

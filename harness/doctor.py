@@ -1,6 +1,6 @@
 """Will this benchmark run, and what will it take? Looked into in seconds, before the hours are spent.
 
-Nothing is downloaded, and nothing written.
+Nothing is downloaded; what is there is recorded in ``models.lock``, as a run would.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 
 from harness.admission import open_data
 from harness.checkup import Finding, Look, checkup, problem
-from harness.contracts import Model
 from harness.errors import ModelError
 from harness.estimate import WORKER, available_memory, memory, seconds
 from harness.evaluate import source, workbench
@@ -23,7 +22,7 @@ from harness.line import enough_for
 from harness.provenance import provenance
 from harness.runtime import resolve
 from harness.spec import Benchmark
-from harness.types import AS_STORED, Batch, Preprocessing
+from harness.types import Batch, Preprocessing
 
 IMAGES = 64
 """As many are looked at, spread evenly over the chosen ones."""
@@ -58,7 +57,11 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
     opened: dict[Preprocessing, tuple[Batch, int] | None] = {}
     looks: list[Look] = []
     for model in benchmark.models:
-        wanted = _preprocessing(model)
+        try:
+            wanted = model.preprocessing(offline=True)
+        except ModelError as error:
+            yield problem("weights", model.label, error)
+            continue
         if wanted not in opened:
             opened[wanted] = yield from _data(benchmark, wanted)
             yield from _threat(benchmark, opened[wanted])
@@ -87,13 +90,6 @@ def _device(benchmark: Benchmark) -> Generator[Finding, None, str]:
     workers = f"{benchmark.executor.slots} cells at a time"
     yield Finding("device", "device", "ok", f"{device} ({known['device_name']}), {workers}; {versions}")
     return device
-
-
-def _preprocessing(model: Model) -> Preprocessing:
-    try:
-        return model.preprocessing
-    except ModelError:
-        return AS_STORED  # loading it will say what is wrong
 
 
 def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Finding, None, tuple[Batch, int] | None]:

@@ -69,10 +69,11 @@ def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
             "be φ's, and an attack would follow a false one; rewrite that part in plain PyTorch"
         )
     _same(plain, rerouted)
-    kinds = reroute.calls + watch.others
+    kinds = reroute.calls + reroute.left_alone + watch.others
     if not reroute.calls:
         raise NothingToSteer(_nothing(Coverage(0, 0, kinds), family))
-    coverage = Coverage(reroute.calls.total(), reroute.calls.total(), dict(kinds), _native(reroute.calls, family))
+    sites, steered = (reroute.calls + reroute.left_alone).total(), reroute.calls.total()
+    coverage = Coverage(sites, steered, dict(kinds), _native(reroute.calls, family))
     fresh, written = (
         _outputs(network, call, through=Reroute(family.lifted, family, spared, write_back))
         for write_back in (False, True)
@@ -178,7 +179,8 @@ def _nothing(coverage: Coverage, family: Family) -> str:
         )
     found = f"it uses {_names(coverage.kinds)}" if coverage.kinds else "no activation was seen at all"
     if family is FAMILIES["smooth"]:
-        return f"nothing to steer: the smooth family is SiLU and GELU, and the network executes neither; {found}"
+        what = "the smooth family is SiLU and GELU, and the network executes neither within it"
+        return f"nothing to steer: {what}; {found}"
     return (
         "nothing to steer: Curvature Tuning acts on ReLU, LeakyReLU, PReLU, RReLU, ReLU6 and Hardtanh, and the "
         f"network executes none of them; {found}"

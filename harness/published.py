@@ -20,13 +20,13 @@ class Published:
     Args:
         clean: accuracy on clean images, in [0, 1].
         robust: what the board ranks by, in [0, 1]: the accuracy under AutoAttack, or the mean accuracy over the
-            corruptions.
+            corruptions; None under another threat than the board's.
         eps: of the board's ball, in pixels; None where it has none.
         source: the file of RobustBench's repository in which the figures stand.
     """
 
     clean: float
-    robust: float
+    robust: float | None
     eps: float | None
     source: str
 

@@ -95,8 +95,9 @@ def with_plain_silu(network: nn.Module) -> nn.Module:
     Such a module often is an autograd.Function, which no rerouting can see into. It is known by what it computes, not
     by its name. The weights are shared, and a network without any is returned as it is.
     """
-    own = {type(module) for module in network.modules() if _computes_silu(module)}
-    return twin(network, {kind: lambda module: nn.SiLU() for kind in own}) if own else network
+    if not any(map(_computes_silu, network.modules())):
+        return network
+    return twin(network, lambda module: nn.SiLU() if _computes_silu(module) else None)
 
 
 def _computes_silu(module: nn.Module) -> bool:

@@ -99,7 +99,7 @@ class Steered(nn.Module):
         self.network = network
         if steering.sites == "modules":
             bent = self.curve
-            self.network = twin(network, dict.fromkeys(MODULES, lambda module: Activation(module, bent)))
+            self.network = twin(network, lambda module: Activation(module, bent) if type(module) in MODULES else None)
         elif steering.family == "smooth":
             self.network = with_plain_silu(network)
         self.training = network.training

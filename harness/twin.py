@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import nn
 
 from harness.errors import ModelError
 
 
-def twin(network: nn.Module, replacements: Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]]) -> nn.Module:
-    """A copy that shares every parameter and buffer, its modules of the given types exchanged.
+def twin(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """A copy that shares every parameter and buffer, some of its modules exchanged.
 
     Args:
         network: is not changed.
-        replacements: for each type (not its subclasses), what takes the place of a module.
+        replacement: what takes the place of a module; None where it stays.
 
     Raises:
         ModelError: the modules cannot be copied.
@@ -25,10 +25,10 @@ def twin(network: nn.Module, replacements: Mapping[type[nn.Module], Callable[[nn
         copied = copy.deepcopy(network, shared)
     except RuntimeError as error:
         raise ModelError(f"its modules cannot be copied to be replaced ({error}); use sites: all") from error
-    if type(copied) in replacements:
-        return replacements[type(copied)](copied)
+    if (other := replacement(copied)) is not None:
+        return other
     for module in list(copied.modules()):
         for name, child in module._modules.items():  # named_children() passes over a module seen before
-            if child is not None and type(child) in replacements:
-                setattr(module, name, replacements[type(child)](child))
+            if child is not None and (other := replacement(child)) is not None:
+                setattr(module, name, other)
     return copied

@@ -54,7 +54,7 @@ def build(entry: ZooEntry) -> tuple[nn.Module, Tensor]:
                 network = utils.timm.create_model(name, num_classes=CLASSES[entry.dataset])
             else:
                 network = boards(utils)[entry.dataset, entry.threat][entry.name]["model"]()
-            wanted = RobustBench.model_validate(entry._asdict()).preprocessing
+            wanted = RobustBench.model_validate(entry._asdict()).preprocessing()
     except Exception as error:  # the zoo is 200 authors' code
         raise ModelError(f"does not build: {type(error).__name__}: {error}") from error
     side = wanted.crop or SIDE[entry.dataset]

@@ -18,7 +18,7 @@ from harness.errors import DataError, DataMissing, SpecError
 from harness.models.robustbench import import_robustbench
 from harness.testing import ThreatContract
 from harness.threats.corruptions import CORRUPTIONS, CORRUPTIONS_3D, Corruptions, Corruptions3D, alexnet, mce
-from harness.types import Batch
+from harness.types import BASELINE, Batch, Cell, Shard, Task
 
 N = 24
 ARCHIVE = "CIFAR-10-C.tar"
@@ -81,6 +81,11 @@ def planted(tmp_path_factory):
     """A folder with a planted CIFAR-10-C of fog and snow, and the clean images. Read it, don't touch it."""
     root = tmp_path_factory.mktemp("planted")
     return root, *plant(root)
+
+
+@pytest.fixture(autouse=True)
+def _a_models_lock_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 def part(**keys):
@@ -309,6 +314,25 @@ def test_a_damaged_set_is_told_before_and_while_it_is_used(tmp_path, spoil, says
         threat.perturb("fog-1", None, batch, seed=0)
 
 
+def test_a_set_that_has_changed_is_refused(tmp_path):
+    clean, labels = plant(tmp_path)
+    official(tmp_path).prepare(batch_of(clean, labels), offline=True)
+    images = np.load(tmp_path / "CIFAR-10-C" / "fog.npy", mmap_mode="r+")
+    images[3, 2, 1, 0] ^= 1
+    images.flush()
+    with pytest.raises(DataError, match=r"fog\.npy is not what .*models\.lock recorded .*to take it on purpose"):
+        official(tmp_path).prepare(batch_of(clean, labels), offline=True)
+
+
+def test_every_model_is_shown_the_same_generated_images(mapping):
+    cells = []
+    for name in ("digits_plain", "digits_robust"):
+        question = spec.parse({**mapping(name="x"), "threat": {"kind": "corruptions"}})
+        task = Task(name, question.models[0], question.dataset, question.threat, 3, "cpu", name)
+        cells.append(Cell(task, BASELINE, Shard((len(cells),), name), "fog-1", (len(cells),)))
+    assert [cell.seed for cell in cells] == [3, 3]
+
+
 def test_a_set_of_other_images_is_refused(planted):
     root, clean, labels = planted
     other = batch_of(clean, np.where(np.arange(N) == 5, (labels + 1) % 10, labels))
@@ -533,6 +557,7 @@ def benchmark(here, mapping, monkeypatch):
                 "severities": [1, 4],
             },
             steering={"beta": [0.5]},
+            search={"kind": "full"},
         ),
         network,
         labels,

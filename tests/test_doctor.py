@@ -339,7 +339,15 @@ def test_every_shipped_benchmark_is_answered_truly(path: Path, here: Path, comma
 
 
 def costs(**changes: Any) -> Costs:
-    usual = {"forward": 1.0, "gradient": 100.0, "projection": 1e4, "activations": 0, "image": 256, "weights": 0}
+    usual = {
+        "forward": 1.0,
+        "gradient": 100.0,
+        "projection": 1e4,
+        "stage": 0.0,
+        "activations": 0,
+        "image": 256,
+        "weights": 0,
+    }
     return Costs(**(usual | {"classes": 10} | changes))
 
 

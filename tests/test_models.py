@@ -519,3 +519,9 @@ def test_parsing_a_benchmark_imports_no_torch() -> None:
     code = f"import sys, {imports}; print(sorted({{'torch', 'numpy', 'robustbench'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_architecture_of_robustbench_can_be_a_builder() -> None:
+    """In a process of its own: an import that failed leaves parts behind, on which the next succeeds."""
+    code = "from harness.models.checkpoint import _build; _build('robustbench.model_zoo.architectures.resnet:ResNet18')"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

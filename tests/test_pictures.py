@@ -135,12 +135,12 @@ def test_every_model_of_imagenet_is_prepared_as_robustbench_does(tmp_path: Path,
 
     path = paint(tmp_path / "odd.JPEG", (290, 310), seed=6)
     expected = get_preprocessing(BenchmarkDataset.imagenet, ThreatModel(threat), name, None)
-    ours = RobustBench(name=name, dataset="imagenet", threat=threat).preprocessing
+    ours = RobustBench(name=name, dataset="imagenet", threat=threat).preprocessing()
     assert torch.equal(read_picture(path, ours), expected(default_loader(str(path))))
 
 
 def test_cifar_is_taken_as_it_is() -> None:
-    assert RobustBench(name="Standard").preprocessing == AS_STORED
+    assert RobustBench(name="Standard").preprocessing() == AS_STORED
 
 
 # --- imagenet ---

@@ -74,3 +74,13 @@ def test_unlike_on_a_thousand_images() -> None:
     assert not unlike(930, 1000, 0.9478)
     assert unlike(900, 1000, 0.9478)  # such as a normalisation forgotten
     assert unlike(1000, 1000, 0.9478)
+
+
+def test_a_model_has_the_figures_of_the_board_that_its_weights_are_from() -> None:
+    model = RobustBench(name="Rice2020Overfitting", threat="L2")
+    own, other = model.published("cifar10", "L2"), model.published("cifar10", "Linf")
+    assert own is not None
+    assert other is not None
+    assert (own.clean, other.clean, other.robust) == (0.8867, 0.8867, None)
+    assert own.robust is not None
+    assert model.published("cifar100", "L2") is None

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import line, spec
+from harness import flags, line, spec
 from harness.datasets.digits import Digits
 from harness.errors import IncompleteSteering, NothingToSteer, SpecError
 from harness.families import FAMILIES
@@ -166,7 +166,7 @@ def test_an_output_map_is_left_alone() -> None:
     plain = Mapped()
     steered = steer(plain, 0.9, example=X, family="smooth")
     assert steered.coverage is not None
-    assert (steered.coverage.sites, steered.coverage.kinds) == (1, {"gelu": 1})
+    assert (steered.coverage.steered, steered.coverage.kinds) == (1, {"gelu": 2})
     bent = network(Call(lambda x: dilated(x, "gelu", 0.9)))
     torch.testing.assert_close(steered(X), F.gelu(bent(X) - 0.1))
 
@@ -177,7 +177,7 @@ def test_relu_is_another_family() -> None:
     assert steered.coverage is not None
     assert steered.coverage.kinds == {"silu": 1, "relu": 1}
     with pytest.raises(
-        NothingToSteer, match="the smooth family is SiLU and GELU, and the network executes neither; it "
+        NothingToSteer, match="the smooth family is SiLU and GELU, and the network executes neither within it; it "
     ):
         steer(network(nn.ReLU()), 0.9, example=X, family="smooth")
 
@@ -257,3 +257,33 @@ SILU = {"kind": "checkpoint", "name": "silu", "builder": "test_smooth:silu_netwo
 def test_a_benchmark_says_that_smooth_has_no_c_and_no_sites(mapping: Any, steering: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="steering: family: smooth is steered along c = 1 at all sites; leave c and"):
         spec.parse(mapping(steering=steering))
+
+
+class Configured(nn.Module):
+    """One class, whose instances compute different things."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def test_only_those_instances_are_exchanged_that_compute_a_swish() -> None:
+    net = nn.Sequential(
+        nn.Linear(6, 8), Configured(Own.apply), nn.Linear(8, 8), Configured(torch.sigmoid), nn.Linear(8, 3)
+    )
+    x = torch.randn(5, 6)
+    steered = steer(net.eval(), 0.5, family="smooth", example=x)
+    torch.testing.assert_close(steered(x), net(x))
+    assert steered.coverage is not None
+    assert (steered.coverage.sites, steered.coverage.steered) == (1, 1)
+
+
+def test_what_looks_like_an_output_and_is_left_alone_is_counted() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3), nn.SiLU(), nn.Linear(3, 3)).eval()
+    coverage = steer(net, 0.7, family="smooth", example=torch.randn(5, 6)).coverage
+    assert coverage is not None
+    assert (coverage.sites, coverage.steered) == (2, 1)
+    assert flags.of_coverage(coverage, "smooth") == {"partial"}

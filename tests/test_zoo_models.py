@@ -108,7 +108,7 @@ def test_every_torchvision_picture_is_prepared_as_torchvision_does(tmp_path: Pat
     seen = set()
     for name in TorchVision.names()["torchvision"]:
         for entry in zoo.get_model_weights(name):
-            ours = TorchVision(name=name, weights=entry.name).preprocessing
+            ours = TorchVision(name=name, weights=entry.name).preprocessing()
             wanted = entry.transforms()
             if (ours, *wanted.mean) in seen:
                 continue

@@ -91,6 +91,10 @@ def _build(builder: str) -> nn.Module:
     from torch import nn
 
     module, _, name = builder.partition(":")
+    if module.split(".")[0] == "robustbench":
+        from harness.models.robustbench import import_robustbench
+
+        import_robustbench()  # it cannot be imported just so
     with _working_directory_on_path():
         try:
             home = import_module(module)

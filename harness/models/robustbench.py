@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,8 +55,7 @@ class RobustBench(Model):
         """The name of the model."""
         return self.name
 
-    @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self, *, offline: bool = False) -> Preprocessing:
         """RobustBench's own: pictures are resized on the boards of ImageNet alone."""
         if self.dataset != "imagenet":
             return AS_STORED
@@ -67,8 +67,13 @@ class RobustBench(Model):
             return _as_preprocessing(import_module("robustbench.data").PREPROCESSINGS[entry["preprocessing"]])
 
     def published(self, dataset: str, threat: str) -> Published | None:
-        """RobustBench's own figures."""
-        return published(self.dataset, threat, self.name) if dataset == self.dataset else None
+        """RobustBench's own figures, of the board that its weights are from; the robust one under no other threat."""
+        if dataset != self.dataset:
+            return None
+        if threat.removesuffix("_3d") == self.threat:
+            return published(dataset, threat, self.name)
+        own = published(dataset, self.threat, self.name)
+        return replace(own, robust=None) if own else None
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; files that are missing are downloaded, and kept only when they are whole."""

@@ -31,7 +31,7 @@ class Timm(Model):
     """A pretrained model of timm, with the mean and std of its training inside.
 
     Its weights lie in the cache of the Hugging Face hub. For a repository of that hub, its ``config.json`` is fetched
-    as soon as its preprocessing is asked for (``HF_HUB_OFFLINE=1`` forbids it).
+    as soon as its preprocessing is asked for.
 
     Args:
         name: as in timm's registry, ``resnet18.a1_in1k``, without a tag timm's default weights; or
@@ -57,10 +57,9 @@ class Timm(Model):
         """The name of the model."""
         return self.name
 
-    @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self, *, offline: bool = False) -> Preprocessing:
         """What timm does when it validates the model, at the size of its training."""
-        return timm_preprocessing(_card(self.name, offline=False).cfg)
+        return timm_preprocessing(_card(self.name, offline).cfg)
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; the weights are downloaded where they are missing."""

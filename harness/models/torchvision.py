@@ -53,8 +53,7 @@ class TorchVision(Model):
         """The name of the model, and of the weights where they are not the default."""
         return self.name if self.weights == DEFAULT else f"{self.name} {self.weights}"
 
-    @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self, *, offline: bool = False) -> Preprocessing:
         """What torchvision did when it validated these weights."""
         wanted = _weights(self).transforms()
         [resize], [crop] = wanted.resize_size, wanted.crop_size

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from harness.downloads import BadFile, Remote
+from harness.downloads import ON_PURPOSE, BadFile, Remote, differs
 from harness.errors import DataError, DataMissing
 from harness.threats.corrupted_images import Origin, Stage
 from harness.types import Preprocessing
@@ -47,7 +47,7 @@ class CIFARC(Origin):
         return f"https://zenodo.org/records/{self.record}/files/{self.name}.tar"
 
     def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
-        """See `Origin.prepare`; looks at every file, and downloads the set where there is no folder."""
+        """See `Origin.prepare`; holds every file against ``models.lock``, and downloads a set that is not there."""
         folder = root.absolute() / self.name
         corruptions = tuple(dict.fromkeys(corruption for corruption, _ in stages))
         if not folder.is_dir():
@@ -56,6 +56,8 @@ class CIFARC(Origin):
             self._download(root.absolute(), corruptions)
         for name in ("labels", *corruptions):
             self._read(folder, name)
+            if fault := differs(f"{self.url}#{name}.npy", folder / f"{name}.npy"):
+                raise DataError(f"{folder / name}.npy {fault}; {self._by_hand(root)}, or {ON_PURPOSE}")
         if batch is not None:
             self._of_these_images(folder, batch)
 
