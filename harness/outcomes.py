@@ -78,18 +78,17 @@ def read(board: Path) -> pd.DataFrame | None:
 
 
 def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]]:
-    """The clean and robust scores of each image, float64 [n], by model, β and c; of those that were finished.
+    """The clean and robust scores of each image, float64 [n], by model, β and c; bounds where one was given up.
 
     Where images were replayed, the threat is "worst" and robust is what its last stage left; otherwise it is the
     share of the stages that an image survived.
     """
     found: dict[Key, tuple[np.ndarray, np.ndarray]] = {}
+    worst = bool((outcomes["stage"] == REPLAY).any())
     for key, group in outcomes.groupby(["model", "beta", "c"], sort=False):
-        if group["outcomes"].str.contains("?", regex=False).any():
-            continue
         model, beta, c = map(str, key)
         stages = {str(stage): _bits(str(bits)) for stage, bits in zip(group["stage"], group["outcomes"], strict=True)}
-        worst = stages.pop(REPLAY, None) is not None
+        stages.pop(REPLAY, None)
         clean = stages.pop(CLEAN)
         attacked = list(stages.values()) or [clean]
         found[model, float(beta), float(c)] = clean, attacked[-1] if worst else np.mean(attacked, axis=0)
@@ -97,4 +96,4 @@ def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]
 
 
 def _bits(text: str) -> np.ndarray:
-    return np.array([bit == "1" for bit in text], np.float64)
+    return np.array([bit != "0" for bit in text], np.float64)

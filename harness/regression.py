@@ -82,7 +82,7 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
     found = finished | given_up
     before, after = outcomes.scores(committed.outcomes), outcomes.scores(fresh.outcomes)
     broken = {key: why for key in expected if (why := _broken(key, expected[key], found, fresh.table))}
-    judged = [key for key in expected if key in finished and key not in broken]
+    judged = [key for key in expected if key not in broken]
     missing = [key for key in judged if key not in before or len(before[key][0]) != len(after[key][0])]
     if missing:
         raise LeaderboardError(
@@ -91,10 +91,7 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
     significant = _significant(judged, before, after)
     rows = [Row(key, "regressed", why) for key, why in broken.items()]
     rows += [_judge(key, before[key], after[key], significant[key], max_drop) for key in judged]
-    rows += [
-        Row(key, "moved", f"given up at {given_up[key]['robust']:.1%}: another β is ahead now")
-        for key in expected.keys() & given_up.keys() - broken.keys()
-    ]
+    rows = [_given_up(row, given_up[row.key]) if row.key in given_up else row for row in rows]
     order = list(expected)
     return sorted(rows, key=lambda row: order.index(row.key))
 
@@ -147,6 +144,13 @@ def _significant(
 def _flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
     """Images gained and lost."""
     return int((after > before).sum()), int((after < before).sum())
+
+
+def _given_up(row: Row, fresh: pd.Series) -> Row:
+    """The verdict on a row whose fresh scores are only bounds: a fall of the bound is a fall, and no more is known."""
+    if row.verdict == "regressed":
+        return row
+    return Row(row.key, "moved", f"given up at ≤ {fresh['robust']:.1%}, another β being ahead", flipped=row.flipped)
 
 
 def _judge(key: Key, before: Scores, after: Scores, p: tuple[list[float], list[float]], max_drop: float | None) -> Row:

@@ -327,7 +327,7 @@ def test_a_set_that_has_changed_is_refused(tmp_path):
 def test_every_model_is_shown_the_same_generated_images(mapping):
     cells = []
     for name in ("digits_plain", "digits_robust"):
-        question = spec.parse({**mapping(name="x"), "threat": {"kind": "corruptions"}})
+        question = spec.parse(mapping(name="x", threat={"kind": "corruptions"}, executor={"kind": "local"}))
         task = Task(name, question.models[0], question.dataset, question.threat, 3, "cpu", name)
         cells.append(Cell(task, BASELINE, Shard((len(cells),), name), "fog-1", (len(cells),)))
     assert [cell.seed for cell in cells] == [3, 3]

@@ -122,8 +122,8 @@ def test_every_torchvision_picture_is_prepared_as_torchvision_does(tmp_path: Pat
 def test_the_label_says_which_weights_when_they_are_not_the_default() -> None:
     assert TorchVision(name="resnet50").label == "resnet50"
     assert TorchVision(name="resnet50", weights="IMAGENET1K_V1").label == "resnet50 IMAGENET1K_V1"
-    assert TorchVision(name="resnet50").preprocessing == Preprocessing(232, 224, "bilinear")
-    assert TorchVision(name="resnet50", weights="IMAGENET1K_V1").preprocessing == Preprocessing(256, 224, "bilinear")
+    assert TorchVision(name="resnet50").preprocessing() == Preprocessing(232, 224, "bilinear")
+    assert TorchVision(name="resnet50", weights="IMAGENET1K_V1").preprocessing() == Preprocessing(256, 224, "bilinear")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_anyones_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         logits = model.load(offline=True).network(IMAGES)
     assert torch.allclose(logits, normalised(network, own["mean"], own["std"]), atol=1e-5)
-    assert model.preprocessing == Preprocessing(106, 96, "bicubic")
+    assert model.preprocessing() == Preprocessing(106, 96, "bicubic")
     assert [url.rpartition("/")[2] for url in json.loads(Path("models.lock").read_text())] == [
         "config.json",
         "model.safetensors",
