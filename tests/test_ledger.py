@@ -329,6 +329,7 @@ def wait_for(happened: Callable[[], bool], seconds: float) -> bool:
 
 
 KILLED = {
+    "search": {"kind": "full"},
     "batch_size": 4,
     "steering": {"beta": [0.9, 0.8, 0.7, 0.5]},
     "executor": {"kind": "local", "workers": 1},

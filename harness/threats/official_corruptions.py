@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +106,7 @@ class CIFARC(Origin):
         archive.ensure(offline=False)
         with TemporaryDirectory(dir=root, prefix=".unpacked-") as part:
             try:
-                with tarfile.open(archive.path) as packed:
-                    packed.extractall(part, filter="data")
+                _unpack(archive.path, Path(part) / self.name)
                 for name in ("labels", *corruptions):
                     _array(Path(part) / self.name, name)
             except (tarfile.TarError, OSError, DataError) as error:
@@ -123,6 +123,17 @@ def _archive(path: Path) -> None:
     """Check that ``path`` is an archive, and no web page."""
     if not tarfile.is_tarfile(path):
         raise BadFile("is not a tar archive, or cut short")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The files that lie in the archive's folder of that name, and nothing else that it may hold."""
+    folder.mkdir()
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            inside = Path(member.name)
+            if member.isfile() and inside.parent == Path(folder.name) and (content := packed.extractfile(member)):
+                with (folder / inside.name).open("wb") as file:
+                    copyfileobj(content, file)
 
 
 def _array(folder: Path, name: str) -> NDArray[Any]:
