@@ -131,6 +131,6 @@ def test_a_worker_has_one_torch_thread(here: Path) -> None:
     assert here.is_dir()
     pool = _pool(0, "cpu")
     try:
-        assert pool.submit(os.environ.get, "OMP_NUM_THREADS").result(60) == "1"
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result(60) == "1"
     finally:
         pool.shutdown(wait=False, kill_workers=True)
