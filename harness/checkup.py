@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from scipy.stats import binomtest
@@ -109,7 +108,7 @@ def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: st
             steerings = grid(grid_.beta, grid_.c, grid_.sites, grid_.family, coverage.native)
             network, check = bench.steered(steerings[-1], batch.x[:1]), "attack"
             findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
-            costs = measure(network, _part(batch, range(min(len(batch), benchmark.batch_size))), benchmark.threat)
+            costs = measure(network, batch.part(range(min(len(batch), benchmark.batch_size))), benchmark.threat)
     except Exception as error:  # whatever a network raises on its first images
         return [*findings, problem(check, model.label, error)], None
     return findings, Look(costs, float((scores.argmax(1) == batch.y).float().mean()), len(steerings))
@@ -157,14 +156,14 @@ def _steering(benchmark: Benchmark, model: Model, coverage: Coverage) -> Finding
 def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, batch: Batch) -> Finding:
     """One step of the threat on two images, on the network that is steered furthest."""
     threat, stage = benchmark.threat, benchmark.threat.stages[0]
-    few = _part(batch, range(min(len(batch), STEERED)))
+    few = batch.part(range(min(len(batch), STEERED)))
     if threat.reduction == "worst":
         right = (logits(network, few.x).argmax(1) == few.y).nonzero().flatten().tolist()
         if not right:
             text = f"none of {len(few)} images is right {where}, so there was nothing to attack"
             return Finding("attack", model.label, "warning", text, "let the grid of β end nearer to 1")
-        few = _part(few, right)
-    few = _part(few, range(min(len(few), ATTACKED)))
+        few = few.part(right)
+    few = few.part(range(min(len(few), ATTACKED)))
     if isinstance(threat, Lp):
         _refuse_blind(gradient(network, few.x, few.y)[0], where)
         stage = "apgd-ce"
@@ -183,9 +182,3 @@ def _refuse_blind(slope: Tensor, where: str) -> None:
             f"its gradient {where} is zero, so gradient attacks are blind; "
             "take out of the network what rounds, detaches or saturates"
         )
-
-
-def _part(batch: Batch, which: Sequence[int]) -> Batch:
-    numbers = list(which)
-    names = tuple(batch.names[number] for number in numbers) if batch.names else ()
-    return replace(batch, x=batch.x[numbers], y=batch.y[numbers], indices=batch.indices[numbers], names=names)

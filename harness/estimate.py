@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -147,7 +147,7 @@ def _stage(threat: Threat, network: nn.Module, batch: Batch) -> float:
     """Seconds for an image, over stages spread evenly: corruptions differ much in what they cost."""
     if threat.reduction != "mean" or not threat.stages:
         return 0.0
-    few = replace(batch, x=batch.x[:FEW], y=batch.y[:FEW], indices=batch.indices[:FEW], names=batch.names[:FEW])
+    few = batch.part(range(min(FEW, len(batch))))
     stages = threat.stages[:: max(len(threat.stages) // STAGES, 1)][:STAGES]
     started = perf_counter()
     for stage in stages:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -62,6 +62,10 @@ class State(Generic[T]):
             return None
         return lane.next(self.values(number))
 
+    def of(self, label: str) -> dict[int, T]:
+        """The lanes of one model, by number."""
+        return {number: lane for number, lane in enumerate(self.lanes) if lane.task.label == label}
+
     def values(self, number: int) -> list[np.ndarray]:
         """What the finished stages of a lane gave, [n] each."""
         return [outcome.values for outcome in self.done[number]]
@@ -85,16 +89,17 @@ class Everything(Generic[T]):
 
     def __init__(self, state: State[T]) -> None:
         self.state = state
-        self.open = [number for number in range(len(state.lanes)) if state.next(number)]
+        self.open = deque(range(len(state.lanes)))
 
     def pick(self, flying: Collection[int]) -> int | None:
         """See `Agenda`."""
-        self.open = [number for number in self.open if self.state.next(number)]
-        return next((number for number in self.open if number not in flying), None)
+        return next((number for number in self.open if number not in flying and self.state.next(number)), None)
 
     def over(self) -> bool:
         """See `Agenda`."""
-        return not any(self.state.next(number) for number in self.open)
+        while self.open and not self.state.next(self.open[0]):
+            self.open.popleft()
+        return not self.open
 
     def remaining(self) -> Counter[str]:
         """See `Agenda`; at most so many, since a lane may end early."""

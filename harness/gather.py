@@ -49,9 +49,8 @@ def entry(
         return Entry(shared, failure=str(failure), flag=failure.flag if failure else None)
     shared["weights_sha256"] = admission.task.weights_sha256
     by_steering: dict[Steering, list[int]] = {}
-    for number, lane in enumerate(state.lanes):
-        if lane.task.label == label:
-            by_steering.setdefault(lane.steering, []).append(number)
+    for number, lane in state.of(label).items():
+        by_steering.setdefault(lane.steering, []).append(number)
     images = {image: position for position, image in enumerate(data.digests)}
     marks = flags.of_coverage(admission.coverage, benchmark.steering.family)
     scores = [

@@ -151,10 +151,10 @@ def enough_for(benchmark: Benchmark, n: int) -> None:
 
 def _margins(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Margins]:
     return [
-        cell
+        track
         for admission in admissions
         if admission.task is not None and admission.data is not None
-        for cell in margins(admission.task, admission.data.digests, benchmark.batch_size)
+        for track in margins(admission.task, admission.data.digests, benchmark.batch_size)
     ]
 
 
@@ -167,7 +167,7 @@ def _lanes(benchmark: Benchmark, admissions: Sequence[Admission], first: State[M
         if task is None or coverage is None or data is None or task.label in first.failures:
             continue
         points = grid(steering.beta, steering.c, steering.sites, steering.family, coverage.native)
-        own = [first.values(number)[0] for number, lane in enumerate(first.lanes) if lane.task.label == task.label]
+        own = [first.values(number)[0] for number in first.of(task.label)]
         made += lanes(task, points, shards(most_fragile_first(data.digests, own), benchmark.batch_size))
     return made
 
@@ -176,7 +176,7 @@ def _races(benchmark: Benchmark, top: int, admissions: Sequence[Admission], stat
     races = {}
     for admission in admissions:
         label, data = admission.model.label, admission.data
-        own = {number: lane for number, lane in enumerate(state.lanes) if lane.task.label == label}
+        own = state.of(label)
         if own and data is not None:
             sets = selection_sets(benchmark.selection, data.labels, benchmark.seed)
             races[label] = Race(own, list(data.digests), [chosen_on for chosen_on, _ in sets], top)

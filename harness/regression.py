@@ -15,6 +15,7 @@ import numpy as np
 
 from harness import leaderboard, outcomes
 from harness.errors import LeaderboardError
+from harness.leaderboard import BOUNDED
 from harness.outcomes import Key
 from harness.statistics import fell, holm
 
@@ -77,9 +78,8 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
         LeaderboardError: the boards do not answer the same question.
     """
     _same_question(fresh.table, committed.table)
-    expected, finished = leaderboard.scored_rows(committed.table), leaderboard.scored_rows(fresh.table)
-    given_up = leaderboard.scored_rows(fresh.table, leaderboard.BOUNDED)
-    found = finished | given_up
+    expected, given_up = leaderboard.scored_rows(committed.table), leaderboard.scored_rows(fresh.table, BOUNDED)
+    found = leaderboard.scored_rows(fresh.table) | given_up
     before, after = outcomes.scores(committed.outcomes), outcomes.scores(fresh.outcomes)
     broken = {key: why for key in expected if (why := _broken(key, expected[key], found, fresh.table))}
     judged = [key for key in expected if key not in broken]

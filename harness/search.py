@@ -13,30 +13,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from harness.plan import Lane
-from harness.selection import Scored, better
+from harness.selection import Kind, Scored, better
 from harness.types import Steering
 
 
-class BestFirst(BaseModel):
+class BestFirst(Kind):
     """Finish the baseline, the winners, and no more.
 
     Args:
         top: how many of the best to finish.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["best_first"] = "best_first"
     top: Annotated[int, Field(strict=True, gt=0)] = 1
 
 
-class Full(BaseModel):
+class Full(Kind):
     """Finish every steering of the grid."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["full"] = "full"
 
@@ -68,7 +64,7 @@ class Race:
         for number, lane in lanes.items():
             self.open.setdefault(lane.steering, []).append(number)
         ones = np.ones(len(images), np.float32)
-        self.bounds = {steering: Scored(steering, ones.copy(), ones.copy()) for steering in self.open}
+        self.bounds = {steering: Scored(steering, ones, ones) for steering in self.open}
         self.ranks = {steering: self._ranked(steering) for steering in self.open}
 
     def next(self) -> int | None:
@@ -80,13 +76,15 @@ class Race:
 
     def advance(self, number: int, values: np.ndarray) -> None:
         """Take note of what the next cell of a lane gave, [n] of its shard."""
-        lane, done = self.lanes[number], self.done[number]
-        done.append(values)
+        lane, done = self.lanes[number], [*self.done[number], values]
+        steering, place = lane.steering, self.places[number]
+        self.done[number] = done
         if lane.next(done) is None:
-            self.open[lane.steering].remove(number)
-        bound = self.bounds[lane.steering]
-        bound.clean[self.places[number]], bound.robust[self.places[number]] = lane.bounds(done)
-        self.ranks[lane.steering] = self._ranked(lane.steering)
+            self.open[steering] = [other for other in self.open[steering] if other != number]
+        clean, robust = self.bounds[steering].clean.copy(), self.bounds[steering].robust.copy()
+        clean[place], robust[place] = lane.bounds(done)
+        self.bounds[steering] = Scored(steering, clean, robust)
+        self.ranks[steering] = self._ranked(steering)
 
     def hopeful(self, number: int) -> np.ndarray:
         """What the next cell of a lane gives if nothing falls."""
@@ -95,15 +93,10 @@ class Race:
         return np.array([image in standing for image in lane.shard.images], np.float32)
 
     def copy(self) -> Race:
-        """One that can be tried out."""
+        """One that can be tried out; `advance` puts new values in place of the old ones, so they can be shared."""
         other = copy.copy(self)
-        other.done = {number: list(done) for number, done in self.done.items()}
-        other.open = {steering: list(numbers) for steering, numbers in self.open.items()}
-        other.bounds = {
-            steering: Scored(steering, bound.clean.copy(), bound.robust.copy())
-            for steering, bound in self.bounds.items()
-        }
-        other.ranks = dict(self.ranks)
+        other.done, other.open = dict(self.done), dict(self.open)
+        other.bounds, other.ranks = dict(self.bounds), dict(self.ranks)
         return other
 
     def _leaders(self) -> Iterator[Steering]:

@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from harness.types import Steering
 
 
-class _Kind(BaseModel):
+class Kind(BaseModel):
+    """A way of doing something, by its ``kind``, with its settings."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class CrossValidation(_Kind):
+class CrossValidation(Kind):
     """On each fold the β that wins on the other folds; reported on all images.
 
     Args:
@@ -30,7 +32,7 @@ class CrossValidation(_Kind):
     folds: Annotated[int, Field(strict=True, ge=2)] = 5
 
 
-class Holdout(_Kind):
+class Holdout(Kind):
     """The β that wins on a share of the images; reported on the others.
 
     Args:
@@ -41,7 +43,7 @@ class Holdout(_Kind):
     share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.5
 
 
-class InSample(_Kind):
+class InSample(Kind):
     """The β that wins on all images, reported on the same: not to be trusted, and marked ``in-sample``."""
 
     kind: Literal["none"] = "none"

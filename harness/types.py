@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -99,6 +99,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def part(self, which: Sequence[int]) -> Batch:
+        """The images at these positions, in that order."""
+        places = list(which)
+        names = tuple(self.names[place] for place in places) if self.names else ()
+        return Batch(self.x[places], self.y[places], self.indices[places], names)
 
     def to(self, device: str) -> Batch:
         """The same batch on ``device``."""

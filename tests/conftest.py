@@ -402,6 +402,14 @@ def resumed(here: Path, computed: Path) -> Path:
     return here
 
 
+def csv_of(benchmark: dict[str, Any], runs: Path) -> str:
+    """The text of the leaderboard of a mapping, its ledger under ``runs``."""
+    from harness import leaderboard, line
+    from harness.spec import parse
+
+    return leaderboard.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
+
+
 def untimed(csv: str) -> list[str]:
     """The lines of a leaderboard without ``seconds``, which is the last column."""
     lines = csv.splitlines()

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Ended, csv_of
 
-from harness import leaderboard, line
 from harness.errors import ModelError
+from harness.executors import dispatch
 from harness.executors.local import ATTEMPTS, Local
 from harness.plan import CLEAN, MARGIN, grid, lanes, shards
 from harness.spec import parse
@@ -25,10 +26,6 @@ Untimed = Callable[[str], list[str]]
 pytestmark = pytest.mark.slow  # each worker imports torch
 
 
-def go(benchmark: dict[str, Any], runs: Path) -> str:
-    return leaderboard.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
-
-
 def model(builder: str, **fields: Any) -> dict[str, Any]:
     return {"kind": "checkpoint", "builder": f"tiny_networks:{builder}"} | fields
 
@@ -37,7 +34,7 @@ def test_two_workers_give_the_same_board_as_none(
     here: Path, mapping: Mapping, computed: Path, untimed: Untimed
 ) -> None:
     """As does one: see below."""
-    csv = go(mapping(executor={"kind": "local", "workers": 2}), here / "runs")
+    csv = csv_of(mapping(executor={"kind": "local", "workers": 2}), here / "runs")
     assert untimed(csv) == untimed((computed / "first.csv").read_text())
 
 
@@ -45,7 +42,7 @@ def test_a_worker_that_dies_costs_its_cell_alone(
     here: Path, mapping: Mapping, computed: Path, rows: Rows, untimed: Untimed
 ) -> None:
     mortal = model("dies_once", name="mixed")
-    csv = go(mapping(models=[mortal], executor={"kind": "local", "workers": 1}), here / "runs")
+    csv = csv_of(mapping(models=[mortal], executor={"kind": "local", "workers": 1}), here / "runs")
     assert Path("died.once").exists()
     assert untimed(csv) == untimed((computed / "first.csv").read_text())
     assert len(rows(here / "runs")) == len(rows(computed / "runs"))
@@ -55,7 +52,7 @@ def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(
     here: Path, mapping: Mapping, computed: Path, untimed: Untimed
 ) -> None:
     both = [model("dies_always"), *mapping()["models"]]
-    lines = untimed(go(mapping(models=both, executor={"kind": "local", "workers": 1}), here / "runs"))
+    lines = untimed(csv_of(mapping(models=both, executor={"kind": "local", "workers": 1}), here / "runs"))
     assert len(Path("died.always").read_text()) == ATTEMPTS == 3
     assert "failed: its worker died 3 times on stage margin of 8 images (out of memory?); lower batch_size." in lines[1]
     assert lines[2:] == untimed((computed / "first.csv").read_text())[1:]
@@ -64,10 +61,10 @@ def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(
 def test_a_model_that_fails_in_the_middle_keeps_what_it_had(
     here: Path, mapping: Mapping, rows: Rows, untimed: Untimed
 ) -> None:
-    alone = untimed(go(mapping(threat={"kind": "dim"}), here / "alone"))
+    alone = untimed(csv_of(mapping(threat={"kind": "dim"}), here / "alone"))
     both = [model("lapses"), *mapping()["models"]]
     one = {"kind": "local", "workers": 1}
-    lines = untimed(go(mapping(models=both, threat={"kind": "dim"}, executor=one), here / "runs"))
+    lines = untimed(csv_of(mapping(models=both, threat={"kind": "dim"}, executor=one), here / "runs"))
     assert "failed: stage dim-2: RuntimeError: a lapse" in lines[1]
     assert lines[2:] == alone[1:]
     added = rows(here / "runs").keys() - rows(here / "alone").keys()
@@ -134,3 +131,15 @@ def test_a_worker_has_one_torch_thread(here: Path) -> None:
         assert pool.submit(os.getenv, "OMP_NUM_THREADS").result(60) == "1"
     finally:
         pool.shutdown(wait=False, kill_workers=True)
+
+
+@pytest.mark.parametrize(("kind", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_without_its_library_an_executor_says_how_to_install_it(
+    run: Callable[..., Ended], mapping: Mapping, monkeypatch: pytest.MonkeyPatch, kind: str, package: str
+) -> None:
+    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    ended = run(mapping(), "--executor", kind)
+    assert (ended.code, ended.err) == (2, (
+        f"error: tiny.yaml: executor: kind {kind} needs the package {package}, which is not installed; "
+        f"pip install 'ct-harness[{kind}]'\n"
+    ))  # fmt: skip

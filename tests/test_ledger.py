@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import csv_of
 from safetensors.torch import load_file, save_file
 
-from harness import leaderboard, line
+from harness import line
 from harness.errors import LedgerError
 from harness.ledger import Ledger
 from harness.plan import REPLAY
@@ -163,17 +164,13 @@ def test_images_that_cannot_be_kept_leave_no_row(tmp_path: Path) -> None:
 # --- a run, and another after it ---
 
 
-def go(benchmark: dict[str, Any], runs: Path) -> str:
-    return leaderboard.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
-
-
 @pytest.mark.usefixtures("here")
 def test_a_rerun_computes_nothing_and_writes_the_same_bytes(
     resumed: Path, mapping: Mapping, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = rows(resumed / "runs")
     monkeypatch.setattr("harness.evaluate.evaluate", lambda _: pytest.fail("a cell was computed again"))
-    assert go(mapping(), resumed / "runs") == (resumed / "first.csv").read_text()
+    assert csv_of(mapping(), resumed / "runs") == (resumed / "first.csv").read_text()
     assert rows(resumed / "runs") == before
 
 
@@ -222,16 +219,16 @@ def test_adversarial_images_are_those_lost_in_the_very_stage_and_lie_in_the_ball
 
 @pytest.mark.usefixtures("here")
 def test_more_betas_reuse_what_is_there(mapping: Mapping, rows: Rows, tmp_path: Path, untimed: Any) -> None:
-    go(mapping(steering={"beta": 0.9}), tmp_path / "grown")
+    csv_of(mapping(steering={"beta": 0.9}), tmp_path / "grown")
     before = rows(tmp_path / "grown")
-    grown = go(mapping(), tmp_path / "grown")
+    grown = csv_of(mapping(), tmp_path / "grown")
     after = rows(tmp_path / "grown")
     assert {key: after[key] for key in before} == before
     new = [row["identity"] for key, row in after.items() if key not in before]
     new = [one for one in new if one["stage"] != REPLAY]  # another β finds other images to show
     assert new
     assert all(one["steering"] == [0.5, 0.5, "all"] for one in new)
-    assert untimed(grown) == untimed(go(mapping(), tmp_path / "at once"))
+    assert untimed(grown) == untimed(csv_of(mapping(), tmp_path / "at once"))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +243,7 @@ def test_more_betas_reuse_what_is_there(mapping: Mapping, rows: Rows, tmp_path: 
 )
 def test_a_changed_question_reuses_nothing(resumed: Path, mapping: Mapping, rows: Rows, change: dict[str, Any]) -> None:
     before = rows(resumed / "runs")
-    go(mapping(**change), resumed / "runs")
+    csv_of(mapping(**change), resumed / "runs")
     after = rows(resumed / "runs")
     assert {key: after[key] for key in before} == before
     clean = [row["identity"] for key, row in after.items() if key not in before and row["identity"]["stage"] == "clean"]
@@ -258,7 +255,7 @@ def test_a_changed_pixel_concerns_its_shard_alone(resumed: Path, mapping: Mappin
     x[20, 0, 0, 0] += 0.01
     np.savez("changed.npz", x=x, y=y)
     before = rows(resumed / "runs")
-    go(mapping(dataset={"kind": "arrays", "path": "changed.npz"}), resumed / "runs")
+    csv_of(mapping(dataset={"kind": "arrays", "path": "changed.npz"}), resumed / "runs")
     new = [row["identity"] for key, row in rows(resumed / "runs").items() if key not in before]
     assert new
     assert all(20 in one["shard"]["images"] for one in new)
@@ -267,7 +264,7 @@ def test_a_changed_pixel_concerns_its_shard_alone(resumed: Path, mapping: Mappin
 def test_moving_the_images_changes_nothing(resumed: Path, mapping: Mapping, rows: Rows) -> None:
     before = rows(resumed / "runs")
     os.rename("images.npz", "moved.npz")
-    go(mapping(dataset={"kind": "arrays", "path": "moved.npz"}), resumed / "runs")
+    csv_of(mapping(dataset={"kind": "arrays", "path": "moved.npz"}), resumed / "runs")
     assert rows(resumed / "runs") == before
 
 
@@ -343,7 +340,7 @@ def test_a_run_killed_at_any_moment_goes_on_where_it_was(
 ) -> None:
     Path("killed.yaml").write_text(yaml.safe_dump(mapping(**KILLED)))
     runs = here / "runs"
-    undisturbed = go(mapping(**KILLED, name="undisturbed") | {"executor": {"kind": "inline"}}, here / "other")
+    undisturbed = csv_of(mapping(**KILLED, name="undisturbed") | {"executor": {"kind": "inline"}}, here / "other")
     total = len(rows(here / "other", "undisturbed"))
     drawn = random.Random(5)
     for share in (0.02, 0.4, 0.75):

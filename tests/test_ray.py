@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ended
+from conftest import Ended, csv_of
 
-from harness import leaderboard, line
 from harness.errors import ModelError, SpecError
-from harness.executors import dispatch
 from harness.executors.dispatch import Dispatcher
 from harness.executors.local import ATTEMPTS
 from harness.executors.ray import Ray
@@ -158,10 +156,6 @@ def driver(here: Path) -> Path:
     return here
 
 
-def go(benchmark: dict[str, Any], runs: Path) -> str:
-    return leaderboard.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
-
-
 def on(cluster: Any, **fields: Any) -> dict[str, Any]:
     return {"kind": "ray", "address": cluster.address} | fields
 
@@ -219,7 +213,7 @@ def test_a_node_killed_in_the_middle_costs_its_cell_alone(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    csv = go(mapping(models=[model("caught", name="mixed")], executor=on(cluster)), driver / "runs")
+    csv = csv_of(mapping(models=[model("caught", name="mixed")], executor=on(cluster)), driver / "runs")
     killer.join(30)
     assert len(lost) == 1
     assert untimed(csv) == untimed((computed / "first.csv").read_text())
@@ -235,7 +229,7 @@ def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(
     assert len(Path("died.elsewhere").read_text()) >= ATTEMPTS == 3
     told = r"failed: its worker was lost 3 times on stage \w+ of 24 images \(out of memory\?\); lower batch_size\. "
     assert re.search(told + r"\w+", lines[1])
-    assert lines[2:] == untimed(go(mapping(batch_size=24), driver / "alone"))[1:]
+    assert lines[2:] == untimed(csv_of(mapping(batch_size=24), driver / "alone"))[1:]
 
 
 @pytest.mark.usefixtures("driver")
@@ -301,8 +295,9 @@ def test_gpus_and_device_go_together(driver: Path, cluster: Any, mapping: Mappin
     first, *_ = some_cells(mapping, device="cuda")
     with Ray(address=cluster.address) as ray, pytest.raises(SpecError, match="need device: cpu, found device: cuda"):
         ray.submit(first)
-    with pytest.raises(SpecError, match=r"need device: cuda, found device: cuda:1; set device=cuda, or executor.gpus"):
-        dispatch.same_device(1, some_cells(mapping, device="cuda:1")[0])
+    told = r"need device: cuda, found device: cuda:1; set device=cuda, or executor.gpus=0"
+    with pytest.raises(SpecError, match=told):
+        Ray(gpus=1).submit(some_cells(mapping, device="cuda:1")[0])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:2", "nonsense"])
@@ -325,14 +320,3 @@ def test_options_that_do_not_fit(run: Callable[..., Ended], mapping: Mapping) ->
         run(mapping(), "--executor", "local", "--address", "auto").err
     )
     assert "executor.kind: unknown kind 'rya' (did you mean 'ray'?)" in run(mapping(), "--executor", "rya").err
-
-
-def test_without_ray_it_says_how_to_install_it(
-    run: Callable[..., Ended], mapping: Mapping, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatch, "find_spec", lambda package: None)
-    ended = run(mapping(), "--executor", "ray")
-    assert (ended.code, ended.err) == (2, (
-        "error: tiny.yaml: executor: kind ray needs the package ray, which is not installed; "
-        "pip install 'ct-harness[ray]'\n"
-    ))  # fmt: skip

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Ended
+from conftest import Ended, csv_of
 
-from harness import leaderboard, line
 from harness.errors import ModelError
-from harness.executors import dispatch, slurm
+from harness.executors import slurm
 from harness.executors.dispatch import Work
 from harness.executors.slurm import Slurm
 from harness.plan import CLEAN
@@ -78,10 +77,6 @@ def driver(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-def go(benchmark: dict[str, Any], runs: Path) -> str:
-    return leaderboard.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
-
-
 def model(builder: str, **fields: Any) -> dict[str, Any]:
     return {"kind": "checkpoint", "builder": f"slurm_networks:{builder}"} | fields
 
@@ -116,7 +111,7 @@ class TestSlurm(ExecutorContract):
 def test_jobs_in_this_process_give_the_same_board(
     driver: Path, mapping: Mapping, computed: Path, untimed: Untimed
 ) -> None:
-    csv = go(mapping(executor=jobs("debug")), driver / "runs")
+    csv = csv_of(mapping(executor=jobs("debug")), driver / "runs")
     assert untimed(csv) == untimed((computed / "first.csv").read_text())
 
 
@@ -125,12 +120,12 @@ def test_a_job_that_dies_costs_its_cell_alone_and_the_board_is_the_same(
     driver: Path, mapping: Mapping, untimed: Untimed
 ) -> None:
     mortal = small(mapping, models=[model("dies_once", name="mixed")])
-    alone = untimed(go(mortal, driver / "runs"))
+    alone = untimed(csv_of(mortal, driver / "runs"))
     with sqlite3.connect(driver / "runs" / "tiny" / "ledger.sqlite") as ledger:  # the attacks and the replays again
         again = "DELETE FROM cells WHERE json_extract(identity, '$.stage') IN ('apgd-ce', 'replay')"
         assert ledger.execute(again).rowcount == 3
     ledger.close()
-    csv = go(mortal | {"executor": jobs("local", folder="jobs")}, driver / "runs")
+    csv = csv_of(mortal | {"executor": jobs("local", folder="jobs")}, driver / "runs")
     assert Path("died.once").exists()
     assert untimed(csv) == alone
     assert not list(Path("jobs").glob("*_result.pkl"))
@@ -225,14 +220,3 @@ def test_bad_fields_are_named(
     ended = run(mapping(executor={"kind": "slurm"} | fields))
     assert ended.code == 2
     assert f"error: tiny.yaml: {message}" in ended.err
-
-
-def test_without_submitit_it_says_how_to_install_it(
-    run: Callable[..., Ended], mapping: Mapping, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatch, "find_spec", lambda package: None)
-    ended = run(mapping(), "--executor", "slurm")
-    assert (ended.code, ended.err) == (2, (
-        "error: tiny.yaml: executor: kind slurm needs the package submitit, which is not installed; "
-        "pip install 'ct-harness[slurm]'\n"
-    ))  # fmt: skip

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Annotated, ClassVar
 
+from pydantic import Field, PrivateAttr, model_validator
+
+from harness.contracts import Executor
 from harness.errors import HarnessError, ModelError, SpecError
-from harness.executors.local import ATTEMPTS
+from harness.executors.local import ATTEMPTS, ENVIRONMENT
 from harness.types import Cell, Outcome
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-"""Of a worker, set before it imports torch: one thread, and sums on a GPU in one order."""
 
 
 def computed(cell: Cell) -> Outcome | Exception:
@@ -114,32 +115,42 @@ class Dispatcher:
             self._leave()
 
 
-def need(package: str, extra: str) -> None:
-    """Refuse an executor whose extra is not installed.
+class Distributed(Executor):
+    """Workers on other machines, by a library that is an extra of its own; entering it starts its dispatcher."""
 
-    Raises:
-        SpecError: says how to install it.
-    """
-    if find_spec(package) is None:
-        raise SpecError(
-            f"executor: kind {extra} needs the package {package}, which is not installed; "
-            f"pip install 'ct-harness[{extra}]'"
-        )
+    package: ClassVar[str]
+    """The library; the extra is called like the kind."""
 
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
 
-def same_device(gpus: float, cell: Cell) -> None:
-    """Refuse a benchmark on a GPU whose workers have none, and the other way round.
+    _dispatcher: Dispatcher = PrivateAttr()
 
-    Raises:
-        SpecError: says which key to set.
-    """
-    expected = "cuda" if gpus else "cpu"
-    if cell.task.device != expected:
-        remedy = "executor.gpus=0" if gpus else "executor.gpus=1"
-        raise SpecError(
-            f"executor.gpus: workers with {gpus:g} GPUs each need device: {expected}, found device: "
-            f"{cell.task.device}; set device={expected}, or {remedy}" + (" and device=cuda" if not gpus else "")
-        )
+    @model_validator(mode="after")
+    def _installed(self) -> Distributed:
+        if find_spec(self.package) is None:
+            raise SpecError(
+                f"executor: kind {self.kind} needs the package {self.package}, which is not installed; "
+                f"pip install 'ct-harness[{self.kind}]'"
+            )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._dispatcher.stop()
+
+    def submit(self, cell: Cell) -> Future[Outcome]:
+        """See `Executor.submit`; refuses a benchmark on a GPU whose workers have none, and the other way round.
+
+        Raises:
+            SpecError: says which key to set.
+        """
+        expected = "cuda" if self.gpus else "cpu"
+        if cell.task.device != expected:
+            remedy = "executor.gpus=0" if self.gpus else "executor.gpus=1 and device=cuda"
+            raise SpecError(
+                f"executor.gpus: workers with {self.gpus:g} GPUs each need device: {expected}, found device: "
+                f"{cell.task.device}; set device={expected}, or {remedy}"
+            )
+        return self._dispatcher.submit(cell)
 
 
 def last_line(text: str) -> str:

@@ -19,6 +19,8 @@ from harness.types import Cell, Outcome
 
 ATTEMPTS = 3
 """How often a cell is given to a new worker before it is taken for what kills them."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""Of a worker, set before it imports torch: one thread, and sums on a GPU in one order."""
 
 
 class Local(Executor):
@@ -117,7 +119,7 @@ def _pool(worker: int, device: str) -> Any:
     """A pool of one process that does not import the caller's script, so no ``__main__`` guard is needed."""
     from loky import ProcessPoolExecutor
 
-    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment = dict(ENVIRONMENT)
     if device == "cuda":  # any; "cuda:1" is that one, for all workers
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(_gpus())))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[worker % _gpus()]

@@ -5,22 +5,19 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
-from harness.contracts import Executor
 from harness.errors import SpecError
-from harness.executors.dispatch import Dispatcher, need, same_device
-from harness.types import Cell, Outcome
+from harness.executors.dispatch import Dispatcher, Distributed
 
 CLIENT_PORT = 10001
 """Of a ``ray://`` address that names none."""
 
 
-class Ray(Executor):
+class Ray(Distributed):
     """Workers on a Ray cluster, one torch thread each.
 
     Every node needs the same version of Python and of all packages, and data sets and checkpoints at the same paths;
@@ -36,18 +33,12 @@ class Ray(Executor):
     """
 
     kind = "ray"
+    package = "ray"
     whereabouts = frozenset({"address"})
 
     address: Annotated[str, Field(min_length=1)] = "auto"
-    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
 
     _slots: int = PrivateAttr(default=1)
-    _dispatcher: Dispatcher = PrivateAttr()
-
-    @model_validator(mode="after")
-    def _installed(self) -> Ray:
-        need("ray", "ray")
-        return self
 
     @property
     def slots(self) -> int:
@@ -73,13 +64,8 @@ class Ray(Executor):
     def __exit__(self, *exception: object) -> None:
         import ray
 
-        self._dispatcher.stop()
+        super().__exit__(*exception)
         ray.shutdown()
-
-    def submit(self, cell: Cell) -> Future[Outcome]:
-        """To the next idle worker; cells in excess of the workers wait."""
-        same_device(self.gpus, cell)
-        return self._dispatcher.submit(cell)
 
     def _room(self, nodes: list[dict[str, Any]]) -> int:
         """How many workers the nodes have room for, whoever else uses them."""

@@ -11,8 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 from harness.errors import ModelError
-from harness.executors.dispatch import ENVIRONMENT, Dispatcher, Work, computed, last_line
-from harness.executors.local import ATTEMPTS
+from harness.executors.dispatch import Dispatcher, Work, computed, last_line
+from harness.executors.local import ATTEMPTS, ENVIRONMENT
 from harness.types import Cell, Outcome
 
 TICK = 0.05

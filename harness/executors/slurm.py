@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import time
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field
 
-from harness.contracts import Executor
 from harness.errors import ModelError, SpecError
-from harness.executors.dispatch import Dispatcher, Work, computed, last_line, need, same_device
-from harness.types import Cell, Outcome
+from harness.executors.dispatch import Dispatcher, Distributed, Work, computed, last_line
 
 TICK = 0.5
 """Seconds between two looks at the jobs."""
@@ -25,7 +22,7 @@ REMEDY = "raise executor.memory, or lower batch_size"
 Count = Annotated[int, Field(strict=True, gt=0)]
 
 
-class Slurm(Executor):
+class Slurm(Distributed):
     """Jobs of a Slurm cluster, one torch thread each.
 
     A job computes one cell, so that whatever ends a job costs that cell alone, which is then submitted again. It
@@ -43,6 +40,7 @@ class Slurm(Executor):
     """
 
     kind = "slurm"
+    package = "submitit"
     whereabouts = frozenset({"folder"})
 
     workers: Count = 16
@@ -53,13 +51,6 @@ class Slurm(Executor):
     folder: Annotated[str, Field(min_length=1)] = "slurm"
     cluster: Literal["slurm", "local", "debug"] = "slurm"
 
-    _dispatcher: Dispatcher = PrivateAttr()
-
-    @model_validator(mode="after")
-    def _installed(self) -> Slurm:
-        need("submitit", "slurm")
-        return self
-
     @property
     def slots(self) -> int:
         """One cell a job."""
@@ -69,14 +60,6 @@ class Slurm(Executor):
         jobs = _Jobs(self._submitter(), self)
         self._dispatcher = Dispatcher(jobs.step, jobs.cancel)
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._dispatcher.stop()
-
-    def submit(self, cell: Cell) -> Future[Outcome]:
-        """As a job of its own, in an array with what is submitted in the same half second."""
-        same_device(self.gpus, cell)
-        return self._dispatcher.submit(cell)
 
     def _submitter(self) -> Any:
         from submitit import AutoExecutor

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from harness.errors import ModelError
 
 
 class BadCheckpoint(ValueError):
@@ -36,6 +39,24 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise BadCheckpoint(f"holds a {type(content).__name__}, where a state dict was expected")
     return content
+
+
+@contextmanager
+def loading(path: Path, name: str, library: str) -> Iterator[None]:
+    """Explain why ``library`` cannot load the file ``path``, named under ``file``, as weights of ``name``.
+
+    Raises:
+        ModelError: it is not there, no checkpoint, or of another architecture.
+    """
+    if not path.is_file():
+        raise ModelError(f"file: no file {path}; give the path of a checkpoint of {name}")
+    try:
+        yield
+    except BadCheckpoint as bad:
+        raise ModelError(f"{path} {bad}; get the file again, or name another under file") from bad
+    except Exception as error:  # torch raises RuntimeError; builders, and timm's filters of checkpoints, anything
+        fault = mismatch(error) or f"cannot be loaded by {library} ({error!r})"
+        raise ModelError(f"{path} {fault}; give a checkpoint of {name}") from error
 
 
 def mismatch(error: Exception) -> str | None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contracts import Model
-from harness.downloads import BadFile, checkpoint, from_hugging_face, hub_file
+from harness.downloads import from_hugging_face, hub_file
 from harness.errors import ModelError
-from harness.models.files import mismatch
+from harness.models.files import loading, read_checkpoint
 from harness.plugins import did_you_mean
 from harness.types import Preprocessing
 
@@ -139,17 +139,10 @@ def _weights(card: _Card, offline: bool) -> Path:
 def _network(card: _Card, path: Path) -> nn.Module:
     import timm
 
-    if not path.is_file():
-        raise ModelError(f"file: no file {path}; give the path of a checkpoint of {card.name}")
-    try:
-        checkpoint(path)  # timm would run the code in a pickle
+    with loading(path, card.name, "timm"):
+        read_checkpoint(path)  # timm would run the code in a pickle
         cfg = replace(card.cfg, file=str(path), source="file", custom_load=False)
         network: nn.Module = timm.create_model(card.architecture, pretrained=True, pretrained_cfg=cfg, **card.arguments)
-    except BadFile as bad:
-        raise ModelError(f"{path} {bad}; get the file again, or name another under file") from bad
-    except Exception as error:  # timm and its filters of checkpoints raise anything
-        fault = mismatch(error) or f"cannot be loaded by timm ({error!r})"
-        raise ModelError(f"{path} {fault}; give a checkpoint of {card.name}") from error
     return network
 
 

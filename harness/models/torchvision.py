@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.contracts import Model
 from harness.downloads import hub_file
 from harness.errors import ModelError
-from harness.models.files import BadCheckpoint, mismatch, read_checkpoint
+from harness.models.files import loading, read_checkpoint
 from harness.plugins import did_you_mean
 from harness.types import Preprocessing
 
@@ -98,16 +98,8 @@ def _weights(model: TorchVision) -> Any:
 def _network(model: TorchVision, weights: Any, path: Path) -> nn.Module:
     from torchvision import models
 
-    if not path.is_file():
-        raise ModelError(f"file: no file {path}; give the path of a checkpoint of {model.name}")
-    try:
-        with _in_place_of_a_download(weights, read_checkpoint(path)):
-            network: nn.Module = models.get_model(model.name, weights=weights, progress=False)
-    except BadCheckpoint as bad:
-        raise ModelError(f"{path} {bad}; get the file again, or name another under file") from bad
-    except Exception as error:  # torch raises RuntimeError, a builder anything
-        fault = mismatch(error) or f"cannot be loaded by torchvision ({error!r})"
-        raise ModelError(f"{path} {fault}; give a checkpoint of {model.name}") from error
+    with loading(path, model.name, "torchvision"), _in_place_of_a_download(weights, read_checkpoint(path)):
+        network: nn.Module = models.get_model(model.name, weights=weights, progress=False)
     return network
 
 
