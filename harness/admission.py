@@ -88,6 +88,7 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         preprocessing = model.preprocessing(offline=offline)
         batch = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:8]).to(device)
         with reproducible():
+            bench.lay_out(batch.x[:1])
             admit(logits(bench.loaded.network, batch.x), batch.y)
             steering = benchmark.steering
             coverage = bench.loaded.coverage(steering.sites, batch.x[:1], steering.family)
@@ -105,5 +106,8 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         weights_sha256=bench.loaded.sha256,
         preprocessing=preprocessing,
         offline=offline,
+        compile=benchmark.compile,
+        precision=benchmark.precision,
+        replay_first=benchmark.replay_first,
     )
     return Admission(model, data, task, coverage)

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from harness.contracts import Dataset, Flag, Model, Source, Threat
 from harness.errors import HarnessError, InvalidAdversary, ModelError
 from harness.loaded import Loaded
-from harness.plan import CLEAN, MARGIN, REPLAY
+from harness.pace import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
+from harness.plan import CLEAN, MARGIN, REPLAY, REPLAY_FIRST
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
+from harness.steering import Steered
 from harness.threats import SLACK_BOX
-from harness.types import Adversaries, Batch, Cell, Outcome, Preprocessing, Steering
+from harness.types import Adversaries, Batch, Cell, Compile, Outcome, Precision, Preprocessing, Steering
 
 SHOWN = 256
 """Replayed images in one forward pass."""
@@ -42,48 +44,58 @@ def evaluate(cell: Cell) -> Outcome:
         )
     batch = source(task.dataset, task.preprocessing, task.offline).read(cell.standing).to(device)
     with reproducible(), _flags() as flags:
+        bench.lay_out(batch.x[:1])
         network = bench.steered(cell.steering, batch.x[:1])
+        attacked = bench.attacked(cell, batch.x[:2]) if cell.stage in task.attacks else network
         started = time.perf_counter()
-        scores, images = _run_stage(cell, network, batch)
+        scores, images = _run_stage(cell, network, attacked, batch)
         seconds = time.perf_counter() - started
     values = np.zeros(len(cell.shard.images), np.float32)
     values[np.isin(cell.shard.images, cell.standing)] = scores.float().cpu().numpy()
     adversaries = None
-    if task.threat.reduction == "worst" and cell.stage in task.threat.stages and not scores.all():
+    if cell.stage in (REPLAY_FIRST, *task.attacks) and not scores.all():
         adversaries = Adversaries(images[~scores].cpu(), tuple(batch.indices[~scores].tolist()))
     return Outcome(cell.key, values, seconds, tuple(sorted(flags)), provenance(device), adversaries)
 
 
-def _run_stage(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which images survive the stage, bool [n] (their margins, float [n]), and what it made of them [n, c, h, w]."""
+def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which images survive the stage, bool [n] (their margins, float [n]), and what it made of them [n, c, h, w].
+
+    What the attack made of them with ``attacked`` is judged by ``network``.
+    """
     threat = cell.task.threat
     if cell.stage == MARGIN:
         return margin(logits(network, batch.x), batch.y), batch.x
-    if cell.stage == REPLAY:
-        return _replay(cell, network, batch), batch.x
+    if cell.stage in (REPLAY, REPLAY_FIRST):
+        return _replay(cell, network, batch)
     if cell.stage == CLEAN:
         admit(logits(network, batch.x), batch.y)
         threat.inspect(network, batch)
         images = batch.x
     else:
-        images = threat.perturb(cell.stage, network, batch, cell.seed).detach()
+        with attacking(cell.task.precision):
+            images = threat.perturb(cell.stage, attacked, batch, cell.seed).detach()
         allowed(threat, batch.x, images)
     return logits(network, images).argmax(1) == batch.y, images
 
 
-def _replay(cell: Cell, network: nn.Module, batch: Batch) -> Tensor:
-    """Which images survive everything that is shown of them, bool [n]; every shown image is checked again."""
+def _replay(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which images survive everything that is shown of them, bool [n], and what they are then; all checked again."""
     assert cell.shown is not None
+    if not cell.shown.indices:
+        return torch.ones(len(batch), dtype=torch.bool, device=batch.x.device), batch.x
     position = {image: number for number, image in enumerate(cell.standing)}
     owners = torch.tensor([position[image] for image in cell.shown.indices], device=batch.x.device)
     survived = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
+    became = batch.x.clone()
     for owner, images in zip(
         torch.split(owners, SHOWN), torch.split(cell.shown.images.to(batch.x.device), SHOWN), strict=True
     ):
         allowed(cell.task.threat, batch.x[owner], images)
         fooled = logits(network, images).argmax(1) != batch.y[owner]
         survived[owner[fooled]] = False
-    return survived
+        became[owner[fooled]] = images[fooled]
+    return survived, became
 
 
 def allowed(threat: Threat, x: Tensor, perturbed: Tensor) -> None:
@@ -145,12 +157,48 @@ class Workbench:
 
     loaded: Loaded
     steered_so_far: dict[Steering, nn.Module] = field(default_factory=dict)
+    attacked_so_far: dict[tuple[Steering, Compile, Precision], nn.Module] = field(default_factory=dict)
+    dialled: Dialled | None = None
+    laid_out: bool = False
 
     def steered(self, steering: Steering, example: Tensor) -> nn.Module:
         """The network to score under ``steering``, made once."""
         if steering not in self.steered_so_far:
             self.steered_so_far[steering] = self.loaded.steered(steering, example).eval()
         return self.steered_so_far[steering]
+
+    def lay_out(self, example: Tensor) -> None:
+        """See `harness.pace.lay_out`; once, before anything is steered."""
+        if not self.laid_out:
+            lay_out(self.loaded.network, example)
+            self.laid_out = True
+
+    def attacked(self, cell: Cell, example: Tensor) -> nn.Module:
+        """The same network as attacks run it, made once; see `harness.pace`.
+
+        Raises:
+            ModelError: it must be compiled, and cannot be.
+        """
+        task = cell.task
+        key = cell.steering, task.compile, task.precision
+        if key not in self.attacked_so_far:
+            network = self.steered(cell.steering, example)
+            if wants_compiling(task.compile, task.device):
+                network = self._compiled(network, example, must=task.compile == "always")
+            self.attacked_so_far[key] = lowered(network, task.precision)
+        return self.attacked_so_far[key]
+
+    def _compiled(self, network: nn.Module, example: Tensor, must: bool) -> nn.Module:
+        fast = compiled(network)
+        if isinstance(network, Steered) and (dials := network.dials()) is not None:
+            self.dialled = self.dialled or Dialled(network)
+            fast = At(self.dialled, torch.tensor(dials, device=example.device))
+        try:
+            return tried(fast, network, example)
+        except ModelError:
+            if must:
+                raise
+            return network
 
 
 @lru_cache(maxsize=2)

@@ -14,6 +14,7 @@ from harness.contracts import Executor
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.ledger import Ledger
 from harness.plan import Lane
+from harness.replay import packed
 from harness.search import Race
 from harness.types import Cell, Outcome, Task
 
@@ -32,8 +33,9 @@ class Track(Protocol):
     def next(self, done: Sequence[np.ndarray]) -> Cell | None:
         """The cell after those that gave ``done``."""
 
-    def packed(self, cell: Cell) -> Cell:
-        """The cell as it is sent to a worker."""
+    @property
+    def follows(self) -> Track | None:
+        """Another one that must be finished before this one goes on."""
 
 
 T = TypeVar("T", bound=Track)
@@ -51,6 +53,8 @@ class State(Generic[T]):
         self.lanes = lanes
         self.done: list[list[Outcome]] = [[] for _ in lanes]
         self.failures: dict[str, ModelError] = {}
+        numbers: dict[object, int] = {lane: number for number, lane in enumerate(lanes)}
+        self.followed = {number: numbers[lane.follows] for number, lane in enumerate(lanes) if lane.follows}
         for number in range(len(lanes)):
             while (cell := self.next(number)) and (outcome := ledger.get(cell.key)):
                 self.done[number].append(outcome)
@@ -61,6 +65,10 @@ class State(Generic[T]):
         if lane.task.label in self.failures:
             return None
         return lane.next(self.values(number))
+
+    def ready(self, number: int) -> bool:
+        """Whether a lane can go on now: not before the one that it follows is finished."""
+        return number not in self.followed or self.next(self.followed[number]) is None
 
     def of(self, label: str) -> dict[int, T]:
         """The lanes of one model, by number."""
@@ -93,7 +101,9 @@ class Everything(Generic[T]):
 
     def pick(self, flying: Collection[int]) -> int | None:
         """See `Agenda`."""
-        return next((number for number in self.open if number not in flying and self.state.next(number)), None)
+        state = self.state
+        idle = (number for number in self.open if number not in flying and state.next(number))
+        return next(filter(state.ready, idle), None)
 
     def over(self) -> bool:
         """See `Agenda`."""
@@ -163,7 +173,7 @@ class Races:
         while (number := self._follow(race)) is not None or not (patient or race.top >= len(race.open)):
             if number is None:
                 race.top += 1
-            elif number in hoped:
+            elif number in hoped or not self.state.ready(number):
                 race.advance(number, race.hopeful(number))
             else:
                 return number
@@ -220,7 +230,7 @@ class Crew:
                     break
                 cell = state.next(number)
                 assert cell is not None
-                self.flying[self.executor.submit(state.lanes[number].packed(cell))] = (state, number, cell)
+                self.flying[self.executor.submit(packed(cell, state, number, self.ledger))] = (state, number, cell)
             for future in wait(self.flying, return_when=FIRST_COMPLETED).done:
                 origin, number, cell = self.flying.pop(future)
                 if origin is not state:  # of an earlier agenda, which did not ask for it in the end

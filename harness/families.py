@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness import smooth
 from harness.activations import FUNCTIONS, OTHERS, PIECEWISE_AFFINE, Bent, Curve
-from harness.phi import curve
+from harness.phi import curve, dialled, dials
 from harness.types import FamilyName
 
 
@@ -30,6 +30,8 @@ class Family:
         operations: what computes them below Python, by name.
         others: what computes any other activation below Python.
         curve: from β < 1 and c to what the bent versions are made of.
+        dials: β and c in the numbers that ``dialled`` takes; None where the curve is not a member of it.
+        dialled: the same curve in plain operations, its dials a tensor, for a compiler to fuse.
         kink: the untouched activations' own curve.
         stand_in: the same by operations that are not among ``operations``, for the proof.
         native: the β at which each activation is untouched.
@@ -40,6 +42,8 @@ class Family:
     operations: Mapping[str, str]
     others: Mapping[str, str]
     curve: Callable[[float, float], Curve]
+    dials: Callable[[float, float], tuple[float, ...] | None]
+    dialled: Callable[..., Tensor]
     kink: Curve
     stand_in: Curve
     native: Mapping[str, float]
@@ -61,6 +65,8 @@ FAMILIES: Mapping[FamilyName, Family] = {
         operations=PIECEWISE_AFFINE,
         others=OTHERS,
         curve=lambda beta, c: partial(curve, beta=beta, c=c),
+        dials=dials,
+        dialled=dialled,
         kink=torch.relu,
         stand_in=_clamped,
         native={name: 1.0 for name, _ in FUNCTIONS.values()},
@@ -71,6 +77,8 @@ FAMILIES: Mapping[FamilyName, Family] = {
         operations={name: OTHERS[name] for name in smooth.OPERATIONS},
         others=PIECEWISE_AFFINE | {name: kind for name, kind in OTHERS.items() if name not in smooth.OPERATIONS},
         curve=lambda beta, c: partial(smooth.dilated, beta=beta),
+        dials=smooth.dials,
+        dialled=smooth.dialled,
         kink=smooth.native,
         stand_in=smooth.stand_in,
         native=smooth.NATIVE,

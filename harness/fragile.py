@@ -27,13 +27,13 @@ class Margins:
         """The one."""
         return (MARGIN,)
 
+    @property
+    def follows(self) -> None:
+        """No other."""
+
     def next(self, done: Sequence[np.ndarray]) -> Cell | None:
         """The cell, until it is done."""
         return None if done else Cell(self.task, BASELINE, self.shard, MARGIN, self.shard.images)
-
-    def packed(self, cell: Cell) -> Cell:
-        """The cell as it is sent to a worker."""
-        return cell
 
 
 def margins(task: Task, digests: Mapping[int, str], batch_size: int) -> list[Margins]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from harness import flags, leaderboard
 from harness.admission import Admission, Data
-from harness.contracts import Threat
 from harness.execute import State
 from harness.leaderboard import Entry, Headline, Score
 from harness.plan import Lane
@@ -37,10 +36,10 @@ def entry(
         "model": label,
         "family": benchmark.steering.family,
         "dataset": benchmark.dataset.label,
-        **benchmark.threat.columns(),
+        **_threat(benchmark),
         "seed": benchmark.seed,
         "batch_size": benchmark.batch_size,
-        **_beside(published, benchmark.threat),
+        **_beside(published, benchmark),
     }
     if data is not None:
         shared |= {"n": len(data.digests), "data_sha256": data.sha256}
@@ -61,14 +60,29 @@ def entry(
     return Entry(shared, scores, _headline(benchmark, scores, data), admission.coverage)
 
 
-def _beside(published: Published | None, threat: Threat) -> dict[str, float | None]:
+def _threat(benchmark: Benchmark) -> dict[str, str]:
+    """The threat's columns, its attack with the shortcuts taken."""
+    columns = dict(benchmark.threat.columns())
+    if benchmark.threat.reduction == "worst":
+        columns["attack"] = "+".join([columns["attack"], *shortcuts(benchmark)])
+    return columns
+
+
+def shortcuts(benchmark: Benchmark) -> list[str]:
+    """What makes the attacks cheaper, and other than their authors'."""
+    lower = [] if benchmark.precision == "float32" else [benchmark.precision]
+    return lower + (["replay_first"] if benchmark.replay_first else [])
+
+
+def _beside(published: Published | None, benchmark: Benchmark) -> dict[str, float | None]:
     """The published accuracies; the robust one only where it answers the same question."""
     if published is None:
         return {}
+    threat, comparable = benchmark.threat, benchmark.threat.standard and not shortcuts(benchmark)
     same_eps = threat.columns()["eps"] == ("" if published.eps is None else f"{published.eps:.6g}")
     return {
         "published_clean": published.clean,
-        "published_robust": published.robust if threat.standard and same_eps else None,
+        "published_robust": published.robust if comparable and same_eps else None,
     }
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 
-from harness.types import BASELINE, Cell, FamilyName, Shard, Sites, Steering, Task, sha256
+from harness.types import Cell, FamilyName, Shard, Sites, Steering, Task, sha256
 
 CLEAN = "clean"
 """The stage that every threat begins with: the images as they are."""
 MARGIN = "margin"
 """Before the stages: by how much the right logit leads, which says how fragile an image is."""
+REPLAY_FIRST = "replay-first"
+"""The stage, if it is asked for, in which a steering is shown what fooled the untouched network."""
 REPLAY = "replay"
-"""The stage in which a steering is shown what fooled the others."""
+"""After the stages: a steering is shown what fooled any of the others."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,16 @@ class Lane:
     @property
     def stages(self) -> tuple[str, ...]:
         """The clean stage and the threat's."""
-        return (CLEAN, *self.task.threat.stages)
+        replayed = () if self.follows is None else (REPLAY_FIRST,)
+        return (CLEAN, *replayed, *self.task.threat.stages)
+
+    @property
+    def follows(self) -> Lane | None:
+        """The untouched network's lane, where it must be finished before this one is attacked."""
+        task = self.task
+        if not task.replay_first or self.steering.is_baseline or task.threat.reduction == "mean":
+            return None
+        return replace(self, steering=self.steering.baseline)
 
     def next(self, done: Sequence[np.ndarray]) -> Cell | None:
         """The cell after those that gave ``done``; None when the lane is finished.
@@ -48,10 +59,6 @@ class Lane:
         if not done or self.task.threat.reduction == "mean":
             return self.shard.images
         return tuple(image for image, value in zip(self.shard.images, done[-1], strict=True) if value > 0)
-
-    def packed(self, cell: Cell) -> Cell:
-        """The cell as it is sent to a worker."""
-        return cell
 
     def bounds(self, done: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The most that the clean and the robust score of each image can be, float32 [n]; once finished, the scores."""
@@ -77,7 +84,7 @@ def grid(
         native: the β of the untouched network.
     """
     points = {Steering(beta, c, sites, family, native) for beta in betas for c in cs if beta != native}
-    baseline = BASELINE if native == BASELINE.beta else Steering(native, 1.0, sites, family, native)
+    baseline = Steering(native, 1.0, sites, family, native).baseline
     return (baseline, *sorted(points, key=lambda point: (-point.beta, point.c)))
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from harness.activations import Activation
 from harness.errors import IncompleteSteering, NothingToSteer
 from harness.families import FAMILIES, Family
-from harness.reroute import Reroute, Watch
+from harness.reroute import Reroute, Tally, Watch
 from harness.types import Coverage
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -53,30 +53,29 @@ def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
         IncompleteSteering: something escapes, the plain network does not come out, or the activations have no common
             β at which they are untouched.
     """
-    plain = _outputs(network, call)
+    plain = outputs(network, call)
     spared = plain[0].shape[1:] if family.spares_outputs and plain and plain[0].ndim == 2 else None
-    reroute, watch = Reroute(family.stand_in, family, spared, write_back=True), Watch(family)
+    met, watch = Tally(), Watch(family)
     with watch:
-        rerouted = _outputs(network, call, through=reroute, backward=True)
-    if escaped := watch.left - reroute.left_alone:
+        rerouted = outputs(network, call, Reroute(family.stand_in, family, spared, True, met), backward=True)
+    if escaped := watch.left - met.left_alone:
         raise IncompleteSteering(
             f"{_names(escaped)} escaped the steering (called from compiled or scripted code, or recomputed by "
             "activation checkpointing); rewrite that part in plain PyTorch, or switch checkpointing off"
         )
-    if reroute.detached:
+    if met.detached:
         raise IncompleteSteering(
             "an activation is called inside an autograd.Function or under torch.no_grad(), so its gradient would not "
             "be φ's, and an attack would follow a false one; rewrite that part in plain PyTorch"
         )
     _same(plain, rerouted)
-    kinds = reroute.calls + reroute.left_alone + watch.others
-    if not reroute.calls:
+    kinds = met.calls + met.left_alone + watch.others
+    if not met.calls:
         raise NothingToSteer(_nothing(Coverage(0, 0, kinds), family))
-    sites, steered = (reroute.calls + reroute.left_alone).total(), reroute.calls.total()
-    coverage = Coverage(sites, steered, dict(kinds), _native(reroute.calls, family))
+    sites, steered = (met.calls + met.left_alone).total(), met.calls.total()
+    coverage = Coverage(sites, steered, dict(kinds), _native(met.calls, family))
     fresh, written = (
-        _outputs(network, call, through=Reroute(family.lifted, family, spared, write_back))
-        for write_back in (False, True)
+        outputs(network, call, Reroute(family.lifted, family, spared, write_back)) for write_back in (False, True)
     )
     differ = any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(fresh, written, strict=True))
     return Proof(coverage, spared, write_back=differ)
@@ -116,28 +115,28 @@ def prove_replacement(network: nn.Module, call: Call) -> Coverage:
             module.curve = curve
 
     switch(torch.relu)
-    plain = _outputs(network, call)
+    plain = outputs(network, call)
     hooks = [module.register_forward_hook(count) for module in activations]
     family = FAMILIES["relu"]
-    reroute, watch = Reroute(family.kink), Watch(family)
+    met, watch = Tally(), Watch(family)
     try:
         switch(family.stand_in)
         with watch:
-            kinked = _outputs(network, call, through=reroute, backward=True)
+            kinked = outputs(network, call, Reroute(family.kink, tally=met), backward=True)
     finally:
         for module, curve, hook in zip(activations, curves, hooks, strict=True):
             module.curve = curve
             hook.remove()
     _same(plain, kinked)
-    sites = replaced.total() + reroute.calls.total()
-    coverage = Coverage(sites, replaced.total(), dict(replaced + reroute.calls + watch.others))
+    sites = replaced.total() + met.calls.total()
+    coverage = Coverage(sites, replaced.total(), dict(replaced + met.calls + watch.others))
     if not coverage.steered:
         raise NothingToSteer(_nothing(coverage, family))
     return coverage
 
 
 @torch.enable_grad()
-def _outputs(network: nn.Module, call: Call, through: Reroute | None = None, backward: bool = False) -> list[Tensor]:
+def outputs(network: nn.Module, call: Call, through: Reroute | None = None, backward: bool = False) -> list[Tensor]:
     """All tensors that the network returns; every pass draws the same random numbers.
 
     A backward pass is run for what it would do behind the steering's back: activation checkpointing computes the

@@ -1,24 +1,31 @@
-"""Cross-β replay: adversarial images found under one steering, shown to every other steering of the same model.
+"""Adversarial images found under one steering, shown to other steerings of the same model.
 
-A steering whose own attack left an image standing, but which an image found under another steering fools, was not
-robust there: its attack was weak. Only such images can change a score, so only they are shown, forward passes alone.
+After the search, what fooled any steering is shown to all others. One whose own attack left an image standing, but
+which an image found under another steering fools, was not robust there: its attack was weak. Only such images can
+change a score, so only they are shown, forward passes alone.
+
+Before the attacks, where `Task.replay_first` asks for it, a steering is shown what fooled the untouched network: a
+forward pass instead of an attack on each image that falls.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from harness.execute import State
 from harness.ledger import Ledger, read_adversaries
-from harness.plan import REPLAY, Lane
-from harness.types import Adversaries, Cell, Task
+from harness.plan import REPLAY, REPLAY_FIRST, Lane
+from harness.types import Adversaries, Cell, Outcome, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness.execute import State
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,9 @@ class Replay:
 
     Args:
         cell: without the images.
-        files: where they lie.
     """
 
     cell: Cell
-    files: tuple[Path, ...]
 
     @property
     def task(self) -> Task:
@@ -43,21 +48,23 @@ class Replay:
         """The one."""
         return (REPLAY,)
 
+    @property
+    def follows(self) -> None:
+        """No other: all attacks are over."""
+
     def next(self, done: Sequence[np.ndarray]) -> Cell | None:
         """The cell, until it is done."""
         return None if done else self.cell
 
-    def packed(self, cell: Cell) -> Cell:
-        """The cell with its images, read from the ledger just before it is sent to a worker."""
-        standing = set(cell.standing)
-        images: list[Tensor] = []
-        indices: list[int] = []
-        for file in self.files:
-            found = read_adversaries(file)
-            wanted = [position for position, image in enumerate(found.indices) if image in standing]
-            images.append(found.images[wanted])
-            indices.extend(found.indices[position] for position in wanted)
-        return replace(cell, shown=Adversaries(torch.cat(images), tuple(indices)))
+
+def packed(cell: Cell, state: State[Any], number: int, ledger: Ledger) -> Cell:
+    """A lane's cell as it is sent to a worker: with the images to be shown, read from the ledger."""
+    if cell.stage == REPLAY:
+        return replace(cell, shown=_read(ledger, cell.sources, cell.standing))
+    if cell.stage == REPLAY_FIRST:
+        lost = _lost(state.done[state.followed[number]], cell.shard.images)
+        return replace(cell, shown=_read(ledger, _fooling(lost, cell.standing), cell.standing))
+    return cell
 
 
 def replays(state: State[Lane], ledger: Ledger) -> dict[int, Replay]:
@@ -67,34 +74,43 @@ def replays(state: State[Lane], ledger: Ledger) -> dict[int, Replay]:
     for number, lane in enumerate(state.lanes):
         if lane.task.threat.reduction == "worst" and lane.task.label not in state.failures:
             groups[lane.task.label, lane.shard.sha256].append(number)
-    found = {
-        number: _replay(state, ledger, number, [other for other in group if other != number])
-        for group in groups.values()
-        for number in group
-        if (state.lanes[number].task.label, state.lanes[number].steering) not in given_up
+    found = {}
+    for group in groups.values():
+        lost = {number: _lost(state.done[number], state.lanes[number].shard.images) for number in group}
+        for number in group:
+            lane = state.lanes[number]
+            standing = lane.standing(state.values(number))
+            keys = [key for other in group if other != number for key in _fooling(lost[other], standing)]
+            if keys and (lane.task.label, lane.steering) not in given_up:
+                found[number] = Replay(
+                    Cell(lane.task, lane.steering, lane.shard, REPLAY, standing, sources=tuple(keys))
+                )
+    return found
+
+
+def _lost(done: Sequence[Outcome], images: Sequence[int]) -> dict[str, set[int]]:
+    """Which images each attack of a lane fooled, by the outcome's key; the clean stage is no attack."""
+    return {
+        after.key: {image for image, a, b in zip(images, before.values, after.values, strict=True) if a > b}
+        for before, after in pairwise(done)
     }
-    return {number: replay for number, replay in found.items() if replay is not None}
 
 
-def _replay(state: State[Lane], ledger: Ledger, number: int, others: Sequence[int]) -> Replay | None:
-    lane = state.lanes[number]
-    standing = set(lane.standing(state.values(number)))
-    sources = [
-        (outcome.key, ledger.adversaries(outcome.key))
-        for other in others
-        for outcome in state.done[other][1:]  # the clean stage finds no images
-        if standing & set(_lost_at(state, other, outcome.key))
-    ]
-    if not sources:
-        return None
-    keys, files = zip(*sources, strict=True)
-    ordered = tuple(image for image in lane.shard.images if image in standing)
-    return Replay(Cell(lane.task, lane.steering, lane.shard, REPLAY, ordered, sources=keys), files)
+def _fooling(lost: Mapping[str, set[int]], standing: Sequence[int]) -> list[str]:
+    """The outcomes that hold an adversarial image made from one of ``standing``."""
+    return [key for key, images in lost.items() if images.intersection(standing)]
 
 
-def _lost_at(state: State[Lane], number: int, key: str) -> list[int]:
-    """The images that a lane lost in the stage whose outcome is ``key``."""
-    lane, outcomes = state.lanes[number], state.done[number]
-    position = next(k for k, outcome in enumerate(outcomes) if outcome.key == key)
-    before, after = outcomes[position - 1].values, outcomes[position].values
-    return [image for image, a, b in zip(lane.shard.images, before, after, strict=True) if a > b]
+def _read(ledger: Ledger, keys: Sequence[str], standing: Sequence[int]) -> Adversaries:
+    """The adversarial images of these outcomes that were made from one of ``standing``."""
+    import torch
+
+    images: list[Tensor] = []
+    indices: list[int] = []
+    wanted = set(standing)
+    for key in keys:
+        found = read_adversaries(ledger.adversaries(key))
+        positions = [position for position, image in enumerate(found.indices) if image in wanted]
+        images.append(found.images[positions])
+        indices += [found.indices[position] for position in positions]
+    return Adversaries(torch.cat(images) if images else torch.empty(0), tuple(indices))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.activations import Curve
 from harness.families import FAMILIES, Family
+
+
+@dataclass
+class Tally:
+    """What a rerouting met.
+
+    Args:
+        calls: how often each activation was called, and replaced.
+        left_alone: how often each was spared.
+        detached: whether one was called where no gradient is recorded though its input wants one.
+    """
+
+    calls: Counter[str] = field(default_factory=Counter)
+    left_alone: Counter[str] = field(default_factory=Counter)
+    detached: bool = False
 
 
 class Reroute(TorchFunctionMode):
@@ -28,11 +44,7 @@ class Reroute(TorchFunctionMode):
             left alone. None where there are none to spare.
         write_back: whether ``inplace=True`` really writes into the input. Nearly all networks use only what the
             call returns; a fresh tensor is then cheaper and kinder to autograd. The proof finds out which it is.
-
-    Attributes:
-        calls: how often each activation was called, and replaced.
-        left_alone: how often each was spared.
-        detached: whether one was called where no gradient is recorded though its input wants one.
+        tally: filled in where there is one; a compiler cannot see through the counting.
     """
 
     def __init__(
@@ -41,15 +53,14 @@ class Reroute(TorchFunctionMode):
         family: Family = FAMILIES["relu"],
         spared: torch.Size | None = None,
         write_back: bool = False,
+        tally: Tally | None = None,
     ) -> None:
         super().__init__()
         self.curve = curve
         self.functions = family.functions
         self.spared = spared
         self.write_back = write_back
-        self.calls: Counter[str] = Counter()
-        self.left_alone: Counter[str] = Counter()
-        self.detached = False
+        self.tally = tally
 
     def __torch_function__(
         self,
@@ -63,11 +74,12 @@ class Reroute(TorchFunctionMode):
             return func(*args, **kwargs)
         name, bent = self.functions[func]
         input = args[0] if args else kwargs["input"]
-        if self.spared is not None and input.shape[1:] == self.spared:
-            self.left_alone[name] += 1
+        spared = self.spared is not None and input.shape[1:] == self.spared
+        if self.tally is not None:
+            (self.tally.left_alone if spared else self.tally.calls)[name] += 1
+            self.tally.detached |= not spared and input.requires_grad and not torch.is_grad_enabled()
+        if spared:
             return func(*args, **kwargs)
-        self.calls[name] += 1
-        self.detached |= input.requires_grad and not torch.is_grad_enabled()
         with torch._C.DisableTorchFunction():
             if func.__name__.endswith("_") or (self.write_back and kwargs.get("inplace")):
                 kwargs.pop("input", None)

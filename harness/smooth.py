@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.activations import Bent, Curve
+from harness.phi import HALF
 from harness.twin import twin
 
 Kind = Literal["silu", "gelu", "gelu_tanh"]
@@ -49,9 +50,21 @@ def dilated(x: Tensor, kind: Kind, beta: float) -> Tensor:
     t = _sharpness(beta) / _sharpness(own)
     if t == 0.0:
         return x / 2
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALF:
         return dilated(x.float(), kind, beta).to(x.dtype)
     return native(t * x, kind) / t
+
+
+def dials(beta: float, c: float) -> tuple[float, ...] | None:
+    """η, for `dialled`; None at β = 0 and 1, where it is none."""
+    return (_sharpness(beta),) if 0.0 < beta < 1.0 else None
+
+
+def dialled(x: Tensor, kind: Kind, dials: Tensor) -> Tensor:
+    """`dilated` whose η is a tensor [1]: compiled once, it serves every β between 0 and 1."""
+    t = dials[0] / _sharpness(NATIVE["silu" if kind == "silu" else "gelu"])
+    wide = x.float() if x.dtype in HALF else x
+    return (native(t * wide, kind) / t).to(x.dtype)
 
 
 def _sharpness(beta: float) -> float:

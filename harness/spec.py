@@ -24,7 +24,7 @@ from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
 from harness.search import BestFirst, Search
 from harness.selection import CrossValidation, Selection
-from harness.types import FamilyName, Sites
+from harness.types import Compile, FamilyName, Precision, Sites
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
 """The keys that hold one part, and the group that its kind is looked up in; ``models`` holds a list of them."""
@@ -107,6 +107,10 @@ class Benchmark(BaseModel):
         seed: of the attacks' noise, and of the folds.
         batch_size: images attacked as one batch; part of every result's identity.
         executor: where cells are computed.
+        replay_first: whether a steering is shown what fooled the untouched network before it is attacked; cheaper, and
+            a lower bound of what AutoAttack alone would leave standing.
+        compile: whether attacks run on a compiled network: "auto" is on a GPU.
+        precision: of the network while it is attacked; what the attack finds is judged in float32.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
     """
 
@@ -122,6 +126,9 @@ class Benchmark(BaseModel):
     replay_points: Annotated[float, Field(strict=True, ge=0)] = 1.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     batch_size: Annotated[int, Field(strict=True, gt=0)] = 250
+    replay_first: Annotated[bool, Field(strict=True)] = False
+    compile: Compile = "auto"
+    precision: Precision = "float32"
     executor: Executor
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 

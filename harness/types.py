@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 Sites = Literal["all", "modules"]
 FamilyName = Literal["relu", "smooth"]
 
-SCORING_VERSION = 2
+Compile = Literal["auto", "always", "never"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+
+SCORING_VERSION = 3
 """Part of every cell's identity: raised when a change of the code could change an outcome."""
 
 
@@ -52,6 +55,11 @@ class Steering(NamedTuple):
     def is_baseline(self) -> bool:
         """Whether this is the untouched network."""
         return self.beta == self.native
+
+    @property
+    def baseline(self) -> Steering:
+        """The untouched network's."""
+        return BASELINE if self.native == 1.0 else self._replace(beta=self.native, c=1.0)
 
     def identity(self) -> str | list[Any]:
         """As JSON."""
@@ -113,7 +121,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Task:
-    """What the cells of one model have in common: the parts to load and the hashes that name what was loaded."""
+    """What the cells of one model have in common: the parts to load and the hashes that name what was loaded.
+
+    Args:
+        compile: whether attacks run on a compiled network; see `harness.pace`.
+        precision: of the attacks alone.
+        replay_first: whether a steering is shown what fooled the untouched network before it is attacked.
+    """
 
     label: str
     model: Model
@@ -124,6 +138,9 @@ class Task:
     weights_sha256: str
     preprocessing: Preprocessing = AS_STORED
     offline: bool = False
+    compile: Compile = "auto"
+    precision: Precision = "float32"
+    replay_first: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What makes an outcome what it is; where files lie and which device is used are not part of it."""
@@ -134,6 +151,16 @@ class Task:
             "threat": self.threat.identity(),
             "seed": self.seed,
         }
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The stages of an adversary; a "mean" threat has none."""
+        return self.threat.stages if self.threat.reduction == "worst" else ()
+
+    def shortcuts(self) -> dict[str, Any]:
+        """What makes the attacks cheaper, and other than AutoAttack's; empty where nothing does."""
+        precision = {} if self.precision == "float32" else {"precision": self.precision}
+        return precision | ({"replay_first": True} if self.replay_first else {})
 
 
 class Shard(NamedTuple):
@@ -168,7 +195,7 @@ class Cell:
         shard: the images that are attacked as one batch, all of them.
         standing: those of the shard that the stages before have left standing; only these are attacked.
         sources: for a replay, the keys of the outcomes whose adversarial images are shown.
-        shown: for a replay, these images; follow from ``sources``.
+        shown: where images are replayed, these.
     """
 
     task: Task
@@ -184,6 +211,7 @@ class Cell:
         replayed = {"sources": list(self.sources)} if self.sources else {}
         return (
             self.task.identity()
+            | self.task.shortcuts()
             | replayed
             | {
                 "steering": self.steering.identity(),
@@ -199,7 +227,7 @@ class Cell:
 
     @property
     def seed(self) -> int:
-        """The seed of the cell's noise: from the identity less the steering and the stage.
+        """The seed of the cell's noise: from the identity less the steering, the stage and the shortcuts.
 
         Every steering sees the same noise (common random numbers), and one seed serves all stages of a shard,
         so that ``AutoAttack(seed=cell.seed)`` on the same shard loses the same images. With "mean" there is no

@@ -25,7 +25,8 @@ import harness.steering
 from harness.activations import FUNCTIONS
 from harness.errors import IncompleteSteering, ModelError, NothingToSteer, SpecError
 from harness.phi import phi
-from harness.steering import Reroute, Steered, steer
+from harness.reroute import Reroute, Tally
+from harness.steering import Steered, steer
 from harness.types import Sites, Steering
 
 BETA, C = 0.7, 0.3
@@ -486,11 +487,12 @@ def test_a_network_steered_already_has_nothing_left_to_steer() -> None:
 
 
 def test_of_nested_reroutes_the_inner_decides_alone() -> None:
-    with Reroute(torch.zeros_like) as outer, Reroute(torch.relu):
+    tally = Tally()
+    with Reroute(torch.zeros_like, tally=tally), Reroute(torch.relu):
         found = [F.relu(X), F.leaky_relu(X, 0.5), X.clone().relu_()]
     for value, expected in zip(found, [F.relu(X), F.leaky_relu(X, 0.5), F.relu(X)], strict=True):
         torch.testing.assert_close(value, expected)
-    assert not outer.calls
+    assert not tally.calls
 
 
 def test_the_steering_ends_with_the_forward_pass_and_with_an_error() -> None:

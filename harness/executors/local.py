@@ -19,8 +19,13 @@ from harness.types import Cell, Outcome
 
 ATTEMPTS = 3
 """How often a cell is given to a new worker before it is taken for what kills them."""
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-"""Of a worker, set before it imports torch: one thread, and sums on a GPU in one order."""
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+"""Of a worker, set before it imports torch: one thread, in its compiler too, and sums on a GPU in one order."""
 
 
 class Local(Executor):
