@@ -68,7 +68,7 @@ def curve(x: Tensor, beta: float, c: float) -> Tensor:
 
 
 def formula(x: Tensor, gamma: float | Tensor, eta: float | Tensor, c: float | Tensor) -> Tensor:
-    """Eq. 7 as it is printed, for a compiler to fuse or a transform to take apart."""
+    """Eq. 7 as it is printed, for a transform to take apart."""
     return c * x * torch.sigmoid(eta * x) + (1.0 - c) * F.softplus(gamma * x, 1, _threshold(x)) / gamma
 
 
@@ -79,9 +79,25 @@ def dials(beta: float, c: float) -> tuple[float, ...] | None:
 
 def dialled(x: Tensor, dials: Tensor) -> Tensor:
     """φ whose γ, η and c are a tensor [3], in plain operations: compiled once, it serves every β < 1."""
-    gamma, eta, c = dials
     wide = x.float() if x.dtype in HALF else x
-    return formula(wide, gamma, eta, c).to(x.dtype)
+    return _Dialled.apply(wide, *dials).to(x.dtype)  # type: ignore[no-any-return]
+
+
+class _Dialled(torch.autograd.Function):
+    """φ in operations that a compiler fuses to a quick kernel each way: one exponential, one logarithm, and only x kept.
+
+    Not eagerly: softplus by hand has a gradient of 0 at 0, so the gradient is given.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, eta: Tensor, c: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gamma, eta, c)
+        softplus = x.clamp_min(0.0) + torch.log1p(torch.exp(-(gamma * x).abs())) / gamma
+        return c * x * torch.sigmoid(eta * x) + (1.0 - c) * softplus
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return grad * slope(*ctx.saved_tensors), None, None, None
 
 
 def _value(x: Tensor, beta: float, c: float) -> Tensor:
@@ -108,7 +124,7 @@ class _Curve(torch.autograd.Function):
         beta, c = ctx.beta, ctx.c
         gamma = 1.0 / (1.0 - beta)
         if torch.is_grad_enabled():  # a second derivative is wanted, which the fused kernels do not have
-            return grad * slope(x, beta, c), None, None
+            return grad * slope(x, gamma, beta * gamma, c), None, None
         slopes = _mix(
             lambda: torch.ops.aten.silu_backward(grad, beta * gamma * x),
             lambda: torch.ops.aten.softplus_backward(grad, x, gamma, _threshold(x)),
@@ -117,10 +133,9 @@ class _Curve(torch.autograd.Function):
         return slopes, None, None
 
 
-def slope(x: Tensor, beta: float, c: float) -> Tensor:
+def slope(x: Tensor, gamma: float | Tensor, eta: float | Tensor, c: float | Tensor) -> Tensor:
     """φ'(x) = c·σ(ηx)·(1 + ηx·(1 − σ(ηx))) + (1 − c)·σ(γx), for β < 1."""
-    gamma = 1.0 / (1.0 - beta)
-    u = beta * gamma * x
+    u = eta * x
     swish = torch.sigmoid(u)
     return c * swish * (1.0 + u * (1.0 - swish)) + (1.0 - c) * torch.sigmoid(gamma * x)
 

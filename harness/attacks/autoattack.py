@@ -104,7 +104,7 @@ def perturb(
             Flag("few_classes", f"{stage} needs {FEWEST_CLASSES[stage]} classes, not {classes}"), stacklevel=2
         )
         return x.clone()
-    tool = _tool(stage, _configured(attack, network, classes, norm, eps, str(x.device)))
+    tool = _tool(stage, configured(attack, network, classes, norm, eps, str(x.device)))
     tool.seed = seed
     with torch.random.fork_rng(), _as_flags():
         result: Tensor = tool.perturb(x.clone(), y.clone())
@@ -129,7 +129,7 @@ def inspect(attack: Attack, network: nn.Module, x: Tensor, y: Tensor) -> None:
             sys.settrace(trace)
 
 
-def _configured(attack: Attack, network: nn.Module, classes: int, norm: Norm, eps: float, device: str) -> Any:
+def configured(attack: Attack, network: nn.Module, classes: int, norm: Norm, eps: float, device: str) -> Any:
     """AutoAttack's own object, with no more targets than there are other classes."""
     from pyautoattack import AutoAttack
 
