@@ -84,7 +84,7 @@ def dialled(x: Tensor, dials: Tensor) -> Tensor:
 
 
 class _Dialled(torch.autograd.Function):
-    """φ in operations that a compiler fuses to a quick kernel each way: one exponential, one logarithm, and only x kept.
+    """φ in operations that a compiler fuses to one quick kernel each way, with only x kept between them.
 
     Not eagerly: softplus by hand has a gradient of 0 at 0, so the gradient is given.
     """

@@ -1,0 +1,283 @@
+"""The network as attacks run it: compiled, laid out, in half precision; and that it is never what judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness import evaluate, line, pace, spec
+from harness.errors import ModelError
+from harness.families import FAMILIES
+from harness.models.demo import Demo
+from harness.pace import At, Dialled, attacking, lay_out, lowered, tried, wants_compiling
+from harness.steering import Steered, steer
+from harness.types import FamilyName
+
+X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def demo() -> nn.Module:
+    return Demo(name="digits_plain").load().network
+
+
+def gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(network(x).square().sum(), x)[0]
+
+
+# --- compiled ---
+
+
+@pytest.mark.parametrize("family", ["relu", "smooth"])
+@pytest.mark.parametrize("beta", [0.05, 0.5, 0.64, 0.9, 0.999])
+def test_a_dialled_curve_is_the_curve(family: FamilyName, beta: float) -> None:
+    """Value and gradient, at 0 too, where a softplus put together by hand has none."""
+    kind, c = FAMILIES[family], 0.5 if family == "relu" else 1.0
+    numbers = kind.dials(beta, c)
+    assert numbers is not None
+    dials = torch.tensor(numbers, dtype=torch.float64)
+    x = torch.cat([torch.linspace(-20, 20, 401, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)])
+    for which in [()] if family == "relu" else [("silu",), ("gelu",), ("gelu_tanh",)]:
+        curve = kind.curve(beta, c)
+        torch.testing.assert_close(kind.dialled(x, *which, dials), curve(x, *which), rtol=1e-12, atol=1e-12)
+        found, expected = (gradient(lambda x, f=f: f(x), x) for f in  # type: ignore[misc]
+                           (lambda x: kind.dialled(x, *which, dials), lambda x: curve(x, *which)))  # noqa: B023  # fmt: skip
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        half = kind.dialled(x.half(), *which, dials.float())
+        assert half.dtype == torch.float16
+        torch.testing.assert_close(half, curve(x.half(), *which))
+
+
+def test_an_end_of_a_family_has_no_dials() -> None:
+    assert FAMILIES["relu"].dials(1.0, 0.5) is None
+    assert FAMILIES["relu"].dials(0.0, 0.5) == (1.0, 0.0, 0.5)
+    assert FAMILIES["smooth"].dials(0.0, 1.0) is FAMILIES["smooth"].dials(1.0, 1.0) is None
+
+
+class Registered(nn.Sequential):
+    """Every activation is a registered module, so they are exchanged."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(3)
+        super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.LeakyReLU(0.1), nn.Flatten(),
+                         nn.Linear(64, 10))  # fmt: skip
+        self.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [demo, Registered])
+def test_one_compilation_serves_the_whole_grid(build: Callable[[], nn.Module]) -> None:
+    network = build()
+    first = steer(network, 0.9, example=X)
+    assert first.exchanged == (build is Registered)
+    shared = Dialled(first)
+    graphs = []
+    for beta, c in ((0.9, 0.5), (0.5, 1.0), (0.7, 0.0), (0.99, 0.5)):
+        steered = steer(network, beta, c, example=X)
+        dials = steered.dials()
+        assert dials is not None
+        fast = At(shared, torch.tensor(dials))
+        torch.testing.assert_close(fast(X), steered(X), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient(fast, X), gradient(steered, X), rtol=1e-3, atol=1e-3)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(X[:3]), steered(X[:3]), rtol=1e-4, atol=1e-4)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert len(set(graphs)) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_run_loses_the_same_images(here: Any, mapping: Callable[..., dict[str, Any]]) -> None:
+    asked = {
+        "models": [{"kind": "demo", "name": "digits_plain"}],
+        "dataset": {"kind": "digits", "n": 16},
+        "threat": {
+            "kind": "Linf",
+            "eps": 0.1,
+            "attack": {"stages": ["apgd-ce", "square"], "iterations": 10, "queries": 30},
+        },
+        "steering": {"beta": [0.7, 0.9]},
+        "search": {"kind": "full"},
+    }
+    boards = []
+    for name, more in (("eager", {}), ("compiled", {"compile": "always"})):
+        table = line.run(spec.parse(mapping(**asked) | {"name": name} | more), runs="runs")
+        boards.append(table[["beta", "status", "clean", "robust", "gained", "lost"]])
+    assert boards[0].equals(boards[1])
+
+
+def test_who_wants_compiling() -> None:
+    assert [wants_compiling("auto", device) for device in ("cpu", "cuda", "cuda:1")] == [False, True, True]
+    assert wants_compiling("always", "cpu")
+    assert not wants_compiling("never", "cuda")
+
+
+def test_what_cannot_be_compiled_is_refused_where_it_must_be_and_left_where_it_need_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no compiler\nand more")
+
+    network = demo()
+    told = r"^compile: the network cannot be compiled \(RuntimeError: no compiler\); a CPU needs a C\+\+ compiler"
+    with pytest.raises(ModelError, match=told):
+        tried(Broken(), network, X)
+    with pytest.raises(ModelError, match="compiled, it computes something else"):
+        tried(nn.Sequential(network, nn.ReLU()), network, X)
+    monkeypatch.setattr(evaluate, "compiled", lambda network: Broken())
+    bench = evaluate.Workbench(Demo(name="digits_plain").load())
+    assert bench._compiled(network, X, must=False) is network
+    with pytest.raises(ModelError, match="no compiler"):
+        bench._compiled(network, X, must=True)
+
+
+# --- laid out ---
+
+
+def test_the_weights_of_convolutions_have_their_channels_last() -> None:
+    network, plain = demo(), demo()
+    lay_out(network, X)
+    weights = [parameter for parameter in network.parameters() if parameter.ndim == 4 and parameter.shape[1] > 1]
+    assert weights
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+    torch.testing.assert_close(network(X), plain(X))
+
+
+def test_a_network_that_does_not_run_that_way_is_left() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3)
+            self.last = nn.Linear(4 * 36, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).view(len(x), -1))  # type: ignore[no-any-return]
+
+    network = Viewing()
+    x = torch.rand(2, 3, 8, 8)
+    before = network(x)
+    lay_out(network, x)
+    assert network.first.weight.is_contiguous()
+    assert torch.equal(network(x), before)
+
+
+# --- in half precision ---
+
+
+def test_a_lowered_network_computes_in_half_and_answers_in_full() -> None:
+    network = demo()
+    seen = []
+    network.get_submodule("stem").register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    low = lowered(network, "bfloat16")
+    assert low(X).dtype == torch.float32
+    assert seen == [torch.bfloat16]
+    torch.testing.assert_close(low(X), network(X), rtol=0.05, atol=0.2)
+    assert lowered(network, "float32") is lowered(network, "tf32") is network
+
+
+def test_tf32_is_on_for_the_attack_alone() -> None:
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    with attacking("tf32"):
+        assert flags() == (True, True)
+    assert flags() == before
+    with pytest.raises(ZeroDivisionError), attacking("tf32"):
+        _ = 1 / 0
+    assert flags() == before
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_is_lost_is_judged_in_float32(
+    run: Callable[..., Any], mapping: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """A network that is always wrong while it is attacked, so that the attack is content with the clean images."""
+    monkeypatch.setattr(evaluate, "lowered", lambda network, precision: Wrong(network))
+    benchmark = mapping(models=[{"kind": "demo", "name": "digits_plain"}], dataset={"kind": "digits", "n": 16},
+                        steering={"beta": 0.9}, precision=precision)  # fmt: skip
+    ended = run(benchmark)
+    assert ended.code == 0
+    board = pd.read_csv("leaderboards/tiny.csv")
+    assert (board["robust"] == board["clean"]).all()
+    assert board["clean"].min() > 0.9
+    assert set(board["attack"]) == {f"custom:apgd-ce+square+{precision}"}
+
+
+class Wrong(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.network(x)  # type: ignore[no-any-return]
+
+
+# --- exchanged ---
+
+
+def test_modules_are_exchanged_where_that_reaches_all_and_gives_the_same_bits() -> None:
+    network = Registered()
+    steered = steer(network, 0.8, example=X)
+    assert steered.exchanged
+    assert type(network[1]) is nn.ReLU
+    by_mode = steer(network, 0.8, example=X)
+    by_mode.network, by_mode.exchanged = network, False
+    assert torch.equal(steered(X), by_mode(X))
+    assert torch.equal(gradient(steered, X), gradient(by_mode, X))
+    assert all(a is b for a, b in zip(steered.parameters(), network.parameters(), strict=True))
+
+
+class Function(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.relu(x) - 0.5)
+
+
+class Ignored(nn.Module):
+    """Uses what an in-place module wrote, not what it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 1 * x
+        self.relu(x)
+        return x
+
+
+@pytest.mark.parametrize("build", [Function, Ignored, lambda: nn.Sequential(nn.SiLU(), nn.Linear(4, 2))])
+def test_otherwise_they_are_rerouted(build: Callable[[], nn.Module]) -> None:
+    network = build()
+    family: FamilyName = "smooth" if isinstance(network, nn.Sequential) else "relu"
+    steered: Steered = steer(network, 0.8, family=family, example=torch.randn(3, 4))
+    assert not steered.exchanged
+
+
+def test_modules_that_would_give_other_bits_are_not_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness import activations
+
+    name, smooth, arguments = activations.MODULES[nn.ReLU]
+    monkeypatch.setitem(activations.MODULES, nn.ReLU, (name, lambda curve, x: smooth(curve, x) * (1 + 1e-6), arguments))
+    steered = steer(Registered(), 0.8, example=X)
+    assert not steered.exchanged
+
+
+def test_the_compiler_is_not_asked_unless_wanted(monkeypatch: pytest.MonkeyPatch, here: Any, mapping: Any) -> None:
+    def fail(network: nn.Module) -> nn.Module:
+        raise AssertionError
+
+    monkeypatch.setattr(evaluate, "compiled", fail)
+    monkeypatch.setattr(pace, "compiled", fail)
+    line.run(spec.parse(mapping() | {"name": "tiny"}), runs="runs")

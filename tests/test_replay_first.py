@@ -1,0 +1,127 @@
+"""What fooled the untouched network, shown to a steering before it is attacked: by hand, on a demo network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_plan import Mean, task
+
+from harness import leaderboard, line, outcomes, spec
+from harness.datasets.digits import Digits
+from harness.models.demo import Demo
+from harness.plan import Lane
+from harness.steering import steer
+from harness.types import Shard, Steering
+
+N, BETA = 40, 0.5
+ATTACK = {"stages": ["apgd-ce", "square"], "iterations": 6, "queries": 60}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The board and the outcomes of every image: without, with, with two workers, and best-first."""
+    folder = tmp_path_factory.mktemp("replay_first")
+
+    def go(name: str, workers: int = 1, **changes: Any) -> Any:
+        asked = {
+            "name": "tiny",
+            "models": [{"kind": "demo", "name": "digits_plain"}],
+            "dataset": {"kind": "digits", "n": N},
+            "threat": {"kind": "Linf", "eps": 0.1, "attack": ATTACK},
+            "steering": {"beta": [BETA, 0.9]},
+            "batch_size": 10,
+            "search": {"kind": "full"},
+            "executor": {"kind": "local", "workers": workers},
+        } | changes
+        entries = line.entries(spec.parse(asked), runs=folder / name)
+        return leaderboard.board(entries), outcomes.table(entries), folder / name / "tiny"
+
+    return {
+        "without": go("without"),
+        "with": go("with", replay_first=True),
+        "two": go("two", 2, replay_first=True),
+        "best": go("best", 2, replay_first=True, search={"kind": "best_first"}),
+    }
+
+
+def bits(table: pd.DataFrame, beta: float, stage: str) -> list[bool]:
+    rows = table[(table["beta"].astype(float) == beta) & (table["stage"] == stage)]
+    return [mark == "1" for mark in rows["outcomes"].item()]
+
+
+def test_an_image_is_lost_first_where_an_image_that_fooled_the_baseline_fools(
+    answers: dict[str, Any], rows: Callable[..., dict[str, dict[str, Any]]]
+) -> None:
+    _, table, folder = answers["with"]
+    network = steer(Demo(name="digits_plain").load().network, BETA)
+    batch = Digits(n=N).open().read(tuple(range(N)))
+    with torch.no_grad():
+        expected = network(batch.x).argmax(1) == batch.y
+        fooled_any = False
+        for key, row in rows(folder.parent).items():
+            if row["identity"]["steering"] != "baseline" or row["identity"]["stage"] not in ATTACK["stages"]:
+                continue
+            path = folder / "adversaries" / key[:2] / f"{key}.safetensors"
+            if path.exists():
+                shown = load_file(path)
+                wrong = network(shown["images"]).argmax(1) != batch.y[shown["indices"]]
+                expected[shown["indices"][wrong]] = False
+                fooled_any |= bool(wrong.any())
+    assert fooled_any
+    assert bits(table, BETA, "replay-first") == expected.tolist()
+
+
+def test_it_only_lowers_and_leaves_the_baseline_alone(answers: dict[str, Any]) -> None:
+    (_, plain, _), (_, replayed, _) = answers["without"], answers["with"]
+    for stage in ("clean", *ATTACK["stages"]):
+        assert bits(plain, 1.0, stage) == bits(replayed, 1.0, stage)
+    assert "replay-first" not in set(plain["stage"])
+    shown = bits(replayed, BETA, "replay-first")
+    assert all(a <= b for a, b in zip(bits(replayed, BETA, "square"), shown, strict=True))
+
+
+def test_the_images_that_fell_first_are_kept_and_fool(answers: dict[str, Any], rows: Any) -> None:
+    _, table, folder = answers["with"]
+    network = steer(Demo(name="digits_plain").load().network, BETA)
+    batch = Digits(n=N).open().read(tuple(range(N)))
+    kept: set[int] = set()
+    for key, row in rows(folder.parent).items():
+        path = folder / "adversaries" / key[:2] / f"{key}.safetensors"
+        own = row["identity"]["steering"] == [BETA, 0.5, "all"] and row["identity"]["stage"] == "replay-first"
+        if own and path.exists():
+            found = load_file(path)
+            assert (network(found["images"]).argmax(1) != batch.y[found["indices"]]).all()
+            assert (found["images"] - batch.x[found["indices"]]).abs().max() <= 0.1 + 1e-6
+            kept |= set(found["indices"].tolist())
+    pairs = zip(bits(table, BETA, "clean"), bits(table, BETA, "replay-first"), strict=True)
+    assert kept == {image for image, (before, after) in enumerate(pairs) if before and not after}
+
+
+def test_the_row_says_so(answers: dict[str, Any]) -> None:
+    assert set(answers["with"][0]["attack"]) == {"custom:apgd-ce+square+replay_first"}
+    assert set(answers["without"][0]["attack"]) == {"custom:apgd-ce+square"}
+
+
+def test_it_is_the_same_with_two_workers(answers: dict[str, Any], untimed: Callable[[str], list[str]]) -> None:
+    boards = [untimed(leaderboard.to_csv(answers[name][0])) for name in ("with", "two")]
+    assert boards[0] == boards[1]
+    assert answers["with"][1].equals(answers["two"][1])
+
+
+def test_best_first_finds_the_same_winner(answers: dict[str, Any]) -> None:
+    shown = ["beta", "clean", "robust"]
+    winners = [answers[name][0].query("rank == 1")[shown].to_numpy().tolist() for name in ("with", "best")]
+    assert winners[0] == winners[1]
+
+
+def test_corruptions_know_no_such_thing() -> None:
+    """What a "mean" threat finds is no adversary: the option changes nothing."""
+    lane = Lane(replace(task(Mean(how_many=2)), replay_first=True), Steering(0.5), Shard((1,), "d"))
+    assert lane.follows is None
+    assert "replay-first" not in lane.stages
