@@ -57,7 +57,7 @@ def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS
     opened = source(dataset, preprocessing, offline)
     digests: dict[int, str] = {}
     labels: list[int] = []
-    for part in batched(dataset.subset(len(opened)), SLICE):
+    for part in batched(dataset.chosen(opened), SLICE):
         batch = opened.read(part)
         _check(batch, dataset.kind)
         for image, x, y in zip(part, batch.x.numpy(), batch.y.tolist(), strict=True):
@@ -84,9 +84,10 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
     """Load the model, run it on a few images, and prove that the steering reaches all of it."""
     try:
         device = resolve(benchmark.device)
-        bench = workbench(model, device, offline)
+        bench = workbench(model, device, offline, benchmark.normalised)
         preprocessing = model.preprocessing(offline=offline)
-        batch = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:8]).to(device)
+        few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:8])
+        batch = bench.enter(few.to(device))
         with reproducible():
             bench.lay_out(batch.x[:1])
             admit(logits(bench.loaded.network, batch.x), batch.y)
@@ -109,5 +110,6 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         compile=benchmark.compile,
         precision=benchmark.precision,
         replay_first=benchmark.replay_first,
+        normalised=benchmark.normalised,
     )
     return Admission(model, data, task, coverage)

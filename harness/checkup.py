@@ -94,11 +94,11 @@ def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: st
     try:
         with reproducible(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            bench = workbench(model, device, True)
+            bench = workbench(model, device, True, benchmark.normalised)
             findings.append(_weights(model, bench))
             if images is None:
                 return findings, None
-            batch, check = images.to(device), "clean"
+            batch, check = bench.enter(images.to(device)), "clean"
             scores = logits(bench.loaded.network, batch.x)
             admit(scores, batch.y)
             findings.append(_clean(benchmark, model, scores, batch.y))
@@ -169,7 +169,7 @@ def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, 
         stage = "apgd-ce"
         threat = threat.model_copy(update={"attack": Custom(stages=(stage,), iterations=1)})
     images = threat.perturb(stage, network, few, seed=0).detach()
-    allowed(threat, few.x, images)
+    allowed(threat, few.x, images, anywhere=benchmark.normalised)
     logits(network, images)
     return Finding("attack", model.label, "ok", f"a step of {stage} works {where}")
 

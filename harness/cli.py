@@ -174,6 +174,49 @@ def show(board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")]) -> i
 
 @app.command()
 @guarded
+def plot(
+    board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder. [default: the board's]")] = None,
+) -> int:
+    """Draw accuracy against β, one panel a model, as SVG and PNG."""
+    from harness import drawing, leaderboard
+
+    for path in drawing.write(leaderboard.read(board), out or board.parent, board.stem):
+        typer.echo(f"written: {path}")
+    return GOOD
+
+
+@app.command()
+@guarded
+def report(
+    board: Annotated[Path, typer.Argument(help="A leaderboard CSV; its outcome file is looked for beside it.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page. [default: beside the board]")] = None,
+) -> int:
+    """Write a leaderboard as one HTML page for people; it needs no network."""
+    from harness import leaderboard
+    from harness import report as reports
+
+    out = out or board.with_suffix(".html")
+    leaderboard.write_whole(out, reports.report(board))
+    typer.echo(f"written: {out}")
+    return GOOD
+
+
+@app.command()
+@guarded
+def site(
+    folder: Annotated[Path, typer.Argument(help="A folder of leaderboard CSVs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to publish.")] = Path("site"),
+) -> int:
+    """Write a static site of all leaderboards in a folder: an index, a page for each, and the files."""
+    from harness import site as sites
+
+    typer.echo(f"written: {sites.build(folder, out)[0]}")
+    return GOOD
+
+
+@app.command()
+@guarded
 def compare(
     board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")],
     other: Annotated[Path | None, typer.Argument(help="Another one, compared row by row.")] = None,

@@ -15,7 +15,7 @@ WITHIN = ("model", "status", "chosen", "robust", "baseline", "delta_pp", "delta_
           "p_value", "flags")  # fmt: skip
 BETWEEN = ("model", "beta", "c", "clean_pp", "robust_pp", "low", "high", "gained", "lost", "p_value", "test")
 
-SAME_THREAT = ("threat", "eps", "attack")
+SAME_THREAT = ("threat", "eps", "attack", "protocol")
 """Columns without whose equality robust accuracies do not mean the same."""
 NOISE = ("family", "seed", "batch_size", "weights_sha256", "ct_harness", "torch", "device")
 """Columns whose difference is named, and does not stop a comparison."""

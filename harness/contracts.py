@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import DataError
 from harness.types import AS_STORED, Batch, Cell, Outcome, Preprocessing
@@ -79,10 +79,23 @@ class Model(Part):
 
 
 class Dataset(Part):
-    """Labelled images, of which a benchmark takes the first ``n`` or those named by ``indices``."""
+    """Labelled images, of which a benchmark takes the first ``n``, those named by ``indices``, or all.
+
+    Args:
+        n: the first so many.
+        indices: these, in this order.
+        per_class: the first so many of each class, in the order of the data.
+    """
 
     n: Annotated[int, Field(strict=True, gt=0)] | None = None
     indices: Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1)] | None = None
+    per_class: Annotated[int, Field(strict=True, gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.per_class is not None and (self.n is not None or self.indices is not None):
+            raise ValueError("per_class: give it alone, without n or indices")
+        return self
 
     @abstractmethod
     def open(self, *, offline: bool = False) -> Source:
@@ -99,10 +112,31 @@ class Dataset(Part):
 
         if self.indices is not None:
             return f"{self.kind}[{len(self.indices)} by index {sha256(self.indices)[:8]}]"
+        if self.per_class is not None:
+            return f"{self.kind}[{self.per_class} per class]"
         return f"{self.kind}[:{self.n}]" if self.n else self.kind
 
+    def chosen(self, source: Source) -> tuple[int, ...]:
+        """The numbers of the chosen images of ``source``.
+
+        Raises:
+            DataError: more are asked for than there are, or one twice.
+        """
+        if self.per_class is None:
+            return self.subset(len(source))
+        members: dict[int, list[int]] = {}
+        for image, label in enumerate(source.labels()):
+            members.setdefault(label, []).append(image)
+        fewest = min(members, key=lambda label: len(members[label]))
+        if len(members[fewest]) < self.per_class:
+            raise DataError(
+                f"dataset.per_class: class {fewest} of {self.kind} has {len(members[fewest])} images, but per_class = "
+                f"{self.per_class} were asked for; lower per_class"
+            )
+        return tuple(sorted(image for images in members.values() for image in images[: self.per_class]))
+
     def subset(self, size: int) -> tuple[int, ...]:
-        """The numbers of the chosen images, out of ``size``.
+        """The numbers of the chosen images, out of ``size``, where no label need be known.
 
         Raises:
             DataError: more are asked for than there are, or one twice.
@@ -129,6 +163,11 @@ class Source(ABC):
     @abstractmethod
     def read(self, indices: tuple[int, ...]) -> Batch:
         """The images ``indices``, in that order: x float32 [n, c, h, w] in [0, 1], y int64 [n]."""
+
+    def labels(self) -> Sequence[int]:
+        """The label of every image; reads them all where a source does not know better."""
+        slices = (tuple(range(start, min(start + 256, len(self)))) for start in range(0, len(self), 256))
+        return [label for part in slices for label in self.read(part).y.tolist()]
 
     def prepared(self, preprocessing: Preprocessing) -> Source:
         """The same images as a model wants them; images that have one size are taken as they are."""

@@ -97,11 +97,11 @@ def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Findi
     dataset = benchmark.dataset
     try:
         opened = source(dataset, preprocessing, True)
-        chosen = dataset.subset(len(opened))
+        chosen = dataset.chosen(opened)
         enough_for(benchmark, len(chosen))
         number = min(IMAGES, len(chosen))
         few = tuple(chosen[place * len(chosen) // number] for place in range(number))
-        open_data(dataset.model_copy(update={"n": None, "indices": few}), True, preprocessing)
+        open_data(dataset.model_copy(update={"n": None, "per_class": None, "indices": few}), True, preprocessing)
         batch = opened.read(few)
     except Exception as error:  # also what a library raises on a damaged file
         yield problem("data", dataset.label, error)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from harness.contracts import Dataset, Flag, Model, Source, Threat
 from harness.errors import HarnessError, InvalidAdversary, ModelError
 from harness.loaded import Loaded
+from harness.models.normalised import Normalised
 from harness.pace import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
 from harness.plan import CLEAN, MARGIN, REPLAY, REPLAY_FIRST
+from harness.protocol import in_normalised_space, normalised
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
 from harness.steering import Steered
@@ -37,12 +39,12 @@ def evaluate(cell: Cell) -> Outcome:
     """
     task = cell.task
     device = resolve(task.device)
-    bench = workbench(task.model, device, task.offline)
+    bench = workbench(task.model, device, task.offline, task.normalised)
     if bench.loaded.sha256 != task.weights_sha256:
         raise ModelError(
             f"its weights changed while the benchmark ran ({task.weights_sha256[:12]} before); run it again"
         )
-    batch = source(task.dataset, task.preprocessing, task.offline).read(cell.standing).to(device)
+    batch = bench.enter(source(task.dataset, task.preprocessing, task.offline).read(cell.standing).to(device))
     with reproducible(), _flags() as flags:
         bench.lay_out(batch.x[:1])
         network = bench.steered(cell.steering, batch.x[:1])
@@ -70,12 +72,13 @@ def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch
         return _replay(cell, network, batch)
     if cell.stage == CLEAN:
         admit(logits(network, batch.x), batch.y)
-        threat.inspect(network, batch)
+        if not cell.task.normalised:
+            threat.inspect(network, batch)
         images = batch.x
     else:
         with attacking(cell.task.precision):
             images = threat.perturb(cell.stage, attacked, batch, cell.seed).detach()
-        allowed(threat, batch.x, images)
+        allowed(threat, batch.x, images, anywhere=cell.task.normalised)
     return logits(network, images).argmax(1) == batch.y, images
 
 
@@ -91,20 +94,21 @@ def _replay(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tenso
     for owner, images in zip(
         torch.split(owners, SHOWN), torch.split(cell.shown.images.to(batch.x.device), SHOWN), strict=True
     ):
-        allowed(cell.task.threat, batch.x[owner], images)
+        allowed(cell.task.threat, batch.x[owner], images, anywhere=cell.task.normalised)
         fooled = logits(network, images).argmax(1) != batch.y[owner]
         survived[owner[fooled]] = False
         became[owner[fooled]] = images[fooled]
     return survived, became
 
 
-def allowed(threat: Threat, x: Tensor, perturbed: Tensor) -> None:
+def allowed(threat: Threat, x: Tensor, perturbed: Tensor, anywhere: bool = False) -> None:
     """Refuse what no threat allows, then what this one does not.
 
     Args:
         threat: whose stage it was.
         x: the images [n, c, h, w].
         perturbed: what the stage made of them: as many, finite, in [0, 1].
+        anywhere: whether they are normalised, so that of the box and the threat nothing can be said.
 
     Raises:
         InvalidAdversary: never scored.
@@ -113,6 +117,8 @@ def allowed(threat: Threat, x: Tensor, perturbed: Tensor) -> None:
         raise InvalidAdversary(f"the attack returned {list(perturbed.shape)} for {list(x.shape)}", "invalid")
     if not perturbed.isfinite().all():
         raise InvalidAdversary("the attack returned NaN or infinite pixels; nothing of it is scored", "invalid")
+    if anywhere:
+        return
     low, high = perturbed.min().item(), perturbed.max().item()
     if low < -SLACK_BOX or high > 1 + SLACK_BOX:
         raise InvalidAdversary(f"the attack returned pixels in [{low:.6g}, {high:.6g}], not [0, 1]", "invalid")
@@ -156,6 +162,7 @@ class Workbench:
     """A model in this process, on its device, with the steered networks made so far (they share its weights)."""
 
     loaded: Loaded
+    normalising: Normalised | None = None
     steered_so_far: dict[Steering, nn.Module] = field(default_factory=dict)
     attacked_so_far: dict[tuple[Steering, Compile, Precision], nn.Module] = field(default_factory=dict)
     dialled: Dialled | None = None
@@ -166,6 +173,10 @@ class Workbench:
         if steering not in self.steered_so_far:
             self.steered_so_far[steering] = self.loaded.steered(steering, example).eval()
         return self.steered_so_far[steering]
+
+    def enter(self, batch: Batch) -> Batch:
+        """The images as the network here takes them."""
+        return batch if self.normalising is None else normalised(batch, self.normalising)
 
     def lay_out(self, example: Tensor) -> None:
         """See `harness.pace.lay_out`; once, before anything is steered."""
@@ -202,8 +213,8 @@ class Workbench:
 
 
 @lru_cache(maxsize=2)
-def workbench(model: Model, device: str, offline: bool) -> Workbench:
-    """Load ``model`` once a process.
+def workbench(model: Model, device: str, offline: bool, normalised: bool = False) -> Workbench:
+    """Load ``model`` once a process; with ``normalised`` the network that takes normalised images.
 
     Raises:
         ModelError: it cannot be loaded, or is not in eval mode.
@@ -218,7 +229,7 @@ def workbench(model: Model, device: str, offline: bool) -> Workbench:
     if training:
         raise ModelError(f"it is in training mode ({training[0]}); call network.eval() where it is built")
     loaded.network.requires_grad_(False).to(device)
-    return Workbench(loaded)
+    return Workbench(*in_normalised_space(loaded)) if normalised else Workbench(loaded)
 
 
 @lru_cache(maxsize=2)

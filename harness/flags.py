@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from harness.published import unlike
-from harness.types import Coverage, FamilyName
+from harness.types import Coverage, FamilyName, Protocol
 
 MEANING = {
     "replay": (
@@ -52,6 +52,10 @@ MEANING = {
         "The untouched network's clean accuracy is further from the published one than chance explains: other weights, "
         "another preprocessing or other images than it was published for (Croce et al. 2021, arXiv 2010.09670)."
     ),
+    "not_comparable": (
+        "Made as the Curvature Tuning paper's numbers were: images are attacked after they were normalised, so eps is "
+        "not in pixels and the result stands beside no other board (protocol: paper; Hu et al. 2025, arXiv 2502.07783)."
+    ),
     "invalid": (
         "The attack returned images that the threat does not allow; they were refused and nothing is scored "
         "(Carlini et al. 2019, arXiv 1902.06705)."
@@ -70,6 +74,11 @@ STEERED: Mapping[FamilyName, frozenset[str]] = {
 
 GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "logsigmoid"})
 """Attention and squeeze gates, which are no activations to steer."""
+
+
+def of_protocol(protocol: Protocol) -> set[str]:
+    """Of every row of a board."""
+    return {"not_comparable"} if protocol == "paper" else set()
 
 
 def of_coverage(coverage: Coverage, family: FamilyName) -> set[str]:

@@ -37,6 +37,7 @@ def entry(
         "family": benchmark.steering.family,
         "dataset": benchmark.dataset.label,
         **_threat(benchmark),
+        "protocol": benchmark.protocol,
         "seed": benchmark.seed,
         "batch_size": benchmark.batch_size,
         **_beside(published, benchmark),
@@ -51,7 +52,7 @@ def entry(
     for number, lane in state.of(label).items():
         by_steering.setdefault(lane.steering, []).append(number)
     images = {image: position for position, image in enumerate(data.digests)}
-    marks = flags.of_coverage(admission.coverage, benchmark.steering.family)
+    marks = flags.of_coverage(admission.coverage, benchmark.steering.family) | flags.of_protocol(benchmark.protocol)
     scores = [
         _score(steering, state, numbers, images, replayed, benchmark.replay_points, marks)
         for steering, numbers in by_steering.items()
@@ -78,7 +79,8 @@ def _beside(published: Published | None, benchmark: Benchmark) -> dict[str, floa
     """The published accuracies; the robust one only where it answers the same question."""
     if published is None:
         return {}
-    threat, comparable = benchmark.threat, benchmark.threat.standard and not shortcuts(benchmark)
+    threat = benchmark.threat
+    comparable = threat.standard and benchmark.protocol == "pixel" and not shortcuts(benchmark)
     same_eps = threat.columns()["eps"] == ("" if published.eps is None else f"{published.eps:.6g}")
     return {
         "published_clean": published.clean,

@@ -28,9 +28,9 @@ FORMATS = {
     "robust_low": ".6f", "robust_high": ".6f", "delta_pp": "+.4f", "delta_low": "+.4f", "delta_high": "+.4f",
     "gained": "d", "lost": "d", "p_value": ".4g", "p_holm": ".4g", "robust_replay": ".6f", "mce": ".4f",
     "published_clean": ".4f", "published_robust": ".4f", "status": "s", "selection": "s", "chosen": "s", "sites": "d",
-    "steered": "d", "n": "d", "dataset": "s", "threat": "s", "eps": "s", "attack": "s", "flags": "s", "seed": "d",
-    "batch_size": "d", "weights_sha256": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s", "device": "s",
-    "seconds": ".1f",
+    "steered": "d", "n": "d", "dataset": "s", "threat": "s", "eps": "s", "attack": "s", "protocol": "s", "flags": "s",
+    "seed": "d", "batch_size": "d", "weights_sha256": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s",
+    "device": "s", "seconds": ".1f",
 }  # fmt: skip
 """The columns in their order, and how each is written."""
 

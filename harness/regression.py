@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.01
 
-MUST_AGREE = ("family", "dataset", "threat", "eps", "attack", "seed", "batch_size", "selection")
+MUST_AGREE = ("family", "dataset", "threat", "eps", "attack", "protocol", "seed", "batch_size", "selection")
 """What was asked: where it differs, the boards answer different questions."""
 HASHES = {"weights_sha256": "weights", "data_sha256": "data"}
 

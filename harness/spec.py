@@ -22,9 +22,10 @@ from pydantic import (
 from harness import plugins
 from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
+from harness.protocol import filled_in
 from harness.search import BestFirst, Search
 from harness.selection import CrossValidation, Selection
-from harness.types import Compile, FamilyName, Precision, Sites
+from harness.types import Compile, FamilyName, Precision, Protocol, Sites
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
 """The keys that hold one part, and the group that its kind is looked up in; ``models`` holds a list of them."""
@@ -100,6 +101,7 @@ class Benchmark(BaseModel):
         dataset: likewise.
         threat: likewise.
         steering: the grid of β.
+        protocol: "pixel", or "paper" for how the paper's numbers were made; see `harness.protocol`.
         selection: how the headline's β is chosen.
         search: whether every steering is finished, or only those that may win; the winner is the same.
         replay_points: a row that loses more than this, in percentage points, to the adversarial images of the other
@@ -121,6 +123,7 @@ class Benchmark(BaseModel):
     dataset: Dataset
     threat: Threat
     steering: SteeringGrid
+    protocol: Protocol = "pixel"
     selection: Selection = CrossValidation()
     search: Search = BestFirst()
     replay_points: Annotated[float, Field(strict=True, ge=0)] = 1.0
@@ -131,6 +134,11 @@ class Benchmark(BaseModel):
     precision: Precision = "float32"
     executor: Executor
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+    @property
+    def normalised(self) -> bool:
+        """Whether images are attacked after they were normalised; see `harness.protocol`."""
+        return self.protocol == "paper" and self.threat.reduction == "worst"
 
     @field_validator("models")
     @classmethod
@@ -171,7 +179,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark:
 
 def parse(data: Mapping[str, Any]) -> Benchmark:
     """A benchmark from its mapping; see `load`."""
-    fields = {"executor": {"kind": "local"}} | dict(data)
+    fields = {"executor": {"kind": "local"}} | filled_in(data)
     if isinstance(fields.get("models"), list):
         fields["models"] = [plugins.build("models", model, f"models[{i}]") for i, model in enumerate(fields["models"])]
     fields["threat"] = _with_defaults(fields.get("threat"), fields.get("dataset"))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Sites = Literal["all", "modules"]
 FamilyName = Literal["relu", "smooth"]
 
+Protocol = Literal["pixel", "paper"]
 Compile = Literal["auto", "always", "never"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
@@ -127,6 +128,7 @@ class Task:
         compile: whether attacks run on a compiled network; see `harness.pace`.
         precision: of the attacks alone.
         replay_first: whether a steering is shown what fooled the untouched network before it is attacked.
+        normalised: whether images are normalised before they are attacked; see `harness.protocol`.
     """
 
     label: str
@@ -141,6 +143,7 @@ class Task:
     compile: Compile = "auto"
     precision: Precision = "float32"
     replay_first: bool = False
+    normalised: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What makes an outcome what it is; where files lie and which device is used are not part of it."""
@@ -150,7 +153,7 @@ class Task:
             "weights": self.weights_sha256,
             "threat": self.threat.identity(),
             "seed": self.seed,
-        }
+        } | ({"space": "normalised"} if self.normalised else {})
 
     @property
     def attacks(self) -> tuple[str, ...]:

@@ -50,15 +50,16 @@ QUADRANTS = {"kind": "checkpoint", "builder": "tiny_networks:quadrants"}
         (
             {"treat": {}},
             "tiny.yaml: treat: unknown key (did you mean 'threat'?); known keys: name, models, dataset, threat, "
-            "steering, selection, search, replay_points, seed, batch_size, executor, device",
+            "steering, protocol, selection, search, replay_points, seed, batch_size, replay_first, compile, precision, "
+                "executor, device",
         ),
         (
             {"dataset": IMAGES | {"pth": "x"}},
-            "tiny.yaml: dataset.pth: unknown key (did you mean 'path'?); known keys: n, indices, path",
+            "tiny.yaml: dataset.pth: unknown key (did you mean 'path'?); known keys: n, indices, per_class, path",
         ),
         (
             {"models": [QUADRANTS, {"kind": "demo", "name": "digits_plain", "beta": 1}]},
-            "tiny.yaml: models[1].beta: unknown key; known keys: name",
+            "tiny.yaml: models[1].beta: unknown key; known keys: name, normalised",
         ),
         ({"seed": "soon"}, "tiny.yaml: seed: input should be a valid integer, found 'soon'"),
         (

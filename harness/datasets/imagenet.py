@@ -48,7 +48,9 @@ class ImageNet(Dataset):
         val = Path(self.root).absolute() / "val"
         classes = _classes()
         files = _robustbench_ids() if self.ids == "robustbench" else None
-        needed = set(classes) if files is None else {Path(files[i]).parts[0] for i in self.subset(len(files))}
+        needed = set(classes)
+        if files is not None and self.per_class is None:
+            needed = {Path(files[i]).parts[0] for i in self.subset(len(files))}
         _check_layout(val, classes, needed)
         if files is None:
             files = _all_files(val, classes)

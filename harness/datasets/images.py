@@ -28,6 +28,11 @@ class Images(Source):
     def __len__(self) -> int:
         return len(self.x)
 
+    def labels(self) -> list[int]:
+        """See `Source.labels`."""
+        labels: list[int] = self.y.tolist()
+        return labels
+
     def read(self, indices: tuple[int, ...]) -> Batch:
         """See `Source.read`."""
         import torch

@@ -22,17 +22,21 @@ class Pictures(Source):
     Args:
         root: the folder that they lie in.
         files: each one's path below ``root``.
-        labels: of each, ≥ 0.
+        classes: the label of each, ≥ 0.
         preprocessing: how they become images of one size.
     """
 
     root: Path
     files: Sequence[str]
-    labels: Sequence[int]
+    classes: Sequence[int]
     preprocessing: Preprocessing = AS_STORED
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def labels(self) -> Sequence[int]:
+        """See `Source.labels`; opens no picture."""
+        return self.classes
 
     def read(self, indices: tuple[int, ...]) -> Batch:
         """See `Source.read`; opens these pictures and no others.
@@ -51,7 +55,7 @@ class Pictures(Source):
                     f"{self.root}: pictures of different sizes ({names[0]} is {one}, {name} is {other}), and the model "
                     "does not say how to prepare them; set dataset.size: 224, or whatever the model takes"
                 )
-        y = torch.tensor([self.labels[index] for index in indices], dtype=torch.int64)
+        y = torch.tensor([self.classes[index] for index in indices], dtype=torch.int64)
         return Batch(torch.stack(images), y, torch.tensor(indices, dtype=torch.int64), names)
 
     def prepared(self, preprocessing: Preprocessing) -> Pictures:

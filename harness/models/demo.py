@@ -19,11 +19,14 @@ class Demo(Model):
 
     Args:
         name: ``digits_plain`` (trained normally) or ``digits_robust`` (trained against PGD, L∞, ε = 0.15).
+        normalised: the same function, written as a network of normalised images with the normalisation before it: for
+            ``protocol: paper``.
     """
 
     kind: ClassVar[str] = "demo"
 
     name: Literal["digits_plain", "digits_robust"]
+    normalised: bool = False
 
     @classmethod
     def names(cls) -> Mapping[str, Sequence[str]]:
@@ -43,9 +46,11 @@ class Demo(Model):
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
+        from torch import nn
 
         from harness.loaded import Loaded, sha256_of_weights
         from harness.models.networks import DigitsNet
+        from harness.models.normalised import Denormalised, Normalised
 
         path = weights_of(self.name)
         network = DigitsNet()
@@ -57,9 +62,14 @@ class Demo(Model):
         except (SafetensorError, RuntimeError) as error:  # RuntimeError: tensors of another architecture
             found = f"the weights at {path} are damaged: {error}"
             raise ModelError(f"demo {self.name}: {found}; {REPAIR}") from error
-        return Loaded(network.eval(), sha256_of_weights(network))
+        scored: nn.Module = network
+        if self.normalised:
+            scored = Normalised(nn.Sequential(Denormalised(MEAN, STD), network), MEAN, STD)
+        return Loaded(scored.eval(), sha256_of_weights(scored))
 
 
+MEAN, STD = (0.305,), (0.376,)
+"""Of the pixels of the digits that they were trained on."""
 REPAIR = "reinstall ct-harness, or in a checkout run: python ci/train_demo.py"
 
 

@@ -8,10 +8,20 @@ import torch
 from torch import Tensor, nn
 
 
-class Normalised(nn.Module):
-    """``network((x − mean) / std)``, channel by channel.
+class _Channelwise(nn.Module):
+    """Mean and std are buffers that are saved: they move with the network and belong to the hash of its weights."""
 
-    Mean and std are buffers that are saved: they move with the network and belong to the hash of its weights.
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+
+class Normalised(_Channelwise):
+    """``network((x − mean) / std)``, channel by channel.
 
     Args:
         network: takes normalised images [n, c, h, w].
@@ -19,16 +29,19 @@ class Normalised(nn.Module):
         std: of each channel, > 0.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits of images in [0, 1]."""
         logits: Tensor = self.network((x - self.mean) / self.std)
         return logits
+
+
+class Denormalised(_Channelwise):
+    """``x · std + mean``, channel by channel: what `Normalised` did, undone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images as pixels in [0, 1]."""
+        return x * self.std + self.mean

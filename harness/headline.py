@@ -1,0 +1,115 @@
+"""What came out for a model, in a sentence: the number, and whether it is evidence of anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from harness import curves
+from harness.leaderboard import IN_SAMPLE
+
+ALPHA = 0.05
+"""A headline whose p is below this is evidence."""
+
+Row = Mapping[Any, Any]
+Verdict = Literal["gain", "loss", "neither", "untrusted", "failed"]
+WORDS: Mapping[Verdict, str] = {
+    "gain": "Evidence of a gain", "loss": "Evidence of a loss", "neither": "No evidence of a gain or a loss",
+    "untrusted": "Not to be trusted", "failed": "Not scored",
+}  # fmt: skip
+SHORT: Mapping[Verdict, str] = {
+    "gain": "gain", "loss": "loss", "neither": "without evidence", "untrusted": "not to be trusted",
+    "failed": "not scored",
+}  # fmt: skip
+
+
+class Summary(NamedTuple):
+    """What came out for one model.
+
+    Args:
+        gain: at the selected β, in points; None where there is no score.
+        sentence: how β was chosen, and the numbers.
+        plain: what that means.
+    """
+
+    model: str
+    verdict: Verdict
+    gain: float | None
+    sentence: str
+    plain: str
+
+    @property
+    def word(self) -> str:
+        """The verdict, short."""
+        return WORDS[self.verdict]
+
+    @property
+    def points(self) -> str:
+        """The gain, such as +4.0; empty where there is none."""
+        return "" if self.gain is None else signed(self.gain)
+
+
+def summary(model: str, rows: Sequence[Row]) -> Summary:
+    """The headline of a model in a sentence, and what it means in plain words."""
+    if why := curves.failure(rows):
+        return Summary(model, "failed", None, f"No score: {why}", "The other models are not touched by this.")
+    headlines = [row for row in rows if row["status"] in curves.HEADLINES]
+    if not headlines:
+        return Summary(model, "neither", None, "No β was selected.", "Nothing is claimed.")
+    row = headlines[0]
+    p_value = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.2g}"
+    sentence = (
+        f"β = {_chosen(row)}, {_procedure(str(row['selection']))}: {signed(row['delta_pp'])} points, "
+        f"95 % {signed(row['delta_low'])} … {signed(row['delta_high'])}, "
+        f"{row['gained']:.0f} gained, {row['lost']:.0f} lost, {p_value}"
+    )
+    found = verdict(row)
+    flags = str(row["flags"]).replace(";", ", ")
+    doubt = f" The row is flagged ({flags}): read what that means before believing its numbers." if flags else ""
+    return Summary(model, found, float(row["delta_pp"]), sentence, _plain(found, row, rows) + doubt)
+
+
+def verdict(row: Row) -> Verdict:
+    """What a headline is evidence of: nothing where β was chosen on the images that it is reported on."""
+    if row["status"] == IN_SAMPLE:
+        return "untrusted"
+    if row["p_value"] >= ALPHA:
+        return "neither"
+    return "gain" if row["delta_pp"] > 0 else "loss"
+
+
+def _plain(found: Verdict, row: Row, rows: Sequence[Row]) -> str:
+    n = f"{row['n']:.0f} images"
+    untouched = curves.baseline_of(str(row["model"]), rows)["beta"]
+    if set(curves.chosen(row)) == {untouched}:
+        return f"The untouched network (β = {untouched:g}) was the best, so steering neither gains nor loses anything."
+    return {
+        "gain": f"Chance alone hardly explains it: on these {n}, steering makes the network more robust.",
+        "loss": f"Chance alone hardly explains it: on these {n}, steering makes the network less robust.",
+        "neither": f"On {n} chance alone may explain the difference; more images would tell.",
+        "untrusted": (
+            "β was chosen on the very images that it is reported on, which shows a gain where there is none: this is "
+            "no evidence. A selection on other images (cross-validation, holdout) would tell."
+        ),
+    }[found]
+
+
+def _chosen(row: Row) -> str:
+    """β of all folds, or each with its folds, the most frequent first."""
+    folds = Counter(text.replace("/", ", c = ") for text in str(row["chosen"]).split(";"))
+    if len(folds) == 1:
+        return next(iter(folds))
+    return ", ".join(f"{text} ({count} of {folds.total()} folds)" for text, count in folds.most_common())
+
+
+def _procedure(selection: str) -> str:
+    kind, _, setting = selection.partition(":")
+    if kind == "holdout":
+        return f"chosen on {100 * float(setting):g} % of the images and reported on the others"
+    return {"cross_validation": "cross-validated", "none": "chosen in-sample"}.get(kind, selection)
+
+
+def signed(points: float, digits: int = 1) -> str:
+    """Points with their sign, the minus as long as the plus; never −0.0."""
+    return f"{round(points, digits) + 0.0:+.{digits}f}".replace("-", "−")

@@ -1,0 +1,170 @@
+"""A leaderboard as one page for people: what came out, in words and pictures, how far to trust it, how to repeat it.
+
+`view` makes of a board what the page shows, and is pure; the templates hold the HTML. The page is one file that needs
+no network, and has the same bytes each time.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness import curves, drawing, leaderboard, outcomes
+from harness.flags import MEANING
+from harness.headline import Summary, summary
+from harness.leaderboard import written
+from harness.listing import Column, Line, listed
+from harness.pages import inlined, render
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from markupsafe import Markup
+
+FACTS = {
+    "dataset": "images", "n": "how many", "data_sha256": "SHA-256 of the images", "threat": "threat",
+    "eps": "ε", "attack": "attack", "protocol": "protocol", "family": "steered activations",
+    "selection": "selection of β", "seed": "seed", "batch_size": "batch size",
+    "ct_harness": "ct-harness", "torch": "torch", "device": "device",
+}  # fmt: skip
+
+Row = Mapping[Any, Any]
+
+
+class Picture(NamedTuple):
+    """A model's curves, and the same in words."""
+
+    model: str
+    svg: Markup
+    words: str
+
+
+@dataclass(frozen=True)
+class View:
+    """All that the page shows.
+
+    Args:
+        stages: the heading of the table of stages, then its rows; empty where no outcome file is there.
+        flags: those that were met, with their meaning.
+        facts: what is the same for all models.
+        weights: each model's SHA-256.
+        commands: what to type to repeat it.
+    """
+
+    name: str
+    question: str
+    summaries: tuple[Summary, ...]
+    pictures: tuple[Picture, ...]
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    stages: tuple[tuple[str, ...], ...]
+    flags: Mapping[str, str]
+    facts: Mapping[str, str]
+    weights: Mapping[str, str]
+    commands: tuple[str, ...]
+
+
+def view(name: str, table: pd.DataFrame, bits: pd.DataFrame | None, benchmark: bool) -> View:
+    """What the page shows of a board.
+
+    Args:
+        name: of the board.
+        table: the board.
+        bits: the outcome file beside it, where there is one.
+        benchmark: whether ``benchmarks/<name>.yaml`` is there.
+    """
+    rows = table.to_dict("records")
+    columns, lines = listed(rows)
+    met = sorted({flag for row in rows for flag in str(row["flags"]).split(";") if flag})
+    return View(
+        name,
+        question(rows),
+        tuple(summary(model, part) for model, part in curves.models(table).items()),
+        tuple(_picture(number, panel) for number, panel in enumerate(curves.panels(table), start=1)),
+        columns,
+        lines,
+        () if bits is None else staged(bits),
+        {flag: MEANING.get(flag, "Raised by a plug-in.") for flag in met},
+        facts(rows),
+        {model: str(part[0]["weights_sha256"]) for model, part in curves.models(table).items()},
+        commands(name, benchmark),
+    )
+
+
+def question(rows: Sequence[Row]) -> str:
+    """What was asked, in a line: ``digits[:100] · Linf, ε = 0.1 · standard · n = 100``."""
+    known = facts(rows)
+    eps = f", ε = {known['ε']}" if "ε" in known else ""
+    n = f"n = {known['how many']}" if "how many" in known else ""
+    return " · ".join(filter(None, [known.get("images"), known.get("threat", "") + eps, known.get("attack"), n]))
+
+
+def facts(rows: Sequence[Row]) -> dict[str, str]:
+    """`FACTS` by their names, each with all values that the rows have; of the headline's images no account is taken."""
+    found = {}
+    for column, label in FACTS.items():
+        counted = [row for row in rows if column != "n" or row["status"] not in curves.HEADLINES]
+        values = dict.fromkeys(written(row[column], column) for row in counted)
+        if text := ", ".join(filter(None, values)):
+            found[label] = text
+    return found
+
+
+def staged(bits: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
+    """The accuracy in percent after each stage: the headings, then a row for each model and steering."""
+    stages = list(dict.fromkeys(map(str, bits["stage"])))
+    found: dict[outcomes.Key, dict[str, str]] = {}
+    for row in bits.to_dict("records"):
+        key = (str(row["model"]), float(row["beta"]), float(row["c"]))
+        found.setdefault(key, {})[str(row["stage"])] = _standing(str(row["outcomes"]))
+    several = len({c for _, _, c in found}) > 1
+    head = ("model", "β", *(["c"] if several else []), *stages)
+    lines = (
+        (model, f"{beta:g}", *([f"{c:g}"] if several else []), *(after.get(stage, "") for stage in stages))
+        for (model, beta, c), after in found.items()
+    )
+    return (head, *lines)
+
+
+def _standing(marks: str) -> str:
+    """The share of images that stand or may stand, in percent."""
+    lost = marks.count("0")
+    return f"{'≤ ' if '?' in marks else ''}{100 * (1 - lost / len(marks)):.1f}" if marks else ""
+
+
+def commands(name: str, benchmark: bool) -> tuple[str, ...]:
+    """What to type to compute the board again, and to hold a fresh run against it."""
+    yaml = shlex.quote(f"benchmarks/{name}.yaml") if benchmark else "BENCHMARK.yaml"
+    return (f"ct-harness run {yaml}", f"ct-harness check {yaml} --against {shlex.quote(f'leaderboards/{name}.csv')}")
+
+
+def _picture(number: int, panel: curves.Panel) -> Picture:
+    return Picture(panel.model, inlined(drawing.svg(drawing.draw([panel], titled=False)), f"m{number}-"), words(panel))
+
+
+def words(panel: curves.Panel) -> str:
+    """A model's curves in words, for those who do not see them."""
+    robust = [point for curve in panel.curves for point in curve.robust if not point.bounded]
+    best, worst = max(robust, key=lambda point: point.value), min(robust, key=lambda point: point.value)
+    return (
+        f"Robust accuracy of {panel.model} against β: {panel.robust:.1f} % untouched (β = {panel.baseline:g}), at most "
+        f"{best.value:.1f} % (β = {best.beta:g}), at least {worst.value:.1f} % (β = {worst.beta:g}). "
+        f"Clean accuracy untouched: {panel.clean:.1f} %. The table below has every number."
+    )
+
+
+def report(board: Path, links: Mapping[str, str] | None = None) -> str:
+    """The page of a board.
+
+    Args:
+        board: the CSV; its outcome file is looked for beside it.
+        links: names and addresses of what lies beside the page, where it is part of a site.
+
+    Raises:
+        LeaderboardError: the board or its outcome file is none.
+    """
+    benchmark = Path("benchmarks", f"{board.stem}.yaml").exists()
+    shown = view(board.stem, leaderboard.read(board), outcomes.read(board), benchmark)
+    return render("report.html.j2", board=shown, links=links or {})

@@ -1,0 +1,130 @@
+"""A folder of leaderboards as a static site: an index, a page for each board, and the files themselves.
+
+Every address is relative, so the site works from any folder of any server, and from a disk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from harness import coverage, curves, leaderboard, outcomes
+from harness.errors import LeaderboardError
+from harness.headline import SHORT, Summary, summary
+from harness.leaderboard import write_whole
+from harness.pages import render
+from harness.report import facts, report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BOARDS = "boards"
+"""The folder of the boards' pages, and of their files."""
+COVERAGE = "coverage.csv"
+"""The one table among the boards that is none."""
+OUTCOMES = ".outcomes.csv"
+
+
+class Listed(NamedTuple):
+    """A board, as the index names it.
+
+    Args:
+        page: address of its report.
+        files: addresses of its files, by what they are.
+        counts: how many models have each verdict, in a word.
+        best: the largest gain at a selected β, in points.
+        flagged: rows with a flag.
+    """
+
+    name: str
+    page: str
+    files: dict[str, str]
+    dataset: str
+    threat: str
+    n: str
+    summaries: tuple[Summary, ...]
+    counts: dict[str, int]
+    best: float | None
+    flagged: int
+
+
+def build(folder: Path, out: Path) -> list[Path]:
+    """Write the site of all boards in ``folder``; what is written, the index first.
+
+    Raises:
+        LeaderboardError: there is no board, a CSV is none, or the site cannot be written.
+    """
+    boards = found(folder)
+    pages = {out / "index.html": index(boards, folder / COVERAGE)}
+    for board in boards:
+        bits = outcomes.path_of(board)
+        links = {"all boards": "../index.html"} | _files(board)
+        pages[out / BOARDS / f"{board.stem}.html"] = report(board, links)
+        for path in (board, *([bits] if bits.exists() else [])):
+            pages[out / BOARDS / path.name] = path.read_text(encoding="utf-8")
+    if (folder / COVERAGE).exists():
+        pages[out / COVERAGE] = (folder / COVERAGE).read_text(encoding="utf-8")
+    for path, text in pages.items():
+        write_whole(path, text)
+    return list(pages)
+
+
+def found(folder: Path) -> list[Path]:
+    """The boards of a folder, by name: every CSV but the outcome files and the table of coverage.
+
+    Raises:
+        LeaderboardError: there is none.
+    """
+    boards = sorted(path for path in folder.glob("*.csv") if not path.name.endswith(OUTCOMES) and path.name != COVERAGE)
+    if not boards:
+        raise LeaderboardError(
+            f"{folder}: expected leaderboards (*.csv), found none; name the folder that `ct-harness run` writes to"
+        )
+    return boards
+
+
+def index(boards: Iterable[Path], table: Path) -> str:
+    """The page that lists the boards, and sums up the table of coverage where there is one."""
+    audits = coverage.read(table)
+    return render(
+        "index.html.j2",
+        boards=[_listed(board) for board in boards],
+        coverage=[("board", "entries", *coverage.SUMMED_UP), *coverage.summed_up(audits)] if audits else [],
+        table=COVERAGE,
+    )
+
+
+def _listed(board: Path) -> Listed:
+    table = _read(board)
+    rows = table.to_dict("records")
+    known = facts(rows)
+    told = tuple(summary(model, part) for model, part in curves.models(table).items())
+    return Listed(
+        board.stem,
+        f"{BOARDS}/{quote(board.stem)}.html",
+        {name: f"{BOARDS}/{address}" for name, address in _files(board).items()},
+        known.get("images", ""),
+        known.get("threat", "") + (f", ε = {known['ε']}" if "ε" in known else ""),
+        known.get("how many", ""),
+        told,
+        dict(Counter(SHORT[one.verdict] for one in told)),
+        max((one.gain for one in told if one.gain is not None), default=None),
+        sum(bool(row["flags"]) for row in rows),
+    )
+
+
+def _read(board: Path) -> pd.DataFrame:
+    try:
+        return leaderboard.read(board)
+    except LeaderboardError as error:
+        raise LeaderboardError(f"{error}; take the file out of {board.parent}, or run its benchmark again") from error
+
+
+def _files(board: Path) -> dict[str, str]:
+    """Names and addresses of the files that lie beside a board's page."""
+    bits = outcomes.path_of(board)
+    files = {"CSV": quote(board.name)}
+    return files | ({"outcomes": quote(bits.name)} if bits.exists() else {})

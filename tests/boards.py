@@ -1,0 +1,154 @@
+"""Leaderboards made by hand, whose every number a test can name."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import leaderboard, outcomes
+from harness.statistics import wilson
+
+N = 200
+SCRIPT = "<script>alert(1)</script>"
+SHARED = {
+    "family": "relu", "sites": 17, "steered": 17, "n": N, "dataset": "cifar10[:200]", "threat": "Linf",
+    "eps": "0.0313725", "attack": "standard", "protocol": "pixel", "seed": 3, "batch_size": 50,
+    "weights_sha256": "0a" * 32, "data_sha256": "0b" * 32, "ct_harness": "0.1.0", "torch": "2.8.0", "device": "cpu",
+    "flags": "", "selection": "", "chosen": "",
+}  # fmt: skip
+
+
+def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> dict[str, Any]:
+    """A finished row: so many of N images stand; the gain is against 100."""
+    low, high = wilson(robust, N)
+    return SHARED | {
+        "rank": 1, "model": model, "beta": beta, "c": 0.5, "clean": clean / N, "robust": robust / N, "robust_low": low,
+        "robust_high": high, "delta_pp": 100 * (robust - 100) / N, "delta_low": -1.0, "delta_high": 4.0,
+        "gained": max(robust - 100, 0), "lost": max(100 - robust, 0), "p_value": 0.5, "p_holm": 0.5,
+        "robust_replay": robust / N, "status": "ok", "seconds": 61.5,
+    } | changes  # fmt: skip
+
+
+def untouched(model: str, beta: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """The row of the untouched network: 170 of N clean, 100 robust."""
+    row = point(model, beta, 170, 100, p_holm=None, delta_pp=0.0, p_value=1.0)
+    return row | {"gained": 0, "lost": 0} | changes
+
+
+def selected(model: str, chosen: str, **changes: Any) -> dict[str, Any]:
+    """A headline."""
+    row = point(model, 0.0, 168, 104, status="selected", chosen=chosen, selection="cross_validation:5")
+    return row | {"rank": None, "beta": None, "c": None, "p_holm": None, "seconds": None} | changes
+
+
+def bounded(model: str, beta: float, clean: int, robust: int, **changes: Any) -> dict[str, Any]:
+    """A row that was given up."""
+    gone = ("robust_low", "robust_high", "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm",
+            "robust_replay")  # fmt: skip
+    return point(model, beta, clean, robust, status="bounded") | dict.fromkeys(gone) | changes
+
+
+def failed(model: str, why: str) -> dict[str, Any]:
+    """A model without a score."""
+    gone = ("sites", "steered", "n", "ct_harness", "torch", "device")
+    return SHARED | {"model": model, "status": f"failed: {why}"} | dict.fromkeys(gone)
+
+
+def table(*rows: dict[str, Any]) -> pd.DataFrame:
+    """The rows as a board."""
+    return pd.DataFrame(rows, columns=list(leaderboard.FORMATS))
+
+
+def hard() -> pd.DataFrame:
+    """Two c, bounds, flags, a name that is markup, a loss, and a model that failed."""
+    wide, loser = "WideResNet-28-10 with a rather long name", "loser"
+    return table(
+        selected(wide, "0.9/0.3;0.9;0.9;0.8;0.9", delta_pp=6.0, delta_low=2.25, delta_high=10.0, gained=13, lost=1,
+                 p_value=0.0018, flags="replay"),
+        point(wide, 0.9, 171, 112, rank=1, p_holm=0.006, flags="replay;zero_gradient"),
+        point(wide, 0.8, 166, 108, rank=2, p_holm=0.08),
+        point(wide, 0.9, 170, 105, rank=3, c=0.3),
+        untouched(wide, rank=4),
+        bounded(wide, 0.7, 160, 96, rank=5),
+        bounded(wide, 0.8, 161, 93, rank=6, c=0.3, flags="square"),
+        selected(SCRIPT, "1", beta=1.0, c=0.5, delta_pp=0.0, delta_low=0.0, delta_high=0.0, gained=0, lost=0,
+                 p_value=1),
+        untouched(SCRIPT, rank=1),
+        point(SCRIPT, 0.9, 165, 98, rank=2),
+        selected(loser, "0.5", beta=0.5, c=0.5, delta_pp=-4.04, delta_low=-7.0, delta_high=-1.25, gained=1, lost=9,
+                 p_value=0.0215, selection="holdout:0.25", n=150),
+        untouched(loser, rank=1),
+        point(loser, 0.5, 150, 92, rank=2),
+        failed("gone $x_1$", "weights: models/gone.pt: no such file, and offline none is downloaded"),
+    )  # fmt: skip
+
+
+def write(board: pd.DataFrame, path: Path, bits: pd.DataFrame | None = None) -> Path:
+    """The board as a CSV, with its outcome file where there are bits."""
+    leaderboard.write(board, path)
+    if bits is not None:
+        outcomes.write(bits, path)
+    return path
+
+
+class Element:
+    """An element of a page, as `parsed` finds it."""
+
+    def __init__(self, tag: str, attributes: dict[str, str | None]) -> None:
+        self.tag, self.attributes, self.children, self.words = tag, attributes, [], []
+        self.children: list[Element]
+        self.words: list[str]
+
+    @property
+    def text(self) -> str:
+        """All its text, runs of spaces as one."""
+        return " ".join("".join(self.words).split())
+
+    def all(self, tag: str, **attributes: str) -> list[Element]:
+        """The elements below it that have this tag and these attributes; ``class_`` is the class."""
+        wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+        found = [
+            child
+            for child in self.children
+            if child.tag == tag and wanted.items() <= child.attributes.items()
+        ]  # fmt: skip
+        return found + [one for child in self.children for one in child.all(tag, **attributes)]
+
+
+class _Parser(HTMLParser):
+    VOID = frozenset({"meta", "link", "input", "br", "hr", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = [Element("", {})]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> has an attribute twice"
+        element = Element(tag, dict(attrs))
+        self.open[-1].children.append(element)
+        if tag not in self.VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open[-1].children.append(Element(tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1].tag == tag, f"</{tag}> closes <{self.open[-1].tag}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for element in self.open:
+            element.words.append(data)
+
+
+def parsed(page: str) -> Element:
+    """A page; every element must be closed where it should be."""
+    parser = _Parser()
+    parser.feed(page)
+    parser.close()
+    assert len(parser.open) == 1, f"<{parser.open[-1].tag}> is not closed"
+    return parser.open[0]

@@ -1,0 +1,194 @@
+"""How the paper's numbers were made: against AutoAttack used by hand on normalised images, and that it is set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness import leaderboard, outcomes, spec
+from harness.attacks.autoattack import perturb
+from harness.compare import between
+from harness.datasets.digits import Digits
+from harness.errors import InvalidAdversary, LeaderboardError, SpecError
+from harness.evaluate import allowed
+from harness.models.demo import MEAN, STD, Demo
+from harness.models.normalised import Normalised
+from harness.regression import Board, check
+from harness.steering import steer
+from harness.threats.lp import Linf
+
+ATTACK = {"stages": ["apgd-ce"], "iterations": 10}
+EPS = 0.1
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "models": [{"kind": "demo", "name": "digits_plain", "normalised": True}],
+        "dataset": {"kind": "digits", "per_class": 2},
+        "threat": {"kind": "Linf", "eps": EPS, "attack": ATTACK},
+        "steering": {"beta": 0.8},
+        "batch_size": 20,
+        "protocol": "paper",
+        "search": {"kind": "full"},
+        "executor": {"kind": "inline"},
+        "device": "cpu",
+    } | changes
+
+
+@pytest.fixture
+def paper(run: Callable[..., Any]) -> pd.DataFrame:
+    """The board of that benchmark; its outcomes lie beside it."""
+    ended = run(asked())
+    assert ended.code == 0, ended.err
+    return pd.read_csv("leaderboards/tiny.csv")
+
+
+def test_the_attack_is_autoattacks_on_normalised_images(paper: pd.DataFrame, rows: Callable[..., Any]) -> None:
+    """The same attack by hand, with the same noise, in the order of the shard: it loses the same images."""
+    network = Demo(name="digits_plain", normalised=True).load().network
+    assert isinstance(network, Normalised)
+    ledger = rows(Path("runs"))
+    seen = 0
+    for steering in ("baseline", [0.8, 0.5, "modules"]):
+        row = next(
+            row for row in ledger.values()
+            if row["identity"]["steering"] == steering and row["identity"]["stage"] == "apgd-ce"
+        )  # fmt: skip
+        shard = row["identity"]["shard"]["images"]
+        batch = Digits().open().read(tuple(shard))
+        x = (batch.x - MEAN[0]) / STD[0]
+        tuned = network.network
+        if steering != "baseline":
+            tuned = steer(network.network, 0.8, sites="modules", example=x[:1])
+        with torch.no_grad():
+            right = tuned(x).argmax(1) == batch.y
+        seed = seed_of(row["identity"])
+        found = perturb("apgd-ce", Linf(eps=EPS, attack=ATTACK).attack, tuned, x[right], batch.y[right],
+                        norm="Linf", eps=EPS, seed=seed)  # fmt: skip
+        with torch.no_grad():
+            survived = tuned(found).argmax(1) == batch.y[right]
+        expected = np.zeros(len(shard), bool)
+        expected[right.numpy()] = survived.numpy()
+        assert (np.frombuffer(row["outcome"], "<f4") > 0).tolist() == expected.tolist()
+        assert 0 < expected.sum() < right.sum()
+        seen += 1
+    assert seen == 2
+
+
+def seed_of(identity: dict[str, Any]) -> int:
+    """The seed's definition, written once more: the identity less the steering and the stage."""
+    from harness.types import sha256
+
+    rest = {key: value for key, value in identity.items() if key not in ("steering", "stage")}
+    return int(sha256(rest)[:8], 16) >> 1
+
+
+def test_every_row_is_set_apart(paper: pd.DataFrame) -> None:
+    assert set(paper["protocol"]) == {"paper"}
+    assert all("not_comparable" in flags.split(";") for flags in paper["flags"])
+    assert "in-sample" in set(paper["status"])
+    assert "selected" not in set(paper["status"])
+    assert (paper["steered"] < paper["sites"]).all()  # registered modules alone
+
+
+@pytest.mark.usefixtures("paper")
+def test_it_stands_beside_no_board_in_pixels(run: Any, command: Any) -> None:
+    assert run(asked(name="pixel", protocol="pixel")).code == 0
+    ended = command("compare", "leaderboards/tiny.csv", "leaderboards/pixel.csv")
+    assert "protocol: paper against pixel: robust accuracies are not compared" in " ".join(ended.out.split())
+    boards = [leaderboard.read(Path(f"leaderboards/{name}.csv")) for name in ("tiny", "pixel")]
+    found = between(*boards).rows
+    assert len(found)
+    assert found["robust_pp"].isna().all()
+    with pytest.raises(LeaderboardError, match=r"^protocol: the committed board has pixel and the benchmark paper"):
+        check(*(Board(board, pd.DataFrame()) for board in boards))
+
+
+def test_normalised_perturbations_leave_the_ball_in_pixels_and_ours_cannot() -> None:
+    """On a linear classifier: ε there is ε · std in pixels, but its box [0, 1] moves pixels much further."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval().requires_grad_(False)
+    x = torch.rand(16, 3, 2, 2)
+    whole = Normalised(network, [0.5, 0.4, 0.45], [0.25, 0.2, 0.22])
+    y = whole(x).argmax(1)
+    threat = Linf(eps=8 / 255, attack={"stages": ["apgd-ce"], "iterations": 5})
+    inside = (x - whole.mean) / whole.std
+    found = perturb("apgd-ce", threat.attack, network, inside, y, norm="Linf", eps=threat.eps, seed=0)
+    in_pixels = found * whole.std + whole.mean
+    distance = (in_pixels - x).abs().amax().item()
+    assert distance > 4 * threat.eps
+    with pytest.raises(InvalidAdversary, match=r"Linf distance 0\.\d+ where eps is 0\.0313725"):
+        allowed(threat, x, in_pixels)
+    ours = perturb("apgd-ce", threat.attack, whole, x, y, norm="Linf", eps=threat.eps, seed=0)
+    allowed(threat, x, ours)
+    assert (ours - x).abs().amax().item() <= threat.eps * (1 + 1e-5)
+
+
+def test_the_normalised_demo_network_is_the_same_function() -> None:
+    x = Digits(n=20).open().read(tuple(range(20))).x
+    plain, normalised = (Demo(name="digits_plain", normalised=how).load().network for how in (False, True))
+    torch.testing.assert_close(normalised(x), plain(x), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("here")
+def test_what_the_protocol_implies() -> None:
+    benchmark = spec.parse(asked())
+    assert benchmark.steering.sites == "modules"
+    assert benchmark.selection.kind == "none"
+    assert benchmark.normalised
+    pixel = spec.parse(asked(protocol="pixel"))
+    assert (pixel.steering.sites, pixel.selection.kind, pixel.normalised) == ("all", "cross_validation", False)
+    corrupted = spec.parse(asked(threat={"kind": "corruptions", "corruptions": ["fog"], "severities": [1]},
+                                 dataset={"kind": "cifar10"}))  # fmt: skip
+    assert not corrupted.normalised  # there is no ε
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"steering": {"beta": 0.8, "sites": "all"}},
+            "steering.sites: protocol: paper goes with sites: modules, found 'all'",
+        ),
+        ({"selection": {"kind": "holdout"}}, "selection.kind: protocol: paper goes with kind: none, found 'holdout'"),
+    ],
+)
+def test_what_it_does_not_go_with(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError) as error:
+        spec.parse(asked(**changes))
+    assert str(error.value) == told + "; leave it out, or set protocol=pixel"
+
+
+def test_a_model_without_a_normalisation_fails(run: Callable[..., Any]) -> None:
+    ended = run(asked(models=[{"kind": "demo", "name": "digits_plain"}]))
+    assert ended.code == 2
+    assert "protocol: paper attacks normalised images, but this model does not say" in ended.err + ended.out
+
+
+def test_nan_is_never_scored_here_either() -> None:
+    x = torch.zeros(2, 1, 2, 2)
+    bad: Tensor = x.clone()
+    bad[0, 0, 0, 0] = torch.nan
+    with pytest.raises(InvalidAdversary, match="NaN"):
+        allowed(Linf(eps=0.1), x, bad, anywhere=True)
+    allowed(Linf(eps=0.1), x, x + 5, anywhere=True)
+
+
+def test_the_first_of_each_class(paper: pd.DataFrame) -> None:
+    source = Digits().open()
+    labels = source.read(tuple(range(len(source)))).y.tolist()
+    first = sorted(image for label in range(10) for image in [i for i, y in enumerate(labels) if y == label][:2])
+    assert Digits(per_class=2).chosen(source) == tuple(first)
+    assert set(paper["dataset"]) == {"digits[2 per class]"}
+    assert set(paper["n"]) == {20}
+    table = outcomes.read(Path("leaderboards/tiny.csv"))
+    assert table is not None
+    assert set(table["outcomes"].str.len()) == {20}
