@@ -18,6 +18,7 @@ import typer
 
 from harness import __version__
 from harness.errors import DataError, HarnessError, LeaderboardError, SpecError
+from harness.files import write_whole
 
 if TYPE_CHECKING:
     from harness.regression import Board
@@ -197,7 +198,7 @@ def report(
     from harness import report as reports
 
     out = out or board.with_suffix(".html")
-    leaderboard.write_whole(out, reports.report(board))
+    write_whole(out, reports.report(board))
     typer.echo(f"written: {out}")
     return GOOD
 
@@ -212,6 +213,58 @@ def site(
     from harness import site as sites
 
     typer.echo(f"written: {sites.build(folder, out)[0]}")
+    return GOOD
+
+
+@app.command()
+@guarded
+def paper(
+    folder: Annotated[Path, typer.Argument(help="A folder of leaderboard CSVs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("paper.html"),
+) -> int:
+    """Write the paper's robustness table as one HTML page: as published, under protocol: paper, and in pixel space."""
+    from harness import paper as papers
+    from harness import site as sites
+
+    write_whole(out, papers.page(papers.groups(sites.read(sites.found(folder)))))
+    typer.echo(f"written: {out}")
+    return GOOD
+
+
+@app.command()
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder.")] = Path(),
+    seed: Annotated[int, typer.Option(help="Of the networks and their data.")] = 0,
+) -> int:
+    """Draw what β does to two small networks, as SVG and PNG: a decision boundary and a fitted curve."""
+    from harness import figure_one
+
+    for path in figure_one.write(out, seed):
+        typer.echo(f"written: {path}")
+    return GOOD
+
+
+@app.command()
+@guarded
+def export(
+    board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")],
+    json_: Annotated[bool, typer.Option("--json", help="A list of rows.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="With types; needs ct-harness[parquet].")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="A table of the headlines, for booktabs.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: beside the board]")] = None,
+) -> int:
+    """Write a leaderboard for other programs: --json, --parquet or --latex."""
+    from harness import leaderboard
+    from harness.export import FORMS
+
+    asked = [form for form, wanted in (("json", json_), ("parquet", parquet), ("latex", latex)) if wanted]
+    if len(asked) != 1:
+        raise SpecError(f"expected one of --json, --parquet and --latex, found {len(asked)}")
+    suffix, to = FORMS[asked[0]]
+    out = out or board.with_suffix(suffix)
+    write_whole(out, to(leaderboard.read(board)))
+    typer.echo(f"written: {out}")
     return GOOD
 
 
@@ -237,9 +290,9 @@ def compare(
         rows = found.rows
         print_comparison(found, f"{other} less {board}")
     if csv:
-        leaderboard.write_whole(csv, rows.to_csv(index=False, lineterminator="\n"))
+        write_whole(csv, rows.to_csv(index=False, lineterminator="\n"))
     if json_:
-        leaderboard.write_whole(json_, rows.to_json(orient="records", force_ascii=False, indent=2) + "\n")
+        write_whole(json_, rows.to_json(orient="records", force_ascii=False, indent=2) + "\n")
     return GOOD
 
 
@@ -280,9 +333,9 @@ def check(
     assert bits is not None
     rows = regression.check(fresh, regression.Board(committed, bits), max_drop)
     if summary:
-        leaderboard.write_whole(summary, summaries.markdown(loaded.name, rows))
+        write_whole(summary, summaries.markdown(loaded.name, rows))
     if junit:
-        leaderboard.write_whole(junit, summaries.junit(loaded.name, rows))
+        write_whole(junit, summaries.junit(loaded.name, rows))
     typer.echo(summaries.headline(loaded.name, rows))
     for row in rows:
         if row.verdict != "held":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import LeaderboardError, ModelError
 from harness.flags import GATES, STEERED
-from harness.leaderboard import write_whole
+from harness.files import write_whole
 from harness.types import FamilyName, Sites
 
 if TYPE_CHECKING:

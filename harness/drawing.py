@@ -6,7 +6,6 @@ Lines and markers differ in shape too, so that the pictures can be read in grey.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.curves import Panel, Point, failure, models, panels
 from harness.errors import LeaderboardError
-from harness.leaderboard import write_whole
+from harness.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,13 +162,18 @@ def write(table: pd.DataFrame, folder: Path, stem: str) -> list[Path]:
     failures = {model: why for model, rows in models(table).items() if (why := failure(rows))}
     if not shown:
         raise LeaderboardError(f"{stem}: no model was scored, so there is nothing to draw; `ct-harness show` says why")
-    figure = draw(shown, failures)
-    paths = [folder / f"{stem}.svg", folder / f"{stem}.png"]
-    write_whole(paths[0], svg(figure))
-    draft = paths[1].with_name(f".{paths[1].name}.part")
-    try:
-        figure.savefig(draft, format="png", dpi=200)
-        os.replace(draft, paths[1])
-    except OSError as error:
-        raise LeaderboardError(f"{paths[1]}: cannot be written: {error}; choose another place") from error
-    return paths
+    return write_figure(draw(shown, failures), folder, stem)
+
+
+def write_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
+    """Write ``stem``.svg and ``stem``.png.
+
+    Raises:
+        LeaderboardError: the folder cannot be written.
+    """
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=200)
+    files: dict[Path, str | bytes] = {folder / f"{stem}.svg": svg(figure), folder / f"{stem}.png": png.getvalue()}
+    for path, content in files.items():
+        write_whole(path, content)
+    return list(files)

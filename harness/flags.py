@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -74,6 +74,11 @@ STEERED: Mapping[FamilyName, frozenset[str]] = {
 
 GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "logsigmoid"})
 """Attention and squeeze gates, which are no activations to steer."""
+
+
+def explained(met: Iterable[str]) -> dict[str, str]:
+    """The flags that were met, by name, with what they mean."""
+    return {flag: MEANING.get(flag, "Raised by a plug-in.") for flag in sorted(set(met))}
 
 
 def of_protocol(protocol: Protocol) -> set[str]:

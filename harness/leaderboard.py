@@ -7,7 +7,6 @@ so that computing it again gives the same bytes, the seconds aside.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import LeaderboardError
+from harness.files import write_whole
 from harness.selection import Choice, Scored, better
 from harness.statistics import Paired, holm, paired, wilson
 from harness.types import Coverage, Steering
@@ -233,21 +233,6 @@ def write(table: pd.DataFrame, path: Path) -> None:
         LeaderboardError: the folder cannot be written.
     """
     write_whole(path, to_csv(table))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all; the folder is made where it is missing.
-
-    Raises:
-        LeaderboardError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.part")
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise LeaderboardError(f"{path}: cannot be written: {error}; choose another place") from error
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import LeaderboardError
-from harness.leaderboard import Entry, write_whole
+from harness.files import write_whole
+from harness.leaderboard import Entry
 from harness.plan import CLEAN, REPLAY
 
 if TYPE_CHECKING:

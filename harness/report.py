@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import curves, drawing, leaderboard, outcomes
-from harness.flags import MEANING
+from harness.flags import explained
 from harness.headline import Summary, summary
 from harness.leaderboard import written
 from harness.listing import Column, Line, listed
@@ -77,7 +77,7 @@ def view(name: str, table: pd.DataFrame, bits: pd.DataFrame | None, benchmark: b
     """
     rows = table.to_dict("records")
     columns, lines = listed(rows)
-    met = sorted({flag for row in rows for flag in str(row["flags"]).split(";") if flag})
+    met = (flag for row in rows for flag in str(row["flags"]).split(";") if flag)
     return View(
         name,
         question(rows),
@@ -86,7 +86,7 @@ def view(name: str, table: pd.DataFrame, bits: pd.DataFrame | None, benchmark: b
         columns,
         lines,
         () if bits is None else staged(bits),
-        {flag: MEANING.get(flag, "Raised by a plug-in.") for flag in met},
+        explained(met),
         facts(rows),
         {model: str(part[0]["weights_sha256"]) for model, part in curves.models(table).items()},
         commands(name, benchmark),

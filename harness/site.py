@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from harness import coverage, curves, leaderboard, outcomes
+from harness import coverage, curves, leaderboard, outcomes, paper
 from harness.errors import LeaderboardError
+from harness.files import write_whole
 from harness.headline import SHORT, Summary, summary
-from harness.leaderboard import write_whole
 from harness.pages import render
 from harness.report import facts, report
 
@@ -26,6 +26,8 @@ BOARDS = "boards"
 COVERAGE = "coverage.csv"
 """The one table among the boards that is none."""
 OUTCOMES = ".outcomes.csv"
+PAPER = "paper.html"
+"""The paper's table, where a board belongs to it."""
 
 
 class Listed(NamedTuple):
@@ -35,7 +37,7 @@ class Listed(NamedTuple):
         page: address of its report.
         files: addresses of its files, by what they are.
         counts: how many models have each verdict, in a word.
-        best: the largest gain at a selected β, in points.
+        best: the largest gain at a β that was chosen on other images, in points.
         flagged: rows with a flag.
     """
 
@@ -58,7 +60,11 @@ def build(folder: Path, out: Path) -> list[Path]:
         LeaderboardError: there is no board, a CSV is none, or the site cannot be written.
     """
     boards = found(folder)
-    pages = {out / "index.html": index(boards, folder / COVERAGE)}
+    addresses = {board.stem: f"{BOARDS}/{quote(board.stem)}.html" for board in boards}
+    table = paper.groups(read(boards))
+    pages = {out / "index.html": index(boards, folder / COVERAGE, paper.belongs(table))}
+    if paper.belongs(table):
+        pages[out / PAPER] = paper.page(table, {"all boards": "index.html"}, addresses)
     for board in boards:
         bits = outcomes.path_of(board)
         links = {"all boards": "../index.html"} | _files(board)
@@ -86,7 +92,16 @@ def found(folder: Path) -> list[Path]:
     return boards
 
 
-def index(boards: Iterable[Path], table: Path) -> str:
+def read(boards: Iterable[Path]) -> dict[str, pd.DataFrame]:
+    """The boards by their names.
+
+    Raises:
+        LeaderboardError: a CSV is none.
+    """
+    return {board.stem: _read(board) for board in boards}
+
+
+def index(boards: Iterable[Path], table: Path, paper_is_there: bool) -> str:
     """The page that lists the boards, and sums up the table of coverage where there is one."""
     audits = coverage.read(table)
     return render(
@@ -94,6 +109,7 @@ def index(boards: Iterable[Path], table: Path) -> str:
         boards=[_listed(board) for board in boards],
         coverage=[("board", "entries", *coverage.SUMMED_UP), *coverage.summed_up(audits)] if audits else [],
         table=COVERAGE,
+        paper=PAPER if paper_is_there else "",
     )
 
 
@@ -111,7 +127,7 @@ def _listed(board: Path) -> Listed:
         known.get("how many", ""),
         told,
         dict(Counter(SHORT[one.verdict] for one in told)),
-        max((one.gain for one in told if one.gain is not None), default=None),
+        max((one.gain for one in told if one.gain is not None and one.verdict != "untrusted"), default=None),
         sum(bool(row["flags"]) for row in rows),
     )
 

@@ -1,0 +1,82 @@
+"""A leaderboard for other programs: JSON, Parquet, and a LaTeX table for a paper. Pure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from harness.curves import HEADLINES, baseline_of, failure, models
+from harness.errors import LeaderboardError
+from harness.headline import Row
+from harness.leaderboard import FORMATS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COUNTS = [name for name, kind in FORMATS.items() if kind == "d"]
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """The board with whole numbers where its columns count something; empty cells are missing values."""
+    return table.astype(dict.fromkeys(COUNTS, "Int64"))
+
+
+def to_json(table: pd.DataFrame) -> str:
+    """A list of rows, each a mapping of the board's columns; null where a number is missing."""
+    return str(typed(table).to_json(orient="records", force_ascii=False, indent=2)) + "\n"
+
+
+def to_parquet(table: pd.DataFrame) -> bytes:
+    """The board with its types: text, int64, float64; null where a number is missing.
+
+    Raises:
+        LeaderboardError: pyarrow is not installed.
+    """
+    buffer = io.BytesIO()
+    try:
+        typed(table).to_parquet(buffer, engine="pyarrow", index=False)
+    except ImportError as error:
+        raise LeaderboardError("--parquet: needs pyarrow; pip install 'ct-harness[parquet]'") from error
+    return buffer.getvalue()
+
+
+def to_latex(table: pd.DataFrame) -> str:
+    r"""A ``tabular`` (for ``\usepackage{booktabs}``): of each model the untouched network, and the headline's gain.
+
+    Accuracies are in percent, gains in percentage points; intervals are 95 %.
+    """
+    import pandas as pd
+
+    rows = [_cells(model, rows) for model, rows in models(table).items() if not failure(rows)]
+    style = pd.DataFrame([cells for found in rows for cells in found]).style
+    return style.format(escape="latex").hide(axis="index").to_latex(hrules=True, column_format="lrrrrr")
+
+
+def _cells(model: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    for row in (baseline_of(model, rows), *(row for row in rows if row["status"] in HEADLINES)):
+        steered = row["status"] in HEADLINES
+        yield {
+            "model": model,
+            r"$\beta$": str(row["chosen"]).replace(";", ", ") if steered else f"{row['beta']:g}",
+            r"clean (\%)": f"{100 * row['clean']:.1f}",
+            r"robust (\%)": _robust(row),
+            r"$\Delta$ (points)": _gain(row) if steered else "",
+            "$p$": f"{row['p_value']:.2g}" if steered else "",
+        }
+
+
+def _robust(row: Row) -> str:
+    return f"{100 * row['robust']:.1f} [{100 * row['robust_low']:.1f}, {100 * row['robust_high']:.1f}]"
+
+
+def _gain(row: Row) -> str:
+    return f"{row['delta_pp']:+.1f} [{row['delta_low']:+.1f}, {row['delta_high']:+.1f}]"
+
+
+FORMS: dict[str, tuple[str, Callable[[pd.DataFrame], str | bytes]]] = {
+    "json": (".json", to_json),
+    "parquet": (".parquet", to_parquet),
+    "latex": (".tex", to_latex),
+}
+"""The suffix of a file of each form, and what makes its content."""
