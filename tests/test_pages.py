@@ -12,9 +12,9 @@ import boards
 import pandas as pd
 import pytest
 
-from harness import site
+from harness import paper, site
 
-PAGES = ("boards/x.html", "index.html")
+PAGES = ("boards/x.html", "index.html", "paper.html")
 BITS = pd.DataFrame(
     [("m", "1", "0.5", "clean", "1111"), ("m", "1", "0.5", "apgd-ce", "110?")],
     columns=["model", "beta", "c", "stage", "outcomes"],
@@ -35,8 +35,12 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Opens a page of the hard board's site; what the console says and what is asked of the network fails the test."""
+    """Opens a page of the site of a hard board and a pair; what the console says or is asked of the network fails."""
     boards.write(boards.hard(), tmp_path / "leaderboards/x.csv", BITS)
+    for protocol, status in paper.COUNTED.items():
+        headline = boards.selected("ResNet-18", "0.9;0.8;0.9;0.9;0.9", status=status, flags="replay;partial")
+        rows = (row | {"protocol": protocol} for row in (headline, boards.untouched("ResNet-18")))
+        boards.write(boards.table(*rows), tmp_path / f"leaderboards/{protocol}.csv")
     site.build(tmp_path / "leaderboards", tmp_path / "site")
     contexts, said, asked, wanted = [], [], [], []
 

@@ -153,8 +153,26 @@ def test_our_benchmarks_parse_and_fit_the_schema(path: Path) -> None:
     jsonschema.validate(yaml.safe_load(path.read_text()), schema())
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in BENCHMARKS if path.stem.startswith("paper_")], ids=lambda path: path.stem
+)
+def test_those_of_the_paper_ask_the_same_under_either_protocol(path: Path) -> None:
+    """And each says in its head how: by what is set here, and with a board of its own."""
+    said = f"--set protocol=pixel --set name={path.stem}_pixel"
+    assert f"#   ct-harness run benchmarks/{path.name} {said}\n" in path.read_text(encoding="utf-8")
+    paper, pixel = load(path), load(path, said.replace("--set ", "").split())
+    assert (paper.protocol, paper.selection.kind, paper.steering.sites) == ("paper", "none", "modules")
+    assert (pixel.protocol, pixel.selection.kind, pixel.steering.sites) == ("pixel", "cross_validation", "all")
+    assert (paper.name, pixel.name) == (path.stem, f"{path.stem}_pixel")
+    assert paper.steering.beta == pixel.steering.beta == tuple(n / 100 for n in range(70, 100))
+    assert paper.normalised == (paper.threat.kind != "corruptions")
+    for part in ("models", "dataset", "threat", "seed", "batch_size"):
+        assert getattr(paper, part) == getattr(pixel, part)
+
+
 def test_there_are_benchmarks() -> None:
     assert BENCHMARKS
+    assert len([path for path in BENCHMARKS if path.stem.startswith("paper_")]) == 10
 
 
 def test_the_schema_is_one() -> None:
