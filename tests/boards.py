@@ -62,6 +62,21 @@ def table(*rows: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(leaderboard.FORMATS))
 
 
+def board(network: str, protocol: str = "pixel", **changes: Any) -> pd.DataFrame:
+    """One network: 50.0 % untouched; its headline has 52.0 %, in-sample at β = 0.9 under ``protocol: paper``.
+
+    ``changes`` to what was asked are of all rows, others of the headline.
+    """
+    asked = {"model": network, "protocol": protocol, "dataset": "cifar10[100 per class]"}
+    question = {*asked, "threat", "eps", "attack", "seed", "weights_sha256", "data_sha256"}
+    asked |= {column: changes.pop(column) for column in question & {*changes}}
+    headline = {"delta_pp": 2.0, "delta_low": -1.25, "delta_high": 5.25, "chosen": "0.9;0.8;0.9;0.9;0.9"}
+    if protocol == "paper":
+        headline |= {"status": "in-sample", "selection": "none", "chosen": "0.9", "flags": "not_comparable;partial"}
+    rows = [selected("", "") | headline | changes, point("", 0.9, 170, 104), untouched("")]
+    return table(*(row | asked for row in rows))
+
+
 def hard() -> pd.DataFrame:
     """Two c, bounds, flags, a name that is markup, a loss, and a model that failed."""
     wide, loser = "WideResNet-28-10 with a rather long name", "loser"

@@ -29,7 +29,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Sequential(*_convolution(3, WIDTHS[0], 3), nn.ReLU())
         channels = WIDTHS[0]
-        stages = []
+        stages: list[nn.Module] = []
         for count, width in zip(blocks, WIDTHS, strict=True):
             layers = []
             for number in range(count):
