@@ -194,7 +194,6 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The page. [default: beside the board]")] = None,
 ) -> int:
     """Write a leaderboard as one HTML page for people; it needs no network."""
-    from harness import leaderboard
     from harness import report as reports
 
     out = out or board.with_suffix(".html")
