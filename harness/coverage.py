@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import LeaderboardError, ModelError
-from harness.flags import GATES, STEERED
 from harness.files import write_whole
+from harness.flags import GATES, STEERED
 from harness.types import FamilyName, Sites
 
 if TYPE_CHECKING:
