@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 INK, CLEAN, ROBUST, PAPER = "#1d2125", "#d55e00", "#0072b2", "#fffffe"
 """Text; vermillion and blue of Okabe and Ito, which colour-blind eyes tell apart; the background."""
 DASHES = ("-", (0, (3, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 2)))
-MARKERS = {ROBUST: ("o", "D", "^", "h", "8"), CLEAN: ("s", "P", "X", "v", "p")}
+MARKERS = {ROBUST: ("o", "D", "^", "h"), CLEAN: ("s", "P", "X", "v", "p")}
+"""Their numbers have no common divisor, so that a line and a marker meet again late: at the 21st c."""
 PANEL = (4.3, 3.4)
 """Inches."""
 COLUMNS = 2

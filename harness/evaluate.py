@@ -188,9 +188,11 @@ class Workbench:
         """The same network as attacks run it, made once; see `harness.pace`.
 
         Raises:
-            ModelError: it must be compiled, and cannot be.
+            ModelError: it must be compiled, and cannot be; or a CPU is asked for TF32.
         """
         task = cell.task
+        if task.precision == "tf32" and not example.is_cuda:
+            raise ModelError("precision: tf32 is for a GPU, and this is a CPU; set precision=float32 or bfloat16")
         key = cell.steering, task.compile, task.precision
         if key not in self.attacked_so_far:
             network = self.steered(cell.steering, example)

@@ -44,12 +44,17 @@ def to_parquet(table: pd.DataFrame) -> bytes:
 def to_latex(table: pd.DataFrame) -> str:
     r"""A ``tabular`` (for ``\usepackage{booktabs}``): of each model the untouched network, and the headline's gain.
 
-    Accuracies are in percent, gains in percentage points; intervals are 95 %.
+    Accuracies are in percent, gains in percentage points; intervals are 95 %. Models that failed are left out.
+
+    Raises:
+        LeaderboardError: all did.
     """
     import pandas as pd
 
-    rows = [_cells(model, rows) for model, rows in models(table).items() if not failure(rows)]
-    style = pd.DataFrame([cells for found in rows for cells in found]).style
+    rows = [cells for model, rows in models(table).items() if not failure(rows) for cells in _cells(model, rows)]
+    if not rows:
+        raise LeaderboardError("--latex: no model was scored, so there is no table; `ct-harness show` says why")
+    style = pd.DataFrame(rows).style
     return style.format(escape="latex").hide(axis="index").to_latex(hrules=True, column_format="lrrrrr")
 
 

@@ -53,8 +53,9 @@ MEANING = {
         "another preprocessing or other images than it was published for (Croce et al. 2021, arXiv 2010.09670)."
     ),
     "not_comparable": (
-        "Made as the Curvature Tuning paper's numbers were: images are attacked after they were normalised, so eps is "
-        "not in pixels and the result stands beside no other board (protocol: paper; Hu et al. 2025, arXiv 2502.07783)."
+        "Made as the Curvature Tuning paper's numbers were: only registered modules are replaced, β is chosen in "
+        "sample, and where there is an eps, images are normalised before they are attacked, so that it is not in "
+        "pixels. It stands beside no other board (protocol: paper; Hu et al. 2025, arXiv 2502.07783)."
     ),
     "invalid": (
         "The attack returned images that the threat does not allow; they were refused and nothing is scored "

@@ -43,7 +43,10 @@ class Loaded:
         if steering.is_baseline:
             return self.network
         beta, c, sites, family, _ = steering
-        return steer(self.network, beta, c, sites, example, family)
+        steered = steer(self.network, beta, c, sites, example, family)
+        if example is not None:
+            steered.exchange(example)
+        return steered
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
         """What steering this model reaches, counted while it runs on ``example`` [1, c, h, w].

@@ -1,8 +1,9 @@
 """The robustness table of the Curvature Tuning paper, and beside it what boards have found under either protocol.
 
 The published values are those of the authors' project page (Hu et al. 2025, arXiv 2502.07783). A board's row stands
-beside one of them where it answers the same question of the same network, and boards of one question that differ in
-nothing but their protocol stand side by side. The columns are never ranked against each other.
+beside one of them where it answers the same question of a network of that name, with its n beside it. Boards of one
+question on the same images with the same weights, seed and batches stand side by side. The columns are never ranked
+against each other.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Measured(NamedTuple):
     """What a board found for one network under one protocol.
 
     Args:
-        identity: of the question, the images, the seed and the weights: all but the protocol.
+        identity: of the question, the images, the seed, the batches and the weights: all but the protocol.
         base: robust accuracy of the untouched network on the images that are reported on, percent.
         tuned: likewise at the β of the headline.
         beta: the one that was chosen; where folds differ, each with how many chose it.
@@ -181,7 +182,7 @@ def _measured(board: str, table: pd.DataFrame) -> Iterator[Measured]:
         if row["status"] != COUNTED.get(str(row["protocol"])):
             continue
         asked = [str(row[column]) for column in ("dataset", "threat", "eps", "attack")]
-        alike = [written(row[column], column) for column in ("data_sha256", "seed", "weights_sha256")]
+        alike = [written(row[column], column) for column in ("data_sha256", "seed", "batch_size", "weights_sha256")]
         folds = Counter(str(row["chosen"]).split(";"))
         yield Measured(
             board=board,

@@ -1,9 +1,9 @@
 """How the numbers of the Curvature Tuning paper were made, so that they can be reproduced: ``protocol: paper``.
 
 There, images are normalised before AutoAttack, so ε and the box [0, 1] act on normalised images: a perturbation may be
-several times larger in pixels than ε says, and no image that was found is checked. Registered modules alone are
-replaced, and β is the best on the very images it is reported on. Such a row is flagged ``not_comparable``. With
-``protocol: pixel``, the default, everything else in this package applies.
+several times larger in pixels than ε says, and no image that was found is checked. (Corruptions have no ε, and are made
+before either way.) Registered modules alone are replaced, and β is the best on the very images it is reported on. Such
+a row is flagged ``not_comparable``. With ``protocol: pixel``, the default, everything else in this package applies.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     if fields.get("protocol") != "paper":
         return dict(fields)
+    steering = fields.get("steering")
+    if isinstance(steering, Mapping) and steering.get("family", "relu") != "relu":
+        raise SpecError(
+            f"steering.family: protocol: paper goes with family: relu, found {steering['family']!r}; leave it out, or "
+            "set protocol=pixel"
+        )
     filled = dict(fields)
     for key, implied in IMPLIED.items():
         given = fields.get(key)

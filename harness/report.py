@@ -146,12 +146,22 @@ def _picture(number: int, panel: curves.Panel) -> Picture:
 
 def words(panel: curves.Panel) -> str:
     """A model's curves in words, for those who do not see them."""
-    robust = [point for curve in panel.curves for point in curve.robust if not point.bounded]
-    best, worst = max(robust, key=lambda point: point.value), min(robust, key=lambda point: point.value)
+    points = [(point, curve.c) for curve in panel.curves for point in curve.robust]
+    scored = [(point, c) for point, c in points if not point.bounded]
+    given_up = [point.value for point, _ in points if point.bounded]
+
+    def at(point: curves.Point, c: float) -> str:
+        return f"{point.value:.1f} % at β = {point.beta:g}" + (f", c = {c:g}" if len(panel.curves) > 1 else "")
+
+    best, worst = (extreme(scored, key=lambda one: one[0].value) for extreme in (max, min))
+    lowest = (
+        f"{len(given_up)} steerings were given up, each at {max(given_up):.1f} % or less" if given_up
+        else f"the worst is {at(*worst)}"
+    )  # fmt: skip
     return (
-        f"Robust accuracy of {panel.model} against β: {panel.robust:.1f} % untouched (β = {panel.baseline:g}), at most "
-        f"{best.value:.1f} % (β = {best.beta:g}), at least {worst.value:.1f} % (β = {worst.beta:g}). "
-        f"Clean accuracy untouched: {panel.clean:.1f} %. The table below has every number."
+        f"Robust accuracy of {panel.model} against β: {panel.robust:.1f} % untouched (β = {panel.baseline:g}); the "
+        f"best is {at(*best)}; {lowest}. Clean accuracy untouched: {panel.clean:.1f} %. The table below has every "
+        "number."
     )
 
 
@@ -159,12 +169,12 @@ def report(board: Path, links: Mapping[str, str] | None = None) -> str:
     """The page of a board.
 
     Args:
-        board: the CSV; its outcome file is looked for beside it.
+        board: the CSV; its outcome file is looked for beside it, its benchmark in ``benchmarks`` beside its folder.
         links: names and addresses of what lies beside the page, where it is part of a site.
 
     Raises:
         LeaderboardError: the board or its outcome file is none.
     """
-    benchmark = Path("benchmarks", f"{board.stem}.yaml").exists()
+    benchmark = (board.resolve().parents[1] / "benchmarks" / f"{board.stem}.yaml").exists()
     shown = view(board.stem, leaderboard.read(board), outcomes.read(board), benchmark)
     return render("report.html.j2", board=shown, links=links or {})

@@ -62,7 +62,7 @@ def build(folder: Path, out: Path) -> list[Path]:
     boards = found(folder)
     addresses = {board.stem: f"{BOARDS}/{quote(board.stem)}.html" for board in boards}
     table = paper.groups(read(boards))
-    pages = {out / "index.html": index(boards, folder / COVERAGE, paper.belongs(table))}
+    pages: dict[Path, str | bytes] = {out / "index.html": index(boards, folder / COVERAGE, paper.belongs(table))}
     if paper.belongs(table):
         pages[out / PAPER] = paper.page(table, {"all boards": "index.html"}, addresses)
     for board in boards:
@@ -70,9 +70,9 @@ def build(folder: Path, out: Path) -> list[Path]:
         links = {"all boards": "../index.html"} | _files(board)
         pages[out / BOARDS / f"{board.stem}.html"] = report(board, links)
         for path in (board, *([bits] if bits.exists() else [])):
-            pages[out / BOARDS / path.name] = path.read_text(encoding="utf-8")
+            pages[out / BOARDS / path.name] = path.read_bytes()
     if (folder / COVERAGE).exists():
-        pages[out / COVERAGE] = (folder / COVERAGE).read_text(encoding="utf-8")
+        pages[out / COVERAGE] = (folder / COVERAGE).read_bytes()
     for path, text in pages.items():
         write_whole(path, text)
     return list(pages)

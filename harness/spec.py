@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -110,9 +111,10 @@ class Benchmark(BaseModel):
         batch_size: images attacked as one batch; part of every result's identity.
         executor: where cells are computed.
         replay_first: whether a steering is shown what fooled the untouched network before it is attacked; cheaper, and
-            a lower bound of what AutoAttack alone would leave standing.
-        compile: whether attacks run on a compiled network: "auto" is on a GPU.
-        precision: of the network while it is attacked; what the attack finds is judged in float32.
+            what stands is attacked in another batch, so with other noise, than by AutoAttack alone.
+        compile: whether attacks run on a compiled network: "auto" is on a GPU, where it can be. Like the device it is
+            no part of a result's identity.
+        precision: of the network while it is attacked; what the attack finds is judged in float32. "tf32" is a GPU's.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
     """
 
@@ -148,6 +150,14 @@ class Benchmark(BaseModel):
         if twice:
             raise ValueError(f"two models are called {twice[0]!r}; give one of them another name")
         return models
+
+    @field_validator("replay_first", "compile", "precision")
+    @classmethod
+    def _of_an_attack(cls, value: Any, info: ValidationInfo) -> Any:
+        threat = info.data.get("threat")
+        if threat is not None and threat.reduction == "mean" and value not in (False, "auto", "never", "float32"):
+            raise ValueError(f"it is about attacks, and {threat.kind} has none; leave it out")
+        return value
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark:

@@ -1,8 +1,8 @@
 """A network with its piecewise-affine activations rerouted through φ, and the proof that none was missed.
 
 The rerouting mode is entered inside the wrapper's ``forward``, in whichever thread runs it. No weight is copied, so a
-whole grid of β shares them. Where every activation turns out to be a registered module, they are exchanged instead:
-the same bits, without the mode's microsecond a torch call.
+whole grid of β shares them. Where every activation turns out to be a registered module, the harness exchanges them
+instead: the same bits, without the mode's microsecond a torch call.
 """
 
 from __future__ import annotations
@@ -132,8 +132,6 @@ class Steered(nn.Module):
                 return
             proof = prove_rerouting(self.network, call, FAMILIES[self.steering.family])
             self.coverage, self.spared, self.write_back = proof.coverage, proof.spared, proof.write_back
-            if self.steering.family == "relu" and self.curve is not torch.relu and not self.write_back:
-                self._exchange(call)
 
     def dials(self) -> tuple[float, ...] | None:
         """Where on its family this steering is; see `harness.families.Family`."""
@@ -148,16 +146,24 @@ class Steered(nn.Module):
             other.network = twin(self.network, lambda module: _along(module, curve))
         return other
 
-    def _exchange(self, call: Call) -> None:
-        """Take the network with its modules exchanged, if that reaches all and gives the same bits."""
-        rerouted = outputs(self.network, call, Reroute(self.curve))
-        try:
-            network = _exchanged(self.network, self.curve)
-            reached = prove_replacement(network, call)
-        except ModelError:
+    def exchange(self, example: Tensor) -> None:
+        """Take a network with its modules exchanged in place of the mode, if it reaches all with the same bits.
+
+        It shares every weight, but is another object: what is done to the original afterwards (a hook, another dtype
+        or device) does not reach it. So this is for those who own the network.
+        """
+        if self.exchanged or self.write_back or self.steering.family != "relu" or self.curve is torch.relu:
             return
-        if reached == self.coverage and all(map(torch.equal, rerouted, outputs(network, call))):
-            self.network, self.exchanged = network, True
+        call: Call = ((example,), {})
+        with _evaluating(self.network):
+            rerouted = outputs(self.network, call, Reroute(self.curve))
+            try:
+                network = _exchanged(self.network, self.curve)
+                reached = prove_replacement(network, call)
+            except ModelError:
+                return
+            if reached == self.coverage and all(map(torch.equal, rerouted, outputs(network, call))):
+                self.network, self.exchanged = network, True
 
 
 def _along(module: nn.Module, curve: Curve) -> Activation | None:

@@ -193,6 +193,13 @@ def test_only_a_part_is_steered() -> None:
     assert fault.text == "2 of 3 activations are steered; it runs relu ×3"
 
 
+def test_the_paper_s_protocol_is_meant_to_steer_a_part() -> None:
+    changes = {"protocol": "paper", "models": [{"kind": "demo", "name": "digits_plain", "normalised": True}]}
+    (found,) = (finding for finding in look(mapping_of_digits(changes)) if finding.check == "steering")
+    assert (found.level, found.remedy) == ("ok", "")
+    assert found.text == "2 of 3 activations are steered, registered modules alone, as protocol: paper has it"
+
+
 def mapping_of_digits(changes: dict[str, Any]) -> dict[str, Any]:
     attack = {"stages": ["apgd-ce"], "iterations": 3}
     return {

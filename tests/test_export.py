@@ -14,6 +14,7 @@ import pytest
 from conftest import Ended
 
 from harness import leaderboard
+from harness.errors import LeaderboardError
 from harness.export import to_json, to_latex, to_parquet
 
 COUNTS = {name for name, kind in leaderboard.FORMATS.items() if kind == "d"}
@@ -73,6 +74,11 @@ def test_latex_prints_names_as_they_are() -> None:
     (cell,) = {line.split(" & $")[0].rpartition(" & 1")[0] for line in text.splitlines() if "85.0" in line}
     assert not re.search(r"(?<!\\)[%&#_]", cell)
     assert r"\$" in cell
+
+
+def test_latex_has_nothing_to_say_where_every_model_failed() -> None:
+    with pytest.raises(LeaderboardError, match="no model was scored"):
+        to_latex(boards.table(boards.failed("m", "gone")))
 
 
 @pytest.mark.parametrize(("form", "suffix"), [("json", ".json"), ("parquet", ".parquet"), ("latex", ".tex")])

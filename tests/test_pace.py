@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import evaluate, line, pace, spec
-from harness.errors import ModelError
+from harness.errors import ModelError, SpecError
 from harness.families import FAMILIES
 from harness.models.demo import Demo
 from harness.pace import At, Dialled, attacking, lay_out, lowered, tried, wants_compiling
@@ -29,6 +29,13 @@ def demo() -> nn.Module:
 def gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x = x.detach().requires_grad_()
     return torch.autograd.grad(network(x).square().sum(), x)[0]
+
+
+def exchanged(network: nn.Module, beta: float, c: float = 0.5, example: Tensor = X, **options: Any) -> Steered:
+    """As the harness steers a network of its own."""
+    steered = steer(network, beta, 1.0 if options else c, example=example, **options)
+    steered.exchange(example)
+    return steered
 
 
 # --- compiled ---
@@ -74,12 +81,12 @@ class Registered(nn.Sequential):
 @pytest.mark.parametrize("build", [demo, Registered])
 def test_one_compilation_serves_the_whole_grid(build: Callable[[], nn.Module]) -> None:
     network = build()
-    first = steer(network, 0.9, example=X)
+    first = exchanged(network, 0.9)
     assert first.exchanged == (build is Registered)
     shared = Dialled(first)
     graphs = []
     for beta, c in ((0.9, 0.5), (0.5, 1.0), (0.7, 0.0), (0.99, 0.5)):
-        steered = steer(network, beta, c, example=X)
+        steered = exchanged(network, beta, c)
         dials = steered.dials()
         assert dials is not None
         fast = At(shared, torch.tensor(dials))
@@ -225,14 +232,28 @@ class Wrong(nn.Module):
 
 def test_modules_are_exchanged_where_that_reaches_all_and_gives_the_same_bits() -> None:
     network = Registered()
-    steered = steer(network, 0.8, example=X)
+    steered, by_mode = exchanged(network, 0.8), steer(network, 0.8, example=X)
     assert steered.exchanged
+    assert not by_mode.exchanged
     assert type(network[1]) is nn.ReLU
-    by_mode = steer(network, 0.8, example=X)
-    by_mode.network, by_mode.exchanged = network, False
     assert torch.equal(steered(X), by_mode(X))
     assert torch.equal(gradient(steered, X), gradient(by_mode, X))
     assert all(a is b for a, b in zip(steered.parameters(), network.parameters(), strict=True))
+
+
+def test_a_network_that_was_steered_from_outside_is_the_same_object() -> None:
+    """So what its owner does to it afterwards reaches both: another dtype, a hook, another head."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)).eval()
+    steered = steer(network, 0.9, example=X)
+    network.double()
+    assert steered(X.double()).dtype == network(X.double()).dtype == torch.float64
+    steered.float()
+    assert network(X).dtype == torch.float32
+    seen: list[nn.Module] = []
+    network[0].register_forward_hook(lambda module, args, output: seen.append(module))
+    network[4] = nn.Linear(72, 7)
+    assert steered(X).shape == (6, 7)
+    assert seen == [network[0]]
 
 
 class Function(nn.Module):
@@ -261,8 +282,7 @@ class Ignored(nn.Module):
 def test_otherwise_they_are_rerouted(build: Callable[[], nn.Module]) -> None:
     network = build()
     family: FamilyName = "smooth" if isinstance(network, nn.Sequential) else "relu"
-    steered: Steered = steer(network, 0.8, family=family, example=torch.randn(3, 4))
-    assert not steered.exchanged
+    assert not exchanged(network, 0.8, family=family, example=torch.randn(3, 4)).exchanged
 
 
 def test_modules_that_would_give_other_bits_are_not_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +290,20 @@ def test_modules_that_would_give_other_bits_are_not_exchanged(monkeypatch: pytes
 
     name, smooth, arguments = activations.MODULES[nn.ReLU]
     monkeypatch.setitem(activations.MODULES, nn.ReLU, (name, lambda curve, x: smooth(curve, x) * (1 + 1e-6), arguments))
-    steered = steer(Registered(), 0.8, example=X)
-    assert not steered.exchanged
+    assert not exchanged(Registered(), 0.8).exchanged
+
+
+def test_what_is_about_attacks_is_refused_where_there_are_none(here: Any, mapping: Any) -> None:
+    fog = {"kind": "corruptions", "source": "generated", "corruptions": ["fog"], "severities": [1]}
+    for key, value in {"precision": "bfloat16", "compile": "always", "replay_first": True}.items():
+        with pytest.raises(SpecError, match=f"^{key}: it is about attacks, and corruptions has none; leave it out"):
+            spec.parse(mapping(threat=fog, **{key: value}) | {"name": "tiny"})
+    spec.parse(mapping(threat=fog, precision="float32", compile="never", replay_first=False) | {"name": "tiny"})
+
+
+def test_a_cpu_has_no_tf32(here: Any, mapping: Any) -> None:
+    board = line.run(spec.parse(mapping(precision="tf32") | {"name": "tiny"}), runs="runs")
+    assert board["status"].str.contains("failed: precision: tf32 is for a GPU, and this is a CPU").all()
 
 
 def test_the_compiler_is_not_asked_unless_wanted(monkeypatch: pytest.MonkeyPatch, here: Any, mapping: Any) -> None:

@@ -112,6 +112,55 @@ def test_it_stands_beside_no_board_in_pixels(run: Any, command: Any) -> None:
         check(*(Board(board, pd.DataFrame()) for board in boards))
 
 
+COLOURED = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Coloured(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.last = nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.Linear(128, 4)
+
+    def forward(self, x):
+        return self.last(F.relu(self.relu(self.first(x)) - 0.1).flatten(1))
+
+
+def coloured():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Coloured().eval()
+"""
+
+
+def test_corruptions_are_made_before_the_normalisation_under_either_protocol(
+    here: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the untouched network scores the same; what differs is marked all the same."""
+    (here / "coloured_networks.py").write_text(COLOURED)
+    monkeypatch.syspath_prepend(str(here))
+    mean, std = [0.5, 0.4, 0.45], [0.25, 0.2, 0.22]
+    x = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    network = __import__("coloured_networks").coloured()
+    np.savez(here / "images.npz", x=x.numpy(), y=Normalised(network, mean, std)(x).argmax(1).numpy())
+    model = {"kind": "checkpoint", "builder": "coloured_networks:coloured", "mean": mean, "std": std}
+    threat = {"kind": "corruptions", "source": "generated", "corruptions": ["contrast"], "severities": [3]}
+    data = {"kind": "arrays", "path": "images.npz"}
+    boards = []
+    for protocol in ("paper", "pixel"):
+        ended = run(asked(models=[model], dataset=data, threat=threat, protocol=protocol, name=protocol))
+        assert ended.code == 0, ended.err
+        boards.append(leaderboard.read(Path(f"leaderboards/{protocol}.csv")))
+    paper, pixel = (board[board["beta"] == 1].iloc[-1] for board in boards)
+    assert paper["clean"] == pixel["clean"] == 1
+    assert 0 < paper["robust"] == pixel["robust"] < 1
+    assert all("not_comparable" in flags for flags in boards[0]["flags"])
+    assert not any("not_comparable" in flags for flags in boards[1]["flags"])
+    assert set(boards[0]["steered"]) == {1}
+    assert set(boards[1]["steered"]) == {2}
+
+
 def test_normalised_perturbations_leave_the_ball_in_pixels_and_ours_cannot() -> None:
     """On a linear classifier: ε there is ε · std in pixels, but its box [0, 1] moves pixels much further."""
     torch.manual_seed(0)
@@ -157,6 +206,10 @@ def test_what_the_protocol_implies() -> None:
         (
             {"steering": {"beta": 0.8, "sites": "all"}},
             "steering.sites: protocol: paper goes with sites: modules, found 'all'",
+        ),
+        (
+            {"steering": {"beta": 0.8, "family": "smooth"}},
+            "steering.family: protocol: paper goes with family: relu, found 'smooth'",
         ),
         ({"selection": {"kind": "holdout"}}, "selection.kind: protocol: paper goes with kind: none, found 'holdout'"),
     ],

@@ -77,7 +77,7 @@ def test_an_image_is_lost_first_where_an_image_that_fooled_the_baseline_fools(
     assert bits(table, BETA, "replay-first") == expected.tolist()
 
 
-def test_it_only_lowers_and_leaves_the_baseline_alone(answers: dict[str, Any]) -> None:
+def test_what_fell_first_stays_lost_and_the_baseline_is_left_alone(answers: dict[str, Any]) -> None:
     (_, plain, _), (_, replayed, _) = answers["without"], answers["with"]
     for stage in ("clean", *ATTACK["stages"]):
         assert bits(plain, 1.0, stage) == bits(replayed, 1.0, stage)

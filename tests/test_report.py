@@ -203,8 +203,12 @@ def test_the_page_is_well_made(tmp_path: Path) -> None:
     images = page.all("div", role="img")
     assert [len(image.all("svg")) for image in images] == [1, 1, 1]
     assert images[2].attributes["aria-label"] == (
-        "Robust accuracy of loser against β: 50.0 % untouched (β = 1), at most 50.0 % (β = 1), at least 46.0 % "
-        "(β = 0.5). Clean accuracy untouched: 85.0 %. The table below has every number."
+        "Robust accuracy of loser against β: 50.0 % untouched (β = 1); the best is 50.0 % at β = 1; the worst is "
+        "46.0 % at β = 0.5. Clean accuracy untouched: 85.0 %. The table below has every number."
+    )
+    assert (  # with several c, and with bounds, of which nothing is known but that they are no better
+        "the best is 56.0 % at β = 0.9, c = 0.5; 2 steerings were given up, each at 48.0 % or less."
+        in str(images[0].attributes["aria-label"])
     )
     assert not re.search(r'(?:src|href)="(?!#|data:)', text), "nothing is loaded"
     assert report.report(board) == text
@@ -214,17 +218,19 @@ def test_the_page_is_well_made(tmp_path: Path) -> None:
 
 
 def test_report_writes_a_page_beside_the_board_or_where_it_is_told(command: Callable[..., Ended], here: Path) -> None:
-    boards.write(boards.hard(), here / "x.csv")
-    ended = command("report", "x.csv")
-    assert (ended.code, ended.out) == (0, "written: x.html\n")
-    assert command("report", "x.csv", "-o", "else/where.html").code == 0
-    page = (here / "x.html").read_text(encoding="utf-8")
+    boards.write(boards.hard(), here / "leaderboards/x.csv")
+    ended = command("report", "leaderboards/x.csv")
+    assert (ended.code, ended.out) == (0, "written: leaderboards/x.html\n")
+    assert command("report", "leaderboards/x.csv", "-o", "else/where.html").code == 0
+    page = (here / "leaderboards/x.html").read_text(encoding="utf-8")
     assert (here / "else/where.html").read_text(encoding="utf-8") == page
     assert "ct-harness run BENCHMARK.yaml" in page
     (here / "benchmarks").mkdir()
     (here / "benchmarks/x.yaml").write_text("")
-    assert command("report", "x.csv").code == 0
-    assert "ct-harness run benchmarks/x.yaml" in (here / "x.html").read_text(encoding="utf-8")
+    assert command("report", "leaderboards/x.csv").code == 0
+    page = (here / "leaderboards/x.html").read_text(encoding="utf-8")
+    assert "ct-harness run benchmarks/x.yaml" in page
+    assert "--against leaderboards/x.csv" in page
 
 
 def test_what_is_no_board_is_told(command: Callable[..., Ended], here: Path) -> None:

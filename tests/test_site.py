@@ -34,6 +34,16 @@ def folder(tmp_path: Path) -> Path:
     return there
 
 
+def test_the_files_to_download_are_the_boards_byte_by_byte(folder: Path, tmp_path: Path) -> None:
+    """Also where a name has a line's end in it, which reading text would change."""
+    odd = "two\rlines\r\nor three"
+    boards.write(boards.table(boards.selected(odd, "0.9"), boards.untouched(odd)), folder / "odd.csv", BITS)
+    site.build(folder, tmp_path / "site")
+    for name in ("odd.csv", "odd.outcomes.csv", "index.csv"):
+        assert (tmp_path / "site" / site.BOARDS / name).read_bytes() == (folder / name).read_bytes()
+    assert (tmp_path / "site" / site.COVERAGE).read_bytes() == (folder / site.COVERAGE).read_bytes()
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
