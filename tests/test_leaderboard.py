@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import leaderboard
 from harness.errors import LeaderboardError
 from harness.leaderboard import FORMATS, TEXT, Entry, Score, board, read, to_csv, write
 from harness.statistics import wilson
@@ -21,13 +20,13 @@ COLUMNS = [
     "rank", "model", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "delta_pp", "delta_low",
     "delta_high", "gained", "lost", "p_value", "p_holm", "robust_replay", "mce", "published_clean",
     "published_robust", "status", "selection", "chosen", "sites",
-    "steered", "n", "dataset", "threat", "eps", "attack", "flags", "seed", "batch_size", "weights_sha256",
-    "data_sha256", "ct_harness", "torch", "device", "seconds",
+    "steered", "n", "dataset", "threat", "eps", "attack", "protocol", "flags", "seed", "batch_size",
+    "weights_sha256", "data_sha256", "ct_harness", "torch", "device", "seconds",
 ]  # fmt: skip
 
 SHARED = {
     "model": "m", "family": "relu", "dataset": "digits[:4]", "threat": "Linf", "eps": "0.1", "attack": "standard",
-    "n": 4, "seed": 0,
+    "protocol": "pixel", "n": 4, "seed": 0,
     "batch_size": 2, "data_sha256": "da", "weights_sha256": "we",
 }  # fmt: skip
 
@@ -67,7 +66,7 @@ def test_the_columns_and_every_format_are_fixed() -> None:
     assert header == ",".join(COLUMNS)
     shared = {
         "n": "4", "family": "relu", "dataset": "digits[:4]", "threat": "Linf", "eps": "0.1", "attack": "standard",
-        "seed": "0", "batch_size": "2", "weights_sha256": "we", "data_sha256": "da",
+        "protocol": "pixel", "seed": "0", "batch_size": "2", "weights_sha256": "we", "data_sha256": "da",
     }  # fmt: skip
     scored = shared | {
         "model": "m", "c": "0.5", "status": "ok", "sites": "3", "steered": "2", "ct_harness": "1", "torch": "2",
@@ -208,7 +207,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(leaderboard.os, "replace", full)
+    monkeypatch.setattr("harness.files.os.replace", full)
     with pytest.raises(LeaderboardError, match=r"b\.csv: cannot be written: .*No space left.*; choose another place"):
         write(pd.concat([table, table]), tmp_path / "b.csv")
     assert (tmp_path / "b.csv").read_bytes() == before

@@ -330,7 +330,11 @@ KILLED = {
     "batch_size": 4,
     "steering": {"beta": [0.9, 0.8, 0.7, 0.5]},
     "executor": {"kind": "local", "workers": 1},
-    "threat": {"kind": "Linf", "eps": 0.1, "attack": {"stages": ["apgd-ce", "square"], "iterations": 5, "queries": 60}},
+    "threat": {
+        "kind": "Linf",
+        "eps": 0.1,
+        "attack": {"stages": ["apgd-ce", "square"], "iterations": 60, "queries": 900},
+    },
 }
 
 

@@ -234,7 +234,7 @@ def test_all_are_torchvisions_and_none_may_be_missing(tmp_path: Path, monkeypatc
             (tmp_path / "val" / name / f"ILSVRC2012_val_{number + 1:08}.JPEG").touch()
     source = ImageNet(root=str(tmp_path), ids="all").open()
     expected = datasets.ImageFolder(str(tmp_path / "val")).samples
-    assert [(str(source.root / file), y) for file, y in zip(source.files, source.labels, strict=True)] == expected
+    assert [(str(source.root / file), y) for file, y in zip(source.files, source.labels(), strict=True)] == expected
     assert len(source) == 2000
     next((tmp_path / "val" / names[7]).iterdir()).unlink()
     with pytest.raises(DataError, match=rf"val/{names[7]}: 1 pictures, expected 2; unpack it again"):
