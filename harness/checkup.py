@@ -145,9 +145,9 @@ def _steering(benchmark: Benchmark, model: Model, coverage: Coverage) -> Finding
     text = f"{coverage.steered} of {coverage.sites} activations are steered"
     if not flags.of_coverage(coverage, benchmark.steering.family):
         return Finding("steering", model.label, "ok", text)
-    kinds = ", ".join(f"{kind} ×{number}" for kind, number in coverage.kinds.items())
     if benchmark.protocol == "paper":
         return Finding("steering", model.label, "ok", f"{text}, registered modules alone, as protocol: paper has it")
+    kinds = ", ".join(f"{kind} ×{number}" for kind, number in coverage.kinds.items())
     remedy = (
         "set steering.sites: all" if benchmark.steering.sites == "modules"
         else "read its rows, flagged partial, as those of a network that is steered in part"

@@ -26,9 +26,17 @@ Key = tuple[str, float, float]
 """Model, β and c."""
 
 
+SUFFIX = ".outcomes.csv"
+
+
 def path_of(board: Path) -> Path:
     """The outcome file of a leaderboard."""
-    return board.with_suffix(".outcomes.csv")
+    return board.with_suffix(SUFFIX)
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file is an outcome file, by its name."""
+    return path.name.endswith(SUFFIX)
 
 
 def table(entries: Iterable[Entry]) -> pd.DataFrame:

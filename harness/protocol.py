@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from harness.models.normalised import Normalised
     from harness.types import Batch
 
-IMPLIED: Mapping[str, Mapping[str, Any]] = {"selection": {"kind": "none"}, "steering": {"sites": "modules"}}
+IMPLIED: Mapping[str, Mapping[str, Any]] = {
+    "selection": {"kind": "none"},
+    "steering": {"sites": "modules", "family": "relu"},
+}
 """What ``protocol: paper`` fills in, and what a benchmark may not say otherwise."""
 
 
@@ -31,12 +34,6 @@ def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     if fields.get("protocol") != "paper":
         return dict(fields)
-    steering = fields.get("steering")
-    if isinstance(steering, Mapping) and steering.get("family", "relu") != "relu":
-        raise SpecError(
-            f"steering.family: protocol: paper goes with family: relu, found {steering['family']!r}; leave it out, or "
-            "set protocol=pixel"
-        )
     filled = dict(fields)
     for key, implied in IMPLIED.items():
         given = fields.get(key)
@@ -71,4 +68,4 @@ def in_normalised_space(loaded: Loaded) -> tuple[Loaded, Normalised]:
 
 def normalised(batch: Batch, by: Normalised) -> Batch:
     """The same images, normalised: [n, c, h, w], no longer in [0, 1]."""
-    return replace(batch, x=(batch.x - by.mean) / by.std)
+    return replace(batch, x=by.normalise(batch.x))

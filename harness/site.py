@@ -25,7 +25,6 @@ BOARDS = "boards"
 """The folder of the boards' pages, and of their files."""
 COVERAGE = "coverage.csv"
 """The one table among the boards that is none."""
-OUTCOMES = ".outcomes.csv"
 PAPER = "paper.html"
 """The paper's table, where a board belongs to it."""
 
@@ -60,11 +59,13 @@ def build(folder: Path, out: Path) -> list[Path]:
         LeaderboardError: there is no board, a CSV is none, or the site cannot be written.
     """
     boards = found(folder)
-    addresses = {board.stem: f"{BOARDS}/{quote(board.stem)}.html" for board in boards}
-    table = paper.groups(read(boards))
-    pages: dict[Path, str | bytes] = {out / "index.html": index(boards, folder / COVERAGE, paper.belongs(table))}
-    if paper.belongs(table):
-        pages[out / PAPER] = paper.page(table, {"all boards": "index.html"}, addresses)
+    tables = read(boards)
+    published = paper.groups(tables)
+    there = PAPER if paper.belongs(published) else ""
+    listed = [_listed(board, tables[board.stem]) for board in boards]
+    pages: dict[Path, str | bytes] = {out / "index.html": index(listed, folder / COVERAGE, there)}
+    if there:
+        pages[out / PAPER] = paper.page(published, {"all boards": "index.html"}, {one.name: one.page for one in listed})
     for board in boards:
         bits = outcomes.path_of(board)
         links = {"all boards": "../index.html"} | _files(board)
@@ -78,13 +79,18 @@ def build(folder: Path, out: Path) -> list[Path]:
     return list(pages)
 
 
+def boards_of(folder: Path) -> list[Path]:
+    """The boards of a folder, by name: every CSV but the outcome files and the table of coverage."""
+    return sorted(path for path in folder.glob("*.csv") if not outcomes.is_one(path) and path.name != COVERAGE)
+
+
 def found(folder: Path) -> list[Path]:
-    """The boards of a folder, by name: every CSV but the outcome files and the table of coverage.
+    """The boards of a folder, by name.
 
     Raises:
         LeaderboardError: there is none.
     """
-    boards = sorted(path for path in folder.glob("*.csv") if not path.name.endswith(OUTCOMES) and path.name != COVERAGE)
+    boards = boards_of(folder)
     if not boards:
         raise LeaderboardError(
             f"{folder}: expected leaderboards (*.csv), found none; name the folder that `ct-harness run` writes to"
@@ -101,20 +107,25 @@ def read(boards: Iterable[Path]) -> dict[str, pd.DataFrame]:
     return {board.stem: _read(board) for board in boards}
 
 
-def index(boards: Iterable[Path], table: Path, paper_is_there: bool) -> str:
-    """The page that lists the boards, and sums up the table of coverage where there is one."""
+def index(boards: Iterable[Listed], table: Path, published: str) -> str:
+    """The page that lists the boards, and sums up the table of coverage where there is one.
+
+    Args:
+        boards: as it names them.
+        table: of coverage.
+        published: address of the paper's table; empty where there is none.
+    """
     audits = coverage.read(table)
     return render(
         "index.html.j2",
-        boards=[_listed(board) for board in boards],
+        boards=list(boards),
         coverage=[("board", "entries", *coverage.SUMMED_UP), *coverage.summed_up(audits)] if audits else [],
         table=COVERAGE,
-        paper=PAPER if paper_is_there else "",
+        paper=published,
     )
 
 
-def _listed(board: Path) -> Listed:
-    table = _read(board)
+def _listed(board: Path, table: pd.DataFrame) -> Listed:
     rows = table.to_dict("records")
     known = facts(rows)
     told = tuple(summary(model, part) for model, part in curves.models(table).items())

@@ -35,8 +35,12 @@ class Normalised(_Channelwise):
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits of images in [0, 1]."""
-        logits: Tensor = self.network((x - self.mean) / self.std)
+        logits: Tensor = self.network(self.normalise(x))
         return logits
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Images in [0, 1] as the network inside takes them."""
+        return (x - self.mean) / self.std
 
 
 class Denormalised(_Channelwise):
