@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import DataError
-from harness.types import AS_STORED, Batch, Cell, Outcome, Preprocessing
+from harness.types import AS_STORED, Batch, Cell, Outcome, Preprocessing, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -106,15 +106,25 @@ class Dataset(Part):
         """
 
     @property
+    def target(self) -> Target:
+        """What its labels are."""
+        return "class"
+
+    @property
+    def title(self) -> str:
+        """Its name, whichever images are chosen."""
+        return self.kind
+
+    @property
     def label(self) -> str:
-        """Its name on the leaderboard: the kind and the subset."""
+        """Its name on the leaderboard: the title and the subset."""
         from harness.types import sha256
 
         if self.indices is not None:
-            return f"{self.kind}[{len(self.indices)} by index {sha256(self.indices)[:8]}]"
+            return f"{self.title}[{len(self.indices)} by index {sha256(self.indices)[:8]}]"
         if self.per_class is not None:
-            return f"{self.kind}[{self.per_class} per class]"
-        return f"{self.kind}[:{self.n}]" if self.n else self.kind
+            return f"{self.title}[{self.per_class} per class]"
+        return f"{self.title}[:{self.n}]" if self.n else self.title
 
     def chosen(self, source: Source) -> tuple[int, ...]:
         """The numbers of the chosen images of ``source``.
@@ -162,10 +172,10 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, indices: tuple[int, ...]) -> Batch:
-        """The images ``indices``, in that order: x float32 [n, c, h, w] in [0, 1], y int64 [n]."""
+        """The images ``indices``, in that order: x float32 [n, c, h, w] in [0, 1], and y as `Batch` has it."""
 
     def labels(self) -> Sequence[int]:
-        """The label of every image; reads them all where a source does not know better."""
+        """The class of every image; reads them all where a source does not know better."""
         slices = (tuple(range(start, min(start + 256, len(self)))) for start in range(0, len(self), 256))
         return [label for part in slices for label in self.read(part).y.tolist()]
 

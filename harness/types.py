@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Sites = Literal["all", "modules"]
 FamilyName = Literal["relu", "smooth"]
 
+Target = Literal["class", "attributes", "values"]
+"""What labels are: a class; attributes, each there or not; numbers. See `harness.targets`."""
 Protocol = Literal["pixel", "paper"]
 Compile = Literal["auto", "always", "never"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
@@ -96,7 +98,7 @@ class Batch:
 
     Args:
         x: float32 [n, c, h, w] in [0, 1].
-        y: int64 [n].
+        y: int64 [n], of attributes int64 [n, k] of 0 and 1, of values float32 [n, k]; see `Target`.
         indices: each image's stable number in its data set; int64 [n].
         names: each image's file below the root of its data set, where it has one.
     """
