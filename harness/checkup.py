@@ -15,12 +15,13 @@ from harness.attacks.autoattack import Custom
 from harness.contracts import Model
 from harness.errors import HarnessError, ModelError, NothingToSteer
 from harness.estimate import Costs, gradient, measure
-from harness.evaluate import Workbench, admit, allowed, logits, workbench
+from harness.evaluate import Workbench, allowed, logits, workbench
 from harness.models.robustbench import RobustBench
 from harness.plan import grid
 from harness.published import published, unlike
 from harness.runtime import reproducible
 from harness.spec import Benchmark
+from harness.targets import QUESTIONS
 from harness.threats.lp import Lp
 from harness.types import Batch, Coverage
 
@@ -100,18 +101,22 @@ def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: st
                 return findings, None
             batch, check = bench.enter(images.to(device)), "clean"
             scores = logits(bench.loaded.network, batch.x)
-            admit(scores, batch.y)
-            findings.append(_clean(benchmark, model, scores, batch.y))
+            question = QUESTIONS[benchmark.dataset.target]
+            question.admit(scores, batch.y)
+            if benchmark.dataset.target == "class":
+                findings.append(_clean(benchmark, model, scores, batch.y))
             check, grid_ = "steering", benchmark.steering
             coverage = bench.loaded.coverage(grid_.sites, batch.x[:1], grid_.family)
             findings.append(_steering(benchmark, model, coverage))
             steerings = grid(grid_.beta, grid_.c, grid_.sites, grid_.family, coverage.native)
             network, check = bench.steered(steerings[-1], batch.x[:1]), "attack"
-            findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
+            if benchmark.threat.stages:
+                findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
             costs = measure(network, batch.part(range(min(len(batch), benchmark.batch_size))), benchmark.threat)
     except Exception as error:  # whatever a network raises on its first images
         return [*findings, problem(check, model.label, error)], None
-    return findings, Look(costs, float((scores.argmax(1) == batch.y).float().mean()), len(steerings))
+    right = float(question.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0
+    return findings, Look(costs, right, len(steerings) + len(model.adaptations))
 
 
 def _weights(model: Model, bench: Workbench) -> Finding:

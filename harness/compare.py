@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness import leaderboard, outcomes
+from harness.leaderboard import Key
+from harness.metrics import METRICS, of_row
 from harness.statistics import paired, unpaired
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WITHIN = ("model", "status", "chosen", "robust", "baseline", "delta_pp", "delta_low", "delta_high", "gained", "lost",
-          "p_value", "flags")  # fmt: skip
-BETWEEN = ("model", "beta", "c", "clean_pp", "robust_pp", "low", "high", "gained", "lost", "p_value", "test")
+WITHIN = (
+    "model", "metric", "status", "chosen", "robust", "baseline", "delta_pp", "delta_low", "delta_high", "gained",
+    "lost", "p_value", "flags",
+)  # fmt: skip
+BETWEEN = ("model", "method", "beta", "c", "clean_pp", "robust_pp", "low", "high", "gained", "lost", "p_value", "test")
 
-SAME_THREAT = ("threat", "eps", "attack", "protocol")
+SAME_THREAT = ("metric", "threat", "eps", "attack", "protocol")
 """Columns without whose equality robust accuracies do not mean the same."""
 NOISE = ("family", "seed", "batch_size", "weights_sha256", "ct_harness", "torch", "device")
 """Columns whose difference is named, and does not stop a comparison."""
@@ -37,14 +41,14 @@ class Comparison:
     Args:
         rows: the columns `BETWEEN`; differences are second less first, in percentage points.
         differences: in what the boards differ, a sentence each, and what that means for the comparison.
-        only_first: rows (model, β, c) that only the first board has.
+        only_first: rows that only the first board has.
         only_second: likewise.
     """
 
     rows: pd.DataFrame
     differences: tuple[str, ...]
-    only_first: tuple[outcomes.Key, ...]
-    only_second: tuple[outcomes.Key, ...]
+    only_first: tuple[Key, ...]
+    only_second: tuple[Key, ...]
 
 
 def between(
@@ -63,7 +67,7 @@ def between(
 
     left, right = leaderboard.scored_rows(first), leaderboard.scored_rows(second)
     shared = [key for key in left if key in right]
-    models = {model for model, _, _ in shared}
+    models = {key.model for key in shared}
     differences, alike, same_threat, same_images = _differences(
         *(board[board["model"].isin(models)] if models else board for board in (first, second))
     )
@@ -90,13 +94,17 @@ def between(
 Row = dict[str, object]
 
 
-def _robust(key: outcomes.Key, a: pd.Series, b: pd.Series, bits: object) -> Row:
+def _robust(key: Key, a: pd.Series, b: pd.Series, bits: object) -> Row:
+    metric = of_row(dict(a))
     if isinstance(bits, tuple) and key in bits[0] and key in bits[1]:
         found = paired(bits[0][key][1], bits[1][key][1])
+        low, high = metric.interval(found.low, found.high)
         extra: Row = {"gained": found.gained, "lost": found.lost, "p_value": found.p_value, "test": "paired"}
-        return {"robust_pp": 100 * found.delta, "low": 100 * found.low, "high": 100 * found.high} | extra
-    low, high, p_value = unpaired(a["robust"] * a["n"], int(a["n"]), b["robust"] * b["n"], int(b["n"]))
+        return {"robust_pp": 100 * metric.shown(found.delta), "low": 100 * low, "high": 100 * high} | extra
     delta = 100 * (b["robust"] - a["robust"])
+    if metric is not METRICS["class"]:  # a mean of graded answers tells nothing of their spread
+        return {"robust_pp": delta}
+    low, high, p_value = unpaired(a["robust"] * a["n"], int(a["n"]), b["robust"] * b["n"], int(b["n"]))
     return {"robust_pp": delta, "low": 100 * low, "high": 100 * high, "p_value": p_value, "test": "unpaired"}
 
 

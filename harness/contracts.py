@@ -19,7 +19,7 @@ from harness.types import AS_STORED, Batch, Cell, Outcome, Preprocessing, Target
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.loaded import Loaded
+    from harness.loaded import Scorable
     from harness.published import Published
 
 
@@ -66,8 +66,18 @@ class Model(Part):
         """What others have measured of it on ``dataset`` under ``threat`` (their kinds); None if nobody has."""
         return None
 
+    @property
+    def training(self) -> Dataset | None:
+        """The images that a part of it is fitted on when it is loaded; None where nothing is."""
+        return None
+
+    @property
+    def adaptations(self) -> tuple[str, ...]:
+        """What to score beside the steerings: other ways to adapt it, each by its name."""
+        return ()
+
     @abstractmethod
-    def load(self, *, offline: bool = False) -> Loaded:
+    def load(self, *, offline: bool = False) -> Scorable:
         """The network on the CPU, in eval mode, from images in [0, 1] to logits, its normalisation inside.
 
         Args:
@@ -130,10 +140,15 @@ class Dataset(Part):
         """The numbers of the chosen images of ``source``.
 
         Raises:
-            DataError: more are asked for than there are, or one twice.
+            DataError: more are asked for than there are, or one twice, or so many of each class where there are none.
         """
         if self.per_class is None:
             return self.subset(len(source))
+        if self.target != "class":
+            raise DataError(
+                f"dataset.per_class: the labels of {self.title} are {self.target}, and it has no classes to take "
+                f"{self.per_class} images of each from; give n or indices in its place"
+            )
         members: dict[int, list[int]] = {}
         for image, label in enumerate(source.labels()):
             members.setdefault(label, []).append(image)
@@ -207,6 +222,11 @@ class Threat(Part):
     @abstractmethod
     def stages(self) -> tuple[str, ...]:
         """The names of the stages, in order, without the clean stage, which every threat has."""
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The stages of an adversary; a "mean" threat has none."""
+        return self.stages if self.reduction == "worst" else ()
 
     def prepare(self, batch: Batch | None, *, offline: bool = False) -> None:
         """Have ready what the stages need, and refuse images they cannot work on; called before any cell runs.

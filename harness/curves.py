@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import LeaderboardError
-from harness.leaderboard import BOUNDED, FAILED, IN_SAMPLE, OK, SELECTED
+from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, OK, SELECTED
+from harness.metrics import METRICS, Metric, of_row
 from harness.statistics import wilson
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ HEADLINES = (SELECTED, IN_SAMPLE)
 
 
 class Point(NamedTuple):
-    """One accuracy at one β, in percent.
+    """One accuracy at one β, in percent, or whatever the metric is read in.
 
     Args:
         low: of the 95 % interval; where the row is bounded there is none, and ``value`` is what it can be at most.
@@ -52,10 +53,13 @@ class Panel:
 
     Args:
         baseline: β of the untouched network.
-        clean: its clean accuracy in percent.
+        clean: its clean accuracy in percent, or whatever the metric is read in.
         robust: likewise.
         chosen: β of the headline, with the number of folds that chose it.
         curves: c ascending.
+        others: what other methods have instead of β: robust, likewise.
+        metric: that all of them are.
+        attacked: whether there is a threat; otherwise clean and robust are the same.
     """
 
     model: str
@@ -64,11 +68,19 @@ class Panel:
     robust: float
     chosen: Mapping[float, int]
     curves: tuple[Curve, ...]
+    others: Mapping[str, float] = field(default_factory=dict)
+    metric: Metric = METRICS["class"]
+    attacked: bool = True
 
 
 def is_baseline(row: Mapping[Any, Any]) -> bool:
     """Whether a row is the untouched network's: finished, and not among those that Holm's p looks at."""
     return row["status"] == OK and not is_number(row["p_holm"])
+
+
+def is_attacked(row: Mapping[Any, Any]) -> bool:
+    """Whether a row is of a benchmark with a threat."""
+    return bool(row["threat"] != "clean")
 
 
 def is_number(value: Any) -> bool:
@@ -98,15 +110,20 @@ def failure(rows: Sequence[Mapping[Any, Any]]) -> str:
 def _panel(model: str, rows: Sequence[Mapping[Any, Any]]) -> Panel:
     untouched = baseline_of(model, rows)
     grid = [row for row in rows if row["status"] in (OK, BOUNDED)]
-    steered = [row for row in grid if not is_baseline(row)]
+    steered = [row for row in grid if row["method"] == CT]
+    others = [row for row in grid if row["method"] != CT and not is_baseline(row)]
+    metric = of_row(untouched)
     cs = sorted({float(row["c"]) for row in steered}) or [float(untouched["c"])]
     return Panel(
         model,
         float(untouched["beta"]),
-        100 * untouched["clean"],
-        100 * untouched["robust"],
+        metric.read(untouched["clean"]),
+        metric.read(untouched["robust"]),
         Counter(beta for row in rows if row["status"] in HEADLINES for beta in chosen(row)),
         tuple(_curve(c, [untouched, *(row for row in steered if row["c"] == c)]) for c in cs),
+        {str(row["method"]): metric.read(row["robust"]) for row in others},
+        metric,
+        is_attacked(untouched),
     )
 
 
@@ -135,6 +152,8 @@ def _curve(c: float, rows: Sequence[Mapping[Any, Any]]) -> Curve:
 
 
 def _clean(row: Mapping[Any, Any]) -> Point:
+    if not is_attacked(row):
+        return _robust(row)
     n = int(row["n"])
     return _point(row, "clean", *wilson(row["clean"] * n, n))
 
@@ -144,6 +163,6 @@ def _robust(row: Mapping[Any, Any]) -> Point:
 
 
 def _point(row: Mapping[Any, Any], name: str, low: float, high: float) -> Point:
-    known = row["status"] == OK
-    ends = (100 * float(low), 100 * float(high)) if known else (None, None)
-    return Point(float(row["beta"]), 100 * float(row[name]), ends[0], ends[1], bool(row["flags"]))
+    known, read = row["status"] == OK, of_row(row).read
+    ends = (read(float(low)), read(float(high))) if known else (None, None)
+    return Point(float(row["beta"]), read(float(row[name])), ends[0], ends[1], bool(row["flags"]))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from harness.admission import open_data
 from harness.checkup import Finding, Look, checkup, problem
+from harness.data import open_data, source
 from harness.errors import ModelError
 from harness.estimate import WORKER, available_memory, memory, seconds
-from harness.evaluate import source, workbench
+from harness.evaluate import workbench
 from harness.line import enough_for
 from harness.provenance import provenance
 from harness.runtime import resolve
@@ -106,6 +106,12 @@ def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Findi
     except Exception as error:  # also what a library raises on a damaged file
         yield problem("data", dataset.label, error)
         return None
+    if dataset.target != "class":
+        shape, labels = "×".join(map(str, batch.x.shape[1:])), f"{batch.y.shape[1]} {dataset.target} each"
+        yield Finding(
+            "data", dataset.label, "ok", f"{len(chosen)} images of {shape}; {len(few)} were read, with {labels}"
+        )
+        return batch, len(chosen)
     low, high = int(batch.y.min()), int(batch.y.max())
     if low < 0:
         text = f"image {few[int(batch.y.argmin())]} has the label {low}"
@@ -143,7 +149,7 @@ def _existing(folder: Path) -> Path:
 
 def _disk(benchmark: Benchmark, looks: list[Look], size: int, runs: Path) -> Finding:
     """Room for the adversarial images: under each steering one for each image that is right and falls."""
-    kept = size if benchmark.threat.reduction == "worst" else 0
+    kept = size if benchmark.threat.attacks else 0
     needed = sum(look.steerings * kept * look.correct * look.costs.image for look in looks)
     free = shutil.disk_usage(_existing(runs)).free
     text = f"at most about {_bytes(needed)} of adversarial images, and {_bytes(free)} are free"
@@ -184,7 +190,7 @@ def _duration(benchmark: Benchmark, looks: list[Look], size: int) -> Finding:
         each = seconds(threat, look.costs)
         if each is None:
             return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
-        total += each * size * look.steerings * (look.correct if threat.reduction == "worst" else 1)
+        total += each * size * look.steerings * (look.correct if threat.attacks else 1)
     lanes = sum(look.steerings for look in looks) * ceil(size / benchmark.batch_size)
     spoken = _spoken(total / min(benchmark.executor.slots, lanes))
     left_out = len(benchmark.models) - len(looks)

@@ -25,6 +25,8 @@ INK, CLEAN, ROBUST, PAPER = "#1d2125", "#d55e00", "#0072b2", "#fffffe"
 DASHES = ("-", (0, (3, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 2)))
 MARKERS = {ROBUST: ("o", "D", "^", "h"), CLEAN: ("s", "P", "X", "v", "p")}
 """Their numbers have no common divisor, so that a line and a marker meet again late: at the 21st c."""
+OTHERS = ((0, (5, 2)), (0, (8, 3)), (0, (5, 2, 1, 2)), (0, (5, 2, 1, 2, 1, 2)))
+"""Of the lines for other methods than steering."""
 PANEL = (4.3, 3.4)
 """Inches."""
 COLUMNS = 2
@@ -58,18 +60,22 @@ def draw(shown: Sequence[Panel], failures: Mapping[str, str] | None = None, titl
 
 def _draw(axis: Axes, panel: Panel, titled: bool) -> None:
     axis.set_facecolor(PAPER)
-    for what, colour, level in (("robust", ROBUST, panel.robust), ("clean", CLEAN, panel.clean)):
+    kinds = (("robust", ROBUST, panel.robust), ("clean", CLEAN, panel.clean))
+    for what, colour, level in kinds if panel.attacked else kinds[1:]:
         axis.axhline(level, color=colour, linewidth=0.9, linestyle=(0, (1, 2)), label=f"_baseline-{what}", zorder=1.5)
         looks = zip(cycle(DASHES if what == "robust" else DASHES[1:]), cycle(MARKERS[colour]), panel.curves)
         for dashes, marker, curve in looks:
             name = what if len(panel.curves) == 1 else f"{what}, c = {curve.c:g}"
             _line(axis, getattr(curve, what), name, {"color": colour, "linestyle": dashes, "marker": marker})
+    for shape, (method, level) in zip(cycle(OTHERS), panel.others.items()):
+        axis.axhline(level, color=INK, linewidth=0.9, linestyle=shape, label=method, zorder=1.4)
     _flagged(axis, panel)
     _chosen(axis, panel)
     if titled:
         axis.set_title(panel.model, fontsize=10, color=INK, parse_math=False)
     axis.set_xlabel(f"β  (untouched network: β = {panel.baseline:g})", fontsize=9, color=INK)
-    axis.set_ylabel("accuracy (%)", fontsize=9, color=INK)
+    name = panel.metric.name.replace("_", " ")
+    axis.set_ylabel(f"{name} (%)" if panel.metric.scale == 100 else name, fontsize=9, color=INK)
     axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axis.margins(x=0.05, y=0.1)
     axis.tick_params(labelsize=8.5, color=INK, labelcolor=INK)

@@ -101,14 +101,14 @@ def seconds(threat: Threat, costs: Costs) -> float | None:
         for stage in threat.stages:
             total += passes(stage, threat.attack, costs.classes).seconds(costs)
         return total
-    if threat.reduction == "mean":
+    if not threat.attacks:
         return costs.forward + len(threat.stages) * (costs.forward + costs.stage)
     return None
 
 
 def memory(threat: Threat, costs: Costs, batch_size: int) -> int:
     """Bytes that one process needs on the device, its libraries aside."""
-    alive = costs.activations * (WITH_GRAPH if threat.reduction == "worst" else WITHOUT_GRAPH)
+    alive = costs.activations * (WITH_GRAPH if threat.attacks else WITHOUT_GRAPH)
     return costs.weights + batch_size * int(COPIES * costs.image + alive)
 
 

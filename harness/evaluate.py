@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.contracts import Dataset, Flag, Model, Source, Threat
+from harness.contracts import Flag, Model, Threat
+from harness.data import source
 from harness.errors import HarnessError, InvalidAdversary, ModelError
-from harness.loaded import Loaded
+from harness.loaded import Scorable
 from harness.models.normalised import Normalised
 from harness.pace import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
-from harness.plan import CLEAN, MARGIN, REPLAY, REPLAY_FIRST
+from harness.plan import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
 from harness.protocol import in_normalised_space, normalised
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
 from harness.steering import Steered
+from harness.targets import QUESTIONS
 from harness.threats import SLACK_BOX
-from harness.types import Adversaries, Batch, Cell, Compile, Outcome, Precision, Preprocessing, Steering
+from harness.types import Adversaries, Batch, Cell, Compile, Outcome, Precision, Steering
 
 SHOWN = 256
 """Replayed images in one forward pass."""
@@ -44,6 +46,8 @@ def evaluate(cell: Cell) -> Outcome:
         raise ModelError(
             f"its weights changed while the benchmark ran ({task.weights_sha256[:12]} before); run it again"
         )
+    if cell.stage == TRAINING:
+        return _rehearse(cell, bench, device)
     batch = bench.enter(source(task.dataset, task.preprocessing, task.offline).read(cell.standing).to(device))
     with reproducible(), _flags() as flags:
         bench.lay_out(batch.x[:1])
@@ -53,25 +57,34 @@ def evaluate(cell: Cell) -> Outcome:
         scores, images = _run_stage(cell, network, attacked, batch)
         seconds = time.perf_counter() - started
     values = np.zeros(len(cell.shard.images), np.float32)
-    values[np.isin(cell.shard.images, cell.standing)] = scores.float().cpu().numpy()
-    adversaries = None
-    if cell.stage in (REPLAY_FIRST, *task.attacks) and not scores.all():
-        adversaries = Adversaries(images[~scores].cpu(), tuple(batch.indices[~scores].tolist()))
-    return Outcome(cell.key, values, seconds, tuple(sorted(flags)), provenance(device), adversaries)
+    values[np.isin(cell.shard.images, cell.standing)] = scores.cpu().numpy()
+    adversaries, lost = None, scores == 0
+    if cell.stage in (REPLAY_FIRST, *task.attacks) and lost.any():
+        adversaries = Adversaries(images[lost].cpu(), tuple(batch.indices[lost].tolist()))
+    known = provenance(device) | bench.loaded.fitted(cell.steering)
+    return Outcome(cell.key, values, seconds, tuple(sorted(flags)), known, adversaries)
+
+
+def _rehearse(cell: Cell, bench: Workbench, device: str) -> Outcome:
+    """How well what is fitted on some of the training images does on the others."""
+    started = time.perf_counter()
+    with reproducible(), _flags() as flags:
+        values = bench.loaded.rehearsed(cell.steering)
+    return Outcome(cell.key, values, time.perf_counter() - started, tuple(sorted(flags)), provenance(device))
 
 
 def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which images survive the stage, bool [n] (their margins, float [n]), and what it made of them [n, c, h, w].
+    """How each image fares in the stage, float [n] (or its margin), and what that made of it [n, c, h, w].
 
     What the attack made of them with ``attacked`` is judged by ``network``.
     """
-    threat = cell.task.threat
+    threat, question = cell.task.threat, QUESTIONS[cell.task.dataset.target]
     if cell.stage == MARGIN:
-        return margin(logits(network, batch.x), batch.y), batch.x
+        return question.margin(logits(network, batch.x), batch.y), batch.x
     if cell.stage in (REPLAY, REPLAY_FIRST):
         return _replay(cell, network, batch)
     if cell.stage == CLEAN:
-        admit(logits(network, batch.x), batch.y)
+        question.admit(logits(network, batch.x), batch.y)
         if not cell.task.normalised:
             threat.inspect(network, batch)
         images = batch.x
@@ -79,24 +92,24 @@ def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch
         with attacking(cell.task.precision):
             images = threat.perturb(cell.stage, attacked, batch, cell.seed).detach()
         allowed(threat, batch.x, images, anywhere=cell.task.normalised)
-    return logits(network, images).argmax(1) == batch.y, images
+    return question.outcome(logits(network, images), batch.y), images
 
 
 def _replay(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which images survive everything that is shown of them, bool [n], and what they are then; all checked again."""
+    """Which images survive everything that is shown of them, [n], and what they are then; all checked again."""
     assert cell.shown is not None
+    survived = torch.ones(len(batch), device=batch.x.device)
     if not cell.shown.indices:
-        return torch.ones(len(batch), dtype=torch.bool, device=batch.x.device), batch.x
+        return survived, batch.x
     position = {image: number for number, image in enumerate(cell.standing)}
     owners = torch.tensor([position[image] for image in cell.shown.indices], device=batch.x.device)
-    survived = torch.ones(len(batch), dtype=torch.bool, device=batch.x.device)
     became = batch.x.clone()
     for owner, images in zip(
         torch.split(owners, SHOWN), torch.split(cell.shown.images.to(batch.x.device), SHOWN), strict=True
     ):
         allowed(cell.task.threat, batch.x[owner], images, anywhere=cell.task.normalised)
         fooled = logits(network, images).argmax(1) != batch.y[owner]
-        survived[owner[fooled]] = False
+        survived[owner[fooled]] = 0
         became[owner[fooled]] = images[fooled]
     return survived, became
 
@@ -137,31 +150,11 @@ def logits(network: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
-def margin(scores: Tensor, y: Tensor) -> Tensor:
-    """By how much the logit of ``y`` leads the best other one, [n]; negative where the image is misclassified."""
-    others = scores.scatter(1, y[:, None], -torch.inf).amax(1)
-    return scores.gather(1, y[:, None])[:, 0] - others
-
-
-def admit(scores: Tensor, y: Tensor) -> None:
-    """Refuse a network whose logits on clean images are probabilities, or do not fit the labels."""
-    if y.max() >= scores.shape[1]:
-        raise ModelError(
-            f"the data have labels up to {y.max().item()}, but the network yields {scores.shape[1]} logits; "
-            "use a data set and a model with the same classes"
-        )
-    if scores.min() >= 0 and scores.max() <= 1 and torch.allclose(scores.sum(1), scores.new_ones(())):
-        raise ModelError(
-            "it yields probabilities, not logits: attacks on them see vanishing gradients; remove its softmax",
-            "probabilities",
-        )
-
-
 @dataclass
 class Workbench:
     """A model in this process, on its device, with the steered networks made so far (they share its weights)."""
 
-    loaded: Loaded
+    loaded: Scorable
     normalising: Normalised | None = None
     steered_so_far: dict[Steering, nn.Module] = field(default_factory=dict)
     attacked_so_far: dict[tuple[Steering, Compile, Precision], nn.Module] = field(default_factory=dict)
@@ -181,7 +174,7 @@ class Workbench:
     def lay_out(self, example: Tensor) -> None:
         """See `harness.pace.lay_out`; once, before anything is steered."""
         if not self.laid_out:
-            lay_out(self.loaded.network, example)
+            lay_out(self.loaded.body, example)
             self.laid_out = True
 
     def attacked(self, cell: Cell, example: Tensor) -> nn.Module:
@@ -227,17 +220,11 @@ def workbench(model: Model, device: str, offline: bool, normalised: bool = False
         raise
     except Exception as error:  # whatever a builder or a library raises: it is this model's failure
         raise ModelError(f"cannot be loaded: {type(error).__name__}: {error}") from error
-    training = [name or "the network" for name, module in loaded.network.named_modules() if module.training]
+    training = [name or "the network" for name, module in loaded.body.named_modules() if module.training]
     if training:
         raise ModelError(f"it is in training mode ({training[0]}); call network.eval() where it is built")
-    loaded.network.requires_grad_(False).to(device)
+    loaded.body.requires_grad_(False).to(device)
     return Workbench(*in_normalised_space(loaded)) if normalised else Workbench(loaded)
-
-
-@lru_cache(maxsize=2)
-def source(dataset: Dataset, preprocessing: Preprocessing, offline: bool) -> Source:
-    """Open ``dataset`` once a process for each preprocessing."""
-    return dataset.open(offline=offline).prepared(preprocessing)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from harness.curves import HEADLINES, baseline_of, failure, models
 from harness.errors import LeaderboardError
 from harness.headline import Row
 from harness.leaderboard import FORMATS
+from harness.metrics import of_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,7 @@ def _cells(model: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         yield {
             "model": model,
             r"$\beta$": str(row["chosen"]).replace(";", ", ") if steered else f"{row['beta']:g}",
-            r"clean (\%)": f"{100 * row['clean']:.1f}",
+            r"clean (\%)": _read(row, "clean"),
             r"robust (\%)": _robust(row),
             r"$\Delta$ (points)": _gain(row) if steered else "",
             "$p$": f"{row['p_value']:.2g}" if steered else "",
@@ -72,11 +73,18 @@ def _cells(model: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
 
 
 def _robust(row: Row) -> str:
-    return f"{100 * row['robust']:.1f} [{100 * row['robust_low']:.1f}, {100 * row['robust_high']:.1f}]"
+    return f"{_read(row, 'robust')} [{_read(row, 'robust_low')}, {_read(row, 'robust_high')}]"
+
+
+def _read(row: Row, column: str) -> str:
+    metric = of_row(row)
+    return f"{metric.read(row[column]):{metric.form}}"
 
 
 def _gain(row: Row) -> str:
-    return f"{row['delta_pp']:+.1f} [{row['delta_low']:+.1f}, {row['delta_high']:+.1f}]"
+    metric = of_row(row)
+    points = [f"{metric.points(row[name]):+{metric.form}}" for name in ("delta_pp", "delta_low", "delta_high")]
+    return f"{points[0]} [{points[1]}, {points[2]}]"
 
 
 FORMS: dict[str, tuple[str, Callable[[pd.DataFrame], str | bytes]]] = {

@@ -8,16 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from harness import flags, leaderboard
-from harness.admission import Admission, Data
+from harness.admission import Admission
+from harness.data import Data
 from harness.execute import State
 from harness.leaderboard import Entry, Headline, Score
+from harness.metrics import METRICS
 from harness.plan import Lane
 from harness.published import Published
 from harness.resampling import of_procedure
-from harness.selection import CrossValidation, InSample, choose, selection_sets
+from harness.selection import CrossValidation, InSample, Scored, choose, selection_sets
 from harness.spec import Benchmark
 from harness.statistics import paired
-from harness.types import Steering
+from harness.types import Outcome, Steering, Task
 
 Replayed = Mapping[int, np.ndarray]
 """What stands after the replay, [n], by the number of the lane; for lanes that had something to be shown."""
@@ -28,14 +30,16 @@ def entry(
     admission: Admission,
     state: State[Lane],
     replayed: Replayed,
+    rehearsed: Sequence[Scored] = (),
 ) -> Entry:
-    """What the board says of one model."""
+    """What the board says of one model; ``rehearsed`` are its scores on training images, if β is chosen there."""
     label, data = admission.model.label, admission.data
     published = admission.model.published(benchmark.dataset.kind, benchmark.threat.kind)
     shared: dict[str, object] = {
         "model": label,
         "family": benchmark.steering.family,
         "dataset": benchmark.dataset.label,
+        "metric": METRICS[benchmark.dataset.target].name,
         **_threat(benchmark),
         "protocol": benchmark.protocol,
         "seed": benchmark.seed,
@@ -48,6 +52,8 @@ def entry(
     if admission.task is None or admission.coverage is None or data is None or failure is not None:
         return Entry(shared, failure=str(failure), flag=failure.flag if failure else None)
     shared["weights_sha256"] = admission.task.weights_sha256
+    if admission.training is not None:
+        shared["fitted_from"] = admission.task.weights_sha256
     by_steering: dict[Steering, list[int]] = {}
     for number, lane in state.of(label).items():
         by_steering.setdefault(lane.steering, []).append(number)
@@ -58,13 +64,15 @@ def entry(
         for steering, numbers in by_steering.items()
     ]
     scores = [_compared(score, published) for score in scores]
-    return Entry(shared, scores, _headline(benchmark, scores, data), admission.coverage)
+    headline = _headline(benchmark, scores, data, rehearsed)
+    metric = METRICS[benchmark.dataset.target]
+    return Entry(shared, scores, headline, admission.coverage, admission.trainable, metric)
 
 
 def _threat(benchmark: Benchmark) -> dict[str, str]:
     """The threat's columns, its attack with the shortcuts taken."""
     columns = dict(benchmark.threat.columns())
-    if benchmark.threat.reduction == "worst":
+    if benchmark.threat.attacks:
         columns["attack"] = "+".join([columns["attack"], *shortcuts(benchmark)])
     return columns
 
@@ -96,14 +104,15 @@ def _compared(score: Score, published: Published | None) -> Score:
     return replace(score, flags=score.flags | found)
 
 
-def _headline(benchmark: Benchmark, scores: Sequence[Score], data: Data) -> Headline:
-    selection = benchmark.selection
+def _headline(benchmark: Benchmark, every: Sequence[Score], data: Data, rehearsed: Sequence[Scored]) -> Headline:
+    """What choosing β gives; the other methods are not chosen from."""
+    selection, scores = benchmark.selection, [score for score in every if not score.steering.method]
     setting = {"cross_validation": "folds", "holdout": "share"}.get(selection.kind)
     name = f"{selection.kind}:{getattr(selection, setting):g}" if setting else selection.kind
     status = leaderboard.IN_SAMPLE if isinstance(selection, InSample) else leaderboard.SELECTED
-    choice = choose(selection, scores, data.labels, benchmark.seed)
+    choice = choose(selection, scores, data.strata, benchmark.seed, rehearsed)
     if isinstance(selection, CrossValidation):
-        gain = of_procedure(scores, selection_sets(selection, data.labels, benchmark.seed), benchmark.seed)
+        gain = of_procedure(scores, selection_sets(selection, data.strata, benchmark.seed), benchmark.seed)
     else:  # the choice is made on other images altogether, or is not to be trusted anyway
         (baseline,) = (score for score in scores if score.steering.is_baseline)
         gain = paired(baseline.robust[choice.reported], choice.scores(scores)[1])
@@ -135,7 +144,7 @@ def _score(
         summary = lanes[0].task.threat.summary(
             {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
         )
-        if lanes[0].task.threat.reduction == "worst":
+        if lanes[0].task.attacks:
             stands = [replayed.get(number, part) for number, (_, part) in zip(numbers, bounds, strict=True)]
             replay = np.concatenate(stands)[order]
             marks = marks | flags.of_stages(stages) | flags.of_replay(robust, replay, replay_points)
@@ -150,11 +159,17 @@ def _score(
         replay=replay,
         flags=frozenset(marks | {flag for outcome in outcomes for flag in outcome.flags}),
         seconds=sum(outcome.seconds for outcome in outcomes),
-        versions={
-            name: "+".join(sorted({outcome.provenance[name] for outcome in outcomes}))
-            for name in ("ct_harness", "torch", "device")
-        },
+        versions=_versions(lanes[0].task, outcomes),
     )
+
+
+def _versions(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """What computed the outcomes, and with which weights; where some of them were fitted, with those."""
+    given = {"weights_sha256": task.weights_sha256}
+    return {
+        name: "+".join(sorted({(given | dict(outcome.provenance))[name] for outcome in outcomes}))
+        for name in ("ct_harness", "torch", "device", "weights_sha256")
+    }
 
 
 def _after(lane: Lane, done: Sequence[np.ndarray], position: int) -> np.ndarray:

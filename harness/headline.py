@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness import curves
 from harness.leaderboard import IN_SAMPLE
+from harness.metrics import METRICS, Metric, of_row
 
 ALPHA = 0.05
 """A headline whose p is below this is evidence."""
@@ -28,7 +29,7 @@ class Summary(NamedTuple):
     """What came out for one model.
 
     Args:
-        gain: at the selected β, in points; None where there is no score.
+        gain: at the selected β, in hundredths of the metric, so in points of an accuracy; None where there is no score.
         sentence: how β was chosen, and the numbers.
         plain: what that means.
     """
@@ -38,6 +39,7 @@ class Summary(NamedTuple):
     gain: float | None
     sentence: str
     plain: str
+    metric: Metric = METRICS["class"]
 
     @property
     def word(self) -> str:
@@ -47,7 +49,12 @@ class Summary(NamedTuple):
     @property
     def points(self) -> str:
         """The gain, such as +4.0; empty where there is none."""
-        return "" if self.gain is None else signed(self.gain)
+        return "" if self.gain is None else _read(self.metric, self.gain)
+
+    @property
+    def unit(self) -> str:
+        """Of the gain."""
+        return unit(self.metric)
 
 
 def summary(model: str, rows: Sequence[Row]) -> Summary:
@@ -58,16 +65,17 @@ def summary(model: str, rows: Sequence[Row]) -> Summary:
     if not headlines:
         return Summary(model, "neither", None, "No β was selected.", "Nothing is claimed.")
     row = headlines[0]
+    metric = of_row(row)
     p_value = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.2g}"
     sentence = (
-        f"β = {_chosen(row)}, {_procedure(str(row['selection']))}: {signed(row['delta_pp'])} points, "
-        f"95 % {signed(row['delta_low'])} … {signed(row['delta_high'])}, "
+        f"β = {_chosen(row)}, {_procedure(str(row['selection']))}: {gain(row, row['delta_pp'])} {unit(metric)}, "
+        f"95 % {gain(row, row['delta_low'])} … {gain(row, row['delta_high'])}, "
         f"{row['gained']:.0f} gained, {row['lost']:.0f} lost, {p_value}"
     )
     found = verdict(row)
     flags = str(row["flags"]).replace(";", ", ")
     doubt = f" The row is flagged ({flags}): read what that means before believing its numbers." if flags else ""
-    return Summary(model, found, float(row["delta_pp"]), sentence, _plain(found, row, rows) + doubt)
+    return Summary(model, found, float(row["delta_pp"]), sentence, _plain(found, row, rows) + doubt, metric)
 
 
 def verdict(row: Row) -> Verdict:
@@ -76,7 +84,7 @@ def verdict(row: Row) -> Verdict:
         return "untrusted"
     if row["p_value"] >= ALPHA:
         return "neither"
-    return "gain" if row["delta_pp"] > 0 else "loss"
+    return "gain" if of_row(row).sign * row["delta_pp"] > 0 else "loss"
 
 
 def _plain(found: Verdict, row: Row, rows: Sequence[Row]) -> str:
@@ -84,9 +92,10 @@ def _plain(found: Verdict, row: Row, rows: Sequence[Row]) -> str:
     untouched = curves.baseline_of(str(row["model"]), rows)["beta"]
     if set(curves.chosen(row)) == {untouched}:
         return f"The untouched network (β = {untouched:g}) was the best, so steering neither gains nor loses anything."
+    better, worse = ("more robust", "less robust") if curves.is_attacked(row) else ("better", "worse")
     return {
-        "gain": f"Chance alone hardly explains it: on these {n}, steering makes the network more robust.",
-        "loss": f"Chance alone hardly explains it: on these {n}, steering makes the network less robust.",
+        "gain": f"Chance alone hardly explains it: on these {n}, steering makes the network {better}.",
+        "loss": f"Chance alone hardly explains it: on these {n}, steering makes the network {worse}.",
         "neither": f"On {n} chance alone may explain the difference; more images would tell.",
         "untrusted": (
             "β was chosen on the very images that it is reported on, which shows a gain where there is none: this is "
@@ -107,7 +116,27 @@ def _procedure(selection: str) -> str:
     kind, _, setting = selection.partition(":")
     if kind == "holdout":
         return f"chosen on {100 * float(setting):g} % of the images and reported on the others"
-    return {"cross_validation": "cross-validated", "none": "chosen in-sample"}.get(kind, selection)
+    words = {
+        "cross_validation": "cross-validated",
+        "none": "chosen in-sample",
+        "training": "cross-validated on the training images",
+    }
+    return words.get(kind, selection)
+
+
+def gain(row: Row, hundredths: float) -> str:
+    """A difference of a row's metric, as people read it: points of an accuracy, an error as such."""
+    return _read(of_row(row), hundredths)
+
+
+def unit(metric: Metric) -> str:
+    """What a difference is counted in."""
+    return "points" if metric.scale == 100 else metric.name.replace("_", " ")
+
+
+def _read(metric: Metric, hundredths: float) -> str:
+    points = metric.points(hundredths)
+    return signed(points) if metric.scale == 100 else f"{points + 0.0:+{metric.form}}".replace("-", "−")
 
 
 def signed(points: float, digits: int = 1) -> str:

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from harness.errors import LeaderboardError
 from harness.files import write_whole
+from harness.metrics import METRICS, Metric
 from harness.selection import Choice, Scored, better
-from harness.statistics import Paired, holm, paired, wilson
+from harness.statistics import Paired, holm, interval, paired
 from harness.types import Coverage, Steering
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = {
-    "rank": "d", "model": "s", "beta": ".6g", "c": ".6g", "family": "s", "clean": ".6f", "robust": ".6f",
+    "rank": "d", "model": "s", "method": "s", "beta": ".6g", "c": ".6g", "family": "s", "clean": ".6f", "robust": ".6f",
     "robust_low": ".6f", "robust_high": ".6f", "delta_pp": "+.4f", "delta_low": "+.4f", "delta_high": "+.4f",
     "gained": "d", "lost": "d", "p_value": ".4g", "p_holm": ".4g", "robust_replay": ".6f", "mce": ".4f",
     "published_clean": ".4f", "published_robust": ".4f", "status": "s", "selection": "s", "chosen": "s", "sites": "d",
-    "steered": "d", "n": "d", "dataset": "s", "threat": "s", "eps": "s", "attack": "s", "protocol": "s", "flags": "s",
-    "seed": "d", "batch_size": "d", "weights_sha256": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s",
-    "device": "s", "seconds": ".1f",
+    "steered": "d", "trainable_parameters": "d", "n": "d", "dataset": "s", "metric": "s", "threat": "s", "eps": "s",
+    "attack": "s", "protocol": "s", "flags": "s", "seed": "d", "batch_size": "d", "weights_sha256": "s",
+    "fitted_from": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s", "device": "s", "seconds": ".1f",
 }  # fmt: skip
 """The columns in their order, and how each is written."""
 
@@ -39,6 +40,9 @@ TEXT = [name for name, kind in FORMATS.items() if kind == "s"]
 OK, BOUNDED, SELECTED, IN_SAMPLE, FAILED = "ok", "bounded", "selected", "in-sample", "failed"
 """What ``status`` begins with: a point of the grid; one that was given up, with what it can be at most; the headline;
 the headline that is not to be trusted; no score."""
+
+CT, UNTOUCHED, LINEAR_PROBE = "ct", "untouched", "linear_probe"
+"""What ``method`` is of a steering; of the baseline, as it came or with a probe on it. Others name themselves."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Score(Scored):
         replay: `robust` when the images found under other steerings count too, [n]; None where there are none.
         flags: of all its cells, and of these scores.
         seconds: of all its cells.
-        versions: ``ct_harness``, ``torch`` and ``device`` of its cells; several where they differ.
+        versions: ``ct_harness``, ``torch``, ``device`` and ``weights_sha256`` of its cells; several where they differ.
     """
 
     complete: bool
@@ -83,12 +87,18 @@ class Headline:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the board says of one model: the columns that its rows share, and its scores, or why there are none."""
+    """What the board says of one model: the columns that its rows share, and its scores, or why there are none.
+
+    Args:
+        trainable: how many numbers are fitted, by method; "" is that of the steerings.
+    """
 
     shared: dict[str, object]
     scores: Sequence[Score] = ()
     headline: Headline | None = None
     coverage: Coverage | None = None
+    trainable: Mapping[str, int] = field(default_factory=lambda: {"": 0})
+    metric: Metric = METRICS["class"]
     failure: str | None = None
     flag: str | None = None
 
@@ -112,6 +122,8 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
         | dict(score.summary)
         | {
             "rank": rank,
+            "method": method_of(entry, score.steering),
+            "trainable_parameters": entry.trainable[score.steering.method],
             "beta": score.steering.beta,
             "c": score.steering.c,
             "p_holm": p_holm.get(score.steering),
@@ -122,6 +134,13 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
         for rank, score in enumerate(ordered, start=1)
     ]
     return [_headline(entry, entry.headline, baseline), *rows] if entry.headline else rows
+
+
+def method_of(entry: Entry, steering: Steering) -> str:
+    """How the network of a row came about, in the column ``method``."""
+    if steering.is_baseline:
+        return LINEAR_PROBE if entry.trainable[""] else UNTOUCHED
+    return steering.method or CT
 
 
 def _rank(score: Score) -> tuple[float, ...]:
@@ -149,6 +168,9 @@ def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, ob
         _row(entry, Scored(baseline.steering, clean, robust), replay, headline.gain)
         | baseline.versions
         | {
+            "method": CT,
+            "trainable_parameters": entry.trainable[""],
+            "weights_sha256": "+".join(sorted({score.versions["weights_sha256"] for score in used})),
             "beta": only.beta if only else None,
             "c": only.c if only else None,
             "status": headline.status,
@@ -163,8 +185,9 @@ def _bounded(entry: Entry, scored: Scored) -> dict[str, object]:
     """The numbers of a row that was given up: what its accuracies can be at most."""
     assert entry.coverage is not None
     return entry.shared | {
-        "clean": float(scored.clean.mean(dtype=np.float64)),
-        "robust": float(scored.robust.mean(dtype=np.float64)),
+        "metric": entry.metric.name,
+        "clean": entry.metric.shown(float(scored.clean.mean(dtype=np.float64))),
+        "robust": entry.metric.shown(float(scored.robust.mean(dtype=np.float64))),
         "sites": entry.coverage.sites,
         "steered": entry.coverage.steered,
         "n": len(scored.robust),
@@ -173,17 +196,19 @@ def _bounded(entry: Entry, scored: Scored) -> dict[str, object]:
 
 def _row(entry: Entry, scored: Scored, replay: np.ndarray | None, against: Paired) -> dict[str, object]:
     """The numbers of any finished row, with the comparison with the baseline on the same images."""
-    low, high = wilson(float(scored.robust.sum()), len(scored.robust))
+    shown, ends = entry.metric.shown, entry.metric.interval
+    low, high = ends(*interval(scored.robust, graded=entry.metric is not METRICS["class"]))
+    delta_low, delta_high = ends(against.low, against.high)
     return _bounded(entry, scored) | {
         "robust_low": low,
         "robust_high": high,
-        "delta_pp": 100 * against.delta,
-        "delta_low": 100 * against.low,
-        "delta_high": 100 * against.high,
+        "delta_pp": 100 * shown(against.delta),
+        "delta_low": 100 * delta_low,
+        "delta_high": 100 * delta_high,
         "gained": against.gained,
         "lost": against.lost,
         "p_value": against.p_value,
-        "robust_replay": None if replay is None else float(replay.mean(dtype=np.float64)),
+        "robust_replay": None if replay is None else shown(float(replay.mean(dtype=np.float64))),
     }
 
 
@@ -220,10 +245,30 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
-def scored_rows(table: pd.DataFrame, status: str = OK) -> dict[tuple[str, float, float], pd.Series]:
-    """The rows of the grid by model, β and c: those that were finished, or those that are `BOUNDED`."""
-    scored = table[table["status"] == status]
-    return {(str(row["model"]), float(row["beta"]), float(row["c"])): row for _, row in scored.iterrows()}
+class Key(NamedTuple):
+    """What a row is about."""
+
+    model: str
+    method: str
+    beta: float
+    c: float
+
+    @property
+    def name(self) -> str:
+        """In words: the model, and the steering or the other method."""
+        if self.method not in (CT, UNTOUCHED, LINEAR_PROBE):
+            return f"{self.model} {self.method}"
+        return f"{self.model} β={self.beta:g}" + ("" if self.c == 0.5 else f" c={self.c:g}")
+
+
+def key_of(row: Mapping[Any, Any]) -> Key:
+    """What a row of the grid is about."""
+    return Key(str(row["model"]), str(row["method"]), float(row["beta"]), float(row["c"]))
+
+
+def scored_rows(table: pd.DataFrame, status: str = OK) -> dict[Key, pd.Series]:
+    """The rows of the grid: those that were finished, or those that are `BOUNDED`."""
+    return {key_of(row): row for _, row in table[table["status"] == status].iterrows()}  # type: ignore[arg-type]
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

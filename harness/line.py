@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import leaderboard, spec
-from harness.admission import Admission, Data, admit_model, open_data
+from harness.admission import Admission, admit_model
+from harness.data import Data, open_data, source
 from harness.errors import ModelError, SpecError
-from harness.evaluate import source, workbench
+from harness.evaluate import workbench
 from harness.execute import Agenda, Crew, Everything, Observer, Races, State
 from harness.fragile import Margins, margins, most_fragile_first
 from harness.gather import entry
 from harness.leaderboard import Entry
 from harness.ledger import Ledger
 from harness.plan import Lane, grid, lanes, shards
+from harness.rehearsal import Rehearsal, rehearsals, scored
 from harness.replay import replays
 from harness.search import Full, Race
-from harness.selection import CrossValidation, Holdout, selection_sets
+from harness.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
 from harness.spec import Benchmark
-from harness.types import Cell, Outcome, Preprocessing
+from harness.types import Cell, Outcome, Preprocessing, Steering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,21 +86,48 @@ def entries(
                 observer.failed(admission.model.label, admission.failure)
         with benchmark.executor as executor:
             crew = Crew(executor, ledger, observer)
-            state = _searched(benchmark, admissions, crew)
+            first = State(_margins(benchmark, admissions), crew.ledger)
+            crew.compute(first, Everything(first))
+            rehearsed = _rehearsed(benchmark, admissions, first.failures, crew)
+            state = _searched(benchmark, admissions, first, rehearsed, crew)
             replayed = _replayed(state, crew)
-    return [entry(benchmark, admission, state, replayed) for admission in admissions]
+    return [entry(benchmark, one, state, replayed, rehearsed.get(one.model.label, ())) for one in admissions]
 
 
-def _searched(benchmark: Benchmark, admissions: Sequence[Admission], crew: Crew) -> State[Lane]:
+Rehearsed = Mapping[str, Sequence[Scored]]
+"""The scores on training images by the model's label, where β is chosen on those."""
+
+
+def _rehearsed(
+    benchmark: Benchmark, admissions: Sequence[Admission], failures: dict[str, ModelError], crew: Crew
+) -> Rehearsed:
+    """Every steering's scores on the training images; what fails is added to ``failures``."""
+    if not isinstance(benchmark.selection, OnTraining):
+        return {}
+    ready = [one for one in admissions if one.training is not None and one.model.label not in failures]
+    state = State([track for one in ready for track in _rehearsals(benchmark, one)], crew.ledger)
+    crew.compute(state, Everything(state))
+    failures |= state.failures
+    labels = (one.model.label for one in ready)
+    return {label: scored(state, label) for label in labels if label not in failures}
+
+
+def _rehearsals(benchmark: Benchmark, admission: Admission) -> list[Rehearsal]:
+    assert admission.task is not None
+    assert admission.training is not None
+    return rehearsals(admission.task, _grid(benchmark, admission), admission.training)
+
+
+def _searched(
+    benchmark: Benchmark, admissions: Sequence[Admission], first: State[Margins], rehearsed: Rehearsed, crew: Crew
+) -> State[Lane]:
     """The lanes of all models, as far as the search took them."""
-    first = State(_margins(benchmark, admissions), crew.ledger)
-    crew.compute(first, Everything(first))
     state = State(_lanes(benchmark, admissions, first), crew.ledger)
     state.failures |= first.failures
-    if isinstance(benchmark.search, Full):
+    if isinstance(benchmark.search, Full) or not benchmark.threat.stages:  # nothing to give up
         crew.compute(state, Everything(state))
     else:
-        races = Races(state, _races(benchmark, benchmark.search.top, admissions, state))
+        races = Races(state, _races(benchmark, benchmark.search.top, admissions, state, rehearsed))
         crew.compute(state, races)
         races.forget_what_nobody_asked_for()
     return state
@@ -160,24 +189,35 @@ def _margins(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Marg
 
 def _lanes(benchmark: Benchmark, admissions: Sequence[Admission], first: State[Margins]) -> list[Lane]:
     """Of every model whose margins are known, its data cut most fragile first."""
-    steering = benchmark.steering
     made: list[Lane] = []
     for admission in admissions:
-        task, coverage, data = admission.task, admission.coverage, admission.data
-        if task is None or coverage is None or data is None or task.label in first.failures:
+        task, data = admission.task, admission.data
+        if task is None or data is None or task.label in first.failures:
             continue
-        points = grid(steering.beta, steering.c, steering.sites, steering.family, coverage.native)
         own = [first.values(number)[0] for number in first.of(task.label)]
-        made += lanes(task, points, shards(most_fragile_first(data.digests, own), benchmark.batch_size))
+        cut = shards(most_fragile_first(data.digests, own), benchmark.batch_size)
+        made += lanes(task, _grid(benchmark, admission), cut)
     return made
 
 
-def _races(benchmark: Benchmark, top: int, admissions: Sequence[Admission], state: State[Lane]) -> dict[str, Race]:
+def _grid(benchmark: Benchmark, admission: Admission) -> tuple[Steering, ...]:
+    """All that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
+    assert admission.coverage is not None
+    beta, c, sites, family = (getattr(benchmark.steering, name) for name in ("beta", "c", "sites", "family"))
+    return grid(beta, c, sites, family, admission.coverage.native, admission.model.adaptations)
+
+
+def _races(
+    benchmark: Benchmark, top: int, admissions: Sequence[Admission], state: State[Lane], rehearsed: Rehearsed
+) -> dict[str, Race]:
+    """For each model; the other methods are always finished, and so is the β that training images chose."""
     races = {}
     for admission in admissions:
         label, data = admission.model.label, admission.data
         own = state.of(label)
         if own and data is not None:
-            sets = selection_sets(benchmark.selection, data.labels, benchmark.seed)
-            races[label] = Race(own, list(data.digests), [chosen_on for chosen_on, _ in sets], top)
+            sets = [chosen_on for chosen_on, _ in selection_sets(benchmark.selection, data.strata, benchmark.seed)]
+            asked = {lane.steering for lane in own.values() if lane.steering.method}
+            asked |= {min(scores, key=better).steering for scores in (rehearsed.get(label),) if scores}
+            races[label] = Race(own, list(data.digests), sets, top, asked)
     return races

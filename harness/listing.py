@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness import curves
-from harness.headline import signed
-from harness.leaderboard import BOUNDED
+from harness.headline import gain
+from harness.leaderboard import BOUNDED, CT, LINEAR_PROBE, UNTOUCHED
+from harness.metrics import of_row
 
 USUAL_C = {"relu": 0.5, "smooth": 1.0}
 """Of each family; another one is named."""
@@ -69,12 +70,23 @@ def _number(name: str, form: str) -> Callable[[Row], Cell]:
     return lambda row: Cell(f"{row[name]:{form}}", float(row[name])) if curves.is_number(row[name]) else EMPTY
 
 
-def _percent(name: str) -> Callable[[Row], Cell]:
+def _read(name: str) -> Callable[[Row], Cell]:
     def fill(row: Row) -> Cell:
+        if not curves.is_number(row[name]):
+            return EMPTY
+        metric = of_row(row)
         at_most = "≤\N{NO-BREAK SPACE}" if row["status"] == BOUNDED else ""
-        return Cell(f"{at_most}{100 * row[name]:.1f}", float(row[name])) if curves.is_number(row[name]) else EMPTY
+        return Cell(f"{at_most}{metric.read(row[name]):{metric.form}}", float(row[name]))
 
     return fill
+
+
+def _robust(row: Row) -> Cell:
+    return _read("robust")(row) if curves.is_attacked(row) else EMPTY
+
+
+def _percent(name: str) -> Callable[[Row], Cell]:
+    return lambda row: Cell(f"{100 * row[name]:.1f}", float(row[name])) if curves.is_number(row[name]) else EMPTY
 
 
 def _word(name: str) -> Callable[[Row], Cell]:
@@ -82,6 +94,8 @@ def _word(name: str) -> Callable[[Row], Cell]:
 
 
 def _beta(row: Row) -> Cell:
+    if row["method"] not in (CT, UNTOUCHED, LINEAR_PROBE):
+        return EMPTY
     if row["chosen"]:
         return Cell(str(row["chosen"]).replace(";", " "), min(curves.chosen(row)))
     if curves.failure([row]):
@@ -98,16 +112,19 @@ def _kind(row: Row) -> Cell:
 
 def _robust_interval(row: Row) -> Cell:
     low, high = row["robust_low"], row["robust_high"]
-    return Cell(f"{100 * low:.1f}{TO}{100 * high:.1f}", float(low)) if curves.is_number(low) else EMPTY
+    if not curves.is_number(low):
+        return EMPTY
+    metric = of_row(row)
+    return Cell(f"{metric.read(low):{metric.form}}{TO}{metric.read(high):{metric.form}}", float(low))
 
 
 def _gain(row: Row) -> Cell:
-    return Cell(signed(row["delta_pp"]), float(row["delta_pp"])) if _compared(row) else EMPTY
+    return Cell(gain(row, row["delta_pp"]), float(row["delta_pp"])) if _compared(row) else EMPTY
 
 
 def _gain_interval(row: Row) -> Cell:
     low, high = row["delta_low"], row["delta_high"]
-    return Cell(f"{signed(low)}{TO}{signed(high)}", float(low)) if _compared(row) else EMPTY
+    return Cell(f"{gain(row, low)}{TO}{gain(row, high)}", float(low)) if _compared(row) else EMPTY
 
 
 def _images(name: str) -> Callable[[Row], Cell]:
@@ -129,24 +146,31 @@ def _steered(row: Row) -> Cell:
     return Cell(f"{steered:.0f} of {sites:.0f}", float(steered)) if curves.is_number(steered) else EMPTY
 
 
+def _trained(row: Row) -> Cell:
+    value = row["trainable_parameters"]
+    return Cell(f"{value:,.0f}", float(value)) if curves.is_number(value) and value else EMPTY
+
+
 COLUMNS = (
     Column("rank", "place among the model's steerings, best first", _number("rank", ".0f")),
     Column("model", "", _word("model"), numeric=False),
+    Column("method", "ct: steered, nothing else; or another way to adapt the network", _word("method"), numeric=False),
     Column("β", "the steering; of a selected row, the β of each fold", _beta),
     Column("row", "selected: the headline; untouched: the network as it is; bounded: given up, at most", _kind, False),
-    Column("clean", "accuracy without the threat, percent", _percent("clean")),
-    Column("robust", "accuracy under the threat, percent", _percent("robust")),
-    Column("95 % of robust", "Wilson's interval, percent", _robust_interval),
+    Column("clean", "accuracy without the threat, percent; or the metric named above", _read("clean")),
+    Column("robust", "accuracy under the threat, percent", _robust),
+    Column("95 %", "interval of robust, or where nothing is attacked of clean: Wilson's, percent", _robust_interval),
     Column("Δ", "robust less that of the untouched network, points", _gain),
     Column("95 % of Δ", "its interval, points", _gain_interval),
     Column("gained", "images won against the untouched network", _images("gained")),
     Column("lost", "images lost against it", _images("lost")),
     Column("p", "adjusted over the steerings (Holm); of a selected row its own", _p_value),
-    Column("replay", "accuracy when adversarial images found at other β count too, percent", _percent("robust_replay")),
+    Column("replay", "accuracy when adversarial images found at other β count too, percent", _read("robust_replay")),
     Column("mCE", "mean corruption error, percent; lower is better", _number("mce", ".1f")),
     Column("published clean", "of the untouched network, percent", _percent("published_clean")),
     Column("published robust", "of the untouched network, percent", _percent("published_robust")),
     Column("steered", "activations that the steering reaches", _steered),
+    Column("trained", "numbers that were fitted on training images, the probe's among them", _trained),
     Column("flags", "explained below", _word("flags"), numeric=False),
     Column("seconds", "of computing", _number("seconds", ".0f")),
 )

@@ -2,7 +2,8 @@
 
 ``leaderboards/x.csv`` has ``leaderboards/x.outcomes.csv``: a row for each model, steering and stage, whose column
 ``outcomes`` is a string of 0 (lost), 1 (standing) and ? (not attacked, since the steering was given up before), one
-character an image, in the benchmark's order.
+character an image, in the benchmark's order. Where an answer is graded, it is a number an image, with spaces between:
+the share of the attributes that are right, or the negative of a squared error.
 """
 
 from __future__ import annotations
@@ -15,16 +16,13 @@ import numpy as np
 
 from harness.errors import LeaderboardError
 from harness.files import write_whole
-from harness.leaderboard import Entry
+from harness.leaderboard import Entry, Key, method_of
 from harness.plan import CLEAN, REPLAY
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("model", "beta", "c", "stage", "outcomes")
-Key = tuple[str, float, float]
-"""Model, β and c."""
-
+COLUMNS = ("model", "method", "beta", "c", "stage", "outcomes")
 
 SUFFIX = ".outcomes.csv"
 
@@ -46,7 +44,7 @@ def table(entries: Iterable[Entry]) -> pd.DataFrame:
     return pd.DataFrame(list(_rows(entries)), columns=list(COLUMNS))
 
 
-def _rows(entries: Iterable[Entry]) -> Iterator[tuple[str, str, str, str, str]]:
+def _rows(entries: Iterable[Entry]) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         for score in sorted(entry.scores, key=lambda score: (-score.steering.beta, score.steering.c)):
             stages = dict(score.stages) | ({REPLAY: score.replay} if score.replay is not None else {})
@@ -54,11 +52,20 @@ def _rows(entries: Iterable[Entry]) -> Iterator[tuple[str, str, str, str, str]]:
                 beta, c = score.steering.beta, score.steering.c
                 yield (
                     str(entry.shared["model"]),
+                    method_of(entry, score.steering),
                     f"{beta:.6g}",
                     f"{c:.6g}",
                     stage,
-                    "".join("?" if np.isnan(value) else "1" if value > 0 else "0" for value in values),
+                    written(values),
                 )
+
+
+def written(values: np.ndarray) -> str:
+    """Outcomes as the file has them."""
+    known = values[~np.isnan(values)]
+    if np.isin(known, (0.0, 1.0)).all():
+        return "".join("?" if np.isnan(value) else f"{value:.0f}" for value in values)
+    return " ".join(f"{value:.7g}" for value in values)
 
 
 def write(outcomes: pd.DataFrame, board: Path) -> None:
@@ -78,7 +85,9 @@ def read(board: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     try:
-        found = pd.read_csv(path, dtype={"model": str, "stage": str, "outcomes": str}, keep_default_na=False)
+        found = pd.read_csv(
+            path, dtype={"model": str, "method": str, "stage": str, "outcomes": str}, keep_default_na=False
+        )
     except (OSError, ValueError) as error:
         raise LeaderboardError(f"{path}: cannot be read as an outcome file: {error}") from error
     if tuple(found.columns) != COLUMNS:
@@ -87,22 +96,25 @@ def read(board: Path) -> pd.DataFrame | None:
 
 
 def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]]:
-    """The clean and robust scores of each image, float64 [n], by model, β and c; bounds where one was given up.
+    """The clean and robust scores of each image, float64 [n], by row; bounds where one was given up.
 
     Where images were replayed, the threat is "worst" and robust is what its last stage left; otherwise it is the
     share of the stages that an image survived.
     """
     found: dict[Key, tuple[np.ndarray, np.ndarray]] = {}
     worst = bool((outcomes["stage"] == REPLAY).any())
-    for key, group in outcomes.groupby(["model", "beta", "c"], sort=False):
-        model, beta, c = map(str, key)
-        stages = {str(stage): _bits(str(bits)) for stage, bits in zip(group["stage"], group["outcomes"], strict=True)}
+    for key, group in outcomes.groupby(["model", "method", "beta", "c"], sort=False):
+        model, method, beta, c = map(str, key)
+        stages = {str(stage): _read(str(text)) for stage, text in zip(group["stage"], group["outcomes"], strict=True)}
         stages.pop(REPLAY, None)
         clean = stages.pop(CLEAN)
         attacked = list(stages.values()) or [clean]
-        found[model, float(beta), float(c)] = clean, attacked[-1] if worst else np.mean(attacked, axis=0)
+        robust = attacked[-1] if worst else np.mean(attacked, axis=0)
+        found[Key(model, method, float(beta), float(c))] = clean, robust
     return found
 
 
-def _bits(text: str) -> np.ndarray:
-    return np.array([bit != "0" for bit in text], np.float64)
+def _read(text: str) -> np.ndarray:
+    if set(text) <= set("01?"):
+        return np.array([bit != "0" for bit in text], np.float64)
+    return np.array(text.split(" "), np.float64)

@@ -14,6 +14,8 @@ CLEAN = "clean"
 """The stage that every threat begins with: the images as they are."""
 MARGIN = "margin"
 """Before the stages: by how much the right logit leads, which says how fragile an image is."""
+TRAINING = "training"
+"""Before the stages: how well what is fitted on some training images does on others; see `harness.rehearsal`."""
 REPLAY_FIRST = "replay-first"
 """The stage, if it is asked for, in which a steering is shown what fooled the untouched network."""
 REPLAY = "replay"
@@ -72,9 +74,14 @@ class Lane:
 
 
 def grid(
-    betas: Sequence[float], cs: Sequence[float], sites: Sites, family: FamilyName = "relu", native: float = 1.0
+    betas: Sequence[float],
+    cs: Sequence[float],
+    sites: Sites,
+    family: FamilyName = "relu",
+    native: float = 1.0,
+    methods: Sequence[str] = (),
 ) -> tuple[Steering, ...]:
-    """The untouched network first, then every other (β, c), β descending.
+    """The untouched network first, then every other (β, c), β descending, then the other methods.
 
     Args:
         betas: in [0, 1].
@@ -82,10 +89,12 @@ def grid(
         sites: of all points.
         family: likewise.
         native: the β of the untouched network.
+        methods: each of them scored once, its activations untouched.
     """
     points = {Steering(beta, c, sites, family, native) for beta in betas for c in cs if beta != native}
     baseline = Steering(native, 1.0, sites, family, native).baseline
-    return (baseline, *sorted(points, key=lambda point: (-point.beta, point.c)))
+    others = (baseline._replace(method=method) for method in methods)
+    return (baseline, *sorted(points, key=lambda point: (-point.beta, point.c)), *others)
 
 
 def shards(digests: Mapping[int, str], batch_size: int) -> tuple[Shard, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
-    from harness.loaded import Loaded
+    from harness.loaded import Loaded, Scorable
     from harness.models.normalised import Normalised
     from harness.types import Batch
 
@@ -49,16 +49,17 @@ def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def in_normalised_space(loaded: Loaded) -> tuple[Loaded, Normalised]:
+def in_normalised_space(loaded: Scorable) -> tuple[Loaded, Normalised]:
     """The network that takes normalised images, and what normalises them.
 
     Raises:
         ModelError: the model does not say how its images are normalised.
     """
+    from harness.loaded import Loaded
     from harness.models.normalised import Normalised
 
-    normalised = loaded.network
-    if not isinstance(normalised, Normalised):
+    normalised = loaded.body
+    if not (isinstance(loaded, Loaded) and isinstance(normalised, Normalised)):
         raise ModelError(
             "protocol: paper attacks normalised images, but this model does not say what its images are normalised by; "
             "give mean and std (kind: checkpoint), or set protocol=pixel"

@@ -15,8 +15,7 @@ import numpy as np
 
 from harness import leaderboard, outcomes
 from harness.errors import LeaderboardError
-from harness.leaderboard import BOUNDED
-from harness.outcomes import Key
+from harness.leaderboard import BOUNDED, Key
 from harness.statistics import fell, holm
 
 if TYPE_CHECKING:
@@ -24,9 +23,11 @@ if TYPE_CHECKING:
 
 ALPHA = 0.01
 
-MUST_AGREE = ("family", "dataset", "threat", "eps", "attack", "protocol", "seed", "batch_size", "selection")
+MUST_AGREE = ("family", "dataset", "metric", "threat", "eps", "attack", "protocol", "seed", "batch_size", "selection")
 """What was asked: where it differs, the boards answer different questions."""
 HASHES = {"weights_sha256": "weights", "data_sha256": "data"}
+FITTED = {"fitted_from": "backbone or the training images", "data_sha256": "data"}
+"""Of a row whose weights were fitted: a fit has other last bits on another machine, what it is made from has not."""
 
 Verdict = Literal["held", "moved", "improved", "regressed"]
 
@@ -36,7 +37,7 @@ class Row:
     """The verdict on one row.
 
     Args:
-        key: model, β and c.
+        key: what it is about.
         verdict: "improved" is reported and does not fail the gate.
         why: for the reader.
         clean_pp: fresh less committed, in percentage points; None where there is nothing to compare.
@@ -53,9 +54,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Model and steering."""
-        model, beta, c = self.key
-        return f"{model} β={beta:g}" + ("" if c == 0.5 else f" c={c:g}")
+        """Model and steering, or method."""
+        return self.key.name
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ def _same_question(fresh: pd.DataFrame, committed: pd.DataFrame) -> None:
 
 def _broken(key: Key, row: pd.Series, found: Mapping[Key, pd.Series], fresh: pd.DataFrame) -> str | None:
     if key not in found:
-        status = fresh.loc[fresh["model"] == key[0], "status"]
+        status = fresh.loc[fresh["model"] == key.model, "status"]
         reasons = [text for text in status if text.startswith(leaderboard.FAILED)]
         return reasons[0] if reasons else "the row vanished" if len(status) else "the model vanished"
-    for column, what in HASHES.items():
+    for column, what in (FITTED if row["fitted_from"] else HASHES).items():
         if row[column] != found[key][column]:
             return f"the {what} have another hash: {row[column][:12]} committed, {found[key][column][:12]} now"
     reach = [f"{one['steered']:.0f} of {one['sites']:.0f}" for one in (row, found[key])]

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from harness import curves, drawing, leaderboard, outcomes
 from harness.flags import explained
 from harness.headline import Summary, summary
-from harness.leaderboard import written
+from harness.leaderboard import Key, key_of, written
 from harness.listing import Column, Line, listed
 from harness.pages import inlined, render
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 FACTS = {
-    "dataset": "images", "n": "how many", "data_sha256": "SHA-256 of the images", "threat": "threat",
-    "eps": "ε", "attack": "attack", "protocol": "protocol", "family": "steered activations",
+    "dataset": "images", "n": "how many", "data_sha256": "SHA-256 of the images", "metric": "metric",
+    "threat": "threat", "eps": "ε", "attack": "attack", "protocol": "protocol", "family": "steered activations",
     "selection": "selection of β", "seed": "seed", "batch_size": "batch size",
     "ct_harness": "ct-harness", "torch": "torch", "device": "device",
 }  # fmt: skip
@@ -115,21 +117,23 @@ def facts(rows: Sequence[Row]) -> dict[str, str]:
 def staged(bits: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
     """The accuracy in percent after each stage: the headings, then a row for each model and steering."""
     stages = list(dict.fromkeys(map(str, bits["stage"])))
-    found: dict[outcomes.Key, dict[str, str]] = {}
+    found: dict[Key, dict[str, str]] = {}
     for row in bits.to_dict("records"):
-        key = (str(row["model"]), float(row["beta"]), float(row["c"]))
-        found.setdefault(key, {})[str(row["stage"])] = _standing(str(row["outcomes"]))
-    several = len({c for _, _, c in found}) > 1
-    head = ("model", "β", *(["c"] if several else []), *stages)
-    lines = (
-        (model, f"{beta:g}", *([f"{c:g}"] if several else []), *(after.get(stage, "") for stage in stages))
-        for (model, beta, c), after in found.items()
-    )
-    return (head, *lines)
+        found.setdefault(key_of(row), {})[str(row["stage"])] = _standing(str(row["outcomes"]))
+    several, methods = (len({getattr(key, name) for key in found}) > 1 for name in ("c", "method"))
+    columns = {"model": True, "method": methods, "β": True, "c": several}
+    shown = [name for name, wanted in columns.items() if wanted]
+    lines = []
+    for key, after in found.items():
+        cells = {"model": key.model, "method": key.method, "β": f"{key.beta:g}", "c": f"{key.c:g}"}
+        lines.append((*(cells[name] for name in shown), *(after.get(stage, "") for stage in stages)))
+    return ((*shown, *stages), *lines)
 
 
 def _standing(marks: str) -> str:
-    """The share of images that stand or may stand, in percent."""
+    """The share of images that stand or may stand, in percent; where answers are graded, their mean."""
+    if set(marks) - set("01?"):
+        return f"{np.mean([float(value) for value in marks.split(' ')]):.4g}"
     lost = marks.count("0")
     return f"{'≤ ' if '?' in marks else ''}{100 * (1 - lost / len(marks)):.1f}" if marks else ""
 
@@ -150,18 +154,27 @@ def words(panel: curves.Panel) -> str:
     scored = [(point, c) for point, c in points if not point.bounded]
     given_up = [point.value for point, _ in points if point.bounded]
 
-    def at(point: curves.Point, c: float) -> str:
-        return f"{point.value:.1f} % at β = {point.beta:g}" + (f", c = {c:g}" if len(panel.curves) > 1 else "")
+    metric = panel.metric
+    unit = " %" if metric.scale == 100 else ""
 
-    best, worst = (extreme(scored, key=lambda one: one[0].value) for extreme in (max, min))
+    def read(value: float) -> str:
+        return f"{value:{metric.form}}{unit}"
+
+    def at(point: curves.Point, c: float) -> str:
+        return f"{read(point.value)} at β = {point.beta:g}" + (f", c = {c:g}" if len(panel.curves) > 1 else "")
+
+    best, worst = (extreme(scored, key=lambda one: metric.sign * one[0].value) for extreme in (max, min))
     lowest = (
-        f"{len(given_up)} steerings were given up, each at {max(given_up):.1f} % or less" if given_up
+        f"{len(given_up)} steerings were given up, each at {read(max(given_up))} or less" if given_up
         else f"the worst is {at(*worst)}"
     )  # fmt: skip
+    name = metric.name.replace("_", " ")
+    what = f"Robust {name}" if panel.attacked else name.capitalize()
+    clean = f" Clean {name} untouched: {read(panel.clean)}." if panel.attacked else ""
+    others = "".join(f" {method}: {read(value)}." for method, value in panel.others.items())
     return (
-        f"Robust accuracy of {panel.model} against β: {panel.robust:.1f} % untouched (β = {panel.baseline:g}); the "
-        f"best is {at(*best)}; {lowest}. Clean accuracy untouched: {panel.clean:.1f} %. The table below has every "
-        "number."
+        f"{what} of {panel.model} against β: {read(panel.robust)} untouched (β = {panel.baseline:g}); the best is "
+        f"{at(*best)}; {lowest}.{clean}{others} The table below has every number."
     )
 
 

@@ -50,7 +50,8 @@ def of_procedure(grid: Sequence[Scored], sets: Sets, seed: int) -> Paired:
     reach = np.sort(np.append(np.abs(flipped), abs(total)))  # the table itself is one of those that could have been
     p_value = float((reach >= abs(total) - SAME).mean())
     width = float(reach[math.ceil(0.95 * len(reach)) - 1])
-    low, high = max((total - width) / n, -1.0), min((total + width) / n, 1.0)
+    most = float(max(1.0, *(np.abs(gain).max() for gain in gains)))  # a difference of accuracies is at most one
+    low, high = max((total - width) / n, -most), min((total + width) / n, most)
     return Paired(total / n, low, high, int((own > 0).sum()), int((own < 0).sum()), p_value)
 
 

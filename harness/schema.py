@@ -14,9 +14,13 @@ def schema() -> dict[str, Any]:
     result = Benchmark.model_json_schema(ref_template="#/$defs/{model}")
     parts = {"Model", "Dataset", "Threat", "Executor"}  # interfaces: their kinds stand in their place
     definitions = {name: entry for name, entry in result["$defs"].items() if name not in parts}
+    for group in plugins.GROUPS:
+        definitions[group] = {
+            "oneOf": [_kind(plugins.part(group, kind), definitions) for kind in plugins.registered(group)]
+        }
     for key, group in PARTS.items():
-        result["properties"][key] = _any_kind(group, definitions)
-    result["properties"]["models"]["items"] = _any_kind("models", definitions)
+        result["properties"][key] = _any_of(group)
+    result["properties"]["models"]["items"] = _any_of("models")
     optional = {"name", "executor"}  # the file's name and the local machine
     return result | {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -26,17 +30,21 @@ def schema() -> dict[str, Any]:
     }
 
 
-def _any_kind(group: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """One of the kinds of ``group``; what their schemas define goes into ``definitions``."""
-    return {"oneOf": [_kind(plugins.part(group, kind), definitions) for kind in plugins.registered(group)]}
+def _any_of(group: str) -> dict[str, str]:
+    """Any kind of ``group``."""
+    return {"$ref": f"#/$defs/{group}"}
 
 
 def _kind(cls: type[Part], definitions: dict[str, Any]) -> dict[str, Any]:
+    """One kind; what its schema defines goes into ``definitions``."""
     result = cls.model_json_schema(ref_template="#/$defs/{model}")
     definitions |= result.pop("$defs", {})
     given = set()
     if issubclass(cls, Threat):  # what a data set may fill in need not be there
         given = {key for dataset in plugins.registered("datasets") for key in cls.defaults(dataset)}
     required = [key for key in result.get("required", []) if key not in given]
-    properties = {"kind": {"const": cls.kind}} | result.get("properties", {})
-    return result | {"properties": properties, "required": ["kind", *required]}
+    own = {
+        key: _any_of(entry["group"]) if "group" in entry else entry
+        for key, entry in result.get("properties", {}).items()
+    }  # a part inside of a part
+    return result | {"properties": {"kind": {"const": cls.kind}} | own, "required": ["kind", *required]}

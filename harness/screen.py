@@ -22,7 +22,9 @@ from rich.text import Text
 
 from harness.coverage import SUMMED_UP, summed_up
 from harness.flags import MEANING
-from harness.leaderboard import BOUNDED, FAILED, IN_SAMPLE, SELECTED
+from harness.headline import gain
+from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, LINEAR_PROBE, SELECTED, UNTOUCHED
+from harness.metrics import Metric, of_row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,48 +152,79 @@ def _duration(seconds: float) -> str:
 
 def print_board(table: pd.DataFrame, title: str) -> None:
     """The leaderboard, in the columns that a reader wants first; each model's headline above its grid."""
-    view = _table(
-        title, ("rank", "right"), ("model", "left"), ("β", "right"), ("clean", "right"), ("robust", "right"),
-        ("95 %", "left"), ("Δ pp", "right"), ("95 %", "left"), ("+/−", "right"), ("p (Holm)", "right"),
-        ("replay", "right"), ("steered", "right"), ("flags", "left"),
-    )  # fmt: skip
-    failures, last = [], None
+    failures, last, lines = [], None, []
     for row in table.to_dict("records"):
         if str(row["status"]).startswith(FAILED):
             failures.append(Text(f"{row['model']}: {row['status']}", style="red"))
             continue
-        if last not in (None, row["model"]):
-            view.add_section()
+        lines.append((last not in (None, row["model"]), row["status"] in HEADLINES, _view(row)))
         last = row["model"]
-        view.add_row(*map(_text, _view(row)), style="bold" if row["status"] in HEADLINES else None)
+    shown = [name for name in VIEW if name not in SELDOM or any(line[name] for _, _, line in lines)]
+    view = _table(title, *((name.removesuffix(" of Δ"), VIEW[name]) for name in shown))
+    for new, bold, line in lines:
+        if new:
+            view.add_section()
+        view.add_row(*(_text(line[name]) for name in shown), style="bold" if bold else None)
     console = _console()
     console.print(view)
     for failure in failures:
         console.print(failure, soft_wrap=True)
 
 
-def _view(row: Mapping[Any, Any]) -> tuple[str, ...]:
+VIEW = {
+    "rank": "right", "model": "left", "β": "right", "metric": "left", "clean": "right", "robust": "right",
+    "95 %": "left", "Δ pp": "right", "Δ": "right", "95 % of Δ": "left", "+/−": "right", "p (Holm)": "right",
+    "replay": "right", "steered": "right", "trained": "right", "flags": "left",
+}  # fmt: skip
+"""The columns, and the side that they lean to; both intervals are headed ``95 %``."""
+SELDOM = frozenset({"metric", "robust", "Δ pp", "Δ", "replay", "trained"})
+"""Those that are left out where no row fills them."""
+
+
+def _view(row: Mapping[Any, Any]) -> dict[str, str]:
     headline = row["status"] in HEADLINES
     bounded = row["status"] == BOUNDED
     baseline = not (headline or bounded) and _missing(row["p_holm"])
-    usual = {"relu": 0.5, "smooth": 1.0}[row["family"]]
-    steering = f"{row['beta']:g}" if baseline or row["c"] == usual else f"{row['beta']:g} c={row['c']:g}"
+    metric = of_row(row)
+    at_most = "≤ " if bounded else ""
     p_value = row["p_value"] if headline else row["p_holm"]
-    return (
-        str(row["status"]) if headline else f"{row['rank']:.0f}",
-        str(row["model"]),
-        " ".join(row["chosen"].split(";")) if headline else steering,
-        f"{'≤ ' if bounded else ''}{100 * row['clean']:.1f}",
-        f"{'≤ ' if bounded else ''}{100 * row['robust']:.1f}",
-        "" if bounded else _range(100 * row["robust_low"], 100 * row["robust_high"], ".1f"),
-        "baseline" if baseline else _number(row["delta_pp"], "+.1f"),
-        "" if baseline or bounded else _range(row["delta_low"], row["delta_high"], "+.1f"),
-        "" if baseline or bounded else f"{row['gained']:.0f}/{row['lost']:.0f}",
-        "" if baseline else _number(p_value, ".2g"),
-        _number(100 * row["robust_replay"] if row["robust_replay"] is not None else None, ".1f"),
-        f"{row['steered']:.0f}/{row['sites']:.0f}",
-        str(row["flags"]),
-    )
+    difference = "baseline" if baseline else "" if bounded else gain(row, row["delta_pp"])
+    return {
+        "rank": str(row["status"]) if headline else f"{row['rank']:.0f}",
+        "model": str(row["model"]),
+        "β": _adapted(row, baseline),
+        "metric": "" if metric.name == "accuracy" else metric.name,
+        "clean": f"{at_most}{metric.read(row['clean']):{metric.form}}",
+        "robust": f"{at_most}{metric.read(row['robust']):{metric.form}}" if row["threat"] != "clean" else "",
+        "95 %": "" if bounded else f"{_read(metric, row['robust_low'])} … {_read(metric, row['robust_high'])}",
+        "Δ pp": difference if metric.scale == 100 else "",
+        "Δ": difference if metric.scale != 100 else "",
+        "95 % of Δ": "" if baseline or bounded else f"{gain(row, row['delta_low'])} … {gain(row, row['delta_high'])}",
+        "+/−": "" if baseline or bounded else f"{row['gained']:.0f}/{row['lost']:.0f}",
+        "p (Holm)": "" if baseline else _number(p_value, ".2g"),
+        "replay": "" if _missing(row["robust_replay"]) else _read(metric, row["robust_replay"]),
+        "steered": f"{row['steered']:.0f}/{row['sites']:.0f}",
+        "trained": f"{row['trainable_parameters']:,.0f}" if _trains(row) else "",
+        "flags": str(row["flags"]),
+    }
+
+
+def _trains(row: Mapping[Any, Any]) -> bool:
+    return not _missing(row["trainable_parameters"]) and row["trainable_parameters"] > 0
+
+
+def _adapted(row: Mapping[Any, Any], baseline: bool) -> str:
+    """The steering, β of each fold, or another method."""
+    if row["status"] in HEADLINES:
+        return " ".join(row["chosen"].split(";"))
+    if row["method"] not in (CT, UNTOUCHED, LINEAR_PROBE):
+        return str(row["method"])
+    usual = {"relu": 0.5, "smooth": 1.0}[row["family"]]
+    return f"{row['beta']:g}" if baseline or row["c"] == usual else f"{row['beta']:g} c={row['c']:g}"
+
+
+def _read(metric: Metric, value: float) -> str:
+    return f"{metric.read(value):{metric.form}}"
 
 
 def _missing(value: Any) -> bool:
@@ -242,9 +275,9 @@ def print_within(rows: pd.DataFrame, title: str) -> None:
         mark = " (in-sample)" if row["status"] == IN_SAMPLE else ""
         view.add_row(
             *map(_text, (
-                row["model"], " ".join(row["chosen"].split(";")) + mark, f"{100 * row['baseline']:.1f}",
-                f"{100 * row['robust']:.1f}", f"{row['delta_pp']:+.1f}",
-                _range(row["delta_low"], row["delta_high"], "+.1f"),
+                row["model"], " ".join(row["chosen"].split(";")) + mark, _read(of_row(row), row["baseline"]),
+                _read(of_row(row), row["robust"]), gain(row, row["delta_pp"]),
+                f"{gain(row, row['delta_low'])} … {gain(row, row['delta_high'])}",
                 f"{row['gained']:.0f}", f"{row['lost']:.0f}", f"{row['p_value']:.2g}", row["flags"],
             )),
         )  # fmt: skip
@@ -254,7 +287,8 @@ def print_within(rows: pd.DataFrame, title: str) -> None:
 def print_comparison(found: Comparison, title: str) -> None:
     """Two boards row by row, and in what they differ."""
     view = _table(
-        title, ("model", "left"), ("β", "right"), ("c", "right"), ("clean pp", "right"), ("robust pp", "right"),
+        title, ("model", "left"), ("method", "left"), ("β", "right"), ("c", "right"), ("clean pp", "right"),
+        ("robust pp", "right"),
         ("95 %", "left"), ("gained", "right"), ("lost", "right"), ("p", "right"), ("test", "left"),
     )  # fmt: skip
 
@@ -262,7 +296,7 @@ def print_comparison(found: Comparison, title: str) -> None:
         interval = f"{_number(row['low'], '+.1f')} … {_number(row['high'], '+.1f')}"
         view.add_row(
             *map(_text, (
-                row["model"], f"{row['beta']:g}", f"{row['c']:g}", _number(row["clean_pp"], "+.1f"),
+                row["model"], row["method"], f"{row['beta']:g}", f"{row['c']:g}", _number(row["clean_pp"], "+.1f"),
                 _number(row["robust_pp"], "+.1f"), interval if _number(row["low"], "") else "",
                 _number(row["gained"], ".0f"), _number(row["lost"], ".0f"), _number(row["p_value"], ".2g"),
                 "" if _number(row["test"], "") == "" else row["test"],
@@ -274,8 +308,8 @@ def print_comparison(found: Comparison, title: str) -> None:
     for sentence in found.differences:
         console.print(Text(f"differs: {sentence}"), soft_wrap=True)
     for where, keys in (("first", found.only_first), ("second", found.only_second)):
-        for model, beta, c in keys:
-            console.print(Text(f"only in the {where}: {model} β={beta:g} c={c:g}"), soft_wrap=True)
+        for key in keys:
+            console.print(Text(f"only in the {where}: {key.name}"), soft_wrap=True)
 
 
 def print_findings(findings: Iterable[Finding]) -> bool:

@@ -9,7 +9,7 @@ on which the cross-validation chooses.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -51,9 +51,18 @@ class Race:
         images: the numbers of all its images, in the order of the data.
         sets: positions in ``images`` that each choice of β is made on, [k] each.
         top: how many of the best on all images to finish.
+        asked: steerings to finish whatever their rank, beside the baseline.
     """
 
-    def __init__(self, lanes: Mapping[int, Lane], images: Sequence[int], sets: Sequence[np.ndarray], top: int) -> None:
+    def __init__(
+        self,
+        lanes: Mapping[int, Lane],
+        images: Sequence[int],
+        sets: Sequence[np.ndarray],
+        top: int,
+        asked: Collection[Steering] = (),
+    ) -> None:
+        self.asked = asked
         place = {image: position for position, image in enumerate(images)}
         self.lanes = lanes
         self.top = top
@@ -101,7 +110,7 @@ class Race:
 
     def _leaders(self) -> Iterator[Steering]:
         """Those that must be finished, as far as the bounds can tell."""
-        yield from (steering for steering in self.open if steering.is_baseline)
+        yield from (steering for steering in self.open if steering.is_baseline or steering in self.asked)
         yield from sorted(self.open, key=lambda steering: self.ranks[steering][0])[: self.top]
         for number in range(1, len(self.sets)):
             yield min(self.open, key=lambda steering: self.ranks[steering][number])

@@ -49,7 +49,14 @@ class InSample(Kind):
     kind: Literal["none"] = "none"
 
 
-Selection = Annotated[CrossValidation | Holdout | InSample, Field(discriminator="kind")]
+class OnTraining(Kind):
+    """The β that wins by cross-validation on the images that a model is fitted on; reported on all images."""
+
+    kind: Literal["training"] = "training"
+
+
+AnySelection = CrossValidation | Holdout | InSample | OnTraining
+Selection = Annotated[AnySelection, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class Choice:
 
 
 def choose(
-    selection: CrossValidation | Holdout | InSample, grid: Sequence[Scored], labels: np.ndarray, seed: int
+    selection: AnySelection, grid: Sequence[Scored], labels: np.ndarray, seed: int, rehearsed: Sequence[Scored] = ()
 ) -> Choice:
     """Choose β among ``grid``, which holds the baseline, as ``selection`` says.
 
@@ -113,16 +120,19 @@ def choose(
         grid: every steering's scores on the same images.
         labels: of these images, int [n].
         seed: fixes the folds.
+        rehearsed: for a choice made on training images, every steering's scores there.
     """
+    if isinstance(selection, OnTraining):
+        return Choice((min(rehearsed, key=better).steering,), (np.arange(len(labels)),))
     sets = selection_sets(selection, labels, seed)
     winners = tuple(min((_on(scored, chosen_on) for scored in grid), key=better).steering for chosen_on, _ in sets)
     return Choice(winners, tuple(reported_on for _, reported_on in sets))
 
 
-def selection_sets(
-    selection: CrossValidation | Holdout | InSample, labels: np.ndarray, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each choice to be made: the positions it is made on, and those it is reported on."""
+def selection_sets(selection: AnySelection, labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each choice to be made on these images: the positions it is made on, and those it is reported on."""
+    if isinstance(selection, OnTraining):
+        return []
     everything = np.arange(len(labels))
     if isinstance(selection, InSample):
         return [(everything, everything)]

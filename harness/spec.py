@@ -25,7 +25,7 @@ from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
 from harness.protocol import filled_in
 from harness.search import BestFirst, Search
-from harness.selection import CrossValidation, Selection
+from harness.selection import CrossValidation, OnTraining, Selection
 from harness.types import Compile, FamilyName, Precision, Protocol, Sites
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
@@ -103,7 +103,7 @@ class Benchmark(BaseModel):
         threat: likewise.
         steering: the grid of β.
         protocol: "pixel", or "paper" for how the paper's numbers were made; see `harness.protocol`.
-        selection: how the headline's β is chosen.
+        selection: how the headline's β is chosen; where every model is fitted on training images, on those.
         search: whether every steering is finished, or only those that may win; the winner is the same.
         replay_points: a row that loses more than this, in percentage points, to the adversarial images of the other
             steerings is flagged ``replay``.
@@ -155,9 +155,18 @@ class Benchmark(BaseModel):
     @classmethod
     def _of_an_attack(cls, value: Any, info: ValidationInfo) -> Any:
         threat = info.data.get("threat")
-        if threat is not None and threat.reduction == "mean" and value not in (False, "auto", "never", "float32"):
+        if threat is not None and not threat.attacks and value not in (False, "auto", "never", "float32"):
             raise ValueError(f"it is about attacks, and {threat.kind} has none; leave it out")
         return value
+
+    @model_validator(mode="after")
+    def _attacks_change_a_class(self) -> Benchmark:
+        if self.threat.attacks and self.dataset.target != "class":
+            raise ValueError(
+                f"threat: {self.threat.kind} makes a network answer another class, but the labels of "
+                f"{self.dataset.title} are {self.dataset.target}; use threat: {{kind: clean}}"
+            )
+        return self
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark:
@@ -198,10 +207,17 @@ def parse(data: Mapping[str, Any]) -> Benchmark:
             fields[key] = plugins.build(group, fields[key], key)
         else:
             fields.pop(key, None)
+    if fields.get("selection") is None and _all_fitted(fields.get("models")):
+        fields["selection"] = OnTraining()
     try:
         return Benchmark.model_validate(fields)
     except ValidationError as error:
         raise SpecError(plugins.explain(error, Benchmark, "")) from error
+
+
+def _all_fitted(models: Any) -> bool:
+    """Whether every model has training images, which β is then chosen on."""
+    return isinstance(models, list) and bool(models) and all(model.training is not None for model in models)
 
 
 def _with_defaults(threat: Any, dataset: Any) -> Any:

@@ -25,6 +25,20 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
     return float(interval.low), float(interval.high)
 
 
+def interval(scores: np.ndarray, graded: bool) -> tuple[float, float]:
+    """95 % interval for the mean of scores [n]: Wilson's, or where they are graded a bootstrap one."""
+    return resampled(np.asarray(scores, np.float64)) if graded else wilson(float(scores.sum()), len(scores))
+
+
+def resampled(values: np.ndarray) -> tuple[float, float]:
+    """Percentile bootstrap interval for the mean of numbers [n], 95 %; seeded."""
+    if (values == values[0]).all():
+        return float(values[0]), float(values[0])
+    found = scipy.stats.bootstrap((values,), np.mean, n_resamples=9999, rng=0, method="percentile", batch=100)
+    low, high = map(float, found.confidence_interval)
+    return low, high
+
+
 @dataclass(frozen=True)
 class Paired:
     """One set of images scored twice.
@@ -48,7 +62,7 @@ class Paired:
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Paired:
-    """Compare two scores of the same images, [n] each, in [0, 1].
+    """Compare two scores of the same images, [n] each, in [0, 1], or any numbers of which more is better.
 
     Bits get Newcombe's interval, graded scores a bootstrap one; for graded scores the exact test is the sign test,
     which is what McNemar's is on bits.
@@ -58,13 +72,8 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
         low, high = newcombe(int(((first == 1) & (second == 1)).sum()), gained, lost, len(first))
-    elif (difference == difference[0]).all():
-        low = high = float(difference[0])
     else:
-        resampled = scipy.stats.bootstrap(
-            (difference,), np.mean, n_resamples=9999, rng=0, method="percentile", batch=100
-        )
-        low, high = map(float, resampled.confidence_interval)
+        low, high = resampled(difference)
     return Paired(float(difference.mean()), low, high, gained, lost, mcnemar(gained, lost))
 
 

@@ -24,7 +24,7 @@ from harness import plugins
 from harness.contracts import Dataset, Executor, Model, Part, Source, Threat
 from harness.errors import DataError
 from harness.evaluate import evaluate
-from harness.loaded import Loaded
+from harness.loaded import Scorable
 from harness.plan import CLEAN
 from harness.runtime import reproducible
 from harness.types import BASELINE, Batch, Cell, Outcome, Shard, Steering, Task, canonical
@@ -72,11 +72,11 @@ class ModelContract(PartContract):
     """Of one image, c×h×w."""
 
     @pytest.fixture
-    def loaded(self, part: Model) -> Loaded:
+    def loaded(self, part: Model) -> Scorable:
         """The model, loaded without a network."""
         return part.load(offline=True)
 
-    def test_yields_logits(self, loaded: Loaded) -> None:
+    def test_yields_logits(self, loaded: Scorable) -> None:
         """Finite, a row an image, the same for the same image."""
         x = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), reproducible():
@@ -86,22 +86,22 @@ class ModelContract(PartContract):
         assert logits.isfinite().all()
         assert torch.equal(logits, again)
 
-    def test_is_in_eval_mode(self, loaded: Loaded) -> None:
+    def test_is_in_eval_mode(self, loaded: Scorable) -> None:
         """Every part of it."""
         assert not any(module.training for module in loaded.network.modules())
 
-    def test_hash_names_the_weights(self, part: Model, loaded: Loaded) -> None:
+    def test_hash_names_the_weights(self, part: Model, loaded: Scorable) -> None:
         """Loading again gives the same hash; it is a SHA-256."""
         assert part.load(offline=True).sha256 == loaded.sha256
         assert len(bytes.fromhex(loaded.sha256)) == 32
 
-    def test_baseline_is_the_untouched_network(self, loaded: Loaded) -> None:
+    def test_baseline_is_the_untouched_network(self, loaded: Scorable) -> None:
         """β = 1, bit by bit."""
         x = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(1))
         with torch.no_grad(), reproducible():
             assert torch.equal(loaded.steered(BASELINE, x)(x), loaded.network(x))
 
-    def test_steering_reaches_something(self, loaded: Loaded) -> None:
+    def test_steering_reaches_something(self, loaded: Scorable) -> None:
         """And changes the logits."""
         x = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(2))
         coverage = loaded.coverage("all", x[:1])

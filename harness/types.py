@@ -46,6 +46,7 @@ class Steering(NamedTuple):
         sites: which calls of an activation.
         family: which activations; see `harness.families`.
         native: the β of the untouched network, whatever the rest is.
+        method: another way to adapt the network, its activations as they are; see `Model.adaptations`.
     """
 
     beta: float
@@ -53,21 +54,24 @@ class Steering(NamedTuple):
     sites: Sites = "all"
     family: FamilyName = "relu"
     native: float = 1.0
+    method: str = ""
 
     @property
     def is_baseline(self) -> bool:
         """Whether this is the untouched network."""
-        return self.beta == self.native
+        return self.beta == self.native and not self.method
 
     @property
     def baseline(self) -> Steering:
         """The untouched network's."""
-        return BASELINE if self.native == 1.0 else self._replace(beta=self.native, c=1.0)
+        return BASELINE if self.native == 1.0 else self._replace(beta=self.native, c=1.0, method="")
 
     def identity(self) -> str | list[Any]:
         """As JSON."""
         if self.is_baseline:
             return "baseline"
+        if self.method:
+            return [self.method]
         return [self.beta, self.c, self.sites] + ([] if self.family == "relu" else [self.family])
 
 
@@ -160,7 +164,7 @@ class Task:
     @property
     def attacks(self) -> tuple[str, ...]:
         """The stages of an adversary; a "mean" threat has none."""
-        return self.threat.stages if self.threat.reduction == "worst" else ()
+        return self.threat.attacks
 
     def shortcuts(self) -> dict[str, Any]:
         """What makes the attacks cheaper, and other than AutoAttack's; empty where nothing does."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from harness.contracts import Dataset, Source
 
 if TYPE_CHECKING:
     import numpy as np
+
+Digit = Annotated[int, Field(strict=True, ge=0, le=9)]
 
 TEST_SIZE = 500
 SPLIT_SEED = 0
@@ -22,20 +26,38 @@ class Digits(Dataset):
 
     Args:
         split: ``test`` (500 images) or ``train`` (the 1,297 that the demo networks were trained on).
+        classes: these digits alone, numbered 0, 1, … in this order; all ten without it.
     """
 
     kind: ClassVar[str] = "digits"
 
     split: Literal["test", "train"] = "test"
+    classes: Annotated[tuple[Digit, ...], Field(min_length=2)] | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name, with the digits where they are not all."""
+        return self.kind if self.classes is None else f"{self.kind} {','.join(map(str, self.classes))}"
+
+    @field_validator("classes")
+    @classmethod
+    def _each_once(cls, classes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if classes is not None and len(set(classes)) < len(classes):
+            raise ValueError("a digit is named twice; name each once")
+        return classes
 
     def open(self, *, offline: bool = False) -> Source:
         """The images of the split; never downloads."""
+        import numpy as np
         from sklearn.datasets import load_digits
 
         from harness.datasets.images import Images
 
         pixels, labels = load_digits(return_X_y=True)
         chosen = split_of(len(labels), self.split)
+        if self.classes is not None:
+            chosen = chosen[np.isin(labels[chosen], self.classes)]
+            labels = np.array([self.classes.index(label) if label in self.classes else -1 for label in labels])
         greys = pixels[chosen].reshape(-1, 1, 8, 8)
         return Images(greys / 16, labels[chosen])  # sixteenths: exact in float32
 

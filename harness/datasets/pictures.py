@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from harness.errors import DataError, DataMissing
 from harness.types import AS_STORED, Batch, Preprocessing
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -48,15 +49,8 @@ class Pictures(Source):
 
         names = tuple(self.files[index] for index in indices)
         images = [read_picture(self.root / name, self.preprocessing) for name in names]
-        for name, image in zip(names, images, strict=True):
-            if image.shape != images[0].shape:
-                one, other = (f"{found.shape[2]}×{found.shape[1]}" for found in (images[0], image))
-                raise DataError(
-                    f"{self.root}: pictures of different sizes ({names[0]} is {one}, {name} is {other}), and the model "
-                    "does not say how to prepare them; set dataset.size: 224, or whatever the model takes"
-                )
         y = torch.tensor([self.classes[index] for index in indices], dtype=torch.int64)
-        return Batch(torch.stack(images), y, torch.tensor(indices, dtype=torch.int64), names)
+        return Batch(stacked(images, names, self.root), y, torch.tensor(indices, dtype=torch.int64), names)
 
     def prepared(self, preprocessing: Preprocessing) -> Pictures:
         """The same pictures as a model wants them; a model that does not say gets them as they are here."""
@@ -83,13 +77,53 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
 
     if not path.is_file():
         raise DataMissing(f"{path}: no such picture; unpack or copy the data set again")
+    return decoded(lambda: Image.open(path), str(path), preprocessing)
+
+
+def decoded(opened: Callable[[], Image], where: str, preprocessing: Preprocessing) -> Tensor:
+    """A picture as an image: float32 [3, h, w] in [0, 1].
+
+    Args:
+        opened: opens the picture.
+        where: which it is, for errors.
+        preprocessing: done before its 8-bit colours become floats.
+
+    Raises:
+        DataMissing: there is no such file.
+        DataError: it is damaged, or no picture.
+    """
     try:
-        with Image.open(path) as picture:
+        with opened() as picture:
             colours = picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataMissing(f"{error.filename or where}: no such picture; unpack or copy the data set again") from error
     except Exception as error:  # by format Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        raise DataError(f"{path}: no picture, or damaged ({error}); copy the file again") from error
+        raise DataError(f"{where}: no picture, or damaged ({error}); copy the file again") from error
     image: Tensor = _transform(preprocessing)(colours)
     return image
+
+
+def stacked(images: Sequence[Tensor], names: Sequence[str], where: object) -> Tensor:
+    """The images as one tensor.
+
+    Args:
+        images: each [c, h, w].
+        names: what each is called, for errors.
+        where: the data set, for errors.
+
+    Raises:
+        DataError: they have different sizes.
+    """
+    import torch
+
+    for name, image in zip(names, images, strict=True):
+        if image.shape != images[0].shape:
+            one, other = (f"{found.shape[2]}×{found.shape[1]}" for found in (images[0], image))
+            raise DataError(
+                f"{where}: pictures of different sizes ({names[0]} is {one}, {name} is {other}), and the model "
+                "does not say how to prepare them; set dataset.size: 224, or whatever the model takes"
+            )
+    return torch.stack(list(images))
 
 
 def _transform(preprocessing: Preprocessing) -> Any:

@@ -1,4 +1,4 @@
-"""Two small networks that come with the package, so that a first leaderboard needs no download."""
+"""Small networks that come with the package, so that a first leaderboard needs no download."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ class Demo(Model):
     """A residual ReLU network for the digits, trained by ``ci/train_demo.py`` on their train split.
 
     Args:
-        name: ``digits_plain`` (trained normally) or ``digits_robust`` (trained against PGD, L∞, ε = 0.15).
+        name: ``digits_plain`` (trained normally) or ``digits_robust`` (trained against PGD, L∞, ε = 0.15); with
+            ``_0to4`` the same, having seen these five digits alone, to be transferred to others.
         normalised: the same function, written as a network of normalised images with the normalisation before it: for
             ``protocol: paper``.
     """
 
     kind: ClassVar[str] = "demo"
 
-    name: Literal["digits_plain", "digits_robust"]
+    name: Literal["digits_plain", "digits_robust", "digits_plain_0to4", "digits_robust_0to4"]
     normalised: bool = False
 
     @classmethod
     def names(cls) -> Mapping[str, Sequence[str]]:
-        """The two networks."""
+        """The networks."""
         return {"demo": get_args(cls.model_fields["name"].annotation)}
 
     @property
@@ -53,7 +54,7 @@ class Demo(Model):
         from harness.models.normalised import Denormalised, Normalised
 
         path = weights_of(self.name)
-        network = DigitsNet()
+        network = DigitsNet(5 if self.name.endswith("_0to4") else 10)
         try:
             network.load_state_dict(load(path.read_bytes()))
         except FileNotFoundError as error:

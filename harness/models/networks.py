@@ -9,19 +9,22 @@ WIDTH = 12
 
 
 class DigitsNet(nn.Module):
-    """A residual network for 8×8 digits, 4,666 parameters: [n, 1, 8, 8] in [0, 1] to logits [n, 10].
+    """A residual network for 8×8 digits, 4,666 parameters for ten: [n, 1, 8, 8] in [0, 1] to logits [n, classes].
 
     A stem that halves the resolution, one residual block, a linear layer on the flattened features. Nothing
     is normalised, neither pixels nor features, and it is as small as its accuracy allows, so that AutoAttack
     is quick. Of the three ReLUs that a forward runs, two are modules and one is not: see `Residual`.
+
+    Args:
+        classes: logits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, WIDTH, 3, stride=2, padding=1)
         self.relu = nn.ReLU()
         self.block = Residual(WIDTH)
-        self.classifier = nn.Linear(WIDTH * 4 * 4, 10)
+        self.classifier = nn.Linear(WIDTH * 4 * 4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits of the images ``x``."""

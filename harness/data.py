@@ -1,0 +1,92 @@
+"""Images and labels as they lie there: opened once a process, checked, and named by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from harness.contracts import Dataset, Source
+from harness.errors import DataError
+from harness.plan import batched
+from harness.types import AS_STORED, Batch, Preprocessing, Target, sha256
+
+SLICE = 256
+"""Images read at once."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The chosen images: their numbers, in order, with a hash of each one's pixels and label; and the labels.
+
+    Args:
+        labels: int [n] of classes, int [n, k] of attributes, float [n, k] of values.
+    """
+
+    digests: Mapping[int, str]
+    labels: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        """Names the whole subset."""
+        return sha256([[image, digest] for image, digest in self.digests.items()])
+
+    @property
+    def strata(self) -> np.ndarray:
+        """What folds are balanced by, int [n]: the classes, where labels are that."""
+        return self.labels if self.labels.ndim == 1 else np.zeros(len(self.labels), np.int64)
+
+
+@lru_cache(maxsize=4)
+def source(dataset: Dataset, preprocessing: Preprocessing, offline: bool) -> Source:
+    """Open ``dataset`` once a process for each preprocessing."""
+    return dataset.open(offline=offline).prepared(preprocessing)
+
+
+def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS_STORED) -> Data:
+    """Read the chosen images once, by slices, as a model that wants ``preprocessing`` sees them.
+
+    Raises:
+        DataError: they are not there, or not float32 images in [0, 1] with labels.
+    """
+    opened = source(dataset, preprocessing, offline)
+    digests: dict[int, str] = {}
+    labels: list[np.ndarray] = []
+    for part in batched(dataset.chosen(opened), SLICE):
+        batch = opened.read(part)
+        _check(batch, dataset)
+        labels.append(batch.y.numpy())
+        for image, x, y in zip(part, batch.x.numpy(), batch.y.tolist(), strict=True):
+            digests[image] = hashlib.sha256(f"{x.shape} {y} ".encode() + x.tobytes()).hexdigest()
+    return Data(digests, np.concatenate(labels))
+
+
+LABELS: Mapping[Target, tuple[torch.dtype, int]] = {
+    "class": (torch.int64, 1), "attributes": (torch.int64, 2), "values": (torch.float32, 2),
+}  # fmt: skip
+"""Of what type they are, and of how many dimensions."""
+
+
+def _check(batch: Batch, dataset: Dataset) -> None:
+    x, y = batch.x, batch.y
+    dtype, dimensions = LABELS[dataset.target]
+    fits = y.dtype == dtype and y.ndim == dimensions and len(y) == len(x)
+    if x.dtype != torch.float32 or x.ndim != 4 or not fits:
+        wanted = f"{str(dtype).removeprefix('torch.')} {['[n]', '[n, k]'][dimensions - 1]}"
+        raise DataError(
+            f"dataset: {dataset.kind}: expected x float32 [n, c, h, w] and y {wanted}, found x {x.dtype} "
+            f"{list(x.shape)} and y {y.dtype} {list(y.shape)}"
+        )
+    if not (x.min() >= 0 and x.max() <= 1):  # NaN fails too
+        raise DataError(
+            f"dataset: {dataset.kind}: images must lie in [0, 1], since eps is in pixels; found {x.min():.4g} … "
+            f"{x.max():.4g}. Leave normalisation to the model (checkpoint: mean, std)"
+        )
+    if dataset.target == "attributes" and not ((y == 0) | (y == 1)).all():
+        raise DataError(f"dataset: {dataset.kind}: attributes must be 0 or 1, found {y.min()} … {y.max()}")
+    if not y.double().isfinite().all():
+        raise DataError(f"dataset: {dataset.kind}: values must be finite numbers, found {y[~y.isfinite()][0]}")

@@ -1,0 +1,242 @@
+"""The data sets to which the paper (Curvature Tuning, arXiv 2502.07783) transfers pretrained networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+
+from pydantic import Field, field_validator
+
+from harness.contracts import Dataset
+from harness.datasets.origins import DSprites, Hub, MedMNIST, Origin, Split, TorchVision
+from harness.errors import DataError
+from harness.plugins import did_you_mean
+from harness.types import Target
+
+if TYPE_CHECKING:
+    from harness.datasets.decoded import Decoded
+
+
+class Entry(NamedTuple):
+    """What is known of a data set.
+
+    Args:
+        origin: where it comes from, and what there is called train and test.
+        images: how many the splits have, train and test; None where the copy may have more or fewer than the original.
+        source: its authors, and whose splits these are.
+        target: what its labels are.
+    """
+
+    origin: Origin
+    images: tuple[int, int] | None
+    source: str
+    target: Target = "class"
+
+
+PARQUET = "refs/convert/parquet"
+"""The hub's own conversion of a data set that comes with a loading script, which its library no longer runs."""
+IDX = "train- and t10k-images-idx3-ubyte and -labels-idx1-ubyte"
+HALVES = {"train": {"train": True}, "test": {"train": False}}
+
+SETS: Mapping[str, Entry] = {
+    "mnist": Entry(
+        TorchVision("MNIST", "MNIST/raw", IDX, "https://ossci-datasets.s3.amazonaws.com/mnist/*.gz", **HALVES),
+        (60_000, 10_000),
+        "LeCun, Cortes & Burges 1998; the official splits",
+    ),
+    "fashion_mnist": Entry(
+        TorchVision(
+            "FashionMNIST", "FashionMNIST/raw", IDX, "https://github.com/zalandoresearch/fashion-mnist", **HALVES
+        ),
+        (60_000, 10_000),
+        "Xiao, Rasul & Vollgraf 2017; the official splits",
+    ),
+    "cifar10": Entry(
+        TorchVision(
+            "CIFAR10",
+            "cifar-10-batches-py",
+            "data_batch_1 … 5, test_batch and batches.meta",
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            **HALVES,
+        ),
+        (50_000, 10_000),
+        "Krizhevsky 2009; the official splits",
+    ),
+    "cifar100": Entry(
+        TorchVision(
+            "CIFAR100",
+            "cifar-100-python",
+            "train, test and meta",
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            **HALVES,
+        ),
+        (50_000, 10_000),
+        "Krizhevsky 2009, fine labels; the official splits",
+    ),
+    "arabic_characters": Entry(
+        Hub("arabic_characters", "randall-lab/arabic-characters", revision=PARQUET),
+        None,
+        "El-Sawy, Loey & El-Bakry 2017; the official splits, in the copy of the paper's authors",
+    ),
+    "arabic_digits": Entry(
+        Hub("arabic_digits", "randall-lab/arabic-digits", revision=PARQUET),
+        None,
+        "El-Sherif & Abdelazeem 2007; the official splits, in the copy of the paper's authors",
+    ),
+    "beans": Entry(
+        Hub("beans", "AI-Lab-Makerere/beans", label="labels"),
+        None,
+        "Makerere AI Lab 2020; the official train and test splits, without validation",
+    ),
+    "cub200": Entry(
+        Hub("cub200", "randall-lab/cub200", revision=PARQUET),
+        None,
+        "Wah, Branson, Welinder, Perona & Belongie 2011; the official splits, in the copy of the paper's authors",
+    ),
+    "dtd": Entry(
+        TorchVision(
+            "DTD",
+            "dtd/dtd",
+            "images and labels",
+            "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+        ),
+        (1_880, 1_880),
+        "Cimpoi, Maji, Kokkinos, Mohamed & Vedaldi 2014; train and test of the official partition 1, without val",
+    ),
+    "food101": Entry(
+        TorchVision("Food101", "food-101", "images and meta", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),
+        (75_750, 25_250),
+        "Bossard, Guillaumin & Van Gool 2014; the official splits",
+    ),
+    "fgvc_aircraft": Entry(
+        TorchVision(
+            "FGVCAircraft",
+            "fgvc-aircraft-2013b",
+            "data",
+            "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+            train={"split": "trainval", "annotation_level": "variant"},
+            test={"split": "test", "annotation_level": "variant"},
+        ),
+        (6_667, 3_333),
+        "Maji, Kannala, Rahtu, Blaschko & Vedaldi 2013, by variant; the official trainval and test splits",
+    ),
+    "flowers102": Entry(
+        TorchVision(
+            "Flowers102",
+            "flowers-102",
+            "jpg, imagelabels.mat and setid.mat",
+            "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+        ),
+        (1_020, 6_149),
+        "Nilsback & Zisserman 2008; the official train and test splits, without validation",
+    ),
+    "pathmnist": Entry(
+        MedMNIST("pathmnist"),
+        (89_996, 7_180),
+        "Kather et al. 2019, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without validation",
+    ),
+    "octmnist": Entry(
+        MedMNIST("octmnist"),
+        (97_477, 1_000),
+        "Kermany et al. 2018, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without validation",
+    ),
+    "dermamnist": Entry(
+        MedMNIST("dermamnist"),
+        (7_007, 2_005),
+        "Tschandl, Rosendahl & Kittler 2018, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without "
+        "validation",
+    ),
+    "imagenette": Entry(
+        TorchVision(
+            "Imagenette",
+            "imagenette2-320",
+            "train and val",
+            "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
+            train={"split": "train", "size": "320px"},
+            test={"split": "val", "size": "320px"},
+        ),
+        (9_469, 3_925),
+        "Howard 2019, the shorter side 320 pixels; the official splits, of which val is our test",
+    ),
+    "celeba": Entry(
+        TorchVision(
+            "CelebA",
+            "celeba",
+            "img_align_celeba, list_attr_celeba.txt, list_eval_partition.txt, identity_CelebA.txt, "
+            "list_bbox_celeba.txt and list_landmarks_align_celeba.txt",
+            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+            train={"split": "train", "target_type": "attr"},
+            test={"split": "test", "target_type": "attr"},
+        ),
+        (162_770, 19_962),
+        "Liu, Luo, Wang & Tang 2015; the official train and test splits, without validation",
+        "attributes",
+    ),
+    "dsprites": Entry(
+        DSprites(),
+        (50_000, 10_000),
+        "Matthey, Higgins, Hassabis & Lerchner 2017; there are no official splits: of all sprites in the order of "
+        "numpy.random.default_rng(0).permutation(737280), the first 10,000 are test, the next 50,000 train",
+        "values",
+    ),
+}
+"""By name. All but ``celeba`` and ``dsprites`` are of classes."""
+
+
+class Downstream(Dataset):
+    """A data set of the paper's transfer experiments, named, its train or its test split.
+
+    Labels are classes, but for ``celeba`` (40 attributes) and ``dsprites`` (one value: the orientation in radians,
+    the fourth latent).
+
+    Args:
+        name: as ``ct-harness list datasets`` has it.
+        split: ``test``, or ``train``, on which a network is adapted.
+        root: the folder under which its files are, or come.
+        size: height and width of the images for a model that does not say how to prepare its pictures; without it
+            they are taken as they are, and must have one size.
+    """
+
+    kind: ClassVar[str] = "downstream"
+    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+
+    name: Annotated[str, Field(json_schema_extra={"enum": list(SETS)})]
+    split: Split
+    root: str = "data"
+    size: Annotated[int, Field(strict=True, gt=0)] | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in SETS:
+            raise ValueError(f"unknown data set{did_you_mean(name, SETS)}; known: {', '.join(SETS)}")
+        return name
+
+    @classmethod
+    def names(cls) -> Mapping[str, Sequence[str]]:
+        """Those of the paper."""
+        return {"downstream": list(SETS)}
+
+    @property
+    def target(self) -> Target:
+        """What its labels are."""
+        return SETS[self.name].target
+
+    @property
+    def title(self) -> str:
+        """Its name, and the split if that is train."""
+        return self.name if self.split == "test" else f"{self.name} {self.split}"
+
+    def open(self, *, offline: bool = False) -> Decoded:
+        """See `Dataset.open`; downloads what is not there."""
+        from harness.datasets.pictures import square
+
+        origin, images, _, target = SETS[self.name]
+        source = origin.open(Path(self.root).absolute(), self.split, target, offline=offline)
+        if images is not None and len(source) != (expected := images[self.split == "test"]):
+            raise DataError(
+                f"{source.where}: {len(source):,} pictures of the {self.split} split, expected {expected:,}; was it "
+                "unpacked to the end? Delete it and run again, or unpack it again"
+            )
+        return source.prepared(square(self.size))

@@ -1,0 +1,116 @@
+"""A transferred classifier: a pretrained backbone, steered, and a linear probe fitted on its features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, field_validator
+
+from harness import plugins
+from harness.contracts import Dataset, Model, Part
+from harness.errors import SpecError
+from harness.probing import Probing
+from harness.tuning import Method, Tuning
+from harness.types import Preprocessing
+
+if TYPE_CHECKING:
+    from harness.loaded import Scorable
+
+
+def _built(group: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:
+    """A part inside of a part: built from its mapping, written as one, and in the schema any kind of its group."""
+
+    def build(value: Any) -> Part:
+        try:
+            return plugins.build(group, value, "it")
+        except SpecError as error:
+            raise ValueError(str(error)) from error
+
+    def dumped(part: Part) -> dict[str, Any]:
+        return {"kind": part.kind} | part.model_dump(mode="json")
+
+    return BeforeValidator(build), PlainSerializer(dumped), WithJsonSchema({"group": group})
+
+
+class Probe(Model):
+    """A linear probe on the features of a backbone, fitted on training images: the plain one, and one a steering.
+
+    scikit-learn's multinomial logistic regression on standardised features, which for attributes is one a piece, for
+    values ridge regression. The network is the backbone up to its classifier, and the probe.
+
+    Args:
+        backbone: any model; of its classifier only the place is used.
+        train: the images that the probe is fitted on; never those that are scored.
+        classifier: the name of the backbone's last layer, such as ``head.fc``; it is found by itself where it is the
+            last layer that runs.
+        probe: how it is fitted, and whether before or after the backbone is steered; see `harness.probing.Probing`.
+        methods: to score beside the steerings, on the same images: ``lora-1``, ``lora-2``, ``lora-4``, ``fine_tuning``.
+        tuning: how those are trained; see `harness.tuning.Tuning`.
+        cache: the folder of features and fits.
+        name: its name on the leaderboard; the backbone's without it.
+    """
+
+    kind: ClassVar[str] = "probe"
+    whereabouts: ClassVar[frozenset[str]] = frozenset({"methods", "cache", "name"})
+
+    backbone: Annotated[Model, *_built("models")]
+    train: Annotated[Dataset, *_built("datasets")]
+    classifier: str | None = None
+    probe: Probing = Probing()
+    methods: tuple[Method, ...] = ()
+    tuning: Tuning = Tuning()
+    cache: str = "runs/features"
+    name: str | None = None
+
+    @field_validator("backbone")
+    @classmethod
+    def _not_fitted_itself(cls, backbone: Model) -> Model:
+        if backbone.training is not None:
+            raise ValueError("a probe is fitted on a pretrained network; give the probe's own backbone")
+        return backbone
+
+    @property
+    def label(self) -> str:
+        """The name; without it the backbone's, and the order of fitting where that is not the usual one."""
+        order = "" if self.probe.order == "steer_first" else f" {self.probe.order}"
+        return self.name or f"{self.backbone.label}{order}"
+
+    @property
+    def training(self) -> Dataset:
+        """What the probe is fitted on."""
+        return self.train
+
+    @property
+    def adaptations(self) -> tuple[str, ...]:
+        """The methods."""
+        return self.methods
+
+    def identity(self) -> dict[str, Any]:
+        """The backbone's and the training set's own, and how the probe is fitted."""
+        return super().identity() | {"backbone": self.backbone.identity(), "train": self.train.identity()}
+
+    def preprocessing(self, *, offline: bool = False) -> Preprocessing:
+        """The backbone's."""
+        return self.backbone.preprocessing(offline=offline)
+
+    def load(self, *, offline: bool = False) -> Scorable:
+        """The backbone without its classifier; the probe is fitted when the network is asked for.
+
+        Raises:
+            ModelError: the backbone cannot be loaded, or its classifier is not found.
+            DataError: the training images are not there.
+        """
+        from harness.classifier import without_classifier
+        from harness.data import open_data, source
+        from harness.transfer import TrainingSet, Transferred
+        from harness.types import sha256
+
+        backbone = self.backbone.load(offline=offline)
+        preprocessing = self.preprocessing(offline=offline)
+        data = open_data(self.train, offline, preprocessing)
+        lesson = TrainingSet(source(self.train, preprocessing, offline), data, self.train.target)
+        example, _ = lesson.read([0])
+        features = without_classifier(backbone.network.eval(), example, self.classifier)
+        given = sha256([backbone.sha256, features.classifier])
+        return Transferred(features, given, lesson, self.probe, self.tuning, Path(self.cache))

@@ -1,0 +1,180 @@
+"""A linear probe: what scikit-learn fits on the features of training images, and how well that generalises. Pure.
+
+Multinomial logistic regression on standardised features; for attributes a logistic regression each, for values ridge
+regression. Regularisation is chosen by cross-validation on the training images alone, and the same folds tell for each
+image how good the answer is of a probe that was fitted without it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.errors import ModelError
+from harness.selection import CrossValidation, selection_sets
+from harness.types import Target
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+ITERATIONS = 2000
+"""Of L-BFGS; far more than it needs but for the weakest regularisation, which cross-validation rarely chooses."""
+
+Strength = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+
+
+class Probing(BaseModel):
+    """How the probe is fitted.
+
+    Args:
+        order: ``steer_first``: on the features of the steered backbone, for each steering anew; ``fit_first``: once,
+            on those of the untouched one, and what it answers is steered.
+        C: inverse strengths of the regularisation to choose from, as scikit-learn has it; of ridge regression alpha
+            is its inverse.
+        folds: of the cross-validation.
+        seed: of the folds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    order: Literal["steer_first", "fit_first"] = "steer_first"
+    C: Annotated[tuple[Strength, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    folds: Annotated[int, Field(strict=True, ge=2)] = 5
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A probe: ``answers = ((features − mean) / scale) @ weight.T + bias``.
+
+    Args:
+        mean: of each feature, [d].
+        scale: its standard deviation, [d].
+        weight: [k, d].
+        bias: [k].
+        C: the chosen one.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    C: float
+
+
+def fit(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> Fit:
+    """Choose C, and fit on all the training images.
+
+    Args:
+        features: float [n, d].
+        y: as `Batch` has it, of the same images.
+        target: what it is.
+        settings: see `Probing`.
+
+    Raises:
+        ModelError: these images cannot be fitted.
+    """
+    C = chosen_C(features, y, target, settings)
+    return fitted(features, y, target, C)
+
+
+def chosen_C(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> float:
+    """The C that does best on folds that it was not fitted on; of equal ones the smallest."""
+    if len(settings.C) == 1:
+        return settings.C[0]
+    means = {C: out_of_fold(features, features, y, target, C, settings).mean() for C in sorted(settings.C)}
+    return max(means, key=lambda C: round(float(means[C]), 12))
+
+
+def out_of_fold(
+    features: np.ndarray, shown: np.ndarray, y: np.ndarray, target: Target, C: float, settings: Probing
+) -> np.ndarray:
+    """For each training image, how good the answer is of a probe fitted on the other folds; float [n].
+
+    Args:
+        features: that the probes are fitted on, [n, d].
+        shown: that they are asked about, [n, d]: the same, or those of the same images under a steering.
+        y: labels.
+        target: what they are.
+        C: of all the probes.
+        settings: the folds.
+    """
+    outcomes = np.empty(len(y))
+    for others, fold in folds(y, settings):
+        probe = pipeline(features[others], y[others], target, C)
+        outcomes[fold] = judged(np.asarray(probe.predict(shown[fold])), y[fold], target)
+    return outcomes
+
+
+def folds(y: np.ndarray, settings: Probing) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The cut into folds, balanced by class: for each the positions of the others, and its own."""
+    if settings.folds > len(y):
+        raise ModelError(f"probe.folds: {settings.folds} folds of {len(y)} training images; use fewer folds")
+    strata = y if y.ndim == 1 else np.zeros(len(y), int)
+    return selection_sets(CrossValidation(folds=settings.folds), strata, settings.seed)
+
+
+def judged(answers: np.ndarray, y: np.ndarray, target: Target) -> np.ndarray:
+    """How good predictions are, [n]; as `harness.targets` judges what a network yields."""
+    if target == "class":
+        return np.asarray(answers == y, float)
+    answers = answers.reshape(y.shape)
+    graded = answers == y if target == "attributes" else -((answers - y) ** 2)
+    return np.asarray(graded.mean(axis=1))
+
+
+def pipeline(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> Pipeline:
+    """scikit-learn's own, fitted; on one thread, in float64.
+
+    Raises:
+        ModelError: it cannot be; says why.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.multioutput import MultiOutputClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    logistic = LogisticRegression(C=C, max_iter=ITERATIONS)
+    estimators: Mapping[Target, Any] = {
+        "class": logistic,
+        "attributes": MultiOutputClassifier(logistic),
+        "values": Ridge(alpha=1 / C),
+    }
+    made = make_pipeline(StandardScaler(), estimators[target])
+    try:
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            made.fit(features.astype(np.float64), y)
+    except ValueError as error:
+        raise ModelError(f"the probe cannot be fitted on {len(y)} training images: {error}; give it more") from error
+    return made
+
+
+def fitted(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> Fit:
+    """The probe fitted on these images, as numbers."""
+    scaler, estimator = (step for _, step in pipeline(features, y, target, C).steps)
+    parts: Sequence[Any] = estimator.estimators_ if target == "attributes" else [estimator]
+    weight = np.concatenate([np.atleast_2d(part.coef_) for part in parts])
+    bias = np.concatenate([np.atleast_1d(part.intercept_) for part in parts])
+    if target == "class":
+        weight, bias = _a_row_for_each_class(weight, bias, estimator.classes_)
+    return Fit(scaler.mean_, scaler.scale_, weight, bias, C)
+
+
+def _a_row_for_each_class(weight: np.ndarray, bias: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A logit for each class 0 … K − 1: of two classes scikit-learn has one row, and none of a class it never saw."""
+    if len(classes) == 2:  # log-odds of the second: half of it to each side
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    missing = sorted(set(range(int(classes.max()) + 1)) - set(classes.tolist()))
+    if missing:
+        raise ModelError(
+            f"the training images have none of class {missing[0]}; number the classes 0, 1, … without gaps"
+        )
+    return weight, bias

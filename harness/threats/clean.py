@@ -1,0 +1,27 @@
+"""No threat: the images as they are, for benchmarks that ask how well a network generalises."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.contracts import Threat
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.types import Batch
+
+
+class Clean(Threat):
+    """The clean stage alone: a row's ``robust`` is its ``clean``."""
+
+    kind = "clean"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """None beside the clean one."""
+        return ()
+
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+        """Never asked for, having no stages."""
+        raise AssertionError(stage)

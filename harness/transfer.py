@@ -1,0 +1,188 @@
+"""A backbone transferred to other images: steered, and a probe fitted on its features; or adapted in another way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sklearn
+import torch
+from torch import Tensor, nn
+
+from harness import adaptation, probing
+from harness.adaptation import AT_ONCE, Lesson
+from harness.cache import Arrays, cached
+from harness.classifier import Features
+from harness.data import Data
+from harness.loaded import bent, reach, sha256_of_weights
+from harness.plan import batched
+from harness.probed import Head, Probed
+from harness.probing import Fit, Probing
+from harness.targets import QUESTIONS
+from harness.tuning import Tuning
+from harness.types import BASELINE, Coverage, FamilyName, Sites, Steering, Target, sha256
+
+if TYPE_CHECKING:
+    from harness.contracts import Source
+
+FORMAT = 1
+"""Part of every key of the cache: raised when a change of the code could change what is kept."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Images to fit on.
+
+    Args:
+        source: as the backbone takes them.
+        data: which of them, with their hashes and labels.
+        target: what the labels are.
+    """
+
+    source: Source
+    data: Data
+    target: Target
+
+    def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images and labels at these positions among the chosen ones."""
+        images = tuple(self.data.digests)
+        batch = self.source.read(tuple(images[position] for position in positions))
+        return batch.x, batch.y
+
+
+class Transferred:
+    """See `harness.loaded.Scorable`; fitted when it is asked for, on the device that `body` is on.
+
+    Args:
+        features: the backbone without its classifier, in eval mode.
+        given: SHA-256 of the backbone's weights, with the name of its classifier.
+        lesson: what it is transferred to.
+        probing: how the probe is fitted.
+        tuning: how weights are trained, by the methods that do.
+        folder: of the cache.
+    """
+
+    def __init__(
+        self, features: Features, given: str, lesson: TrainingSet, probing: Probing, tuning: Tuning, folder: Path
+    ) -> None:
+        self.body = features
+        self.training = lesson.data
+        self.sha256 = sha256([given, lesson.data.sha256])
+        self._lesson, self._probing, self._tuning, self._folder = lesson, probing, tuning, folder
+        self._made: dict[Steering, nn.Module] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        """The untouched backbone and its probe."""
+        return self.steered(BASELINE)
+
+    def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
+        """See `Scorable.steered`: steered first and fitted after, or the other way round, or adapted."""
+        if steering not in self._made:
+            self._made[steering] = self._make(steering).eval().requires_grad_(False)
+        return self._made[steering]
+
+    def _make(self, steering: Steering) -> nn.Module:
+        if steering.method:
+            return self._adapted(steering)
+        return Probed(self._bent(steering), self._head(self._fit(self._fitted_at(steering))))
+
+    def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
+        """See `Scorable.coverage`: of the backbone, since a probe has no activation."""
+        return reach(self.body, sites, example, family)
+
+    def trainable_parameters(self, method: str = "") -> int:
+        """The probe's weights and biases; of another method also what that trains."""
+        start = self.network
+        assert isinstance(start, Probed)
+        if method:
+            return adaptation.count(method, start)
+        return sum(parameter.numel() for parameter in start.head.parameters())
+
+    def fitted(self, steering: Steering) -> dict[str, str]:
+        """The hash of the network to score, weight by weight, the fitted ones among them."""
+        return {"weights_sha256": sha256_of_weights(self.steered(steering))}
+
+    def rehearsed(self, steering: Steering) -> np.ndarray:
+        """See `Scorable.rehearsed`: fold by fold, with the C that was chosen for all."""
+        at = self._fitted_at(steering)
+
+        def compute() -> Arrays:
+            outcomes = probing.out_of_fold(
+                self._features(at), self._features(steering), self.training.labels, self._lesson.target,
+                self._fit(at).C, self._probing,
+            )  # fmt: skip
+            return {"outcomes": outcomes.astype(np.float32)}
+
+        return self._cached(["rehearsed", steering.identity(), *self._settings], compute)["outcomes"]
+
+    def _fitted_at(self, steering: Steering) -> Steering:
+        """On which features the probe of a steering is fitted."""
+        return steering if self._probing.order == "steer_first" else steering.baseline
+
+    def _bent(self, steering: Steering) -> nn.Module:
+        if steering.is_baseline:
+            return self.body
+        return bent(self.body, steering, self._images([0])[0])
+
+    def _images(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        device = next(self.body.parameters()).device
+        x, y = self._lesson.read(positions)
+        return x.to(device), y.to(device)
+
+    def _features(self, steering: Steering) -> np.ndarray:
+        """Of all training images under a steering, float32 [n, d]; computed once."""
+
+        @torch.no_grad()
+        def compute() -> Arrays:
+            network = self._bent(steering)
+            parts = batched(range(len(self.training.labels)), AT_ONCE)
+            return {"features": np.concatenate([network(self._images(part)[0]).cpu().numpy() for part in parts])}
+
+        return self._cached(["features", steering.identity()], compute)["features"]
+
+    def _fit(self, steering: Steering, positions: np.ndarray | None = None) -> Fit:
+        """The probe on the features of a steering; of those training images alone, if any are named."""
+        target, labels = self._lesson.target, self.training.labels
+        if positions is not None:  # C has been chosen on all of them: it is no weight
+            features = self._features(steering)[positions]
+            return probing.fitted(features, labels[positions], target, self._fit(steering).C)
+
+        def compute() -> Arrays:
+            found = probing.fit(self._features(steering), labels, target, self._probing)
+            return {name: np.asarray(value) for name, value in asdict(found).items()}
+
+        kept = self._cached(["probe", steering.identity(), *self._settings], compute)
+        return Fit(**{name: value if value.ndim else float(value) for name, value in kept.items()})  # type: ignore[arg-type]
+
+    def _head(self, fit: Fit) -> Head:
+        return Head(fit).to(next(self.body.parameters()).device)
+
+    def _adapted(self, steering: Steering) -> Probed:
+        """Another method's network; its weights are kept, so that every process has the same."""
+
+        def begin(positions: np.ndarray) -> Probed:
+            return Probed(self.body, self._head(self._fit(steering.baseline, positions)))
+
+        def compute() -> Arrays:
+            lesson = Lesson(self._images, self.training.strata, QUESTIONS[self._lesson.target])
+            network = adaptation.adapted(steering.method, begin, lesson, self._tuning)
+            return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+
+        versions = [torch.__version__, self._tuning.model_dump(mode="json")]
+        kept = self._cached([steering.identity(), *self._settings, *versions], compute)
+        network = copy.deepcopy(begin(np.arange(len(self.training.labels))))
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in kept.items()})
+        return network
+
+    @cached_property
+    def _settings(self) -> list[Any]:
+        return [sklearn.__version__, self._probing.model_dump(mode="json")]
+
+    def _cached(self, what: Sequence[Any], compute: Any) -> Arrays:
+        return cached(self._folder, sha256([FORMAT, self.sha256, *what]), compute)

@@ -1,0 +1,33 @@
+"""How the weights of a backbone are trained, where they are; see `harness.adaptation`. Without torch, for the YAML."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Method = Literal["lora-1", "lora-2", "lora-4", "fine_tuning"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+Rate = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Positive = Annotated[int, Field(strict=True, gt=0)]
+
+
+class Tuning(BaseModel):
+    """How weights are trained.
+
+    Args:
+        epochs: at most so many.
+        learning_rates: of Adam, to choose from.
+        batch_size: training images a step.
+        share: of the training images that learning rate and epochs are chosen on.
+        seed: of that share, of LoRA's first matrices, and of the order of the images.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: Positive = 20
+    learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-4, 1e-3)
+    batch_size: Positive = 32
+    share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
+    seed: Annotated[int, Field(strict=True, ge=0)] = 0
