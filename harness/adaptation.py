@@ -1,8 +1,8 @@
 """What else can be done with a backbone on the same training images: LoRA, and full fine-tuning.
 
 Both begin as the linear probe and train its weights too (as Kumar et al. 2022, arXiv 2202.10054, advise), with Adam.
-Learning rate and number of epochs are those that do best on a share of the training images that neither the weights nor
-the probe they begin with have seen; none at all may be best. Then all training images are used. Nothing is augmented,
+Learning rate and number of epochs are those that do best (of equal ones with the least loss) on a share of the training
+images that neither the weights nor the probe they begin with have seen; no epoch at all may be best. Then all training images are used. Nothing is augmented,
 and normalisation layers keep their statistics.
 """
 
@@ -60,11 +60,11 @@ def adapted(method: str, begin: Begin, lesson: Lesson, settings: Tuning) -> Prob
             f"tuning.share: {settings.share:g} of {len(everything)} training images leaves none to choose on"
         )
     start = begin(rest)
-    found: dict[tuple[float, int], float] = {(settings.learning_rates[0], 0): accuracy(start, lesson, held)}
+    found = {(settings.learning_rates[0], 0): merit(start, lesson, held)}
     for rate in settings.learning_rates:
         for epoch, network in enumerate(training(method, start, lesson, rest, rate, settings), start=1):
-            found[rate, epoch] = accuracy(network, lesson, held)
-    rate, epochs = max(found, key=lambda tried: (round(found[tried], 9), -tried[1], -tried[0]))
+            found[rate, epoch] = merit(network, lesson, held)
+    rate, epochs = max(found, key=lambda tried: found[tried])
     network = begin(everything)
     for _, trained in zip(range(epochs), training(method, network, lesson, everything, rate, settings), strict=False):
         network = trained
@@ -92,13 +92,15 @@ def training(
 
 
 @torch.no_grad()
-def accuracy(network: Probed, lesson: Lesson, positions: np.ndarray) -> float:
-    """The mean outcome on these training images."""
-    total = 0.0
+def merit(network: Probed, lesson: Lesson, positions: np.ndarray) -> tuple[float, float]:
+    """The mean outcome on these training images, and the negative of the loss."""
+    outcome = loss = 0.0
     for part in batched(positions.tolist(), AT_ONCE):
         x, y = lesson.read(part)
-        total += float(lesson.question.outcome(network(x), y).double().sum())
-    return total / len(positions)
+        answers = network(x)
+        outcome += float(lesson.question.outcome(answers, y).double().sum())
+        loss += float(lesson.question.loss(answers, y)) * len(part)
+    return round(outcome / len(positions), 9), -loss / len(positions)
 
 
 def trainable(method: str, start: Probed) -> Probed:
