@@ -22,6 +22,7 @@ from harness.files import write_whole
 
 if TYPE_CHECKING:
     from harness.regression import Board
+    from harness.several import Several
     from harness.spec import Benchmark
 
 GOOD, NO, UNDONE = 0, 1, 2
@@ -162,15 +163,33 @@ def _verdict(table: Any) -> int:
 
 @app.command()
 @guarded
-def show(board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")]) -> int:
-    """Show a leaderboard, and explain its flags."""
+def show(
+    boards: Annotated[list[Path], typer.Argument(help="A leaderboard CSV, or several of other data sets.")],
+) -> int:
+    """Show a leaderboard, and explain its flags; or sum several up, each of another data set."""
     from harness import leaderboard
-    from harness.screen import print_board, print_flags
+    from harness.screen import print_board, print_flags, print_several
 
+    if len(boards) > 1:
+        found = _summed_up(boards)
+        print_several(found)
+        return GOOD if found.groups else UNDONE
+    (board,) = boards
     table = leaderboard.read(board)
     print_board(table, str(board))
     print_flags(table)
     return GOOD
+
+
+def _summed_up(boards: list[Path]) -> Several:
+    """Several boards by their names, or their paths where two have the same name."""
+    from harness import leaderboard, several
+
+    if twice := [board for board in boards if boards.count(board) > 1]:
+        raise LeaderboardError(f"{twice[0]}: expected each board once, found it {boards.count(twice[0])} times")
+    names = [board.stem for board in boards]
+    apart = len(set(names)) == len(names)
+    return several.sum_up({board.stem if apart else str(board): leaderboard.read(board) for board in boards})
 
 
 @app.command()
@@ -190,14 +209,23 @@ def plot(
 @app.command()
 @guarded
 def report(
-    board: Annotated[Path, typer.Argument(help="A leaderboard CSV; its outcome file is looked for beside it.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page. [default: beside the board]")] = None,
+    boards: Annotated[
+        list[Path],
+        typer.Argument(help="A leaderboard CSV, its outcome file is looked for beside it; or several to sum up."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page. [default: beside the board; of several, several.html]")
+    ] = None,
 ) -> int:
-    """Write a leaderboard as one HTML page for people; it needs no network."""
+    """Write a leaderboard, or several summed up, as one HTML page for people; it needs no network."""
     from harness import report as reports
+    from harness import several
 
-    out = out or board.with_suffix(".html")
-    write_whole(out, reports.report(board))
+    if len(boards) > 1:
+        out, page = out or boards[0].with_name("several.html"), several.page(_summed_up(boards))
+    else:
+        out, page = out or boards[0].with_suffix(".html"), reports.report(boards[0])
+    write_whole(out, page)
     typer.echo(f"written: {out}")
     return GOOD
 

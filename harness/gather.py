@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -52,8 +52,7 @@ def entry(
     if admission.task is None or admission.coverage is None or data is None or failure is not None:
         return Entry(shared, failure=str(failure), flag=failure.flag if failure else None)
     shared["weights_sha256"] = admission.task.weights_sha256
-    if admission.training is not None:
-        shared["fitted_from"] = admission.task.weights_sha256
+    shared["fitted_from"] = admission.task.weights_sha256 if admission.training is not None else ""
     by_steering: dict[Steering, list[int]] = {}
     for number, lane in state.of(label).items():
         by_steering.setdefault(lane.steering, []).append(number)
@@ -165,11 +164,14 @@ def _score(
 
 def _versions(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
     """What computed the outcomes, and with which weights; where some of them were fitted, with those."""
-    given = {"weights_sha256": task.weights_sha256}
-    return {
-        name: "+".join(sorted({(given | dict(outcome.provenance))[name] for outcome in outcomes}))
-        for name in ("ct_harness", "torch", "device", "weights_sha256")
-    }
+
+    def joined(name: str, found: Iterable[str]) -> tuple[str, str]:
+        return name, "+".join(sorted(set(found)))
+
+    weights = [outcome.provenance.get("weights_sha256", task.weights_sha256) for outcome in outcomes]
+    names = ("ct_harness", "torch", "device")
+    versions = [joined(name, (outcome.provenance[name] for outcome in outcomes)) for name in names]
+    return dict([*versions, joined("weights_sha256", weights or [task.weights_sha256])])
 
 
 def _after(lane: Lane, done: Sequence[np.ndarray], position: int) -> np.ndarray:

@@ -146,6 +146,11 @@ def _steered(row: Row) -> Cell:
     return Cell(f"{steered:.0f} of {sites:.0f}", float(steered)) if curves.is_number(steered) else EMPTY
 
 
+def _method(row: Row) -> Cell:
+    """Where nothing is fitted every row but the untouched network's is a steering, and that is told by β."""
+    return _word("method")(row) if _trained(row).text else EMPTY
+
+
 def _trained(row: Row) -> Cell:
     value = row["trainable_parameters"]
     return Cell(f"{value:,.0f}", float(value)) if curves.is_number(value) and value else EMPTY
@@ -154,7 +159,7 @@ def _trained(row: Row) -> Cell:
 COLUMNS = (
     Column("rank", "place among the model's steerings, best first", _number("rank", ".0f")),
     Column("model", "", _word("model"), numeric=False),
-    Column("method", "ct: steered, nothing else; or another way to adapt the network", _word("method"), numeric=False),
+    Column("method", "ct: steered, nothing else; or another way to adapt the network", _method, numeric=False),
     Column("β", "the steering; of a selected row, the β of each fold", _beta),
     Column("row", "selected: the headline; untouched: the network as it is; bounded: given up, at most", _kind, False),
     Column("clean", "accuracy without the threat, percent; or the metric named above", _read("clean")),

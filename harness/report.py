@@ -17,7 +17,7 @@ import numpy as np
 from harness import curves, drawing, leaderboard, outcomes
 from harness.flags import explained
 from harness.headline import Summary, summary
-from harness.leaderboard import Key, key_of, written
+from harness.leaderboard import CT, UNTOUCHED, Key, key_of, written
 from harness.listing import Column, Line, listed
 from harness.pages import inlined, render
 
@@ -120,8 +120,12 @@ def staged(bits: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
     found: dict[Key, dict[str, str]] = {}
     for row in bits.to_dict("records"):
         found.setdefault(key_of(row), {})[str(row["stage"])] = _standing(str(row["outcomes"]))
-    several, methods = (len({getattr(key, name) for key in found}) > 1 for name in ("c", "method"))
-    columns = {"model": True, "method": methods, "β": True, "c": several}
+    columns = {
+        "model": True,
+        "method": any(key.method not in (CT, UNTOUCHED) for key in found),
+        "β": True,
+        "c": len({key.c for key in found}) > 1,
+    }
     shown = [name for name, wanted in columns.items() if wanted]
     lines = []
     for key, after in found.items():

@@ -19,6 +19,12 @@ from harness.activations import Curve
 from harness.families import FAMILIES, Family
 
 
+IN_PLACE = frozenset(
+    function for family in FAMILIES.values() for function in family.functions if function.__name__.endswith("_")
+)
+"""Those that write into their input whatever they are told."""
+
+
 @dataclass
 class Tally:
     """What a rerouting met.
@@ -81,7 +87,7 @@ class Reroute(TorchFunctionMode):
         if spared:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
-            if func.__name__.endswith("_") or (self.write_back and kwargs.get("inplace")):
+            if func in IN_PLACE or (self.write_back and kwargs.get("inplace")):
                 kwargs.pop("input", None)
                 return input.copy_(bent(self.curve, input.clone(), *args[1:], **kwargs))
             return bent(self.curve, *args, **kwargs)

@@ -25,6 +25,7 @@ from harness.flags import MEANING
 from harness.headline import gain
 from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, LINEAR_PROBE, SELECTED, UNTOUCHED
 from harness.metrics import Metric, of_row
+from harness.several import cells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from harness.coverage import Audit
     from harness.errors import ModelError
     from harness.execute import Agenda
+    from harness.several import Several
     from harness.types import Cell, Outcome
 
 FEW = 10
 """Rows that are shown one by one."""
-WIDE = 160
+WIDE = 180
 """Characters a line where there is no terminal to fit."""
 HEADLINES = (SELECTED, IN_SAMPLE)
 EVERY = 10.0
@@ -282,6 +284,30 @@ def print_within(rows: pd.DataFrame, title: str) -> None:
             )),
         )  # fmt: skip
     _console().print(view)
+
+
+def print_several(found: Several) -> None:
+    """Several boards summed up, a table for each question; then what is left out."""
+    console = _console()
+    for group in found.groups:
+        sides = ("left" if name in ("model", "method") else "right" for name in group.columns)
+        view = _table(group.question.title, *zip(group.columns, sides, strict=True))
+        last = group.rows[0].model
+        for row in group.rows:
+            if row.model != last:
+                view.add_section()
+            view.add_row(*map(_text, cells(row)), style="bold" if row.method == CT else None)
+            last = row.model
+        console.print(view)
+    if found.groups:
+        console.print(Text(RELATIVE), soft_wrap=True)
+    for sentence in found.left_out:
+        console.print(Text(f"left out: {sentence}"), soft_wrap=True)
+
+
+RELATIVE = (
+    "The relative gain is the paper's: it weights sets whose baseline is low, so read Δ and its interval instead."
+)
 
 
 def print_comparison(found: Comparison, title: str) -> None:

@@ -6,12 +6,12 @@ Every address is relative, so the site works from any folder of any server, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from harness import coverage, curves, leaderboard, outcomes, paper
+from harness import coverage, curves, leaderboard, outcomes, paper, several
 from harness.errors import LeaderboardError
 from harness.files import write_whole
 from harness.headline import SHORT, Summary, summary
@@ -27,6 +27,8 @@ COVERAGE = "coverage.csv"
 """The one table among the boards that is none."""
 PAPER = "paper.html"
 """The paper's table, where a board belongs to it."""
+SEVERAL = "several.html"
+"""Several data sets summed up, where there are some."""
 
 
 class Listed(NamedTuple):
@@ -63,9 +65,16 @@ def build(folder: Path, out: Path) -> list[Path]:
     published = paper.groups(tables)
     there = PAPER if paper.belongs(published) else ""
     listed = [_listed(board, tables[board.stem]) for board in boards]
-    pages: dict[Path, str | bytes] = {out / "index.html": index(listed, folder / COVERAGE, there)}
+    means, why_not = summed_up(tables)
+    summed = SEVERAL if means else ""
+    pages: dict[Path, str | bytes] = {
+        out / "index.html": index(listed, folder / COVERAGE, there, summed, why_not),
+    }
+    up, own = {"all boards": "index.html"}, {one.name: one.page for one in listed}
     if there:
-        pages[out / PAPER] = paper.page(published, {"all boards": "index.html"}, {one.name: one.page for one in listed})
+        pages[out / PAPER] = paper.page(published, up, own)
+    if means:
+        pages[out / SEVERAL] = several.page(means, up, own)
     for board in boards:
         bits = outcomes.path_of(board)
         links = {"all boards": "../index.html"} | _files(board)
@@ -107,13 +116,31 @@ def read(boards: Iterable[Path]) -> dict[str, pd.DataFrame]:
     return {board.stem: _read(board) for board in boards}
 
 
-def index(boards: Iterable[Listed], table: Path, published: str) -> str:
+def summed_up(tables: Mapping[str, pd.DataFrame]) -> tuple[several.Several | None, str]:
+    """The boards of transfers, where two or more are of one clean question; or why they cannot be summed up."""
+    asked = {
+        name: table
+        for name, table in tables.items()
+        if (table["threat"] == "clean").any() or (table["method"] == leaderboard.LINEAR_PROBE).any()
+    }
+    try:
+        found = several.sum_up(asked)
+    except LeaderboardError as error:  # the other pages are not touched by this
+        return None, str(error)
+    groups = tuple(group for group in found.groups if len(group.boards) > 1)
+    clean = any(group.question.threat == "clean" for group in groups)
+    return (found._replace(groups=groups) if clean else None), ""
+
+
+def index(boards: Iterable[Listed], table: Path, published: str, summed: str = "", why_not: str = "") -> str:
     """The page that lists the boards, and sums up the table of coverage where there is one.
 
     Args:
         boards: as it names them.
         table: of coverage.
         published: address of the paper's table; empty where there is none.
+        summed: address of several data sets summed up; likewise.
+        why_not: what stood in the way of that.
     """
     audits = coverage.read(table)
     return render(
@@ -122,6 +149,8 @@ def index(boards: Iterable[Listed], table: Path, published: str) -> str:
         coverage=[("board", "entries", *coverage.SUMMED_UP), *coverage.summed_up(audits)] if audits else [],
         table=COVERAGE,
         paper=published,
+        several=summed,
+        why_not=why_not,
     )
 
 

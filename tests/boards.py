@@ -14,7 +14,8 @@ from harness.statistics import wilson
 N = 200
 SCRIPT = "<script>alert(1)</script>"
 SHARED = {
-    "family": "relu", "sites": 17, "steered": 17, "n": N, "dataset": "cifar10[:200]", "threat": "Linf",
+    "family": "relu", "sites": 17, "steered": 17, "n": N, "dataset": "cifar10[:200]", "metric": "accuracy",
+    "trainable_parameters": 0, "fitted_from": "", "threat": "Linf",
     "eps": "0.0313725", "attack": "standard", "protocol": "pixel", "seed": 3, "batch_size": 50,
     "weights_sha256": "0a" * 32, "data_sha256": "0b" * 32, "ct_harness": "0.1.0", "torch": "2.8.0", "device": "cpu",
     "flags": "", "selection": "", "chosen": "",
@@ -25,8 +26,8 @@ def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> d
     """A finished row: so many of N images stand; the gain is against 100."""
     low, high = wilson(robust, N)
     return SHARED | {
-        "rank": 1, "model": model, "beta": beta, "c": 0.5, "clean": clean / N, "robust": robust / N, "robust_low": low,
-        "robust_high": high, "delta_pp": 100 * (robust - 100) / N, "delta_low": -1.0, "delta_high": 4.0,
+        "rank": 1, "model": model, "method": "ct", "beta": beta, "c": 0.5, "clean": clean / N,
+        "robust": robust / N, "robust_low": low, "robust_high": high, "delta_pp": 100 * (robust - 100) / N, "delta_low": -1.0, "delta_high": 4.0,
         "gained": max(robust - 100, 0), "lost": max(100 - robust, 0), "p_value": 0.5, "p_holm": 0.5,
         "robust_replay": robust / N, "status": "ok", "seconds": 61.5,
     } | changes  # fmt: skip
@@ -34,7 +35,7 @@ def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> d
 
 def untouched(model: str, beta: float = 1.0, **changes: Any) -> dict[str, Any]:
     """The row of the untouched network: 170 of N clean, 100 robust."""
-    row = point(model, beta, 170, 100, p_holm=None, delta_pp=0.0, p_value=1.0)
+    row = point(model, beta, 170, 100, method="untouched", p_holm=None, delta_pp=0.0, p_value=1.0)
     return row | {"gained": 0, "lost": 0} | changes
 
 
@@ -53,8 +54,8 @@ def bounded(model: str, beta: float, clean: int, robust: int, **changes: Any) ->
 
 def failed(model: str, why: str) -> dict[str, Any]:
     """A model without a score."""
-    gone = ("sites", "steered", "n", "ct_harness", "torch", "device")
-    return SHARED | {"model": model, "status": f"failed: {why}"} | dict.fromkeys(gone)
+    gone = ("sites", "steered", "trainable_parameters", "n", "ct_harness", "torch", "device")
+    return SHARED | {"model": model, "method": "", "status": f"failed: {why}"} | dict.fromkeys(gone)
 
 
 def table(*rows: dict[str, Any]) -> pd.DataFrame:

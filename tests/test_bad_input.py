@@ -65,7 +65,7 @@ QUADRANTS = {"kind": "checkpoint", "builder": "tiny_networks:quadrants"}
         (
             {"dataset": "digits"},
             "tiny.yaml: dataset: expected a mapping with a kind (one of arrays, cifar10, cifar100, digits, "
-            "image_folder, imagenet, normalised), found 'digits'",
+            "downstream, hugging_face, image_folder, imagenet, normalised), found 'digits'",
         ),
         ({"steering": {"beta": [0.9, 1.1]}}, "tiny.yaml: steering.beta[1]: input should be less than or equal to 1, "
                                              "found 1.1"),
@@ -86,12 +86,12 @@ QUADRANTS = {"kind": "checkpoint", "builder": "tiny_networks:quadrants"}
         (
             {"threat": {"kind": "Lfin", "eps": 0.1}},
             "tiny.yaml: threat.kind: unknown kind 'Lfin' (did you mean 'Linf'?); known threats: "
-            "L1, L2, Linf, corruptions, corruptions_3d, dim",
+            "L1, L2, Linf, clean, corruptions, corruptions_3d, dim",
         ),
         (
             {"models": [QUADRANTS, {"kind": "robustbenhc", "name": "Standard"}]},
             "tiny.yaml: models[1].kind: unknown kind 'robustbenhc' (did you mean 'robustbench'?); known models: "
-            "checkpoint, demo, robustbench, timm, torchvision, training",
+            "checkpoint, demo, probe, robustbench, timm, torchvision, training",
         ),
         ({"threat": {"kind": "dim", "eps": 0.1}}, "tiny.yaml: threat.eps: unknown key; known keys: "),
         ({"threat": {"kind": "Linf"}}, "tiny.yaml: threat.eps: missing, and it has no default"),

@@ -22,7 +22,7 @@ from harness.types import BASELINE, Coverage, Steering
 N = 200
 SHARED = {
     "model": "m", "dataset": "digits[:200]", "threat": "Linf", "eps": "0.1", "attack": "standard", "n": N, "seed": 0,
-    "batch_size": 100, "weights_sha256": "w" * 64, "data_sha256": "d" * 64,
+    "batch_size": 100, "weights_sha256": "w" * 64, "data_sha256": "d" * 64, "fitted_from": "",
 }  # fmt: skip
 VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu"}
 
@@ -30,8 +30,9 @@ VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu"}
 def entry(robust, shared=SHARED, clean=None):
     """A model whose scores are ``robust``: steering → bits."""
     clean = np.ones(N, np.float32) if clean is None else clean
+    versions = VERSIONS | {"weights_sha256": shared["weights_sha256"]}
     scores = [
-        Score(steering, clean, bits, True, {"clean": clean, "apgd-ce": bits}, {}, bits, frozenset(), 1.0, VERSIONS)
+        Score(steering, clean, bits, True, {"clean": clean, "apgd-ce": bits}, {}, bits, frozenset(), 1.0, versions)
         for steering, bits in robust.items()
     ]
     choice = choose(InSample(), scores, np.zeros(N), 0)
@@ -56,7 +57,7 @@ COMMITTED = board(entry(GRID))
 
 
 def verdicts(fresh, **options):
-    return {row.key[1]: row.verdict for row in regression.check(fresh, COMMITTED, **options)}
+    return {row.key.beta: row.verdict for row in regression.check(fresh, COMMITTED, **options)}
 
 
 def test_an_equal_board_holds():
@@ -66,8 +67,8 @@ def test_an_equal_board_holds():
 @pytest.mark.parametrize(("lose", "gain"), [(1, 0), (0, 1), (2, 2), (5, 0)])
 def test_a_few_flips_move_a_row_and_pass(lose, gain):
     rows = regression.check(board(entry(GRID | {Steering(0.9): flip(GRID[Steering(0.9)], lose, gain)})), COMMITTED)
-    assert {row.key[1]: row.verdict for row in rows} == {1.0: "held", 0.9: "moved"}
-    assert next(row.flipped for row in rows if row.key[1] == 0.9) == lose + gain
+    assert {row.key.beta: row.verdict for row in rows} == {1.0: "held", 0.9: "moved"}
+    assert next(row.flipped for row in rows if row.key.beta == 0.9) == lose + gain
     assert not regression.failed(rows)
 
 
@@ -75,7 +76,7 @@ def test_a_fall_beyond_chance_fails():
     """Nine losses and no gain: 2⁻⁹ times four tests is below 1 %; eight are not enough."""
     for lose, verdict in ((9, "regressed"), (8, "moved")):
         rows = regression.check(board(entry(GRID | {BASELINE: flip(BITS, lose)})), COMMITTED)
-        assert rows[[row.key[1] for row in rows].index(1.0)].verdict == verdict
+        assert rows[[row.key.beta for row in rows].index(1.0)].verdict == verdict
         assert regression.failed(rows) == (verdict == "regressed")
 
 
@@ -86,7 +87,7 @@ def test_a_fall_of_clean_accuracy_fails():
 
 def test_an_improvement_is_reported_and_passes():
     rows = regression.check(board(entry(GRID | {Steering(0.9): flip(BITS, 0, 40)})), COMMITTED)
-    assert {row.key[1]: row.verdict for row in rows} == {1.0: "held", 0.9: "improved"}
+    assert {row.key.beta: row.verdict for row in rows} == {1.0: "held", 0.9: "improved"}
     assert not regression.failed(rows)
 
 
@@ -156,7 +157,7 @@ def test_graded_outcomes_are_the_mean_of_the_stages():
         VERSIONS,
     )
     found = outcomes.scores(outcomes.table([Entry(SHARED, [score])]))
-    assert np.array_equal(found["m", 1.0, 0.5][1], score.robust)
+    assert np.array_equal(found["m", "untouched", 1.0, 0.5][1], score.robust)
 
 
 def test_comparison_of_two_boards_is_paired_where_it_can_be():
@@ -187,7 +188,7 @@ def test_comparison_names_what_makes_no_sense():
     found = compare.between(COMMITTED.table, grown.table, COMMITTED.outcomes, grown.outcomes)
     assert set(found.rows["test"]) == {"unpaired"}
     lone = board(entry({BASELINE: BITS}))
-    assert compare.between(COMMITTED.table, lone.table).only_first == (("m", 0.9, 0.5),)
+    assert compare.between(COMMITTED.table, lone.table).only_first == (("m", "ct", 0.9, 0.5),)
 
 
 def test_comparison_within_a_board():

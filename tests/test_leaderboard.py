@@ -17,11 +17,11 @@ from harness.statistics import wilson
 from harness.types import Coverage, Steering
 
 COLUMNS = [
-    "rank", "model", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "delta_pp", "delta_low",
-    "delta_high", "gained", "lost", "p_value", "p_holm", "robust_replay", "mce", "published_clean",
+    "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "delta_pp",
+    "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "robust_replay", "mce", "published_clean",
     "published_robust", "status", "selection", "chosen", "sites",
-    "steered", "n", "dataset", "threat", "eps", "attack", "protocol", "flags", "seed", "batch_size",
-    "weights_sha256", "data_sha256", "ct_harness", "torch", "device", "seconds",
+    "steered", "trainable_parameters", "n", "dataset", "metric", "threat", "eps", "attack", "protocol", "flags", "seed",
+    "batch_size", "weights_sha256", "fitted_from", "data_sha256", "ct_harness", "torch", "device", "seconds",
 ]  # fmt: skip
 
 SHARED = {
@@ -35,7 +35,7 @@ def score(beta: float, robust: list[float], clean: list[float], c: float = 0.5, 
     fields = {
         "steering": Steering(beta, c), "clean": np.array(clean, np.float32), "robust": np.array(robust, np.float32),
         "complete": True, "stages": {}, "summary": {}, "replay": None, "flags": frozenset(), "seconds": 1.26,
-        "versions": {"ct_harness": "1", "torch": "2", "device": "cpu"},
+        "versions": {"ct_harness": "1", "torch": "2", "device": "cpu", "weights_sha256": "we"},
     }  # fmt: skip
     return Score(**(fields | changes))
 
@@ -71,16 +71,17 @@ def test_the_columns_and_every_format_are_fixed() -> None:
     scored = shared | {
         "model": "m", "c": "0.5", "status": "ok", "sites": "3", "steered": "2", "ct_harness": "1", "torch": "2",
         "device": "cpu", "seconds": "1.3", "selection": "", "chosen": "", "robust_replay": "",
+        "trainable_parameters": "0", "metric": "accuracy", "fitted_from": "",
     }  # fmt: skip
     expected = [
         scored | {
-            "rank": "1", "beta": "0.95", "clean": "0.500000", "robust": "0.500000", "robust_low": "0.150039",
-            "robust_high": "0.849961", "delta_pp": "+25.0000", "gained": "1", "lost": "0", "p_value": "1",
+            "rank": "1", "method": "ct", "beta": "0.95", "clean": "0.500000", "robust": "0.500000",
+            "robust_low": "0.150039", "robust_high": "0.849961", "delta_pp": "+25.0000", "gained": "1", "lost": "0", "p_value": "1",
             "p_holm": "1", "flags": "few_classes;zero_gradient",
         },
         scored | {
-            "rank": "2", "beta": "1", "clean": "0.750000", "robust": "0.250000", "robust_low": "0.045587",
-            "robust_high": "0.699358", "delta_pp": "+0.0000", "gained": "0", "lost": "0", "p_holm": "", "flags": "",
+            "rank": "2", "method": "untouched", "beta": "1", "clean": "0.750000", "robust": "0.250000",
+            "robust_low": "0.045587", "robust_high": "0.699358", "delta_pp": "+0.0000", "gained": "0", "lost": "0", "p_holm": "", "flags": "",
         },
         dict.fromkeys(COLUMNS, "") | shared | {
             "model": "n", "family": "relu", "status": "failed: no such file", "flags": "probabilities",
@@ -193,10 +194,10 @@ def test_a_model_name_with_a_carriage_return_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_table_keeps_text_as_text(tmp_path: Path) -> None:
-    write(board([entry(score(1.0, [1] * 4, [1] * 4), shared=SHARED | {"weights_sha256": "0123"})]), tmp_path / "b.csv")
+    write(board([entry(score(1.0, [1] * 4, [1] * 4), shared=SHARED | {"data_sha256": "0123"})]), tmp_path / "b.csv")
     back = read(tmp_path / "b.csv")
     assert all(isinstance(value, str) for name in TEXT for value in back[name])
-    assert back["weights_sha256"][0] == "0123"
+    assert back["data_sha256"][0] == "0123"
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +219,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     [
         (None, r"b\.csv: cannot be read as a leaderboard: .*No such file"),
         ("", r"b\.csv: cannot be read as a leaderboard: .*No columns"),
-        ("rank,model\n1,m\n", r"b\.csv: not a leaderboard of this harness: no column beta, c, family, clean"),
+        ("rank,model\n1,m\n", r"b\.csv: not a leaderboard of this harness: no column method, beta, c, family, clean"),
         ('a\n"b\n', r"b\.csv: cannot be read as a leaderboard"),
         ("\xff\xfe", r"b\.csv: cannot be read as a leaderboard"),
     ],

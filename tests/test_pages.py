@@ -16,8 +16,8 @@ from harness import site
 
 PAGES = ("boards/x.html", "index.html", "paper.html")
 BITS = pd.DataFrame(
-    [("m", "1", "0.5", "clean", "1111"), ("m", "1", "0.5", "apgd-ce", "110?")],
-    columns=["model", "beta", "c", "stage", "outcomes"],
+    [("m", "untouched", "1", "0.5", "clean", "1111"), ("m", "untouched", "1", "0.5", "apgd-ce", "110?")],
+    columns=["model", "method", "beta", "c", "stage", "outcomes"],
 )
 
 

@@ -18,10 +18,11 @@ from harness.headline import Summary
 
 BITS = pd.DataFrame(
     [
-        ("m", "1", "0.5", "clean", "1111"), ("m", "1", "0.5", "apgd-ce", "1100"), ("m", "1", "0.5", "replay", "1000"),
-        ("m", "0.9", "0.5", "clean", "1110"), ("m", "0.9", "0.5", "apgd-ce", "10??"),
+        ("m", "untouched", "1", "0.5", "clean", "1111"), ("m", "untouched", "1", "0.5", "apgd-ce", "1100"),
+        ("m", "untouched", "1", "0.5", "replay", "1000"),
+        ("m", "ct", "0.9", "0.5", "clean", "1110"), ("m", "ct", "0.9", "0.5", "apgd-ce", "10??"),
     ],
-    columns=["model", "beta", "c", "stage", "outcomes"],
+    columns=["model", "method", "beta", "c", "stage", "outcomes"],
 )  # fmt: skip
 
 
@@ -107,11 +108,11 @@ def test_the_page_has_each_row_with_its_numbers(tmp_path: Path) -> None:
     assert len(rows) == len(boards.hard())
     assert rows[0] | {"model": ""} == {
         "rank": "", "model": "", "β": "0.9/0.3 0.9 0.9 0.8 0.9", "row": "selected", "clean": "84.0", "robust": "52.0",
-        "95 % of robust": "45.1 … 58.8", "Δ": "+6.0", "95 % of Δ": "+2.2 … +10.0", "gained": "13", "lost": "1",
+        "95 %": "45.1 … 58.8", "Δ": "+6.0", "95 % of Δ": "+2.2 … +10.0", "gained": "13", "lost": "1",
         "p": "0.0018", "replay": "52.0", "steered": "17 of 17", "flags": "replay", "seconds": "",
     }  # fmt: skip
     assert (rows[3]["β"], rows[4]["row"], rows[4]["Δ"]) == ("0.9, c = 0.3", "untouched", "")
-    assert (rows[5]["clean"], rows[5]["robust"], rows[5]["95 % of robust"]) == ("≤ 80.0", "≤ 48.0", "")
+    assert (rows[5]["clean"], rows[5]["robust"], rows[5]["95 %"]) == ("≤ 80.0", "≤ 48.0", "")
     assert (rows[-1]["model"], rows[-1]["row"], rows[-1]["β"], rows[-1]["robust"]) == ("gone $x_1$", "failed", "", "")
     assert "mCE" not in heads
     assert "mCE" in [one.text for one in page_of(tmp_path, corrupted()).all("th", scope="col")]
@@ -178,7 +179,7 @@ def test_no_text_of_the_board_becomes_markup(tmp_path: Path) -> None:
         boards.selected(boards.SCRIPT, "0.9", flags=nasty), boards.untouched(boards.SCRIPT, dataset=nasty),
         boards.point(boards.SCRIPT, 0.9, 165, 110), boards.failed(nasty, boards.SCRIPT),
     ]  # fmt: skip
-    bits = pd.DataFrame([(boards.SCRIPT, "1", "0.5", nasty, "10")], columns=list(BITS))
+    bits = pd.DataFrame([(boards.SCRIPT, "untouched", "1", "0.5", nasty, "10")], columns=list(BITS))
     text = report.report(boards.write(boards.table(*rows), tmp_path / "<script>.csv", bits))
     page = boards.parsed(text)
     assert text.count("<script") == 1

@@ -16,7 +16,9 @@ from harness import coverage, site
 from harness.coverage import Audit
 from harness.errors import LeaderboardError
 
-BITS = pd.DataFrame([("m", "1", "0.5", "clean", "10")], columns=["model", "beta", "c", "stage", "outcomes"])
+BITS = pd.DataFrame(
+    [("m", "untouched", "1", "0.5", "clean", "10")], columns=["model", "method", "beta", "c", "stage", "outcomes"]
+)
 AUDITS = [
     Audit("cifar10", "Linf", "A", "yes", "1", "relu:3", "3", "3", "0", "0", "yes", "1"),
     Audit("cifar10", "Linf", "B", "yes", "1", "silu:2", "0", "0", "0", "2", "no: silu", "1"),
