@@ -2,8 +2,8 @@
 
 Both begin as the linear probe and train its weights too (as Kumar et al. 2022, arXiv 2202.10054, advise), with Adam.
 Learning rate and number of epochs are those that do best (of equal ones with the least loss) on a share of the training
-images that neither the weights nor the probe they begin with have seen; no epoch at all may be best. Then all training images are used. Nothing is augmented,
-and normalisation layers keep their statistics.
+images that neither the weights nor the probe they begin with have seen; no epoch at all may be best. Then all training
+images are used. Nothing is augmented, and normalisation layers keep their statistics.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.activations import Curve
 from harness.families import FAMILIES, Family
 
-
 IN_PLACE = frozenset(
     function for family in FAMILIES.values() for function in family.functions if function.__name__.endswith("_")
 )

@@ -27,7 +27,8 @@ def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> d
     low, high = wilson(robust, N)
     return SHARED | {
         "rank": 1, "model": model, "method": "ct", "beta": beta, "c": 0.5, "clean": clean / N,
-        "robust": robust / N, "robust_low": low, "robust_high": high, "delta_pp": 100 * (robust - 100) / N, "delta_low": -1.0, "delta_high": 4.0,
+        "robust": robust / N, "robust_low": low, "robust_high": high,
+        "delta_pp": 100 * (robust - 100) / N, "delta_low": -1.0, "delta_high": 4.0,
         "gained": max(robust - 100, 0), "lost": max(100 - robust, 0), "p_value": 0.5, "p_holm": 0.5,
         "robust_replay": robust / N, "status": "ok", "seconds": 61.5,
     } | changes  # fmt: skip

@@ -133,7 +133,7 @@ def test_outcomes_survive_the_file(tmp_path):
     outcomes.write(COMMITTED.outcomes, tmp_path / "x.csv")
     found = outcomes.scores(outcomes.read(tmp_path / "x.csv"))
     for steering, bits in GRID.items():
-        clean, robust = found["m", steering.beta, 0.5]
+        clean, robust = found["m", "untouched" if steering.is_baseline else "ct", steering.beta, 0.5]
         assert np.array_equal(robust, bits)
         assert clean.all()
     assert outcomes.read(tmp_path / "y.csv") is None

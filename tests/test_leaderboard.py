@@ -76,12 +76,13 @@ def test_the_columns_and_every_format_are_fixed() -> None:
     expected = [
         scored | {
             "rank": "1", "method": "ct", "beta": "0.95", "clean": "0.500000", "robust": "0.500000",
-            "robust_low": "0.150039", "robust_high": "0.849961", "delta_pp": "+25.0000", "gained": "1", "lost": "0", "p_value": "1",
-            "p_holm": "1", "flags": "few_classes;zero_gradient",
+            "robust_low": "0.150039", "robust_high": "0.849961", "delta_pp": "+25.0000", "gained": "1",
+            "lost": "0", "p_value": "1", "p_holm": "1", "flags": "few_classes;zero_gradient",
         },
         scored | {
             "rank": "2", "method": "untouched", "beta": "1", "clean": "0.750000", "robust": "0.250000",
-            "robust_low": "0.045587", "robust_high": "0.699358", "delta_pp": "+0.0000", "gained": "0", "lost": "0", "p_holm": "", "flags": "",
+            "robust_low": "0.045587", "robust_high": "0.699358", "delta_pp": "+0.0000", "gained": "0",
+            "lost": "0", "p_holm": "", "flags": "",
         },
         dict.fromkeys(COLUMNS, "") | shared | {
             "model": "n", "family": "relu", "status": "failed: no such file", "flags": "probabilities",

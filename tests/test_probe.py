@@ -190,7 +190,11 @@ def test_what_cannot_be_fitted_is_told(tmp_path: Path, y: np.ndarray, settings: 
 
 # --- a board ---
 
-METHODS = {"methods": ["lora-1", "fine_tuning"], "tuning": {"epochs": 4, "learning_rates": [0.01, 0.1]}}
+METHODS = {
+    "methods": ["lora-1", "fine_tuning"],
+    "tuning": {"epochs": 4, "learning_rates": [0.01, 0.1], "share": 0.3, "seed": 5},
+}
+"""With which training helps, so that both end elsewhere than they begin."""
 BETAS = (1.0, 0.9, 0.5, 0.0)
 
 

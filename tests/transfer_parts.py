@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +257,3 @@ def lora_numbers(network: nn.Module, rank: int) -> int:
 
 def numbers(network: nn.Module) -> int:
     return sum(int(np.prod(parameter.shape)) for parameter in network.parameters())
-
-
-def pairs(*lists: Any) -> Any:
-    return list(product(*lists))
