@@ -12,6 +12,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import RLock
 
 import numpy as np
 import torch
@@ -147,5 +148,8 @@ def merged(network: Probed) -> Probed:
     """The same function, LoRA's matrices in the weights."""
     merge = getattr(network.features, "merge_and_unload", None)
     if merge is not None:
+        from tqdm import tqdm
+
+        tqdm.set_lock(RLock())  # peft draws a bar; the bar's own lock is a semaphore that a stopped worker would leave
         network.features = merge()
     return network

@@ -121,7 +121,7 @@ def _panel(model: str, rows: Sequence[Mapping[Any, Any]]) -> Panel:
         metric.read(untouched["robust"]),
         Counter(beta for row in rows if row["status"] in HEADLINES for beta in chosen(row)),
         tuple(_curve(c, [untouched, *(row for row in steered if row["c"] == c)]) for c in cs),
-        {str(row["method"]): metric.read(row["robust"]) for row in others},
+        {str(row["method"]): metric.read(row["robust"]) for row in sorted(others, key=lambda row: str(row["method"]))},
         metric,
         is_attacked(untouched),
     )

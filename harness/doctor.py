@@ -195,6 +195,8 @@ def _duration(benchmark: Benchmark, looks: list[Look], size: int) -> Finding:
     spoken = _spoken(total / min(benchmark.executor.slots, lanes))
     left_out = len(benchmark.models) - len(looks)
     without = f", without the {left_out} that cannot be scored" if left_out else ""
+    if any(model.training is not None for model in benchmark.models):
+        without += ", and without what is fitted on training images"
     return Finding("duration", "threat", "ok", f"at most about {spoken}{without}: an estimate from a few images")
 
 

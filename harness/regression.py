@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 0.01
+NOISE = 1e-3
+"""As a share of the spread of the committed outcomes, a change of a graded one that is none."""
 
 MUST_AGREE = ("family", "dataset", "metric", "threat", "eps", "attack", "protocol", "seed", "batch_size", "selection")
 """What was asked: where it differs, the boards answer different questions."""
@@ -142,8 +144,9 @@ def _significant(
 
 
 def _flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
-    """Images gained and lost."""
-    return int((after > before).sum()), int((after < before).sum())
+    """Images gained and lost; where answers are graded, not by what float noise does to a fit on another machine."""
+    least = NOISE * float(before.std())
+    return int((after - before > least).sum()), int((before - after > least).sum())
 
 
 def _given_up(row: Row, fresh: pd.Series) -> Row:
@@ -155,7 +158,8 @@ def _given_up(row: Row, fresh: pd.Series) -> Row:
 
 def _judge(key: Key, before: Scores, after: Scores, p: tuple[list[float], list[float]], max_drop: float | None) -> Row:
     clean_pp, robust_pp = (100 * float(b.mean() - a.mean()) for a, b in zip(before, after, strict=True))
-    flipped = int(np.any([a != b for a, b in zip(before, after, strict=True)], axis=0).sum())
+    changed = [np.abs(a - b) > NOISE * a.std() for a, b in zip(before, after, strict=True)]
+    flipped = int(np.any(changed, axis=0).sum())
     verdict: Verdict = "moved" if flipped else "held"
     why = f"{flipped} images flipped, as chance allows" if flipped else "every image as before"
     falls, rises = p
