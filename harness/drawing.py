@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.curves import Panel, Point, failure, models, panels
 from harness.errors import LeaderboardError
 from harness.files import write_whole
+from harness.metrics import spoken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +75,7 @@ def _draw(axis: Axes, panel: Panel, titled: bool) -> None:
     if titled:
         axis.set_title(panel.model, fontsize=10, color=INK, parse_math=False)
     axis.set_xlabel(f"β  (untouched network: β = {panel.baseline:g})", fontsize=9, color=INK)
-    name = panel.metric.name.replace("_", " ")
+    name = spoken(panel.metric)
     axis.set_ylabel(f"{name} (%)" if panel.metric.scale == 100 else name, fontsize=9, color=INK)
     axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axis.margins(x=0.05, y=0.1)

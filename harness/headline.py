@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness import curves
 from harness.leaderboard import IN_SAMPLE
-from harness.metrics import METRICS, Metric, of_row
+from harness.metrics import METRICS, Metric, of_row, spoken
 
 ALPHA = 0.05
 """A headline whose p is below this is evidence."""
@@ -131,7 +131,7 @@ def gain(row: Row, hundredths: float) -> str:
 
 def unit(metric: Metric) -> str:
     """What a difference is counted in."""
-    return "points" if metric.scale == 100 else metric.name.replace("_", " ")
+    return "points" if metric.scale == 100 else spoken(metric)
 
 
 def _read(metric: Metric, hundredths: float) -> str:

@@ -43,6 +43,7 @@ the headline that is not to be trusted; no score."""
 
 CT, UNTOUCHED, LINEAR_PROBE = "ct", "untouched", "linear_probe"
 """What ``method`` is of a steering; of the baseline, as it came or with a probe on it. Others name themselves."""
+OWN = (CT, UNTOUCHED, LINEAR_PROBE)
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class Key(NamedTuple):
     @property
     def name(self) -> str:
         """In words: the model, and the steering or the other method."""
-        if self.method not in (CT, UNTOUCHED, LINEAR_PROBE):
+        if self.method not in OWN:
             return f"{self.model} {self.method}"
         return f"{self.model} β={self.beta:g}" + ("" if self.c == 0.5 else f" c={self.c:g}")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness import curves
 from harness.headline import gain
-from harness.leaderboard import BOUNDED, CT, LINEAR_PROBE, UNTOUCHED
+from harness.leaderboard import BOUNDED, OWN
 from harness.metrics import of_row
 
 USUAL_C = {"relu": 0.5, "smooth": 1.0}
@@ -94,7 +94,7 @@ def _word(name: str) -> Callable[[Row], Cell]:
 
 
 def _beta(row: Row) -> Cell:
-    if row["method"] not in (CT, UNTOUCHED, LINEAR_PROBE):
+    if row["method"] not in OWN:
         return EMPTY
     if row["chosen"]:
         return Cell(str(row["chosen"]).replace(";", " "), min(curves.chosen(row)))

@@ -53,6 +53,11 @@ METRICS: Mapping[Target, Metric] = {
 BY_NAME = {metric.name: metric for metric in METRICS.values()}
 
 
+def spoken(metric: Metric) -> str:
+    """Its name in words."""
+    return metric.name.replace("_", " ")
+
+
 def of_row(row: Mapping[Any, Any]) -> Metric:
     """The metric of a board's row."""
     return BY_NAME[str(row["metric"])]

@@ -17,8 +17,9 @@ import numpy as np
 from harness import curves, drawing, leaderboard, outcomes
 from harness.flags import explained
 from harness.headline import Summary, summary
-from harness.leaderboard import CT, UNTOUCHED, Key, key_of, written
+from harness.leaderboard import CT, OWN, UNTOUCHED, Key, key_of, written
 from harness.listing import Column, Line, listed
+from harness.metrics import of_row, spoken
 from harness.pages import inlined, render
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class View:
         facts: what is the same for all models.
         weights: each model's SHA-256.
         commands: what to type to repeat it.
+        metric: in words.
+        attacked: whether there is a threat.
+        methods: whether other ways to adapt a network stand beside the steerings.
     """
 
     name: str
@@ -66,6 +70,9 @@ class View:
     facts: Mapping[str, str]
     weights: Mapping[str, str]
     commands: tuple[str, ...]
+    metric: str
+    attacked: bool
+    methods: bool
 
 
 def view(name: str, table: pd.DataFrame, bits: pd.DataFrame | None, benchmark: bool) -> View:
@@ -92,6 +99,9 @@ def view(name: str, table: pd.DataFrame, bits: pd.DataFrame | None, benchmark: b
         facts(rows),
         {model: str(part[0]["weights_sha256"]) for model, part in curves.models(table).items()},
         commands(name, benchmark),
+        ", ".join(dict.fromkeys(spoken(of_row(row)) for row in rows)),
+        any(map(curves.is_attacked, rows)),
+        any(row["method"] not in (*OWN, "") for row in rows),
     )
 
 
@@ -172,7 +182,7 @@ def words(panel: curves.Panel) -> str:
         f"{len(given_up)} steerings were given up, each at {read(max(given_up))} or less" if given_up
         else f"the worst is {at(*worst)}"
     )  # fmt: skip
-    name = metric.name.replace("_", " ")
+    name = spoken(metric)
     what = f"Robust {name}" if panel.attacked else name.capitalize()
     clean = f" Clean {name} untouched: {read(panel.clean)}." if panel.attacked else ""
     others = "".join(f" {method}: {read(value)}." for method, value in panel.others.items())

@@ -23,7 +23,7 @@ from rich.text import Text
 from harness.coverage import SUMMED_UP, summed_up
 from harness.flags import MEANING
 from harness.headline import gain
-from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, LINEAR_PROBE, SELECTED, UNTOUCHED
+from harness.leaderboard import BOUNDED, FAILED, IN_SAMPLE, OWN, SELECTED
 from harness.metrics import Metric, of_row
 from harness.several import cells
 
@@ -219,7 +219,7 @@ def _adapted(row: Mapping[Any, Any], baseline: bool) -> str:
     """The steering, β of each fold, or another method."""
     if row["status"] in HEADLINES:
         return " ".join(row["chosen"].split(";"))
-    if row["method"] not in (CT, UNTOUCHED, LINEAR_PROBE):
+    if row["method"] not in OWN:
         return str(row["method"])
     usual = {"relu": 0.5, "smooth": 1.0}[row["family"]]
     return f"{row['beta']:g}" if baseline or row["c"] == usual else f"{row['beta']:g} c={row['c']:g}"
