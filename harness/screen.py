@@ -23,7 +23,7 @@ from rich.text import Text
 from harness.coverage import SUMMED_UP, summed_up
 from harness.flags import MEANING
 from harness.headline import gain
-from harness.leaderboard import BOUNDED, FAILED, IN_SAMPLE, OWN, SELECTED
+from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, OWN, SELECTED
 from harness.metrics import Metric, of_row
 from harness.several import cells
 
