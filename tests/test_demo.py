@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.datasets.digits import Digits
-from harness.errors import ModelError
+from harness.errors import ModelError, SpecError
 from harness.models import demo
 from harness.models.demo import Demo, weights_of
 from harness.models.networks import DigitsNet
@@ -30,8 +30,8 @@ FIRST_OF_TEST = [360, 1773, 1482, 600, 850]  # in scikit-learn's order
 TEST_IMAGES_PER_CLASS = [47, 51, 49, 57, 48, 52, 47, 52, 53, 44]
 
 
-def everything(split: str) -> Batch:
-    source = build("datasets", {"kind": "digits", "split": split}, "dataset").open()
+def everything(split: str, **keys: Any) -> Batch:
+    source = build("datasets", {"kind": "digits", "split": split} | keys, "dataset").open()
     return source.read(tuple(range(len(source))))
 
 
@@ -79,7 +79,34 @@ def test_images_are_read_in_the_order_asked_for():
     assert torch.equal(images.y, all_of_them.y[[7, 3, 499]])
 
 
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_chosen_digits_are_the_images_of_these_in_the_same_order_numbered_as_named(split: str):
+    every, some = everything(split), everything(split, classes=(7, 5))
+    kept = [place for place, label in enumerate(every.y.tolist()) if label in (7, 5)]
+    assert torch.equal(some.x, every.x[kept])
+    assert [(7, 5)[label] for label in some.y.tolist()] == every.y[kept].tolist()
+    assert Digits(classes=(7, 5), n=3).label == "digits 7,5[:3]"
+
+
+@pytest.mark.parametrize(
+    ("classes", "fault"), [([3], "at least 2 items"), ([3, 10], "less than or equal to 9"), ([3, 3], "named twice")]
+)
+def test_digits_that_cannot_be_chosen_are_refused(classes: list[int], fault: str):
+    with pytest.raises(SpecError, match=rf"dataset\.classes.*{fault}"):
+        build("datasets", {"kind": "digits", "classes": classes}, "dataset")
+
+
 # ---------------------------------------------------------------- networks
+
+FEWER = ("digits_plain_0to4", "digits_robust_0to4")
+
+
+@pytest.mark.parametrize("name", FEWER)
+def test_those_that_have_seen_five_digits_know_these_alone(name: str):
+    loaded, images = Demo(name=name).load(), everything("test", classes=(0, 1, 2, 3, 4))
+    assert loaded.network(images.x).shape == (len(images), 5)
+    assert accuracy(loaded.network, images.x, images.y) >= 0.97
+    assert sum(value.numel() for value in loaded.network.parameters()) == 4666 - 5 * (192 + 1)
 
 
 @pytest.mark.parametrize(("name", "least"), [("digits_plain", 0.965), ("digits_robust", 0.96)])
@@ -177,7 +204,8 @@ def test_damaged_weights_are_named_with_the_remedy(fault: str, monkeypatch: pyte
 
 
 def test_parsing_a_benchmark_does_not_import_torch():
-    code = "import sys, harness.models.demo, harness.datasets.digits; print(*sys.modules)"
+    parts = "harness.models.demo, harness.models.probe, harness.datasets.digits, harness.threats.clean"
+    code = f"import sys, {parts}; print(*sys.modules)"
     assert not {"torch", "sklearn"} & set(run(sys.executable, "-c", code).split())
 
 
@@ -186,7 +214,7 @@ def test_training_twice_gives_the_same_bytes(tmp_path: Path):
     script = str(ROOT / "ci" / "train_demo.py")
     for again in ("a", "b"):
         run(sys.executable, script, "--out", str(tmp_path / again), "--steps", "5")
-    for name in NAMES:
+    for name in (*NAMES, *FEWER):
         first, second = ((tmp_path / again / f"{name}.safetensors").read_bytes() for again in ("a", "b"))
         assert first == second
         assert load_file(tmp_path / "a" / f"{name}.safetensors").keys() == DigitsNet().state_dict().keys()

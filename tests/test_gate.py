@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from harness import compare, leaderboard, outcomes, regression, summary
 from harness.errors import LeaderboardError
 from harness.leaderboard import Entry, Headline, Score
+from harness.metrics import METRICS
 from harness.selection import InSample, choose
 from harness.statistics import paired
 from harness.types import BASELINE, Coverage, Steering
@@ -27,7 +28,7 @@ SHARED = {
 VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu"}
 
 
-def entry(robust, shared=SHARED, clean=None):
+def entry(robust, shared=SHARED, clean=None, target="class"):
     """A model whose scores are ``robust``: steering → bits."""
     clean = np.ones(N, np.float32) if clean is None else clean
     versions = VERSIONS | {"weights_sha256": shared["weights_sha256"]}
@@ -37,7 +38,8 @@ def entry(robust, shared=SHARED, clean=None):
     ]
     choice = choose(InSample(), scores, np.zeros(N), 0)
     gain = paired(robust[BASELINE], choice.scores(scores)[1])
-    return Entry(dict(shared), scores, Headline("none", choice, gain, "in-sample"), Coverage(3, 3, {"relu": 3}))
+    headline, metric = Headline("none", choice, gain, "in-sample"), METRICS[target]
+    return Entry(dict(shared), scores, headline, Coverage(3, 3, {"relu": 3}), metric=metric)
 
 
 def board(*entries):
@@ -111,6 +113,28 @@ def test_what_vanished_fails():
 def test_other_weights_or_data_fail(column, what):
     rows = regression.check(board(entry(GRID, SHARED | {column: "x" * 64})), COMMITTED)
     assert all(row.verdict == "regressed" and what in row.why for row in rows)
+
+
+def test_of_what_was_fitted_here_what_it_was_fitted_from_must_agree():
+    """A fit has other last bits on another machine; its backbone and its training images have not."""
+    shared = SHARED | {"fitted_from": "f" * 64}
+    committed = board(entry(GRID, shared))
+    again = board(entry(GRID, shared | {"weights_sha256": "x" * 64}))
+    assert {row.verdict for row in regression.check(again, committed)} == {"held"}
+    other = regression.check(board(entry(GRID, shared | {"fitted_from": "y" * 64})), committed)
+    assert all(row.verdict == "regressed" and "backbone or the training images" in row.why for row in other)
+
+
+def test_of_graded_answers_noise_is_no_change_and_a_fall_is_one():
+    errors = -np.random.default_rng(1).random(N).astype(np.float32)
+    worse = errors - np.float32(1e-6)
+    committed = board(entry({BASELINE: errors}, clean=errors, target="values"))
+    (row,) = regression.check(board(entry({BASELINE: worse}, clean=worse, target="values")), committed)
+    assert (row.verdict, row.flipped) == ("held", 0)
+    worse = errors - np.where(np.arange(N) < 30, np.float32(0.5), 0)
+    (row,) = regression.check(board(entry({BASELINE: worse}, clean=worse, target="values")), committed)
+    assert (row.verdict, row.flipped) == ("regressed", 30)
+    assert row.clean_pp == pytest.approx(-100 * 0.5 * 30 / N, abs=1e-3)
 
 
 def test_new_rows_are_not_judged():

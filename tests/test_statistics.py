@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from harness.statistics import fell, holm, mcnemar, newcombe, paired, unpaired, wilson
+from harness.statistics import fell, holm, interval, mcnemar, newcombe, paired, unpaired, wilson
 
 counts = st.integers(0, 40)
 
@@ -68,6 +68,15 @@ def test_paired_on_bits_counts():
     assert (found.gained, found.lost, found.delta) == (2, 1, pytest.approx(0.2))
     assert (found.low, found.high) == newcombe(2, 2, 1, 5)
     assert found.p_value == 1.0
+
+
+def test_the_interval_of_graded_scores_is_a_bootstrap_and_of_bits_wilsons():
+    values = np.random.default_rng(0).normal(-3.0, 2.0, 400)
+    low, high = interval(values, graded=True)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+    assert interval(np.full(7, 0.25), graded=True) == (0.25, 0.25)
+    assert interval(np.array([1.0, 0, 1, 1]), graded=False) == wilson(3, 4)
 
 
 def test_paired_on_graded_scores_is_a_bootstrap():
