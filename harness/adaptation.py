@@ -12,6 +12,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from threading import RLock
 
 import numpy as np
@@ -55,7 +56,7 @@ def adapted(method: str, begin: Begin, lesson: Lesson, settings: Tuning) -> Prob
         ModelError: the training images are too few, or peft is missing.
     """
     everything = np.arange(len(lesson.strata))
-    [(held, rest)] = selection_sets(Holdout(share=settings.share), lesson.strata, settings.seed)
+    held, rest = _share(lesson.strata, settings)
     if not len(held):
         raise ModelError(
             f"tuning.share: {settings.share:g} of {len(everything)} training images leaves none to choose on"
@@ -70,6 +71,13 @@ def adapted(method: str, begin: Begin, lesson: Lesson, settings: Tuning) -> Prob
     for _, trained in zip(range(epochs), training(method, network, lesson, everything, rate, settings), strict=False):
         network = trained
     return merged(network).eval().requires_grad_(False)
+
+
+def _share(strata: np.ndarray, settings: Tuning) -> tuple[np.ndarray, np.ndarray]:
+    """What is held out, and the rest, which has every class: of what has but one image, that is not held."""
+    [(held, rest)] = selection_sets(Holdout(share=settings.share), strata, settings.seed)
+    only_held = np.isin(strata[held], np.setdiff1d(strata[held], strata[rest]))
+    return held[~only_held], np.sort(np.concatenate([rest, held[only_held]]))
 
 
 def training(
@@ -142,6 +150,11 @@ def with_lora(features: nn.Module, rank: int) -> nn.Module:
     wanted = "|".join(map(re.escape, names))
     made: nn.Module = get_peft_model(features, LoraConfig(r=rank, lora_alpha=rank, target_modules=f"^(?:{wanted})$"))
     return made
+
+
+def peft_version(method: str) -> str:
+    """That of what a method is made with; empty for those that need no other library."""
+    return version("peft") if method.startswith("lora") else ""
 
 
 def merged(network: Probed) -> Probed:

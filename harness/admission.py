@@ -18,6 +18,9 @@ from harness.spec import Benchmark
 from harness.targets import QUESTIONS
 from harness.types import Coverage, Task
 
+SHARED = 0.01
+"""Of the scored images, as many may be among the training images too, and the row says so."""
+
 
 @dataclass(frozen=True)
 class Admission:
@@ -37,6 +40,20 @@ class Admission:
     failure: ModelError | None = None
 
 
+def _not_fitted_on(training: Data | None, data: Data) -> None:
+    """Refuse a training set that is, in part, what is scored; of official splits a few pictures may be in both.
+
+    Raises:
+        ModelError: more than a few are.
+    """
+    both = 0 if training is None else len(training.pixels & data.pixels)
+    if both > SHARED * len(data.digests):
+        raise ModelError(
+            f"{both} of the {len(data.digests)} images that are scored are among its training images, pixel by pixel; "
+            "train it on others (train: {…, split: train}, say)"
+        )
+
+
 def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -> Admission:
     """Load the model, run it on a few images, and prove that the steering reaches all of it."""
     try:
@@ -51,6 +68,7 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
             steering, loaded = benchmark.steering, bench.loaded
             coverage = loaded.coverage(steering.sites, batch.x[:1], steering.family)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
+        _not_fitted_on(loaded.training, data)
         if isinstance(benchmark.selection, OnTraining) and loaded.training is None:
             raise ModelError(
                 "selection: training chooses β on the images that a model is fitted on, and on this one nothing is "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -25,18 +27,43 @@ def cached(folder: Path, key: str, compute: Callable[[], Arrays]) -> Arrays:
     Raises:
         ModelError: the folder cannot be written.
     """
+    path = folder / key[:2] / f"{key}.npz"
+    with _alone(path):
+        found = _kept(path)
+        if found is None:
+            found = compute()
+            write_whole(path, _packed(found))
+        return found
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process is at ``path`` meanwhile.
+
+    Raises:
+        ModelError: its folder cannot be written.
+    """
     from filelock import FileLock
 
-    path = folder / key[:2] / f"{key}.npz"
+    lock = FileLock(f"{path}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                write_whole(path, _packed(compute()))
-            with np.load(path) as kept:
-                return dict(kept)
+        lock.acquire()
     except OSError as error:
-        raise ModelError(f"cache: {path} cannot be read or written ({error}); name another folder") from error
+        raise ModelError(f"cache: {path} cannot be written ({error}); name another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _kept(path: Path) -> Arrays | None:
+    """What is kept there; None where nothing is, or nothing whole."""
+    try:
+        with np.load(path) as kept:
+            return dict(kept)
+    except (OSError, EOFError, ValueError, BadZipFile):
+        return None
 
 
 def _packed(arrays: Arrays) -> bytes:

@@ -14,8 +14,27 @@ from harness.twin import twin
 BY_HAND = "name the module that is the classifier (classifier: head.fc), or choose another backbone"
 
 
+class Tap(nn.Module):
+    """In a classifier's place: passes on what it is given, and keeps it until it is taken."""
+
+    seen: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What it was given."""
+        self.seen = input
+        return input
+
+    def take(self) -> Tensor:
+        """What it was last given; once."""
+        assert self.seen is not None
+        seen, self.seen = self.seen, None
+        return seen
+
+
 class Features(nn.Module):
     """A network without its classifier: images [n, c, h, w] to what that would be given, [n, d].
+
+    What the network does after its classifier it still does, to no effect.
 
     Args:
         network: from images to logits; its weights are shared.
@@ -26,12 +45,15 @@ class Features(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.network = twin(network, lambda module: None)
-        self.network.set_submodule(classifier, nn.Identity().train(network.training))
+        self.network.set_submodule(classifier, Tap().train(network.training))
         self.training = network.training
 
     def forward(self, x: Tensor) -> Tensor:
         """The features of images in [0, 1]."""
-        return pooled(self.network(x))
+        self.network(x)
+        tap = self.network.get_submodule(self.classifier)
+        assert isinstance(tap, Tap)
+        return pooled(tap.take())
 
 
 def pooled(features: Tensor) -> Tensor:
@@ -57,7 +79,8 @@ def without_classifier(network: nn.Module, example: Tensor, classifier: str | No
         raise ModelError(f"classifier {classifier!r}: it is not called, or no linear layer or convolution; {BY_HAND}")
     features = Features(network, name)
     try:
-        found = features(example)
+        found = pooled(features.network(example))
+        features(example)
     except Exception as error:  # whatever a network raises without its last layer
         raise ModelError(f"its features cannot be taken before {name!r} ({error!r}); {BY_HAND}") from error
     expected = pooled(calls[name][0])
@@ -78,14 +101,14 @@ def _linear_calls(network: nn.Module, example: Tensor) -> tuple[dict[str, Call],
     calls: dict[str, Call] = {}
 
     def note(name: str) -> Any:
-        def hook(_: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        def hook(_: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], result: Tensor) -> None:
             calls.pop(name, None)  # the last call counts, also in the order
-            calls[name] = given[0], result
+            calls[name] = given[0] if given else named["input"], result
 
         return hook
 
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    hooks = [module.register_forward_hook(note(name)) for name, module in layers.items()]
+    hooks = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in layers.items()]
     try:
         return calls, network(example)
     finally:

@@ -25,10 +25,12 @@ class Data:
 
     Args:
         labels: int [n] of classes, int [n, k] of attributes, float [n, k] of values.
+        pixels: a hash of each one's pixels alone.
     """
 
     digests: Mapping[int, str]
     labels: np.ndarray
+    pixels: frozenset[str] = frozenset()
 
     @property
     def sha256(self) -> str:
@@ -55,6 +57,7 @@ def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS
     """
     opened = source(dataset, preprocessing, offline)
     digests: dict[int, str] = {}
+    pixels: set[str] = set()
     labels: list[np.ndarray] = []
     for part in batched(dataset.chosen(opened), SLICE):
         batch = opened.read(part)
@@ -62,7 +65,8 @@ def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS
         labels.append(batch.y.numpy())
         for image, x, y in zip(part, batch.x.numpy(), batch.y.tolist(), strict=True):
             digests[image] = hashlib.sha256(f"{x.shape} {y} ".encode() + x.tobytes()).hexdigest()
-    return Data(digests, np.concatenate(labels))
+            pixels.add(hashlib.sha256(x.tobytes()).hexdigest())
+    return Data(digests, np.concatenate(labels), frozenset(pixels))
 
 
 LABELS: Mapping[Target, tuple[torch.dtype, int]] = {

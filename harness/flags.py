@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -52,6 +52,10 @@ MEANING = {
         "The untouched network's clean accuracy is further from the published one than chance explains: other weights, "
         "another preprocessing or other images than it was published for (Croce et al. 2021, arXiv 2010.09670)."
     ),
+    "seen": (
+        "A few of the images that are scored, at most 1 %, are among the training images too, pixel by pixel; official "
+        "splits have such doubles (Barz & Denzler 2020, arXiv 1902.00423)."
+    ),
     "not_comparable": (
         "Made as the Curvature Tuning paper's numbers were: only registered modules are replaced, β is chosen in "
         "sample, and where there is an eps, images are normalised before they are attacked, so that it is not in "
@@ -80,6 +84,11 @@ GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "logsigmoid"})
 def explained(met: Iterable[str]) -> dict[str, str]:
     """The flags that were met, by name, with what they mean."""
     return {flag: MEANING.get(flag, "Raised by a plug-in.") for flag in sorted(set(met))}
+
+
+def of_training(training: Collection[str], scored: Collection[str]) -> set[str]:
+    """``seen`` where an image is in both, by the hashes of their pixels."""
+    return {"seen"} if set(training) & set(scored) else set()
 
 
 def of_protocol(protocol: Protocol) -> set[str]:

@@ -58,6 +58,8 @@ def entry(
         by_steering.setdefault(lane.steering, []).append(number)
     images = {image: position for position, image in enumerate(data.digests)}
     marks = flags.of_coverage(admission.coverage, benchmark.steering.family) | flags.of_protocol(benchmark.protocol)
+    if admission.training is not None:
+        marks |= flags.of_training(admission.training.pixels, data.pixels)
     scores = [
         _score(steering, state, numbers, images, replayed, benchmark.replay_points, marks)
         for steering, numbers in by_steering.items()

@@ -19,12 +19,14 @@ class Metric:
     Args:
         name: in the column ``metric``.
         sign: −1 where less is better, so that an outcome is the negative of what is shown.
+        most: an outcome can be.
         scale: what people multiply it by: an accuracy is read in percent.
         form: how they write it then.
     """
 
     name: str
     sign: int = 1
+    most: float = 1.0
     scale: float = 100.0
     form: str = ".1f"
 
@@ -48,7 +50,7 @@ class Metric:
 METRICS: Mapping[Target, Metric] = {
     "class": Metric("accuracy"),
     "attributes": Metric("mean_accuracy"),
-    "values": Metric("mse", sign=-1, scale=1.0, form=".4g"),
+    "values": Metric("mse", sign=-1, most=0.0, scale=1.0, form=".4g"),
 }
 BY_NAME = {metric.name: metric for metric in METRICS.values()}
 

@@ -62,10 +62,11 @@ def _rows(entries: Iterable[Entry]) -> Iterator[tuple[str, ...]]:
 
 def written(values: np.ndarray) -> str:
     """Outcomes as the file has them."""
+    values = values + 0.0  # no −0
     known = values[~np.isnan(values)]
     if np.isin(known, (0.0, 1.0)).all():
         return "".join("?" if np.isnan(value) else f"{value:.0f}" for value in values)
-    return " ".join(f"{value:.7g}" for value in values)
+    return " ".join("?" if np.isnan(value) else f"{value:.7g}" for value in values)
 
 
 def write(outcomes: pd.DataFrame, board: Path) -> None:
@@ -117,4 +118,6 @@ def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]
 def _read(text: str) -> np.ndarray:
     if set(text) <= set("01?"):
         return np.array([bit != "0" for bit in text], np.float64)
-    return np.array(text.split(" "), np.float64)
+    values = text.split(" ")
+    most = 0.0 if any(value.startswith("-") for value in values) else 1.0  # of a negative error, of a share
+    return np.array([most if value == "?" else float(value) for value in values], np.float64)

@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 
+from harness.metrics import METRICS
 from harness.types import Cell, FamilyName, Shard, Sites, Steering, Task, sha256
 
 CLEAN = "clean"
@@ -64,7 +65,7 @@ class Lane:
 
     def bounds(self, done: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The most that the clean and the robust score of each image can be, float32 [n]; once finished, the scores."""
-        everything = np.ones(len(self.shard.images), np.float32)
+        everything = np.full(len(self.shard.images), METRICS[self.task.dataset.target].most, np.float32)
         clean = done[0] if done else everything
         if self.task.threat.reduction == "worst":
             return clean, done[-1] if done else everything  # a stage may have had nothing left to attack
@@ -115,5 +116,8 @@ def batched(images: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
 
 
 def lanes(task: Task, steerings: Sequence[Steering], cut: Sequence[Shard]) -> list[Lane]:
-    """All lanes of one model, the baseline's first."""
-    return [Lane(task, steering, shard) for steering in steerings for shard in cut]
+    """All lanes of one model, shard by shard, the baseline's first: so that workers are at different steerings.
+
+    What has to be fitted for a steering, the first of its cells does, and others would wait for it.
+    """
+    return [Lane(task, steering, shard) for shard in cut for steering in steerings]

@@ -5,12 +5,13 @@ The built-in parts are registered in pyproject.toml, third parties' in theirs, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from harness.contracts import Part
 from harness.errors import SpecError
@@ -99,14 +100,41 @@ def _fault(fault: dict[str, Any], cls: type[Any], where: str) -> str:
     key = where
     for step in fault["loc"]:
         key += f"[{step}]" if isinstance(step, int) else f".{step}" if key else str(step)
-    names = [field.alias or name for name, field in cls.model_fields.items()]
     if fault["type"] == "extra_forbidden":
-        known = f"; known keys: {', '.join(names)}" if len(fault["loc"]) == 1 else ""
+        inner = _inner(cls, fault["loc"][:-1])
+        names = [field.alias or name for name, field in inner.model_fields.items()] if inner else []
+        known = f"; known keys: {', '.join(names)}" if names else ""
         return f"{key}: unknown key{did_you_mean(str(fault['loc'][-1]), names)}{known}"
     if fault["type"] == "missing":
         return f"{key}: missing, and it has no default"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == INSIDE:
+        return "\n".join(line.replace(HERE, key, 1) for line in message.splitlines())
+    if not key:  # of the whole mapping, which says itself what it is about
+        return str(message)
     return f"{key}: {message[0].lower() + message[1:]}, found {fault['input']!r}"
+
+
+HERE, INSIDE = "\0", "inside"
+"""Where the key of a part inside of a part belongs in a message; and the type of such a fault."""
+
+
+def build_inside(group: str, value: Any) -> Part:
+    """As `build`, for a part inside of another one, whose key pydantic knows."""
+    try:
+        return build(group, value, HERE)
+    except SpecError as error:
+        raise PydanticCustomError(INSIDE, "{lines}", {"lines": str(error)}) from error
+
+
+def _inner(cls: type[Any], steps: Sequence[Any]) -> type[BaseModel] | None:
+    """The class of the mapping that lies there, if it is one of ours."""
+    for step in steps:
+        field = cls.model_fields.get(step)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        cls = field.annotation
+    return cls
 
 
 def did_you_mean(word: str, words: Mapping[str, Any] | list[str]) -> str:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ITERATIONS = 2000
 """Of L-BFGS; far more than it needs but for the weakest regularisation, which cross-validation rarely chooses."""
 
+SURE = 10.0
+"""The log-odds of an attribute that all training images have."""
+
 Strength = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
@@ -136,7 +139,7 @@ def pipeline(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> P
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.multioutput import MultiOutputClassifier
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
@@ -144,13 +147,14 @@ def pipeline(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> P
     logistic = LogisticRegression(C=C, max_iter=ITERATIONS)
     estimators: Mapping[Target, Any] = {
         "class": logistic,
-        "attributes": MultiOutputClassifier(logistic),
+        "attributes": OneVsRestClassifier(logistic),  # answers for one that all images have, or none, with that
         "values": Ridge(alpha=1 / C),
     }
     made = make_pipeline(StandardScaler(), estimators[target])
     try:
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "Label .* is present in all training examples")
             made.fit(features.astype(np.float64), y)
     except ValueError as error:
         raise ModelError(f"the probe cannot be fitted on {len(y)} training images: {error}; give it more") from error
@@ -160,12 +164,24 @@ def pipeline(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> P
 def fitted(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> Fit:
     """The probe fitted on these images, as numbers."""
     scaler, estimator = (step for _, step in pipeline(features, y, target, C).steps)
-    parts: Sequence[Any] = estimator.estimators_ if target == "attributes" else [estimator]
-    weight = np.concatenate([np.atleast_2d(part.coef_) for part in parts])
-    bias = np.concatenate([np.atleast_1d(part.intercept_) for part in parts])
+    if target == "attributes":
+        weight, bias = _a_row_for_each_attribute(estimator.estimators_, features.shape[1])
+    else:
+        weight, bias = np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_)
     if target == "class":
         weight, bias = _a_row_for_each_class(weight, bias, estimator.classes_)
     return Fit(scaler.mean_, scaler.scale_, weight, bias, C)
+
+
+def _a_row_for_each_attribute(parts: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds of each; sure ones where scikit-learn has but a constant."""
+    nothing = np.zeros((1, width))
+    weight = [part.coef_ if hasattr(part, "coef_") else nothing for part in parts]
+    bias = [
+        part.intercept_ if hasattr(part, "coef_") else np.where(part.predict(nothing) == 1, SURE, -SURE)
+        for part in parts
+    ]
+    return np.concatenate(weight), np.concatenate(bias)
 
 
 def _a_row_for_each_class(weight: np.ndarray, bias: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -144,7 +144,8 @@ class Transferred:
             parts = batched(range(len(self.training.labels)), AT_ONCE)
             return {"features": np.concatenate([network(self._images(part)[0]).cpu().numpy() for part in parts])}
 
-        return self._cached(["features", steering.identity()], compute)["features"]
+        where = next(self.body.parameters()).device.type
+        return self._cached(["features", steering.identity(), torch.__version__, where], compute)["features"]
 
     def _fit(self, steering: Steering, positions: np.ndarray | None = None) -> Fit:
         """The probe on the features of a steering; of those training images alone, if any are named."""
@@ -174,7 +175,7 @@ class Transferred:
             network = adaptation.adapted(steering.method, begin, lesson, self._tuning)
             return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
-        versions = [torch.__version__, self._tuning.model_dump(mode="json")]
+        versions = [torch.__version__, adaptation.peft_version(steering.method), self._tuning.model_dump(mode="json")]
         kept = self._cached([steering.identity(), *self._settings, *versions], compute)
         network = copy.deepcopy(begin(np.arange(len(self.training.labels))))
         network.load_state_dict({name: torch.from_numpy(value) for name, value in kept.items()})

@@ -9,6 +9,7 @@ from harness.executors.local import Local
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
 from harness.testing import DatasetContract, ExecutorContract, ModelContract, ThreatContract
+from harness.threats.clean import Clean
 from harness.threats.lp import L1, L2, Linf
 
 BRIEF = {"stages": ["apgd-ce", "apgd-t", "fab-t", "square"], "iterations": 6, "queries": 20}
@@ -60,6 +61,12 @@ class TestL1(ThreatContract):
     @pytest.fixture
     def part(self):
         return L1.model_validate({"eps": 2, "attack": BRIEF})
+
+
+class TestClean(ThreatContract):
+    @pytest.fixture
+    def part(self):
+        return Clean()
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from harness import leaderboard, line, outcomes, probing, spec
 from harness.cache import cached
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
-from harness.errors import ModelError, SpecError
+from harness.errors import HarnessError, ModelError, SpecError
 from harness.leaderboard import Key
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
@@ -360,7 +360,26 @@ def test_poisoned_training_labels_change_every_weight(boards: Boards, first: tup
     assert rows(table)["clean"].max() < rows(clean)["clean"].max()
 
 
-# --- under a threat ---
+def test_images_that_are_scored_are_not_fitted_on(boards: Boards) -> None:
+    """A training set that shares images with what is scored is refused, or that model fails; never a silent score."""
+    folder = boards.folder("the same")
+    train = {"kind": "arrays", "path": "test.npz", "n": 30}
+    try:
+        table = boards.run(folder, model={"train": train}, steering={"beta": [0.5]})
+    except HarnessError:
+        return
+    assert table["status"].str.startswith("failed").all()
+
+
+# --- without a threat, and under one ---
+
+
+def test_the_threat_clean_is_the_clean_stage_alone() -> None:
+    clean = build("threats", {"kind": "clean"}, "threat")
+    assert (clean.stages, clean.attacks) == ((), ())
+    assert clean.columns() == {"threat": "clean", "eps": "", "attack": ""}
+    with pytest.raises(SpecError, match=r"threat\.eps: unknown key"):
+        build("threats", {"kind": "clean", "eps": 0.1}, "threat")
 
 
 def test_the_search_finds_the_row_of_the_full_grid(boards: Boards) -> None:
@@ -470,7 +489,7 @@ def test_another_beta_has_another_key_and_other_ways_of_fitting_share_the_featur
 
 def test_a_cache_that_cannot_be_written_is_told(toys: Path) -> None:
     (toys / "file").touch()
-    with pytest.raises(ModelError, match=r"cache: .*file/.*cannot be read or written.*name another folder"):
+    with pytest.raises(ModelError, match=r"cache: .*file/.*cannot be written.*name another folder"):
         _ = toy_probe(toys, cache=str(toys / "file")).load().network
 
 

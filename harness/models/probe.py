@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, field_val
 
 from harness import plugins
 from harness.contracts import Dataset, Model, Part
-from harness.errors import SpecError
 from harness.probing import Probing
 from harness.tuning import Method, Tuning
 from harness.types import Preprocessing
@@ -22,10 +21,7 @@ def _built(group: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema
     """A part inside of a part: built from its mapping, written as one, and in the schema any kind of its group."""
 
     def build(value: Any) -> Part:
-        try:
-            return plugins.build(group, value, "it")
-        except SpecError as error:
-            raise ValueError(str(error)) from error
+        return plugins.build_inside(group, value)
 
     def dumped(part: Part) -> dict[str, Any]:
         return {"kind": part.kind} | part.model_dump(mode="json")
