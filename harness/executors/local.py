@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -26,6 +27,10 @@ ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 """Of a worker, set before it imports torch: one thread, in its compiler too, and sums on a GPU in one order."""
+
+
+warnings.filterwarnings("ignore", "A worker was restarted while some jobs were given to the executor")
+"""loky calls it a leak when a worker grows; one that trains a network does, and is replaced without a loss."""
 
 
 class Local(Executor):
