@@ -45,8 +45,8 @@ class Lesson:
 AT_ONCE = 64
 """Images in one forward pass, where nothing is trained."""
 
-Begin = Callable[[np.ndarray], Probed]
-"""The linear probe fitted on the training images at these positions, on the untouched backbone."""
+Begin = Callable[[np.ndarray | None], Probed]
+"""The linear probe fitted on the training images at these positions, or on all, on the untouched backbone."""
 
 
 def adapted(method: str, begin: Begin, lesson: Lesson, settings: Tuning) -> Probed:
@@ -67,7 +67,7 @@ def adapted(method: str, begin: Begin, lesson: Lesson, settings: Tuning) -> Prob
         for epoch, network in enumerate(training(method, start, lesson, rest, rate, settings), start=1):
             found[rate, epoch] = merit(network, lesson, held)
     rate, epochs = max(found, key=lambda tried: found[tried])
-    network = begin(everything)
+    network = begin(None)
     for _, trained in zip(range(epochs), training(method, network, lesson, everything, rate, settings), strict=False):
         network = trained
     return merged(network).eval().requires_grad_(False)
@@ -129,9 +129,10 @@ def count(method: str, start: Probed) -> int:
 
 
 def with_lora(features: nn.Module, rank: int) -> nn.Module:
-    """Low-rank matrices (Hu et al. 2021, arXiv 2106.09685) beside every linear layer and convolution; scaled by one.
+    """Low-rank matrices (Hu et al. 2021, arXiv 2106.09685) beside linear layers and convolutions; scaled by one.
 
-    Convolutions in groups are left out, as peft cannot merge those.
+    Left out are convolutions in groups, which peft cannot merge, and subclasses of either, such as those inside of
+    ``nn.MultiheadAttention``.
 
     Raises:
         ModelError: peft is not installed, or there is no such layer.

@@ -5,13 +5,14 @@ A fault of the data stops the benchmark; a fault of a model is that model's alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from harness.contracts import Model
 from harness.data import Data, source
 from harness.errors import HarnessError, ModelError
 from harness.evaluate import logits, workbench
+from harness.loaded import Scorable
 from harness.runtime import reproducible, resolve
 from harness.selection import OnTraining
 from harness.spec import Benchmark
@@ -40,16 +41,28 @@ class Admission:
     failure: ModelError | None = None
 
 
-def _not_fitted_on(training: Data | None, data: Data) -> None:
-    """Refuse a training set that is, in part, what is scored; of official splits a few pictures may be in both.
+def can_be_asked(benchmark: Benchmark, loaded: Scorable, scored: Collection[str]) -> None:
+    """Refuse, before anything is fitted, a model of which the benchmark asks what it cannot honestly answer.
+
+    Args:
+        benchmark: asks.
+        loaded: the model.
+        scored: hashes of the pixels of the images that are scored. Of official splits a few may be in both.
 
     Raises:
-        ModelError: more than a few are.
+        ModelError: β is chosen on training images and there are none, or more than a few of them are scored.
     """
-    both = 0 if training is None else len(training.pixels & data.pixels)
-    if both > SHARED * len(data.digests):
+    if loaded.training is None:
+        if isinstance(benchmark.selection, OnTraining):
+            raise ModelError(
+                "selection: training chooses β on the images that a model is fitted on, and on this one nothing is "
+                "fitted; set selection={kind: cross_validation}, or score a probe (kind: probe)"
+            )
+        return
+    both = len(loaded.training.pixels.intersection(scored))
+    if both > SHARED * len(scored):
         raise ModelError(
-            f"{both} of the {len(data.digests)} images that are scored are among its training images, pixel by pixel; "
+            f"{both} of the {len(scored)} images that are scored are among its training images, pixel by pixel; "
             "train it on others (train: {…, split: train}, say)"
         )
 
@@ -59,21 +72,17 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
     try:
         device = resolve(benchmark.device)
         bench = workbench(model, device, offline, benchmark.normalised)
+        loaded = bench.loaded
         preprocessing = model.preprocessing(offline=offline)
         few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:8])
         batch = bench.enter(few.to(device))
+        can_be_asked(benchmark, loaded, data.pixels)
         with reproducible():
             bench.lay_out(batch.x[:1])
-            QUESTIONS[benchmark.dataset.target].admit(logits(bench.loaded.network, batch.x), batch.y)
-            steering, loaded = benchmark.steering, bench.loaded
+            steering = benchmark.steering
             coverage = loaded.coverage(steering.sites, batch.x[:1], steering.family)
+            QUESTIONS[benchmark.dataset.target].admit(logits(loaded.network, batch.x), batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
-        _not_fitted_on(loaded.training, data)
-        if isinstance(benchmark.selection, OnTraining) and loaded.training is None:
-            raise ModelError(
-                "selection: training chooses β on the images that a model is fitted on, and on this one nothing is "
-                "fitted; set selection={kind: cross_validation}, or score a probe (kind: probe)"
-            )
     except HarnessError as error:
         return Admission(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
@@ -85,12 +94,13 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         threat=benchmark.threat,
         seed=benchmark.seed,
         device=device,
-        weights_sha256=bench.loaded.sha256,
+        weights_sha256=loaded.sha256,
         preprocessing=preprocessing,
         offline=offline,
         compile=benchmark.compile,
         precision=benchmark.precision,
         replay_first=benchmark.replay_first,
         normalised=benchmark.normalised,
+        recipe=loaded.recipe,
     )
     return Admission(model, data, task, coverage, loaded.training, trainable)

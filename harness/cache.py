@@ -49,7 +49,7 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # some shared folders know no locks
         raise ModelError(f"cache: {path} cannot be written ({error}); name another folder") from error
     try:
         yield

@@ -11,8 +11,10 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from harness import flags
+from harness.admission import can_be_asked
 from harness.attacks.autoattack import Custom
 from harness.contracts import Model
+from harness.data import of_pixels
 from harness.errors import HarnessError, ModelError, NothingToSteer
 from harness.estimate import Costs, gradient, measure
 from harness.evaluate import Workbench, allowed, logits, workbench
@@ -99,7 +101,10 @@ def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: st
             findings.append(_weights(model, bench))
             if images is None:
                 return findings, None
+            check = "training"
+            can_be_asked(benchmark, bench.loaded, {of_pixels(x) for x in images.x.numpy()})
             batch, check = bench.enter(images.to(device)), "clean"
+            bench.lay_out(batch.x[:1])
             scores = logits(bench.loaded.network, batch.x)
             question = QUESTIONS[benchmark.dataset.target]
             question.admit(scores, batch.y)
@@ -120,7 +125,7 @@ def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: st
 
 
 def _weights(model: Model, bench: Workbench) -> Finding:
-    parameters = sum(parameter.numel() for parameter in bench.loaded.network.parameters())
+    parameters = sum(parameter.numel() for parameter in bench.loaded.body.parameters())
     return Finding("weights", model.label, "ok", f"{parameters:,} parameters, SHA-256 {bench.loaded.sha256[:12]}")
 
 

@@ -41,6 +41,9 @@ class Features(nn.Module):
         classifier: the name of its last layer.
     """
 
+    yields_hidden = True
+    """What comes out is hidden in the whole network: an activation there is to be steered."""
+
     def __init__(self, network: nn.Module, classifier: str) -> None:
         super().__init__()
         self.classifier = classifier

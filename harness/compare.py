@@ -17,7 +17,21 @@ WITHIN = (
     "model", "metric", "status", "chosen", "robust", "baseline", "delta_pp", "delta_low", "delta_high", "gained",
     "lost", "p_value", "flags",
 )  # fmt: skip
-BETWEEN = ("model", "method", "beta", "c", "clean_pp", "robust_pp", "low", "high", "gained", "lost", "p_value", "test")
+BETWEEN = (
+    "model",
+    "method",
+    "beta",
+    "c",
+    "metric",
+    "clean_pp",
+    "robust_pp",
+    "low",
+    "high",
+    "gained",
+    "lost",
+    "p_value",
+    "test",
+)
 
 SAME_THREAT = ("metric", "threat", "eps", "attack", "protocol")
 """Columns without whose equality robust accuracies do not mean the same."""
@@ -79,7 +93,7 @@ def between(
     rows = []
     for key in shared if alike else []:
         a, b = left[key], right[key]
-        row = dict(zip(BETWEEN, (*key, 100 * (b["clean"] - a["clean"])), strict=False))
+        row = dict(zip(BETWEEN, (*key, a["metric"], 100 * (b["clean"] - a["clean"])), strict=False))
         if same_threat:
             row |= _robust(key, a, b, bits)
         rows.append(row)

@@ -68,8 +68,13 @@ class Model(Part):
 
     @property
     def training(self) -> Dataset | None:
-        """The images that a part of it is fitted on when it is loaded; None where nothing is."""
+        """The images that a part of it is fitted on; None where nothing is."""
         return None
+
+    @property
+    def trained_how(self) -> str:
+        """The images that it is fitted on and how, on the leaderboard; empty where nothing is."""
+        return ""
 
     @property
     def adaptations(self) -> tuple[str, ...]:

@@ -65,8 +65,13 @@ def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS
         labels.append(batch.y.numpy())
         for image, x, y in zip(part, batch.x.numpy(), batch.y.tolist(), strict=True):
             digests[image] = hashlib.sha256(f"{x.shape} {y} ".encode() + x.tobytes()).hexdigest()
-            pixels.add(hashlib.sha256(x.tobytes()).hexdigest())
+            pixels.add(of_pixels(x))
     return Data(digests, np.concatenate(labels), frozenset(pixels))
+
+
+def of_pixels(x: np.ndarray) -> str:
+    """A hash of an image [c, h, w], whatever its label and number."""
+    return hashlib.sha256(x.tobytes()).hexdigest()
 
 
 LABELS: Mapping[Target, tuple[torch.dtype, int]] = {

@@ -20,6 +20,7 @@ from harness.loaded import Scorable
 from harness.models.normalised import Normalised
 from harness.pace import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
 from harness.plan import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
+from harness.probed import Probed
 from harness.protocol import in_normalised_space, normalised
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
@@ -67,8 +68,11 @@ def evaluate(cell: Cell) -> Outcome:
 
 def _rehearse(cell: Cell, bench: Workbench, device: str) -> Outcome:
     """How well what is fitted on some of the training images does on the others."""
-    started = time.perf_counter()
+    task, started = cell.task, time.perf_counter()
+    assert task.model.training is not None
+    first = source(task.model.training, task.preprocessing, task.offline).read(cell.standing[:1])
     with reproducible(), _flags() as flags:
+        bench.lay_out(first.x.to(device))
         values = bench.loaded.rehearsed(cell.steering)
     return Outcome(cell.key, values, time.perf_counter() - started, tuple(sorted(flags)), provenance(device))
 
@@ -195,6 +199,8 @@ class Workbench:
         return self.attacked_so_far[key]
 
     def _compiled(self, network: nn.Module, example: Tensor, must: bool) -> nn.Module:
+        if isinstance(network, Probed):  # of a grid only the probes differ otherwise than in β and c
+            return Probed(self._compiled(network.features, example, must), network.head)
         fast = compiled(network)
         if isinstance(network, Steered) and (dials := network.dials()) is not None:
             self.dialled = self.dialled or Dialled(network)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.curves import HEADLINES, baseline_of, failure, models
 from harness.errors import LeaderboardError
 from harness.headline import Row
-from harness.leaderboard import FORMATS
+from harness.leaderboard import FORMATS, OK, OWN
 from harness.metrics import of_row
 
 if TYPE_CHECKING:
@@ -60,16 +60,25 @@ def to_latex(table: pd.DataFrame) -> str:
 
 
 def _cells(model: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
-    for row in (baseline_of(model, rows), *(row for row in rows if row["status"] in HEADLINES)):
-        steered = row["status"] in HEADLINES
+    others = [row for row in rows if row["method"] not in OWN and row["status"] == OK]
+    headlines = [row for row in rows if row["status"] in HEADLINES]
+    for row in (baseline_of(model, rows), *headlines, *others):
+        compared = row in headlines or row in others
         yield {
             "model": model,
-            r"$\beta$": str(row["chosen"]).replace(";", ", ") if steered else f"{row['beta']:g}",
+            r"$\beta$": _steering(row),
             r"clean (\%)": _read(row, "clean"),
             r"robust (\%)": _robust(row),
-            r"$\Delta$ (points)": _gain(row) if steered else "",
-            "$p$": f"{row['p_value']:.2g}" if steered else "",
+            r"$\Delta$ (points)": _gain(row) if compared else "",
+            "$p$": f"{row['p_value']:.2g}" if compared else "",
         }
+
+
+def _steering(row: Row) -> str:
+    """The β that were chosen, the untouched network's, or another method, with how many numbers that fits."""
+    if row["method"] not in OWN:
+        return f"{row['method']} ({row['trainable_parameters']:,.0f} fitted)"
+    return str(row["chosen"]).replace(";", ", ") or f"{row['beta']:g}"
 
 
 def _robust(row: Row) -> str:

@@ -56,6 +56,10 @@ MEANING = {
         "A few of the images that are scored, at most 1 %, are among the training images too, pixel by pixel; official "
         "splits have such doubles (Barz & Denzler 2020, arXiv 1902.00423)."
     ),
+    "refitted": (
+        "Not all images were scored with the same fit, as the several hashes in weights_sha256 tell: it was made anew "
+        "in between, on another machine or after the cache was lost. Move the ledger away and run it again."
+    ),
     "not_comparable": (
         "Made as the Curvature Tuning paper's numbers were: only registered modules are replaced, β is chosen in "
         "sample, and where there is an eps, images are normalised before they are attacked, so that it is not in "
@@ -89,6 +93,11 @@ def explained(met: Iterable[str]) -> dict[str, str]:
 def of_training(training: Collection[str], scored: Collection[str]) -> set[str]:
     """``seen`` where an image is in both, by the hashes of their pixels."""
     return {"seen"} if set(training) & set(scored) else set()
+
+
+def of_weights(sha256: str) -> set[str]:
+    """``refitted`` where a row has several hashes, joined by ``+``."""
+    return {"refitted"} if "+" in sha256 else set()
 
 
 def of_protocol(protocol: Protocol) -> set[str]:

@@ -52,7 +52,9 @@ def entry(
     if admission.task is None or admission.coverage is None or data is None or failure is not None:
         return Entry(shared, failure=str(failure), flag=failure.flag if failure else None)
     shared["weights_sha256"] = admission.task.weights_sha256
-    shared["fitted_from"] = admission.task.weights_sha256 if admission.training is not None else ""
+    shared |= {"fitted_from": "", "train": ""}
+    if admission.training is not None:
+        shared |= {"fitted_from": admission.task.weights_sha256, "train": admission.model.trained_how}
     by_steering: dict[Steering, list[int]] = {}
     for number, lane in state.of(label).items():
         by_steering.setdefault(lane.steering, []).append(number)
@@ -145,11 +147,13 @@ def _score(
         summary = lanes[0].task.threat.summary(
             {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
         )
-        if lanes[0].task.attacks:
+        if lanes[0].task.attacks and not steering.method:
             stands = [replayed.get(number, part) for number, (_, part) in zip(numbers, bounds, strict=True)]
             replay = np.concatenate(stands)[order]
             marks = marks | flags.of_stages(stages) | flags.of_replay(robust, replay, replay_points)
     outcomes = [outcome for number in numbers for outcome in state.done[number]]
+    versions = _versions(lanes[0].task, outcomes)
+    marks = marks | flags.of_weights(versions["weights_sha256"])
     return Score(
         steering=steering,
         clean=clean,
@@ -160,7 +164,7 @@ def _score(
         replay=replay,
         flags=frozenset(marks | {flag for outcome in outcomes for flag in outcome.flags}),
         seconds=sum(outcome.seconds for outcome in outcomes),
-        versions=_versions(lanes[0].task, outcomes),
+        versions=versions,
     )
 
 

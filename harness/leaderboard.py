@@ -31,7 +31,8 @@ FORMATS = {
     "published_clean": ".4f", "published_robust": ".4f", "status": "s", "selection": "s", "chosen": "s", "sites": "d",
     "steered": "d", "trainable_parameters": "d", "n": "d", "dataset": "s", "metric": "s", "threat": "s", "eps": "s",
     "attack": "s", "protocol": "s", "flags": "s", "seed": "d", "batch_size": "d", "weights_sha256": "s",
-    "fitted_from": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s", "device": "s", "seconds": ".1f",
+    "fitted_from": "s", "train": "s", "data_sha256": "s", "ct_harness": "s", "torch": "s", "device": "s",
+    "seconds": ".1f",
 }  # fmt: skip
 """The columns in their order, and how each is written."""
 
@@ -116,7 +117,7 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
     (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
     ordered = sorted(entry.scores, key=_rank)
     gains = {score.steering: paired(baseline.robust, score.robust) for score in ordered if score.complete}
-    p_holm = _adjusted(gains, len(ordered) - 1)
+    p_holm = _adjusted(gains, ordered)
     rows = [
         (_row(entry, score, score.replay, gains[score.steering]) if score.complete else _bounded(entry, score))
         | score.versions
@@ -150,10 +151,15 @@ def _rank(score: Score) -> tuple[float, ...]:
     return (robust, not score.complete, *rest)
 
 
-def _adjusted(gains: Mapping[Steering, Paired], size: int) -> dict[Steering, float]:
-    """Holm's p for the finished of ``size`` steerings; the others count as if they showed nothing."""
-    known = {steering: gain.p_value for steering, gain in gains.items() if not steering.is_baseline}
-    return dict(zip(known, holm([*known.values(), *[1.0] * (size - len(known))]), strict=False))
+def _adjusted(gains: Mapping[Steering, Paired], scores: Sequence[Score]) -> dict[Steering, float]:
+    """Holm's p over the steerings, and over the other methods; what was given up counts as if it showed nothing."""
+    compared = [score.steering for score in scores if not score.steering.is_baseline]
+    adjusted: dict[Steering, float] = {}
+    for methods in (False, True):
+        family = [steering for steering in compared if bool(steering.method) == methods]
+        known = {steering: gains[steering].p_value for steering in family if steering in gains}
+        adjusted |= zip(known, holm([*known.values(), *[1.0] * (len(family) - len(known))]), strict=False)
+    return adjusted
 
 
 def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, object]:

@@ -179,6 +179,8 @@ def enough_for(benchmark: Benchmark, n: int) -> None:
 
 
 def _margins(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Margins]:
+    if not benchmark.threat.stages:
+        return []  # nothing is given up, so the order is of no account
     return [
         track
         for admission in admissions
@@ -195,7 +197,8 @@ def _lanes(benchmark: Benchmark, admissions: Sequence[Admission], first: State[M
         if task is None or data is None or task.label in first.failures:
             continue
         own = [first.values(number)[0] for number in first.of(task.label)]
-        cut = shards(most_fragile_first(data.digests, own), benchmark.batch_size)
+        ordered = most_fragile_first(data.digests, own) if own else data.digests
+        cut = shards(ordered, benchmark.batch_size)
         made += lanes(task, _grid(benchmark, admission), cut)
     return made
 

@@ -169,7 +169,7 @@ COLUMNS = (
     Column("95 % of Δ", "its interval, points", _gain_interval),
     Column("gained", "images won against the untouched network", _images("gained")),
     Column("lost", "images lost against it", _images("lost")),
-    Column("p", "adjusted over the steerings (Holm); of a selected row its own", _p_value),
+    Column("p", "adjusted over the steerings, or over the other methods (Holm); of a selected row its own", _p_value),
     Column("replay", "accuracy when adversarial images found at other β count too, percent", _read("robust_replay")),
     Column("mCE", "mean corruption error, percent; lower is better", _number("mce", ".1f")),
     Column("published clean", "of the untouched network, percent", _percent("published_clean")),

@@ -36,6 +36,10 @@ class Scorable(Protocol):
         """Names what was given: the weights, and the images that a part is fitted on."""
 
     @property
+    def recipe(self) -> str:
+        """Names how a part of it is fitted, and with which versions; empty where nothing is."""
+
+    @property
     def network(self) -> nn.Module:
         """The untouched network, in eval mode: images in [0, 1] (float32 [n, c, h, w]) to logits [n, classes]."""
 
@@ -85,6 +89,11 @@ class Loaded:
 
     network: nn.Module
     sha256: str
+
+    @property
+    def recipe(self) -> str:
+        """Nothing is fitted."""
+        return ""
 
     @property
     def body(self) -> nn.Module:

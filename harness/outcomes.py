@@ -106,7 +106,9 @@ def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]
     worst = bool((outcomes["stage"] == REPLAY).any())
     for key, group in outcomes.groupby(["model", "method", "beta", "c"], sort=False):
         model, method, beta, c = map(str, key)
-        stages = {str(stage): _read(str(text)) for stage, text in zip(group["stage"], group["outcomes"], strict=True)}
+        stages = {
+            str(stage): values_of(str(text)) for stage, text in zip(group["stage"], group["outcomes"], strict=True)
+        }
         stages.pop(REPLAY, None)
         clean = stages.pop(CLEAN)
         attacked = list(stages.values()) or [clean]
@@ -115,7 +117,8 @@ def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]
     return found
 
 
-def _read(text: str) -> np.ndarray:
+def values_of(text: str) -> np.ndarray:
+    """Outcomes from what the file has, float64 [n]; of what is not known, the most that it can be."""
     if set(text) <= set("01?"):
         return np.array([bit != "0" for bit in text], np.float64)
     values = text.split(" ")

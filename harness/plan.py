@@ -116,8 +116,11 @@ def batched(images: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
 
 
 def lanes(task: Task, steerings: Sequence[Steering], cut: Sequence[Shard]) -> list[Lane]:
-    """All lanes of one model, shard by shard, the baseline's first: so that workers are at different steerings.
+    """All lanes of one model, the baseline's first.
 
-    What has to be fitted for a steering, the first of its cells does, and others would wait for it.
+    Where something is fitted for each steering, the first of its cells does that and others would wait: so workers are
+    sent to different steerings first.
     """
+    if task.model.training is None:
+        return [Lane(task, steering, shard) for steering in steerings for shard in cut]
     return [Lane(task, steering, shard) for shard in cut for steering in steerings]

@@ -70,28 +70,38 @@ class Fit:
     C: float
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What cross-validation chose.
+
+    Args:
+        C: the best; of equal ones the smallest.
+        outcomes: with it, how good the answer for each image is of a probe that was fitted without it, float [n].
+    """
+
+    C: float
+    outcomes: np.ndarray
+
+
 def fit(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> Fit:
-    """Choose C, and fit on all the training images.
+    """The probe on these images, C chosen among them; see `choose_C`."""
+    return fitted(features, y, target, choose_C(features, y, target, settings).C)
+
+
+def choose_C(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> Chosen:
+    """The C that does best on folds that it was not fitted on.
 
     Args:
         features: float [n, d].
         y: as `Batch` has it, of the same images.
         target: what it is.
-        settings: see `Probing`.
+        settings: the candidates, and the folds.
 
     Raises:
         ModelError: these images cannot be fitted.
     """
-    C = chosen_C(features, y, target, settings)
-    return fitted(features, y, target, C)
-
-
-def chosen_C(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> float:
-    """The C that does best on folds that it was not fitted on; of equal ones the smallest."""
-    if len(settings.C) == 1:
-        return settings.C[0]
-    means = {C: out_of_fold(features, features, y, target, C, settings).mean() for C in sorted(settings.C)}
-    return max(means, key=lambda C: round(float(means[C]), 12))
+    tried = [Chosen(C, out_of_fold(features, features, y, target, C, settings)) for C in sorted(settings.C)]
+    return max(tried, key=lambda chosen: round(float(chosen.outcomes.mean()), 12))
 
 
 def out_of_fold(

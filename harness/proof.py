@@ -54,7 +54,8 @@ def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
             β at which they are untouched.
     """
     plain = outputs(network, call)
-    spared = plain[0].shape[1:] if family.spares_outputs and plain and plain[0].ndim == 2 else None
+    spares = family.spares_outputs and not getattr(network, "yields_hidden", False)
+    spared = plain[0].shape[1:] if spares and plain and plain[0].ndim == 2 else None
     met, watch = Tally(), Watch(family)
     with watch:
         rerouted = outputs(network, call, Reroute(family.stand_in, family, spared, True, met), backward=True)

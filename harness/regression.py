@@ -2,7 +2,8 @@
 
 A row is *moved* when images flipped. It is *regressed* when its clean or robust accuracy fell by more than chance
 allows (an exact one-sided test on the flipped images, Holm over all rows, α = 0.01) or by more than a given number of
-points, when it vanished, or when its weights, its data or the activations that its steering reaches are others.
+points, when it vanished, or when its weights (of fitted ones, what they were fitted from), its data or the activations
+that its steering reaches are others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from harness import leaderboard, outcomes
 from harness.errors import LeaderboardError
 from harness.leaderboard import BOUNDED, Key
-from harness.statistics import fell, holm
+from harness.statistics import fell, flipped, holm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,19 @@ ALPHA = 0.01
 NOISE = 1e-3
 """As a share of the spread of the committed outcomes, a change of a graded one that is none."""
 
-MUST_AGREE = ("family", "dataset", "metric", "threat", "eps", "attack", "protocol", "seed", "batch_size", "selection")
+MUST_AGREE = (
+    "family",
+    "dataset",
+    "metric",
+    "threat",
+    "eps",
+    "attack",
+    "protocol",
+    "seed",
+    "batch_size",
+    "selection",
+    "train",
+)
 """What was asked: where it differs, the boards answer different questions."""
 HASHES = {"weights_sha256": "weights", "data_sha256": "data"}
 FITTED = {"fitted_from": "backbone or the training images", "data_sha256": "data"}
@@ -134,8 +147,8 @@ def _significant(
     keys: Sequence[Key], before: Mapping[Key, Scores], after: Mapping[Key, Scores]
 ) -> dict[Key, tuple[list[float], list[float]]]:
     """For each row the Holm-adjusted p of a fall, and of a rise, of clean and of robust."""
-    falls = [fell(*_flips(before[key][i], after[key][i])) for key in keys for i in (0, 1)]
-    rises = [fell(*_flips(after[key][i], before[key][i])) for key in keys for i in (0, 1)]
+    falls = [_by_chance(before[key][i], after[key][i]) for key in keys for i in (0, 1)]
+    rises = [_by_chance(after[key][i], before[key][i]) for key in keys for i in (0, 1)]
     pairs = list(zip(holm(falls), holm(rises), strict=True))
     return {
         key: ([pairs[2 * n][0], pairs[2 * n + 1][0]], [pairs[2 * n][1], pairs[2 * n + 1][1]])
@@ -143,10 +156,15 @@ def _significant(
     }
 
 
-def _flips(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
-    """Images gained and lost; where answers are graded, not by what float noise does to a fit on another machine."""
-    least = NOISE * float(before.std())
-    return int((after - before > least).sum()), int((before - after > least).sum())
+def _by_chance(before: np.ndarray, after: np.ndarray) -> float:
+    """How likely is such a fall, or a larger one, by chance alone?
+
+    Where answers are graded, what float noise does to a fit on another machine is no change.
+    """
+    if np.isin(np.concatenate([before, after]), (0.0, 1.0)).all():
+        return fell(int((after > before).sum()), int((after < before).sum()))
+    change = after - before
+    return flipped(np.where(np.abs(change) > NOISE * before.std(), change, 0.0), alternative="less")
 
 
 def _given_up(row: Row, fresh: pd.Series) -> Row:

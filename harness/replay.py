@@ -72,7 +72,8 @@ def replays(state: State[Lane], ledger: Ledger) -> dict[int, Replay]:
     given_up = {(lane.task.label, lane.steering) for number, lane in enumerate(state.lanes) if state.next(number)}
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, lane in enumerate(state.lanes):
-        if lane.task.threat.reduction == "worst" and lane.task.label not in state.failures:
+        steered = lane.task.threat.reduction == "worst" and not lane.steering.method  # others have other weights
+        if steered and lane.task.label not in state.failures:
             groups[lane.task.label, lane.shard.sha256].append(number)
     found = {}
     for group in groups.values():

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from harness import curves, drawing, leaderboard, outcomes
 from harness.flags import explained
 from harness.headline import Summary, summary
@@ -147,7 +145,9 @@ def staged(bits: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
 def _standing(marks: str) -> str:
     """The share of images that stand or may stand, in percent; where answers are graded, their mean."""
     if set(marks) - set("01?"):
-        return f"{np.mean([float(value) for value in marks.split(' ')]):.4g}"
+        mean = float(outcomes.values_of(marks).mean())
+        read = f"{-mean:.4g}" if mean < 0 else f"{100 * mean:.1f}"  # an error, or a share
+        return f"{('≥ ' if mean < 0 else '≤ ') if '?' in marks else ''}{read}"
     lost = marks.count("0")
     return f"{'≤ ' if '?' in marks else ''}{100 * (1 - lost / len(marks)):.1f}" if marks else ""
 

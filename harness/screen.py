@@ -319,12 +319,14 @@ def print_comparison(found: Comparison, title: str) -> None:
     )  # fmt: skip
 
     for row in found.rows.to_dict("records"):
-        interval = f"{_number(row['low'], '+.1f')} … {_number(row['high'], '+.1f')}"
+        clean, robust, low, high = (
+            "" if _missing(row[name]) else gain(row, row[name]) for name in ("clean_pp", "robust_pp", "low", "high")
+        )
         view.add_row(
             *map(_text, (
-                row["model"], row["method"], f"{row['beta']:g}", f"{row['c']:g}", _number(row["clean_pp"], "+.1f"),
-                _number(row["robust_pp"], "+.1f"), interval if _number(row["low"], "") else "",
-                _number(row["gained"], ".0f"), _number(row["lost"], ".0f"), _number(row["p_value"], ".2g"),
+                row["model"], row["method"], f"{row['beta']:g}", f"{row['c']:g}", clean, robust,
+                f"{low} … {high}" if low else "", _number(row["gained"], ".0f"), _number(row["lost"], ".0f"),
+                _number(row["p_value"], ".2g"),
                 "" if _number(row["test"], "") == "" else row["test"],
             )),
         )  # fmt: skip

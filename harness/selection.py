@@ -61,7 +61,7 @@ Selection = Annotated[AnySelection, Field(discriminator="kind")]
 
 @dataclass(frozen=True)
 class Scored:
-    """What ranks a steering: clean and robust scores of each image, [n] in [0, 1]."""
+    """What ranks a steering: clean and robust scores of each image, [n]: in [0, 1], or negative errors."""
 
     steering: Steering
     clean: np.ndarray

@@ -36,6 +36,7 @@ from harness.statistics import mcnemar
 if TYPE_CHECKING:
     import pandas as pd
 
+ASKED = ("threat", "eps", "attack", "protocol", "family")
 BASELINES = (LINEAR_PROBE, UNTOUCHED)
 ANYONES = ("arrays", "image_folder")
 """Titles of data sets that do not say which images they are: their hash does."""
@@ -48,6 +49,7 @@ class Question(NamedTuple):
     eps: str
     attack: str
     protocol: str
+    family: str
     baseline: str
 
     @property
@@ -56,7 +58,8 @@ class Question(NamedTuple):
         asked = f"{self.threat}, ε = {self.eps}" if self.eps else self.threat
         against = "the linear probe" if self.baseline == LINEAR_PROBE else "the network untouched"
         protocol = f"protocol: {self.protocol}" if self.protocol != "pixel" else ""
-        return " · ".join(filter(None, [asked, self.attack, protocol, f"against {against}"]))
+        family = f"family: {self.family}" if self.family != "relu" else ""
+        return " · ".join(filter(None, [asked, self.attack, protocol, family, f"against {against}"]))
 
     @property
     def base(self) -> str:
@@ -211,12 +214,12 @@ def _unfit(row: Mapping[Any, Any]) -> str:
 
 
 def _gain(board: str, model: str, baseline: str, row: Mapping[Any, Any]) -> Gain:
-    threat, eps, attack, protocol = (str(row[column]) for column in ("threat", "eps", "attack", "protocol"))
+    threat, eps, attack, protocol, family = (str(row[column]) for column in ASKED)
     accuracy, delta = 100 * float(row["robust"]), round(float(row["delta_pp"]), 4)  # as the CSV has it: ties are 0
     metric = of_row(row).name
     title, label = str(row["dataset"]).partition("[")[0], str(row["dataset"])
     return Gain(
-        question=Question(threat, eps, attack, protocol, baseline),
+        question=Question(threat, eps, attack, protocol, family, baseline),
         model=model,
         method=str(row["method"]),
         images=f"{title} {row['data_sha256']}" if title in ANYONES else title,

@@ -44,13 +44,14 @@ class Paired:
     """One set of images scored twice.
 
     Args:
-        delta: mean of the second less mean of the first, in [-1, 1].
+        delta: mean of the second less mean of the first.
         low: lower bound of ``delta``, 95 %.
         high: upper bound.
         gained: images that score higher the second time.
         lost: images that score lower.
-        p_value: of the exact McNemar test, two-sided: are gains and losses equally likely? Of a procedure that
-            chooses β by cross-validation, of the test in `harness.resampling`.
+        p_value: of the exact McNemar test, two-sided: are gains and losses equally likely? Of graded scores, of a
+            sign-flip test of their mean difference. Of a procedure that chooses β by cross-validation, of the test in
+            `harness.resampling`.
     """
 
     delta: float
@@ -64,17 +65,29 @@ class Paired:
 def paired(first: np.ndarray, second: np.ndarray) -> Paired:
     """Compare two scores of the same images, [n] each, in [0, 1], or any numbers of which more is better.
 
-    Bits get Newcombe's interval, graded scores a bootstrap one; for graded scores the exact test is the sign test,
-    which is what McNemar's is on bits.
+    Bits get Newcombe's interval and McNemar's test; graded scores a bootstrap interval and a sign-flip test, since of
+    those a few large differences may outweigh many small ones.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     difference = second - first
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
         low, high = newcombe(int(((first == 1) & (second == 1)).sum()), gained, lost, len(first))
+        p_value = mcnemar(gained, lost)
     else:
-        low, high = resampled(difference)
-    return Paired(float(difference.mean()), low, high, gained, lost, mcnemar(gained, lost))
+        (low, high), p_value = resampled(difference), flipped(difference)
+    return Paired(float(difference.mean()), low, high, gained, lost, p_value)
+
+
+def flipped(difference: np.ndarray, alternative: str = "two-sided") -> float:
+    """The sign-flip test of a mean difference [n]: without an effect, each has either sign equally often; seeded."""
+    if not difference.any():
+        return 1.0
+    found = scipy.stats.permutation_test(
+        (difference,), np.mean, permutation_type="samples", vectorized=True, n_resamples=9999, batch=100,
+        alternative=alternative, rng=0,
+    )  # fmt: skip
+    return float(found.pvalue)
 
 
 def mcnemar(gained: int, lost: int) -> float:

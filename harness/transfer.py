@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from harness.probed import Head, Probed
 from harness.probing import Fit, Probing
 from harness.targets import QUESTIONS
 from harness.tuning import Tuning
-from harness.types import BASELINE, Coverage, FamilyName, Sites, Steering, Target, sha256
+from harness.types import BASELINE, SCORING_VERSION, Coverage, FamilyName, Sites, Steering, Target, sha256
 
 if TYPE_CHECKING:
     from harness.contracts import Source
@@ -60,7 +59,7 @@ class Transferred:
 
     Args:
         features: the backbone without its classifier, in eval mode.
-        given: SHA-256 of the backbone's weights, with the name of its classifier.
+        given: SHA-256 of the backbone: what it is, its weights, and the name of its classifier.
         lesson: what it is transferred to.
         probing: how the probe is fitted.
         tuning: how weights are trained, by the methods that do.
@@ -75,6 +74,7 @@ class Transferred:
         self.sha256 = sha256([given, lesson.data.sha256])
         self._lesson, self._probing, self._tuning, self._folder = lesson, probing, tuning, folder
         self._made: dict[Steering, nn.Module] = {}
+        self._hashes: dict[Steering, str] = {}
 
     @property
     def network(self) -> nn.Module:
@@ -106,11 +106,15 @@ class Transferred:
 
     def fitted(self, steering: Steering) -> dict[str, str]:
         """The hash of the network to score, weight by weight, the fitted ones among them."""
-        return {"weights_sha256": sha256_of_weights(self.steered(steering))}
+        if steering not in self._hashes:
+            self._hashes[steering] = sha256_of_weights(self.steered(steering))
+        return {"weights_sha256": self._hashes[steering]}
 
     def rehearsed(self, steering: Steering) -> np.ndarray:
         """See `Scorable.rehearsed`: fold by fold, with the C that was chosen for all."""
         at = self._fitted_at(steering)
+        if at == steering:
+            return self._kept_fit(at)["outcomes"]
 
         def compute() -> Arrays:
             outcomes = probing.out_of_fold(
@@ -144,46 +148,66 @@ class Transferred:
             parts = batched(range(len(self.training.labels)), AT_ONCE)
             return {"features": np.concatenate([network(self._images(part)[0]).cpu().numpy() for part in parts])}
 
-        where = next(self.body.parameters()).device.type
-        return self._cached(["features", steering.identity(), torch.__version__, where], compute)["features"]
+        return self._cached(["features", steering.identity()], compute)["features"]
 
-    def _fit(self, steering: Steering, positions: np.ndarray | None = None) -> Fit:
-        """The probe on the features of a steering; of those training images alone, if any are named."""
-        target, labels = self._lesson.target, self.training.labels
-        if positions is not None:  # C has been chosen on all of them: it is no weight
-            features = self._features(steering)[positions]
-            return probing.fitted(features, labels[positions], target, self._fit(steering).C)
+    def _kept_fit(self, steering: Steering) -> Arrays:
+        """The numbers of the probe on the features of a steering, and its out-of-fold outcomes; computed once."""
 
         def compute() -> Arrays:
-            found = probing.fit(self._features(steering), labels, target, self._probing)
-            return {name: np.asarray(value) for name, value in asdict(found).items()}
+            features, labels, target = self._features(steering), self.training.labels, self._lesson.target
+            chosen = probing.choose_C(features, labels, target, self._probing)
+            numbers = asdict(probing.fitted(features, labels, target, chosen.C))
+            outcomes = {"outcomes": chosen.outcomes.astype(np.float32)}
+            return {name: np.asarray(value) for name, value in numbers.items()} | outcomes
 
-        kept = self._cached(["probe", steering.identity(), *self._settings], compute)
-        return Fit(**{name: value if value.ndim else float(value) for name, value in kept.items()})  # type: ignore[arg-type]
+        return self._cached(["probe", steering.identity(), *self._settings], compute)
+
+    def _fit(self, steering: Steering) -> Fit:
+        """The probe on the features of a steering."""
+        kept = self._kept_fit(steering)
+        mean, scale, weight, bias = (kept[name] for name in ("mean", "scale", "weight", "bias"))
+        return Fit(mean, scale, weight, bias, float(kept["C"]))
+
+    def _fit_on(self, steering: Steering, positions: np.ndarray) -> Fit:
+        """The same on these training images alone: of the others nothing is known to it, C included."""
+        features, labels = self._features(steering)[positions], self.training.labels[positions]
+        return probing.fit(features, labels, self._lesson.target, self._probing)
 
     def _head(self, fit: Fit) -> Head:
         return Head(fit).to(next(self.body.parameters()).device)
 
     def _adapted(self, steering: Steering) -> Probed:
         """Another method's network; its weights are kept, so that every process has the same."""
+        untouched = steering.baseline
 
-        def begin(positions: np.ndarray) -> Probed:
-            return Probed(self.body, self._head(self._fit(steering.baseline, positions)))
+        def begin(positions: np.ndarray | None) -> Probed:
+            fit = self._fit(untouched) if positions is None else self._fit_on(untouched, positions)
+            return Probed(self.body, self._head(fit))
 
         def compute() -> Arrays:
             lesson = Lesson(self._images, self.training.strata, QUESTIONS[self._lesson.target])
             network = adaptation.adapted(steering.method, begin, lesson, self._tuning)
             return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
-        versions = [torch.__version__, adaptation.peft_version(steering.method), self._tuning.model_dump(mode="json")]
-        kept = self._cached([steering.identity(), *self._settings, *versions], compute)
-        network = copy.deepcopy(begin(np.arange(len(self.training.labels))))
+        how = [adaptation.peft_version(steering.method), self._tuning.model_dump(mode="json")]
+        kept = self._cached([steering.identity(), *self._settings, *how], compute)
+        network = copy.deepcopy(begin(None))
         network.load_state_dict({name: torch.from_numpy(value) for name, value in kept.items()})
         return network
 
-    @cached_property
+    @property
+    def recipe(self) -> str:
+        """See `Scorable.recipe`."""
+        return sha256([*self._versions, *self._settings, self._tuning.model_dump(mode="json")])
+
+    @property
     def _settings(self) -> list[Any]:
-        return [sklearn.__version__, self._probing.model_dump(mode="json")]
+        return [self._probing.model_dump(mode="json")]
+
+    @property
+    def _versions(self) -> list[Any]:
+        return [FORMAT, SCORING_VERSION, torch.__version__, sklearn.__version__]
 
     def _cached(self, what: Sequence[Any], compute: Any) -> Arrays:
-        return cached(self._folder, sha256([FORMAT, self.sha256, *what]), compute)
+        where = next(self.body.parameters()).device.type
+        return cached(self._folder, sha256([*self._versions, where, self.sha256, *what]), compute)

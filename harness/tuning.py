@@ -27,7 +27,7 @@ class Tuning(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: Positive = 20
-    learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2)
+    learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-5, 1e-4, 1e-3, 1e-2)
     batch_size: Positive = 32
     share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
     seed: Annotated[int, Field(strict=True, ge=0)] = 0

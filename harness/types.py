@@ -135,6 +135,7 @@ class Task:
         precision: of the attacks alone.
         replay_first: whether a steering is shown what fooled the untouched network before it is attacked.
         normalised: whether images are normalised before they are attacked; see `harness.protocol`.
+        recipe: see `harness.loaded.Scorable.recipe`.
     """
 
     label: str
@@ -150,6 +151,7 @@ class Task:
     precision: Precision = "float32"
     replay_first: bool = False
     normalised: bool = False
+    recipe: str = ""
 
     def identity(self) -> dict[str, Any]:
         """What makes an outcome what it is; where files lie and which device is used are not part of it."""
@@ -218,9 +220,11 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """The cell's whole identity; ``standing`` follows from it, so it is left out."""
         replayed = {"sources": list(self.sources)} if self.sources else {}
+        fitted = {"recipe": self.task.recipe} if self.task.recipe else {}
         return (
             self.task.identity()
             | self.task.shortcuts()
+            | fitted
             | replayed
             | {
                 "steering": self.steering.identity(),
@@ -252,7 +256,8 @@ class Outcome:
     """What a cell yields.
 
     Args:
-        values: a number for each image of the shard, 1 survived and 0 lost (also lost before); float32 [n].
+        values: a number for each image of the shard, 1 survived and 0 lost (also lost before), or how good a graded
+            answer is; float32 [n].
         adversaries: the verified adversarial images of those lost in this very stage.
         flags: what the attack warned of.
         provenance: versions and device.

@@ -15,7 +15,7 @@ N = 200
 SCRIPT = "<script>alert(1)</script>"
 SHARED = {
     "family": "relu", "sites": 17, "steered": 17, "n": N, "dataset": "cifar10[:200]", "metric": "accuracy",
-    "trainable_parameters": 0, "fitted_from": "", "threat": "Linf",
+    "trainable_parameters": 0, "fitted_from": "", "train": "", "threat": "Linf",
     "eps": "0.0313725", "attack": "standard", "protocol": "pixel", "seed": 3, "batch_size": 50,
     "weights_sha256": "0a" * 32, "data_sha256": "0b" * 32, "ct_harness": "0.1.0", "torch": "2.8.0", "device": "cpu",
     "flags": "", "selection": "", "chosen": "",

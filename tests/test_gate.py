@@ -23,7 +23,7 @@ from harness.types import BASELINE, Coverage, Steering
 N = 200
 SHARED = {
     "model": "m", "dataset": "digits[:200]", "threat": "Linf", "eps": "0.1", "attack": "standard", "n": N, "seed": 0,
-    "batch_size": 100, "weights_sha256": "w" * 64, "data_sha256": "d" * 64, "fitted_from": "",
+    "batch_size": 100, "weights_sha256": "w" * 64, "data_sha256": "d" * 64, "fitted_from": "", "train": "",
 }  # fmt: skip
 VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu"}
 

@@ -21,7 +21,7 @@ COLUMNS = [
     "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "robust_replay", "mce", "published_clean",
     "published_robust", "status", "selection", "chosen", "sites",
     "steered", "trainable_parameters", "n", "dataset", "metric", "threat", "eps", "attack", "protocol", "flags", "seed",
-    "batch_size", "weights_sha256", "fitted_from", "data_sha256", "ct_harness", "torch", "device", "seconds",
+    "batch_size", "weights_sha256", "fitted_from", "train", "data_sha256", "ct_harness", "torch", "device", "seconds",
 ]  # fmt: skip
 
 SHARED = {
@@ -71,7 +71,7 @@ def test_the_columns_and_every_format_are_fixed() -> None:
     scored = shared | {
         "model": "m", "c": "0.5", "status": "ok", "sites": "3", "steered": "2", "ct_harness": "1", "torch": "2",
         "device": "cpu", "seconds": "1.3", "selection": "", "chosen": "", "robust_replay": "",
-        "trainable_parameters": "0", "metric": "accuracy", "fitted_from": "",
+        "trainable_parameters": "0", "metric": "accuracy", "fitted_from": "", "train": "",
     }  # fmt: skip
     expected = [
         scored | {

@@ -136,5 +136,5 @@ def test_lanes_are_every_steering_on_every_shard_the_baseline_first() -> None:
     cut = shards(dict.fromkeys(range(5), "d"), 2)
     made = lanes(task(Stages(how_many=1)), grid([0.5, 0.9], [0.5], "all"), cut)
     assert [(lane.steering.beta, lane.shard.images[0]) for lane in made] == [
-        (beta, first) for first in (0, 2, 4) for beta in (1, 0.9, 0.5)
+        (beta, first) for beta in (1, 0.9, 0.5) for first in (0, 2, 4)
     ]

@@ -442,6 +442,6 @@ def test_where_the_boards_cannot_be_summed_up_the_index_says_why_and_the_site_is
 
 
 def test_a_question_has_a_name_of_its_own() -> None:
-    assert Question("Linf", "0.1", "standard", "paper", "untouched").title == (
+    assert Question("Linf", "0.1", "standard", "paper", "relu", "untouched").title == (
         "Linf, ε = 0.1 · standard · protocol: paper · against the network untouched"
     )

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, field_val
 
 from harness import plugins
 from harness.contracts import Dataset, Model, Part
+from harness.errors import DataError
 from harness.probing import Probing
 from harness.tuning import Method, Tuning
 from harness.types import Preprocessing
@@ -37,7 +38,7 @@ class Probe(Model):
 
     Args:
         backbone: any model; of its classifier only the place is used.
-        train: the images that the probe is fitted on; never those that are scored.
+        train: the images that the probe is fitted on; if they are those that are scored, they are refused.
         classifier: the name of the backbone's last layer, such as ``head.fc``; it is found by itself where it is the
             last layer that runs.
         probe: how it is fitted, and whether before or after the backbone is steered; see `harness.probing.Probing`.
@@ -59,6 +60,13 @@ class Probe(Model):
     cache: str = "runs/features"
     name: str | None = None
 
+    @field_validator("methods")
+    @classmethod
+    def _each_once(cls, methods: tuple[Method, ...]) -> tuple[Method, ...]:
+        if len(set(methods)) < len(methods):
+            raise ValueError("a method is named twice; name each once")
+        return methods
+
     @field_validator("backbone")
     @classmethod
     def _not_fitted_itself(cls, backbone: Model) -> Model:
@@ -76,6 +84,14 @@ class Probe(Model):
     def training(self) -> Dataset:
         """What the probe is fitted on."""
         return self.train
+
+    @property
+    def trained_how(self) -> str:
+        """The training set, the order, and a hash of the settings of probe and tuning."""
+        from harness.types import sha256
+
+        settings = [self.probe.model_dump(mode="json"), self.tuning.model_dump(mode="json")]
+        return f"{self.train.label}; {self.probe.order}; {sha256(settings)[:8]}"
 
     @property
     def adaptations(self) -> tuple[str, ...]:
@@ -104,9 +120,12 @@ class Probe(Model):
 
         backbone = self.backbone.load(offline=offline)
         preprocessing = self.preprocessing(offline=offline)
-        data = open_data(self.train, offline, preprocessing)
+        try:
+            data = open_data(self.train, offline, preprocessing)
+        except DataError as error:
+            raise type(error)(f"train: {error}") from error
         lesson = TrainingSet(source(self.train, preprocessing, offline), data, self.train.target)
         example, _ = lesson.read([0])
         features = without_classifier(backbone.network.eval(), example, self.classifier)
-        given = sha256([backbone.sha256, features.classifier])
+        given = sha256([self.backbone.identity(), backbone.sha256, features.classifier])
         return Transferred(features, given, lesson, self.probe, self.tuning, Path(self.cache))
