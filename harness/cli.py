@@ -170,6 +170,7 @@ def show(
     from harness import leaderboard
     from harness.screen import print_board, print_flags, print_several
 
+    boards = _without_outcome_files(boards)
     if len(boards) > 1:
         found = _summed_up(boards)
         print_several(found)
@@ -179,6 +180,13 @@ def show(
     print_board(table, str(board))
     print_flags(table)
     return GOOD
+
+
+def _without_outcome_files(paths: list[Path]) -> list[Path]:
+    """The boards among files that a shell pattern has found."""
+    from harness import outcomes
+
+    return [path for path in paths if not outcomes.is_one(path)] or paths
 
 
 def _summed_up(boards: list[Path]) -> Several:
@@ -221,6 +229,7 @@ def report(
     from harness import report as reports
     from harness import several
 
+    boards = _without_outcome_files(boards)
     if len(boards) > 1:
         out, page = out or boards[0].with_name("several.html"), several.page(_summed_up(boards))
     else:

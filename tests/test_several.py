@@ -363,6 +363,16 @@ def test_show_sums_several_boards_up(command: Callable[..., Ended], written: lis
     assert "left out" not in ended.out
 
 
+def test_outcome_files_that_a_shell_pattern_finds_are_passed_over(
+    command: Callable[..., Ended], here: Path, written: list[str]
+) -> None:
+    beside = Path(written[0]).with_suffix(".outcomes.csv")
+    (here / beside).write_text("model,method,beta,c,stage,outcomes\n")
+    assert command("show", *written, str(beside)).out == command("show", *written).out
+    assert command("report", str(beside), *written).code == 0
+    assert command("show", str(beside)).code == 2
+
+
 def test_one_board_is_shown_as_ever(command: Callable[..., Ended], written: list[str]) -> None:
     ended = command("show", written[0])
     assert ended.code == 0
