@@ -103,7 +103,7 @@ def _fault(fault: dict[str, Any], cls: type[Any], where: str) -> str:
     if fault["type"] == "extra_forbidden":
         inner = _inner(cls, fault["loc"][:-1])
         names = [field.alias or name for name, field in inner.model_fields.items()] if inner else []
-        known = f"; known keys: {', '.join(names)}" if names else ""
+        known = f"; known keys: {', '.join(names)}" if inner else ""
         return f"{key}: unknown key{did_you_mean(str(fault['loc'][-1]), names)}{known}"
     if fault["type"] == "missing":
         return f"{key}: missing, and it has no default"
