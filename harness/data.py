@@ -13,6 +13,7 @@ import torch
 from harness.contracts import Dataset, Source
 from harness.errors import DataError
 from harness.plan import batched
+from harness.selection import strata
 from harness.types import AS_STORED, Batch, Preprocessing, Target, sha256
 
 SLICE = 256
@@ -39,8 +40,8 @@ class Data:
 
     @property
     def strata(self) -> np.ndarray:
-        """What folds are balanced by, int [n]: the classes, where labels are that."""
-        return self.labels if self.labels.ndim == 1 else np.zeros(len(self.labels), np.int64)
+        """What folds are balanced by, int [n]; see `harness.selection.strata`."""
+        return strata(self.labels)
 
 
 @lru_cache(maxsize=4)

@@ -76,7 +76,7 @@ def _draw(axis: Axes, panel: Panel, titled: bool) -> None:
         axis.set_title(panel.model, fontsize=10, color=INK, parse_math=False)
     axis.set_xlabel(f"β  (untouched network: β = {panel.baseline:g})", fontsize=9, color=INK)
     name = spoken(panel.metric)
-    axis.set_ylabel(f"{name} (%)" if panel.metric.scale == 100 else name, fontsize=9, color=INK)
+    axis.set_ylabel(f"{name} (%)" if panel.metric.is_share else name, fontsize=9, color=INK)
     axis.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     axis.margins(x=0.05, y=0.1)
     axis.tick_params(labelsize=8.5, color=INK, labelcolor=INK)

@@ -86,8 +86,7 @@ def _robust(row: Row) -> str:
 
 
 def _read(row: Row, column: str) -> str:
-    metric = of_row(row)
-    return f"{metric.read(row[column]):{metric.form}}"
+    return of_row(row).text(row[column])
 
 
 def _gain(row: Row) -> str:

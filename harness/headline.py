@@ -131,12 +131,12 @@ def gain(row: Row, hundredths: float) -> str:
 
 def unit(metric: Metric) -> str:
     """What a difference is counted in."""
-    return "points" if metric.scale == 100 else spoken(metric)
+    return "points" if metric.is_share else spoken(metric)
 
 
 def _read(metric: Metric, hundredths: float) -> str:
     points = metric.points(hundredths)
-    return signed(points) if metric.scale == 100 else f"{points + 0.0:+{metric.form}}".replace("-", "−")
+    return signed(points) if metric.is_share else f"{points + 0.0:+{metric.form}}".replace("-", "−")
 
 
 def signed(points: float, digits: int = 1) -> str:

@@ -76,7 +76,7 @@ def _read(name: str) -> Callable[[Row], Cell]:
             return EMPTY
         metric = of_row(row)
         at_most = "≤\N{NO-BREAK SPACE}" if row["status"] == BOUNDED else ""
-        return Cell(f"{at_most}{metric.read(row[name]):{metric.form}}", float(row[name]))
+        return Cell(f"{at_most}{metric.text(row[name])}", float(row[name]))
 
     return fill
 
@@ -115,7 +115,7 @@ def _robust_interval(row: Row) -> Cell:
     if not curves.is_number(low):
         return EMPTY
     metric = of_row(row)
-    return Cell(f"{metric.read(low):{metric.form}}{TO}{metric.read(high):{metric.form}}", float(low))
+    return Cell(f"{metric.text(low)}{TO}{metric.text(high)}", float(low))
 
 
 def _gain(row: Row) -> Cell:

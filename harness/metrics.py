@@ -42,6 +42,15 @@ class Metric:
         """As people read what a board has."""
         return self.scale * value
 
+    def text(self, value: float) -> str:
+        """The same, written."""
+        return f"{self.read(value):{self.form}}"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is read in percent, and its differences in points."""
+        return self.scale == 100
+
     def points(self, value: float) -> float:
         """A difference as people read it, from the hundredths that a board has: percentage points of an accuracy."""
         return self.scale / 100 * value

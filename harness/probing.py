@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.errors import ModelError
-from harness.selection import CrossValidation, selection_sets
+from harness.selection import CrossValidation, selection_sets, strata
 from harness.types import Target
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ def folds(y: np.ndarray, settings: Probing) -> list[tuple[np.ndarray, np.ndarray
     """The cut into folds, balanced by class: for each the positions of the others, and its own."""
     if settings.folds > len(y):
         raise ModelError(f"probe.folds: {settings.folds} folds of {len(y)} training images; use fewer folds")
-    strata = y if y.ndim == 1 else np.zeros(len(y), int)
-    return selection_sets(CrossValidation(folds=settings.folds), strata, settings.seed)
+    return selection_sets(CrossValidation(folds=settings.folds), strata(y), settings.seed)
 
 
 def judged(answers: np.ndarray, y: np.ndarray, target: Target) -> np.ndarray:

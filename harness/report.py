@@ -169,7 +169,7 @@ def words(panel: curves.Panel) -> str:
     given_up = [point.value for point, _ in points if point.bounded]
 
     metric = panel.metric
-    unit = " %" if metric.scale == 100 else ""
+    unit = " %" if metric.is_share else ""
 
     def read(value: float) -> str:
         return f"{value:{metric.form}}{unit}"

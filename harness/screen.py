@@ -24,7 +24,7 @@ from harness.coverage import SUMMED_UP, summed_up
 from harness.flags import MEANING
 from harness.headline import gain
 from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, OWN, SELECTED
-from harness.metrics import Metric, of_row
+from harness.metrics import of_row
 from harness.several import cells
 
 if TYPE_CHECKING:
@@ -196,15 +196,15 @@ def _view(row: Mapping[Any, Any]) -> dict[str, str]:
         "model": str(row["model"]),
         "β": _adapted(row, baseline),
         "metric": "" if metric.name == "accuracy" else metric.name,
-        "clean": f"{at_most}{metric.read(row['clean']):{metric.form}}",
-        "robust": f"{at_most}{metric.read(row['robust']):{metric.form}}" if row["threat"] != "clean" else "",
-        "95 %": "" if bounded else f"{_read(metric, row['robust_low'])} … {_read(metric, row['robust_high'])}",
-        "Δ pp": difference if metric.scale == 100 else "",
-        "Δ": difference if metric.scale != 100 else "",
+        "clean": f"{at_most}{metric.text(row['clean'])}",
+        "robust": f"{at_most}{metric.text(row['robust'])}" if row["threat"] != "clean" else "",
+        "95 %": "" if bounded else f"{metric.text(row['robust_low'])} … {metric.text(row['robust_high'])}",
+        "Δ pp": difference if metric.is_share else "",
+        "Δ": "" if metric.is_share else difference,
         "95 % of Δ": "" if baseline or bounded else f"{gain(row, row['delta_low'])} … {gain(row, row['delta_high'])}",
         "+/−": "" if baseline or bounded else f"{row['gained']:.0f}/{row['lost']:.0f}",
         "p (Holm)": "" if baseline else _number(p_value, ".2g"),
-        "replay": "" if _missing(row["robust_replay"]) else _read(metric, row["robust_replay"]),
+        "replay": "" if _missing(row["robust_replay"]) else metric.text(row["robust_replay"]),
         "steered": f"{row['steered']:.0f}/{row['sites']:.0f}",
         "trained": f"{row['trainable_parameters']:,.0f}" if _trains(row) else "",
         "flags": str(row["flags"]),
@@ -223,10 +223,6 @@ def _adapted(row: Mapping[Any, Any], baseline: bool) -> str:
         return str(row["method"])
     usual = {"relu": 0.5, "smooth": 1.0}[row["family"]]
     return f"{row['beta']:g}" if baseline or row["c"] == usual else f"{row['beta']:g} c={row['c']:g}"
-
-
-def _read(metric: Metric, value: float) -> str:
-    return f"{metric.read(value):{metric.form}}"
 
 
 def _missing(value: Any) -> bool:
@@ -277,8 +273,8 @@ def print_within(rows: pd.DataFrame, title: str) -> None:
         mark = " (in-sample)" if row["status"] == IN_SAMPLE else ""
         view.add_row(
             *map(_text, (
-                row["model"], " ".join(row["chosen"].split(";")) + mark, _read(of_row(row), row["baseline"]),
-                _read(of_row(row), row["robust"]), gain(row, row["delta_pp"]),
+                row["model"], " ".join(row["chosen"].split(";")) + mark, of_row(row).text(row["baseline"]),
+                of_row(row).text(row["robust"]), gain(row, row["delta_pp"]),
                 f"{gain(row, row['delta_low'])} … {gain(row, row['delta_high'])}",
                 f"{row['gained']:.0f}", f"{row['lost']:.0f}", f"{row['p_value']:.2g}", row["flags"],
             )),

@@ -204,7 +204,7 @@ def _unfit(row: Mapping[Any, Any]) -> str:
     status, model = str(row["status"]), row["model"]
     if status.startswith(FAILED):
         return f"{model} was not scored ({status})"
-    if (metric := of_row(row)).scale != 100:
+    if not (metric := of_row(row)).is_share:
         return f"{row['dataset']} is measured in {metric.name}, which has no mean with accuracies"
     if status == IN_SAMPLE:
         return f"β of {model} was chosen in sample, on the images that it is reported on"

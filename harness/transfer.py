@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +50,13 @@ class TrainingSet:
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images and labels at these positions among the chosen ones."""
-        images = tuple(self.data.digests)
-        batch = self.source.read(tuple(images[position] for position in positions))
+        batch = self.source.read(tuple(self.images[position] for position in positions))
         return batch.x, batch.y
+
+    @cached_property
+    def images(self) -> tuple[int, ...]:
+        """The numbers of the chosen ones."""
+        return tuple(self.data.digests)
 
 
 class Transferred:
