@@ -18,7 +18,7 @@ import typer
 
 from harness import __version__
 from harness.errors import DataError, HarnessError, LeaderboardError, SpecError
-from harness.files import write_whole
+from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     from harness.regression import Board

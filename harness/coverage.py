@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import LeaderboardError, ModelError
-from harness.files import write_whole
 from harness.flags import GATES, STEERED
 from harness.types import FamilyName, Sites
+from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,9 +90,9 @@ def executed(network: nn.Module, example: Tensor) -> Counter[str]:
     """The activations that one forward pass calls, by kind, a swish in a function of its own among the SiLU."""
     import torch
 
-    from harness.families import FAMILIES
-    from harness.reroute import Watch
-    from harness.smooth import with_plain_silu
+    from harness.curvature.families import FAMILIES
+    from harness.curvature.reroute import Watch
+    from harness.curvature.smooth import with_plain_silu
 
     canonical, watch = with_plain_silu(network), Watch(FAMILIES["relu"])
     with torch.no_grad(), watch:

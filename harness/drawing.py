@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.curves import Panel, Point, failure, models, panels
 from harness.errors import LeaderboardError
-from harness.files import write_whole
 from harness.metrics import spoken
+from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

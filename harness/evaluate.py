@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.contracts import Flag, Model, Threat
+from harness.curvature.steering import Steered
 from harness.data import source
 from harness.errors import HarnessError, InvalidAdversary, ModelError
 from harness.loaded import Scorable
@@ -24,7 +25,6 @@ from harness.probed import Probed
 from harness.protocol import in_normalised_space, normalised
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
-from harness.steering import Steered
 from harness.targets import QUESTIONS
 from harness.threats import SLACK_BOX
 from harness.types import Adversaries, Batch, Cell, Compile, Outcome, Precision, Steering

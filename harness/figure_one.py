@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.curvature.steering import steer
 from harness.drawing import CLEAN, INK, PAPER, ROBUST, write_figure
-from harness.steering import steer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -79,7 +79,7 @@ STEERED: Mapping[FamilyName, frozenset[str]] = {
     "relu": frozenset({"relu", "leaky_relu", "prelu", "rrelu", "relu6", "hardtanh"}),
     "smooth": frozenset({"silu", "gelu"}),
 }
-"""What each family steers; `harness.families` has it too, with torch."""
+"""What each family steers; `harness.curvature.families` has it too, with torch."""
 
 GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "logsigmoid"})
 """Attention and squeeze gates, which are no activations to steer."""

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from harness.errors import LeaderboardError
-from harness.files import write_whole
 from harness.metrics import METRICS, Metric
 from harness.selection import Choice, Scored, better
 from harness.statistics import Paired, holm, interval, paired
 from harness.types import Coverage, Steering
+from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn, uint8
 
-from harness.steering import Steered, steer
+from harness.curvature.steering import Steered, steer
 from harness.types import Coverage, FamilyName, Sites, Steering
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Loaded:
 
 
 def bent(network: nn.Module, steering: Steering, example: Tensor | None = None) -> Steered:
-    """The network steered, its activations exchanged where that reaches all; see `harness.steering.steer`.
+    """The network steered, its activations exchanged where that reaches all; see `harness.curvature.steering.steer`.
 
     Args:
         network: which the harness owns.

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import LeaderboardError
-from harness.files import write_whole
 from harness.leaderboard import Entry, Key, method_of
 from harness.plan import CLEAN, REPLAY
+from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.curvature.families import FAMILIES
+from harness.curvature.steering import Steered
 from harness.errors import ModelError
-from harness.families import FAMILIES
-from harness.steering import Steered
 from harness.types import Compile, Precision
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,7 +69,7 @@ class At(nn.Module):
 
     Args:
         network: shared by all steerings.
-        dials: this one's; see `harness.families.Family`.
+        dials: this one's; see `harness.curvature.families.Family`.
     """
 
     def __init__(self, network: Dialled, dials: Tensor) -> None:

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from harness import coverage, curves, leaderboard, outcomes, paper, several
 from harness.errors import LeaderboardError
-from harness.files import write_whole
 from harness.headline import SHORT, Summary, summary
 from harness.pages import render
 from harness.report import facts, report
+from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -44,7 +44,7 @@ class Steering(NamedTuple):
         beta: in [0, 1].
         c: in [0, 1].
         sites: which calls of an activation.
-        family: which activations; see `harness.families`.
+        family: which activations; see `harness.curvature.families`.
         native: the β of the untouched network, whatever the rest is.
         method: another way to adapt the network, its activations as they are; see `Model.adaptations`.
     """

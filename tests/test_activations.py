@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.activations import FUNCTIONS, MODULES, Activation
+from harness.curvature.phi import phi
+from harness.curvature.piecewise_affine import FUNCTIONS, MODULES, Activation
 from harness.errors import ModelError
-from harness.phi import phi
 
 GRID = torch.linspace(-12, 12, 1201, dtype=torch.float64)
 POINTS = [(0.0, 1.0), (0.0, 0.5), (0.6, 0.3), (0.9, 0.5), (0.99, 1.0)]

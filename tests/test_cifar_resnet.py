@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from harness.curvature.steering import steer
 from harness.models import cifar_resnet
 from harness.models.robustbench import import_robustbench
-from harness.steering import steer
 
 DEPTHS = [("18", "BasicBlock", (2, 2, 2, 2), 9, 17), ("50", "Bottleneck", (3, 4, 6, 3), 33, 49)]
 DEEPEST = ("152", "Bottleneck", (3, 8, 36, 3), 101, 151)

@@ -11,10 +11,10 @@ import torchvision
 from torch import Tensor, nn
 
 from harness.classifier import without_classifier
+from harness.curvature.steering import steer
 from harness.errors import ModelError
 from harness.loaded import sha256_of_weights
 from harness.models.normalised import Normalised
-from harness.steering import steer
 from harness.zoo import ZooEntry, build
 
 X = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))

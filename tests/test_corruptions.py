@@ -13,12 +13,13 @@ from PIL import Image
 from torch import nn
 
 import harness
-from harness import downloads, leaderboard, line, outcomes, plugins, spec
+from harness import leaderboard, line, outcomes, plugins, spec
 from harness.errors import DataError, DataMissing, SpecError
 from harness.models.robustbench import import_robustbench
 from harness.testing import ThreatContract
 from harness.threats.corruptions import CORRUPTIONS, CORRUPTIONS_3D, Corruptions, Corruptions3D, alexnet, mce
 from harness.types import BASELINE, Batch, Cell, Shard, Task
+from harness.util import downloads
 
 N = 24
 ARCHIVE = "CIFAR-10-C.tar"
@@ -379,7 +380,7 @@ def mirror(tmp_path, monkeypatch):
     """A folder asked before Zenodo, in which the archive can be put; nothing waits, and nothing else answers."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CT_HARNESS_MIRROR", f"file://{tmp_path / 'mirror'}")
-    monkeypatch.setattr("harness.downloads.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("harness.util.downloads.FIRST_WAIT_S", 0.0)
     own = downloads.from_web
 
     def from_mirror_alone(url, path):
@@ -387,7 +388,7 @@ def mirror(tmp_path, monkeypatch):
             raise OSError("no route")
         own(url, path)
 
-    monkeypatch.setattr("harness.downloads.from_web", from_mirror_alone)
+    monkeypatch.setattr("harness.util.downloads.from_web", from_mirror_alone)
     place = tmp_path / "mirror" / "zenodo.org" / "records" / "2535967" / "files"
     place.mkdir(parents=True)
     return place / ARCHIVE

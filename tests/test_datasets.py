@@ -197,8 +197,8 @@ def test_a_failed_download_is_named_and_keeps_stdout_clean(
     def blocked(*_: object, **__: object) -> None:
         raise OSError("network unreachable")
 
-    monkeypatch.setattr("harness.downloads.urlopen", blocked)
-    monkeypatch.setattr("harness.downloads.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("harness.util.downloads.urlopen", blocked)
+    monkeypatch.setattr("harness.util.downloads.FIRST_WAIT_S", 0.0)
     with pytest.raises(
         DataError, match=r"the download failed \(OSError: network unreachable\); to put it there by hand"
     ) as caught:

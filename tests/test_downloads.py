@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness import downloads
-from harness.downloads import BadFile, Remote, differs, from_hugging_face, hub_file, mirrored
 from harness.errors import DataError, DataMissing, HarnessError, ModelError
+from harness.util import downloads
+from harness.util.downloads import BadFile, Remote, differs, from_hugging_face, hub_file, mirrored
 
 CONTENT = b"weights" * 5000
 OTHER = b"weihgts" * 5000
@@ -280,7 +280,7 @@ def test_where_the_lock_cannot_be_written_what_it_says_is_still_checked(
 def test_processes_that_record_at_once_lose_nothing(server: Server) -> None:
     Path("a").write_bytes(b"a")
     code = (
-        "import sys; from pathlib import Path; from harness.downloads import differs\n"
+        "import sys; from pathlib import Path; from harness.util.downloads import differs\n"
         "for i in range(40): assert differs(f'https://{sys.argv[1]}.org/{i}', Path('a')) is None"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, name]) for name in ("one", "two", "three")]
@@ -312,7 +312,7 @@ def test_who_waited_for_a_file_that_was_replaced_meanwhile_waits_for_the_new_one
 def test_processes_that_fetch_at_once_each_find_it_whole(server: Server) -> None:
     server.answers["/a.pt"] = [CONTENT]
     code = (
-        "import sys; from pathlib import Path; from harness.downloads import Remote\n"
+        "import sys; from pathlib import Path; from harness.util.downloads import Remote\n"
         "Remote(Path('models/a.pt').absolute(), sys.argv[1] + '/a.pt', lambda path: None).ensure(False)\n"
         "print(len(Path('models/a.pt').read_bytes()))"
     )

@@ -32,11 +32,11 @@ from harness.datasets import downstream, origins
 from harness.datasets.decoded import Decoded, as_labels
 from harness.datasets.downstream import SETS, Downstream
 from harness.datasets.hugging_face import HuggingFace
-from harness.downloads import MIRROR
 from harness.errors import DataError, DataMissing, SpecError
 from harness.plugins import build
 from harness.testing import DatasetContract
 from harness.types import Preprocessing
+from harness.util.downloads import MIRROR
 
 SPLITS = ("train", "test")
 LABELS: dict[str, list[int]] = {"train": [2, 0, 1, 0, 2, 1, 1, 0, 2], "test": [1, 0, 2, 1]}

@@ -234,8 +234,8 @@ threat: {kind: Linf, eps: 0.05, attack: {stages: [apgd-ce], iterations: 10}}
 steering: {beta: [0.8, 0.9]}
 """
 BROKEN = """
-import harness.phi
-harness.phi._mix = lambda swish, softplus, c: 0 * softplus()
+import harness.curvature.phi
+harness.curvature.phi._mix = lambda swish, softplus, c: 0 * softplus()
 """
 
 

@@ -209,7 +209,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.files.os.replace", full)
+    monkeypatch.setattr("harness.util.files.os.replace", full)
     with pytest.raises(LeaderboardError, match=r"b\.csv: cannot be written: .*No space left.*; choose another place"):
         write(pd.concat([table, table]), tmp_path / "b.csv")
     assert (tmp_path / "b.csv").read_bytes() == before

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import evaluate, line, pace, spec
+from harness.curvature.families import FAMILIES
+from harness.curvature.steering import Steered, steer
 from harness.errors import ModelError, SpecError
-from harness.families import FAMILIES
 from harness.models.demo import Demo
 from harness.pace import At, Dialled, attacking, lay_out, lowered, tried, wants_compiling
-from harness.steering import Steered, steer
 from harness.types import FamilyName
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -286,10 +286,12 @@ def test_otherwise_they_are_rerouted(build: Callable[[], nn.Module]) -> None:
 
 
 def test_modules_that_would_give_other_bits_are_not_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import activations
+    from harness.curvature import piecewise_affine
 
-    name, smooth, arguments = activations.MODULES[nn.ReLU]
-    monkeypatch.setitem(activations.MODULES, nn.ReLU, (name, lambda curve, x: smooth(curve, x) * (1 + 1e-6), arguments))
+    name, smooth, arguments = piecewise_affine.MODULES[nn.ReLU]
+    monkeypatch.setitem(
+        piecewise_affine.MODULES, nn.ReLU, (name, lambda curve, x: smooth(curve, x) * (1 + 1e-6), arguments)
+    )
     assert not exchanged(Registered(), 0.8).exchanged
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import harness.phi
+import harness.curvature.phi
+from harness.curvature.phi import phi, slope
 from harness.errors import SpecError
-from harness.phi import phi, slope
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -279,4 +279,4 @@ def test_all_of_0_to_1_is_accepted(beta: float, c: float) -> None:
 
 
 def test_the_example_in_the_docstring() -> None:
-    assert doctest.testmod(harness.phi).failed == 0
+    assert doctest.testmod(harness.curvature.phi).failed == 0

@@ -22,7 +22,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from transfer_parts import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 
 from harness import leaderboard, line, outcomes, probing, spec
-from harness.cache import cached
+from harness.curvature.steering import steer
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
 from harness.errors import HarnessError, ModelError, SpecError
@@ -32,10 +32,10 @@ from harness.models.demo import Demo
 from harness.models.probe import Probe
 from harness.plugins import build
 from harness.probing import Probing
-from harness.steering import steer
 from harness.testing import ModelContract
 from harness.transfer import Transferred
 from harness.types import BASELINE, Steering
+from harness.util.cache import cached
 
 ORDERS = ("steer_first", "fit_first")
 
@@ -518,7 +518,7 @@ def test_a_fault_of_the_images_is_not_blamed_on_the_cache(tmp_path: Path) -> Non
 
 def test_two_processes_at_once_compute_once(tmp_path: Path) -> None:
     code = (
-        "import time, numpy as np\nfrom pathlib import Path\nfrom harness.cache import cached\n"
+        "import time, numpy as np\nfrom pathlib import Path\nfrom harness.util.cache import cached\n"
         "def compute():\n"
         "    with Path('log').open('a') as log: log.write('x')\n"
         "    time.sleep(0.5)\n"

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from harness import leaderboard, outcomes, spec
 from harness.attacks.autoattack import perturb
 from harness.compare import between
+from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
 from harness.evaluate import allowed
 from harness.models.demo import MEAN, STD, Demo
 from harness.models.normalised import Normalised
 from harness.regression import Board, check
-from harness.steering import steer
 from harness.threats.lp import Linf
 
 ATTACK = {"stages": ["apgd-ce"], "iterations": 10}

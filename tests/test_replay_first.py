@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from test_plan import Mean, task
 
 from harness import leaderboard, line, outcomes, spec
+from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
 from harness.plan import Lane
-from harness.steering import steer
 from harness.types import Shard, Steering
 
 N, BETA = 40, 0.5

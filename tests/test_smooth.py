@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import flags, line, spec
+from harness.curvature.families import FAMILIES
+from harness.curvature.phi import phi
+from harness.curvature.smooth import NATIVE, dilated, native, stand_in, with_plain_silu
+from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import IncompleteSteering, NothingToSteer, SpecError
-from harness.families import FAMILIES
 from harness.flags import STEERED
-from harness.phi import phi
 from harness.plan import grid
-from harness.smooth import NATIVE, dilated, native, stand_in, with_plain_silu
-from harness.steering import steer
 from harness.types import Steering
 
 GRID = torch.linspace(-30, 30, 2401, dtype=torch.float64)

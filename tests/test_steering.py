@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-import harness.steering
-from harness.activations import FUNCTIONS
+import harness.curvature.steering
+from harness.curvature.phi import phi
+from harness.curvature.piecewise_affine import FUNCTIONS
+from harness.curvature.reroute import Reroute, Tally
+from harness.curvature.steering import Steered, steer
 from harness.errors import IncompleteSteering, ModelError, NothingToSteer, SpecError
-from harness.phi import phi
-from harness.reroute import Reroute, Tally
-from harness.steering import Steered, steer
 from harness.types import Sites, Steering
 
 BETA, C = 0.7, 0.3
@@ -781,7 +781,7 @@ def test_unknown_sites_are_refused() -> None:
 
 
 def test_the_example_in_the_docstring() -> None:
-    assert doctest.testmod(harness.steering).failed == 0
+    assert doctest.testmod(harness.curvature.steering).failed == 0
 
 
 # --- RobustBench's architectures ---

@@ -11,6 +11,7 @@ from torch import nn
 
 from harness import flags, report, spec
 from harness.classifier import Features
+from harness.curvature.steering import steer
 from harness.data import open_data
 from harness.datasets.digits import Digits
 from harness.doctor import doctor
@@ -20,7 +21,6 @@ from harness.models.demo import Demo
 from harness.models.probe import Probe
 from harness.plugins import build
 from harness.runtime import reproducible
-from harness.steering import steer
 from harness.transfer import Transferred
 from harness.types import BASELINE, Cell, Shard, Steering, Task
 

@@ -19,13 +19,13 @@ from torchvision import models as zoo
 from torchvision.transforms import Compose, Normalize
 
 from harness.contracts import Model
+from harness.curvature.steering import steer
 from harness.datasets.pictures import read_picture
 from harness.errors import ModelError
 from harness.models.checkpoint import Checkpoint
 from harness.models.swin import relu_swin_small, relu_swin_tiny
 from harness.models.timm import Timm, timm_preprocessing
 from harness.models.torchvision import TorchVision
-from harness.steering import steer
 from harness.testing import ModelContract
 from harness.types import Preprocessing
 

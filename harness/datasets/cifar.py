@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contracts import Dataset
-from harness.downloads import BadFile, Remote
 from harness.errors import DataError, DataMissing
+from harness.util.downloads import BadFile, Remote
 
 if TYPE_CHECKING:
     from harness.datasets.images import Images

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from harness.downloads import BadFile, Remote
 from harness.errors import DataError, DataMissing
 from harness.types import Target
+from harness.util.downloads import BadFile, Remote
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contracts import Model
-from harness.downloads import Remote, hub_file
 from harness.errors import ModelError
 from harness.models.files import mismatch
 from harness.models.timm import timm_preprocessing
 from harness.plugins import did_you_mean
 from harness.published import Published, published
 from harness.types import AS_STORED, Preprocessing
+from harness.util.downloads import Remote, hub_file
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contracts import Model
-from harness.downloads import hub_file
 from harness.errors import ModelError
 from harness.models.files import loading, read_checkpoint
 from harness.plugins import did_you_mean
 from harness.types import Preprocessing
+from harness.util.downloads import hub_file
 
 if TYPE_CHECKING:
     from torch import nn

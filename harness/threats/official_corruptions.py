@@ -10,10 +10,10 @@ from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from harness.downloads import ON_PURPOSE, BadFile, Remote, differs
 from harness.errors import DataError, DataMissing
 from harness.threats.corrupted_images import Origin, Stage
 from harness.types import Preprocessing
+from harness.util.downloads import ON_PURPOSE, BadFile, Remote, differs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

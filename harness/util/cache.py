@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from harness.errors import ModelError
-from harness.files import write_whole
+from harness.util.files import write_whole
 
 Arrays = Mapping[str, np.ndarray]
 

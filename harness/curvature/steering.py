@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
-from harness.activations import MODULES, Activation, Curve
+from harness.curvature.completeness import Call, outputs, prove_replacement, prove_rerouting
+from harness.curvature.families import FAMILIES
+from harness.curvature.phi import check_range
+from harness.curvature.piecewise_affine import MODULES, Activation, Curve
+from harness.curvature.reroute import Reroute
+from harness.curvature.shared_copy import twin
+from harness.curvature.smooth import with_plain_silu
 from harness.errors import ModelError, SpecError
-from harness.families import FAMILIES
-from harness.phi import check_range
-from harness.proof import Call, outputs, prove_replacement, prove_rerouting
-from harness.reroute import Reroute
-from harness.smooth import with_plain_silu
-from harness.twin import twin
 from harness.types import Coverage, FamilyName, Sites, Steering
 
 
@@ -134,7 +134,7 @@ class Steered(nn.Module):
             self.coverage, self.spared, self.write_back = proof.coverage, proof.spared, proof.write_back
 
     def dials(self) -> tuple[float, ...] | None:
-        """Where on its family this steering is; see `harness.families.Family`."""
+        """Where on its family this steering is; see `harness.curvature.families.Family`."""
         return FAMILIES[self.steering.family].dials(self.steering.beta, self.steering.c)
 
     def along(self, curve: Curve) -> Steered:

@@ -15,8 +15,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.activations import Curve
-from harness.families import FAMILIES, Family
+from harness.curvature.families import FAMILIES, Family
+from harness.curvature.piecewise_affine import Curve
 
 IN_PLACE = frozenset(
     function for family in FAMILIES.values() for function in family.functions if function.__name__.endswith("_")

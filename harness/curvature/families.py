@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness import smooth
-from harness.activations import FUNCTIONS, OTHERS, PIECEWISE_AFFINE, Bent, Curve
-from harness.phi import curve, dialled, dials
+from harness.curvature import smooth
+from harness.curvature.phi import curve, dialled, dials
+from harness.curvature.piecewise_affine import FUNCTIONS, OTHERS, PIECEWISE_AFFINE, Bent, Curve
 from harness.types import FamilyName
 
 

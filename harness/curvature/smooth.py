@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.activations import Bent, Curve
-from harness.phi import HALF
-from harness.twin import twin
+from harness.curvature.phi import HALF
+from harness.curvature.piecewise_affine import Bent, Curve
+from harness.curvature.shared_copy import twin
 
 Kind = Literal["silu", "gelu", "gelu_tanh"]
 
