@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.analysis.selection import Holdout, selection_sets
+from harness.analysis.task_types import Question
 from harness.errors import ModelError
 from harness.plan import batched
 from harness.probed import Probed
-from harness.selection import Holdout, selection_sets
-from harness.targets import Question
 from harness.tuning import Tuning
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from harness.analysis.selection import OnTraining
+from harness.analysis.task_types import QUESTIONS
 from harness.contracts import Model
 from harness.data import Data, source
 from harness.errors import HarnessError, ModelError
 from harness.evaluate import logits, workbench
 from harness.loaded import Scorable
 from harness.runtime import reproducible, resolve
-from harness.selection import OnTraining
 from harness.spec import Benchmark
-from harness.targets import QUESTIONS
 from harness.types import Coverage, Task
 
 SHARED = 0.01

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness import flags
 from harness.admission import can_be_asked
+from harness.analysis.task_types import QUESTIONS
 from harness.attacks.autoattack import Custom
 from harness.contracts import Model
 from harness.data import of_pixels
@@ -23,7 +24,6 @@ from harness.plan import grid
 from harness.published import published, unlike
 from harness.runtime import reproducible
 from harness.spec import Benchmark
-from harness.targets import QUESTIONS
 from harness.threats.lp import Lp
 from harness.types import Batch, Coverage
 

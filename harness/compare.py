@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness import leaderboard, outcomes
+from harness.analysis.metrics import METRICS, of_row
+from harness.analysis.statistics import paired, unpaired
 from harness.leaderboard import Key
-from harness.metrics import METRICS, of_row
-from harness.statistics import paired, unpaired
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.analysis.metrics import METRICS, Metric, of_row
+from harness.analysis.statistics import wilson
 from harness.errors import LeaderboardError
 from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, OK, SELECTED
-from harness.metrics import METRICS, Metric, of_row
-from harness.statistics import wilson
 
 if TYPE_CHECKING:
     import pandas as pd

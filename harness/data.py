@@ -10,10 +10,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from harness.analysis.selection import strata
 from harness.contracts import Dataset, Source
 from harness.errors import DataError
 from harness.plan import batched
-from harness.selection import strata
 from harness.types import AS_STORED, Batch, Preprocessing, Target, sha256
 
 SLICE = 256
@@ -40,7 +40,7 @@ class Data:
 
     @property
     def strata(self) -> np.ndarray:
-        """What folds are balanced by, int [n]; see `harness.selection.strata`."""
+        """What folds are balanced by, int [n]; see `harness.analysis.selection.strata`."""
         return strata(self.labels)
 
 

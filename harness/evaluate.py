@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.analysis.task_types import QUESTIONS
 from harness.contracts import Flag, Model, Threat
 from harness.curvature.steering import Steered
 from harness.data import source
@@ -25,7 +26,6 @@ from harness.probed import Probed
 from harness.protocol import in_normalised_space, normalised
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
-from harness.targets import QUESTIONS
 from harness.threats import SLACK_BOX
 from harness.types import Adversaries, Batch, Cell, Compile, Outcome, Precision, Steering
 

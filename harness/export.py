@@ -6,11 +6,11 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from harness.analysis.metrics import of_row
 from harness.curves import HEADLINES, baseline_of, failure, models
 from harness.errors import LeaderboardError
 from harness.headline import Row
 from harness.leaderboard import FORMATS, OK, OWN
-from harness.metrics import of_row
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,16 +9,16 @@ import numpy as np
 
 from harness import flags, leaderboard
 from harness.admission import Admission
+from harness.analysis.metrics import METRICS
+from harness.analysis.selection import CrossValidation, InSample, Scored, choose, selection_sets
+from harness.analysis.selection_test import of_procedure
+from harness.analysis.statistics import paired
 from harness.data import Data
 from harness.execute import State
 from harness.leaderboard import Entry, Headline, Score
-from harness.metrics import METRICS
 from harness.plan import Lane
 from harness.published import Published
-from harness.resampling import of_procedure
-from harness.selection import CrossValidation, InSample, Scored, choose, selection_sets
 from harness.spec import Benchmark
-from harness.statistics import paired
 from harness.types import Outcome, Steering, Task
 
 Replayed = Mapping[int, np.ndarray]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from harness.analysis.metrics import METRICS, Metric
+from harness.analysis.selection import Choice, Scored, better
+from harness.analysis.statistics import Paired, holm, interval, paired
 from harness.errors import LeaderboardError
-from harness.metrics import METRICS, Metric
-from harness.selection import Choice, Scored, better
-from harness.statistics import Paired, holm, interval, paired
 from harness.types import Coverage, Steering
 from harness.util.files import write_whole
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness import leaderboard, spec
 from harness.admission import Admission, admit_model
+from harness.analysis.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
 from harness.data import Data, open_data, source
 from harness.errors import ModelError, SpecError
 from harness.evaluate import workbench
@@ -20,7 +21,6 @@ from harness.plan import Lane, grid, lanes, shards
 from harness.rehearsal import Rehearsal, rehearsals, scored
 from harness.replay import replays
 from harness.search import Full, Race
-from harness.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
 from harness.spec import Benchmark
 from harness.types import Cell, Outcome, Preprocessing, Steering
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from harness.metrics import METRICS
+from harness.analysis.metrics import METRICS
 from harness.types import Cell, FamilyName, Shard, Sites, Steering, Task, sha256
 
 CLEAN = "clean"

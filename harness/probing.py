@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.analysis.selection import CrossValidation, selection_sets, strata
 from harness.errors import ModelError
-from harness.selection import CrossValidation, selection_sets, strata
 from harness.types import Target
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def folds(y: np.ndarray, settings: Probing) -> list[tuple[np.ndarray, np.ndarray
 
 
 def judged(answers: np.ndarray, y: np.ndarray, target: Target) -> np.ndarray:
-    """How good predictions are, [n]; as `harness.targets` judges what a network yields."""
+    """How good predictions are, [n]; as `harness.analysis.task_types` judges what a network yields."""
     if target == "class":
         return np.asarray(answers == y, float)
     answers = answers.reshape(y.shape)

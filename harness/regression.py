@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from harness import leaderboard, outcomes
+from harness.analysis.statistics import fell, flipped, holm
 from harness.errors import LeaderboardError
 from harness.leaderboard import BOUNDED, Key
-from harness.statistics import fell, flipped, holm
 
 if TYPE_CHECKING:
     import pandas as pd

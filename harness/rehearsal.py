@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.analysis.selection import Scored
 from harness.data import Data
 from harness.plan import TRAINING
-from harness.selection import Scored
 from harness.types import Cell, Shard, Steering, Task
 
 if TYPE_CHECKING:

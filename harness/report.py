@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness import curves, drawing, leaderboard, outcomes
+from harness.analysis.metrics import of_row, spoken
 from harness.flags import explained
 from harness.headline import Summary, summary
 from harness.leaderboard import CT, OWN, UNTOUCHED, Key, key_of, written
 from harness.listing import Column, Line, listed
-from harness.metrics import of_row, spoken
 from harness.pages import inlined, render
 
 if TYPE_CHECKING:

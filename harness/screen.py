@@ -20,11 +20,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from harness.analysis.metrics import of_row
 from harness.coverage import SUMMED_UP, summed_up
 from harness.flags import MEANING
 from harness.headline import gain
 from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, OWN, SELECTED
-from harness.metrics import of_row
 from harness.several import cells
 
 if TYPE_CHECKING:

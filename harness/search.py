@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from harness.analysis.selection import Kind, Scored, better
 from harness.plan import Lane
-from harness.selection import Kind, Scored, better
 from harness.types import Steering
 
 

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import scipy
 
 from harness import flags
+from harness.analysis.metrics import of_row
+from harness.analysis.statistics import mcnemar
 from harness.curves import is_number, models
 from harness.errors import LeaderboardError
 from harness.headline import signed
 from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, LINEAR_PROBE, OK, SELECTED, UNTOUCHED
 from harness.listing import TO
-from harness.metrics import of_row
 from harness.pages import render
-from harness.statistics import mcnemar
 
 if TYPE_CHECKING:
     import pandas as pd

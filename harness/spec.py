@@ -21,11 +21,11 @@ from pydantic import (
 )
 
 from harness import plugins
+from harness.analysis.selection import CrossValidation, OnTraining, Selection
 from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
 from harness.protocol import filled_in
 from harness.search import BestFirst, Search
-from harness.selection import CrossValidation, OnTraining, Selection
 from harness.types import Compile, FamilyName, Precision, Protocol, Sites
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from harness import adaptation, probing
 from harness.adaptation import AT_ONCE, Lesson
+from harness.analysis.task_types import QUESTIONS
 from harness.classifier import Features
 from harness.data import Data
 from harness.loaded import bent, reach, sha256_of_weights
 from harness.plan import batched
 from harness.probed import Head, Probed
 from harness.probing import Fit, Probing
-from harness.targets import QUESTIONS
 from harness.tuning import Tuning
 from harness.types import BASELINE, SCORING_VERSION, Coverage, FamilyName, Sites, Steering, Target, sha256
 from harness.util.cache import Arrays, cached

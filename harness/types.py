@@ -18,7 +18,7 @@ Sites = Literal["all", "modules"]
 FamilyName = Literal["relu", "smooth"]
 
 Target = Literal["class", "attributes", "values"]
-"""What labels are: a class; attributes, each there or not; numbers. See `harness.targets`."""
+"""What labels are: a class; attributes, each there or not; numbers. See `harness.analysis.task_types`."""
 Protocol = Literal["pixel", "paper"]
 Compile = Literal["auto", "always", "never"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness import leaderboard, outcomes
-from harness.statistics import wilson
+from harness.analysis.statistics import wilson
 
 N = 200
 SCRIPT = "<script>alert(1)</script>"

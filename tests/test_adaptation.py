@@ -15,6 +15,7 @@ from transfer_parts import CLASSES, arrays, by_hand, hand_C, lora_numbers, numbe
 
 from harness import adaptation
 from harness.adaptation import Lesson, count, merged, trainable
+from harness.analysis.task_types import Class
 from harness.classifier import without_classifier
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
@@ -25,7 +26,6 @@ from harness.models.demo import Demo
 from harness.models.probe import Probe
 from harness.probed import Head, Probed
 from harness.probing import Fit, fitted
-from harness.targets import Class
 from harness.tuning import METHODS, Tuning
 from harness.types import BASELINE
 

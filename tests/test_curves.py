@@ -15,8 +15,8 @@ from conftest import Ended
 from matplotlib.axes import Axes
 
 from harness import curves, drawing
+from harness.analysis.statistics import wilson
 from harness.errors import LeaderboardError
-from harness.statistics import wilson
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -13,11 +13,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from harness import compare, leaderboard, outcomes, regression, summary
+from harness.analysis.metrics import METRICS
+from harness.analysis.selection import InSample, choose
+from harness.analysis.statistics import paired
 from harness.errors import LeaderboardError
 from harness.leaderboard import Entry, Headline, Score
-from harness.metrics import METRICS
-from harness.selection import InSample, choose
-from harness.statistics import paired
 from harness.types import BASELINE, Coverage, Steering
 
 N = 200

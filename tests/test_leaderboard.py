@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.analysis.statistics import wilson
 from harness.errors import LeaderboardError
 from harness.leaderboard import FORMATS, TEXT, Entry, Score, board, read, to_csv, write
-from harness.statistics import wilson
 from harness.types import Coverage, Steering
 
 COLUMNS = [

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from test_plan import Mean, Stages, task
 
 from harness import leaderboard, line, outcomes, spec
+from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
 from harness.contracts import Threat
 from harness.execute import Everything, Races, State
 from harness.fragile import most_fragile_first
 from harness.plan import REPLAY_FIRST, Lane, grid, lanes, shards
 from harness.search import Race
-from harness.selection import CrossValidation, Scored, better, selection_sets
 from harness.types import Cell, Outcome, Steering
 
 

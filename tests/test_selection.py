@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from harness.selection import CrossValidation, Holdout, InSample, Scored, better, choose, selection_sets
+from harness.analysis.selection import CrossValidation, Holdout, InSample, Scored, better, choose, selection_sets
 from harness.types import BASELINE, Steering
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from harness.statistics import fell, holm, interval, mcnemar, newcombe, paired, unpaired, wilson
+from harness.analysis.statistics import fell, holm, interval, mcnemar, newcombe, paired, unpaired, wilson
 
 counts = st.integers(0, 40)
 

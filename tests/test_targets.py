@@ -17,15 +17,15 @@ from torch import Tensor, tensor
 from transfer_parts import by_hand, cross_validated, hidden, toy_board, toy_images, working
 
 from harness import data, leaderboard, line, outcomes, probing, spec
+from harness.analysis.metrics import METRICS
+from harness.analysis.statistics import paired
+from harness.analysis.task_types import QUESTIONS
 from harness.datasets.hugging_face import HuggingFace
 from harness.errors import DataError, ModelError, SpecError
 from harness.leaderboard import Key
-from harness.metrics import METRICS
 from harness.models.checkpoint import Checkpoint
 from harness.models.probe import Probe
 from harness.probing import Probing
-from harness.statistics import paired
-from harness.targets import QUESTIONS
 from harness.types import Batch
 
 # --- an outcome an image ---

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from harness.selection import Scored, better
-from harness.statistics import Paired
+from harness.analysis.selection import Scored, better
+from harness.analysis.statistics import Paired
 
 REPEATS = 1999
 CHUNK = 100
@@ -27,7 +27,7 @@ Sets = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 def of_procedure(grid: Sequence[Scored], sets: Sets, seed: int) -> Paired:
-    """What choosing β by cross-validation gains over the baseline, images counted as in `harness.statistics.paired`.
+    """What choosing β by cross-validation gains over the baseline, images counted as in `harness.analysis.statistics.paired`.
 
     The p-value is that of a sign-flip test, two-sided: without an effect, an image is as likely to be gained as lost,
     so all its differences from the baseline, over all β at once, may as well have the other sign. The interval is as
@@ -35,7 +35,7 @@ def of_procedure(grid: Sequence[Scored], sets: Sets, seed: int) -> Paired:
 
     Args:
         grid: every steering's scores on the same images, the baseline's among them.
-        sets: from `harness.selection.selection_sets`.
+        sets: from `harness.analysis.selection.selection_sets`.
         seed: of the resampling.
     """
     (baseline,) = (scored for scored in grid if scored.steering.is_baseline)
