@@ -182,10 +182,10 @@ def _project(x: Tensor, norm: str) -> None:
     """FAB's projection of two points an image on a hyperplane."""
     from pyautoattack import fab_projections
 
-    from harness.attacks import projection
+    from harness.attacks import fab_projection
 
     points = x.flatten(1).repeat(2, 1)
-    project = {"Linf": projection.linf, "L2": projection.l2, "L1": fab_projections.projection_l1}[norm]
+    project = {"Linf": fab_projection.linf, "L2": fab_projection.l2, "L1": fab_projections.projection_l1}[norm]
     normals = points - points.mean(1, keepdim=True)
     project(points, normals, (normals * points).sum(1) + 0.1 * normals.abs().sum(1))
 

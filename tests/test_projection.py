@@ -8,13 +8,13 @@ from pyautoattack import fab_base, fab_projections
 from scipy.optimize import brentq, linprog
 
 from harness import steer
-from harness.attacks import autoattack, projection
+from harness.attacks import autoattack, fab_projection
 from harness.attacks.autoattack import Custom, perturb
 from harness.datasets.digits import Digits
 from harness.estimate import _project
 from harness.models.demo import Demo
 
-OURS = {"Linf": projection.linf, "L2": projection.l2}
+OURS = {"Linf": fab_projection.linf, "L2": fab_projection.l2}
 LIBRARY = {"Linf": fab_projections.projection_linf, "L2": fab_projections.projection_l2}
 CLOSE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """Weights are 0.1 … 1 in size or 0, so rounding grows at most some hundredfold from the sums to the moves."""
@@ -75,7 +75,7 @@ def test_in_the_box_and_on_the_hyperplane_or_in_the_corner_nearest_to_it(norm, d
 def test_linf_is_the_shortest_by_linear_programming(d, seed, ties):
     """min r such that |z − t| ≤ r, <w, z> = b and 0 ≤ z ≤ 1."""
     for t, w, b in zip(*rows(3, d, seed, ties), strict=True):
-        move = projection.linf(t[None], w[None], b[None])[0]
+        move = fab_projection.linf(t[None], w[None], b[None])[0]
         one = torch.eye(d, dtype=t.dtype)
         r = torch.ones(d, 1, dtype=t.dtype)
         best = linprog(
@@ -103,7 +103,7 @@ def test_l2_is_the_shortest_by_its_optimality_conditions(d, seed, ties):
         if height(-11) <= 0 or height(11) >= 0:  # |w| ≥ 0.1: all are at a wall by then
             continue
         best = (t - brentq(height, -11, 11, xtol=1e-14) * w).clamp(0, 1)
-        torch.testing.assert_close(t + projection.l2(t[None], w[None], b[None])[0], best, atol=1e-9, rtol=0)
+        torch.testing.assert_close(t + fab_projection.l2(t[None], w[None], b[None])[0], best, atol=1e-9, rtol=0)
 
 
 NAN, INF = float("nan"), float("inf")

@@ -176,10 +176,10 @@ def _with_own_projections(fab: Any) -> MethodType:
 
     The loop looks its projections up as globals, so it gets globals of its own: the library stays as it is.
     """
-    from harness.attacks import projection
+    from harness.attacks import fab_projection
 
     loop = type(fab).attack_single_run
-    names = loop.__globals__ | {"projection_linf": projection.linf, "projection_l2": projection.l2}
+    names = loop.__globals__ | {"projection_linf": fab_projection.linf, "projection_l2": fab_projection.l2}
     return MethodType(FunctionType(loop.__code__, names, loop.__name__, loop.__defaults__), fab)
 
 

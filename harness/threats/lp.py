@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from harness.attacks import autoattack, masking
+from harness.attacks import autoattack, gradient_masking
 from harness.attacks.autoattack import Attack, Norm
 from harness.contracts import Threat
 from harness.errors import InvalidAdversary
@@ -68,7 +68,7 @@ class Lp(Threat):
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """AutoAttack's checks of the defence, and ours of its gradient."""
         autoattack.inspect(self.attack, network, batch.x, batch.y)
-        masking.inspect(network, batch.x, batch.y, self.norm)
+        gradient_masking.inspect(network, batch.x, batch.y, self.norm)
 
     def check(self, x: Tensor, perturbed: Tensor) -> None:
         """Within ε of ``x``, but for float32 rounding; see `Threat.check`."""
