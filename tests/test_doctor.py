@@ -312,7 +312,7 @@ def test_a_model_of_the_zoo_is_held_against_its_published_accuracy(
     wrong: int, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.datasets.cifar import CIFAR10
-    from harness.datasets.images import Images
+    from harness.datasets.sources.in_memory import Images
     from harness.loaded import Loaded
     from harness.models.robustbench import RobustBench
 

@@ -28,10 +28,11 @@ from scipy.io import savemat
 from torchvision import transforms
 
 from harness.contracts import Dataset
-from harness.datasets import downstream, origins
-from harness.datasets.decoded import Decoded, as_labels
+from harness.datasets import downstream
 from harness.datasets.downstream import SETS, Downstream
 from harness.datasets.hugging_face import HuggingFace
+from harness.datasets.sources import providers
+from harness.datasets.sources.lazy import Decoded, as_labels
 from harness.errors import DataError, DataMissing, SpecError
 from harness.plugins import build
 from harness.testing import DatasetContract
@@ -497,7 +498,7 @@ def test_a_damaged_array_is_named(name: str, key: str, tmp_path: Path) -> None:
 
 def test_the_sprites_of_a_split_are_always_the_same() -> None:
     """As numpy drew them when this was written."""
-    test, train = (origins.sprites(737_280, split) for split in ("test", "train"))  # type: ignore[arg-type]
+    test, train = (providers.sprites(737_280, split) for split in ("test", "train"))  # type: ignore[arg-type]
     assert (len(test), len(train)) == (10_000, 50_000)
     assert not set(test) & set(train)
     assert test[:3].tolist() == [292479, 258584, 212140]

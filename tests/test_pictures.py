@@ -18,7 +18,7 @@ from torchvision import datasets
 from harness.contracts import Dataset
 from harness.datasets.image_folder import ImageFolder
 from harness.datasets.imagenet import ImageNet
-from harness.datasets.pictures import Pictures, read_picture, square
+from harness.datasets.sources.image_files import Pictures, read_picture, square
 from harness.errors import DataError, DataMissing, SpecError
 from harness.models.robustbench import RobustBench, import_robustbench
 from harness.plugins import build

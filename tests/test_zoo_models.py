@@ -20,7 +20,7 @@ from torchvision.transforms import Compose, Normalize
 
 from harness.contracts import Model
 from harness.curvature.steering import steer
-from harness.datasets.pictures import read_picture
+from harness.datasets.sources.image_files import read_picture
 from harness.errors import ModelError
 from harness.models.checkpoint import Checkpoint
 from harness.models.swin import relu_swin_small, relu_swin_tiny

@@ -14,7 +14,7 @@ from harness.errors import DataError, DataMissing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from harness.datasets.images import Images
+    from harness.datasets.sources.in_memory import Images
 
 WRITE = "write it with numpy.savez(path, x=images, y=labels)"
 
@@ -34,7 +34,7 @@ class Arrays(Dataset):
 
     def open(self, *, offline: bool = False) -> Images:
         """See `Dataset.open`."""
-        from harness.datasets.images import Images
+        from harness.datasets.sources.in_memory import Images
 
         path = Path(self.path).absolute()
         arrays = _read(path)

@@ -12,7 +12,7 @@ from harness.errors import DataError, DataMissing
 from harness.util.downloads import BadFile, Remote
 
 if TYPE_CHECKING:
-    from harness.datasets.images import Images
+    from harness.datasets.sources.in_memory import Images
 
 
 class CIFAR10(Dataset):
@@ -46,7 +46,7 @@ def _test_set(name: Literal["CIFAR10", "CIFAR100"], root: Path, offline: bool) -
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 
-    from harness.datasets.images import Images
+    from harness.datasets.sources.in_memory import Images
 
     official: Any = getattr(datasets, name)
 

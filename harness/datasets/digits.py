@@ -51,7 +51,7 @@ class Digits(Dataset):
         import numpy as np
         from sklearn.datasets import load_digits
 
-        from harness.datasets.images import Images
+        from harness.datasets.sources.in_memory import Images
 
         pixels, labels = load_digits(return_X_y=True)
         chosen = split_of(len(labels), self.split)

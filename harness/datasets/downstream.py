@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 from pydantic import Field, field_validator
 
 from harness.contracts import Dataset
-from harness.datasets.origins import DSprites, Hub, MedMNIST, Origin, Split, TorchVision
+from harness.datasets.sources.providers import DSprites, Hub, MedMNIST, Origin, Split, TorchVision
 from harness.errors import DataError
 from harness.plugins import did_you_mean
 from harness.types import Target
 
 if TYPE_CHECKING:
-    from harness.datasets.decoded import Decoded
+    from harness.datasets.sources.lazy import Decoded
 
 
 class Entry(NamedTuple):
@@ -230,7 +230,7 @@ class Downstream(Dataset):
 
     def open(self, *, offline: bool = False) -> Decoded:
         """See `Dataset.open`; downloads what is not there."""
-        from harness.datasets.pictures import square
+        from harness.datasets.sources.image_files import square
 
         origin, images, _, target = SETS[self.name]
         source = origin.open(Path(self.root).absolute(), self.split, target, offline=offline)

@@ -16,7 +16,7 @@ from harness.plugins import did_you_mean
 from harness.types import Target
 
 if TYPE_CHECKING:
-    from harness.datasets.decoded import Decoded
+    from harness.datasets.sources.lazy import Decoded
 
 
 class HuggingFace(Dataset):
@@ -78,8 +78,8 @@ def read(dataset: HuggingFace, offline: bool, by_hand: str) -> Decoded:
     found = _loaded(dataset, offline, by_hand)
     import datasets
 
-    from harness.datasets.decoded import Decoded, as_labels
-    from harness.datasets.pictures import square
+    from harness.datasets.sources.image_files import square
+    from harness.datasets.sources.lazy import Decoded, as_labels
 
     for key, column in (("image_column", dataset.image_column), ("label_column", dataset.label_column)):
         _check_name(f"dataset.{key}", "column", column, found.column_names, dataset.path)

@@ -11,7 +11,7 @@ from harness.contracts import Dataset
 from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:
-    from harness.datasets.pictures import Pictures
+    from harness.datasets.sources.image_files import Pictures
 
 
 class ImageFolder(Dataset):
@@ -35,7 +35,7 @@ class ImageFolder(Dataset):
         """See `Dataset.open`; never downloads."""
         from torchvision import datasets
 
-        from harness.datasets.pictures import Pictures, square
+        from harness.datasets.sources.image_files import Pictures, square
 
         root = Path(self.root).absolute()
         if not root.is_dir():

@@ -13,7 +13,7 @@ from harness.contracts import Dataset
 from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:
-    from harness.datasets.pictures import Pictures
+    from harness.datasets.sources.image_files import Pictures
 
 PER_CLASS = 50
 GET = (
@@ -43,7 +43,7 @@ class ImageNet(Dataset):
 
     def open(self, *, offline: bool = False) -> Pictures:
         """See `Dataset.open`; never downloads."""
-        from harness.datasets.pictures import Pictures, square
+        from harness.datasets.sources.image_files import Pictures, square
 
         val = Path(self.root).absolute() / "val"
         classes = _classes()

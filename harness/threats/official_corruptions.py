@@ -200,7 +200,7 @@ class ImageNetC(Origin):
         """
         import torch
 
-        from harness.datasets.pictures import read_picture
+        from harness.datasets.sources.image_files import read_picture
 
         folder = root.absolute() / self.name / corruption / str(severity)
         height, width = batch.x.shape[-2:]

@@ -18,7 +18,7 @@ from harness.util.downloads import BadFile, Remote
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from harness.datasets.decoded import Decoded
+    from harness.datasets.sources.lazy import Decoded
 
 Split = Literal["train", "test"]
 
@@ -56,7 +56,7 @@ class TorchVision:
 
     def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> Decoded:
         """See `Origin.open`; what is there is never touched."""
-        from harness.datasets.decoded import Decoded, as_labels
+        from harness.datasets.sources.lazy import Decoded, as_labels
 
         found = self._made(root, split, offline)
         place = str(root / self.place)
@@ -151,7 +151,7 @@ class MedMNIST:
 
     def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> Decoded:
         """See `Origin.open`."""
-        from harness.datasets.decoded import Decoded, as_labels, in_memory
+        from harness.datasets.sources.lazy import Decoded, as_labels, in_memory
 
         path = root / "medmnist" / f"{self.name}.npz"
         url = f"https://zenodo.org/records/10519652/files/{self.name}.npz?download=1"
@@ -167,7 +167,7 @@ class DSprites:
 
     def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> Decoded:
         """See `Origin.open`."""
-        from harness.datasets.decoded import Decoded, as_labels, in_memory
+        from harness.datasets.sources.lazy import Decoded, as_labels, in_memory
 
         path = root / "dsprites" / "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
         url = f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{path.name}"

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Source
-from harness.datasets.pictures import decoded, stacked
+from harness.datasets.sources.image_files import decoded, stacked
 from harness.errors import DataError
 from harness.types import AS_STORED, Batch, Preprocessing, Target
 

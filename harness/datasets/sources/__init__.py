@@ -1,0 +1,1 @@
+"""Sources: how images are held and read by number."""
