@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from harness.datasets.digits import Digits
-from harness.models.networks import DigitsNet
+from harness.models.architectures.digits_net import DigitsNet
 
 WEIGHTS = Path(__file__).parent.parent / "harness" / "models" / "weights"
 

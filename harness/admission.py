@@ -14,7 +14,7 @@ from harness.contracts import Model
 from harness.data import Data, source
 from harness.errors import HarnessError, ModelError
 from harness.evaluate import logits, workbench
-from harness.loaded import Scorable
+from harness.models.loaded import Scorable
 from harness.runtime import reproducible, resolve
 from harness.spec import Benchmark
 from harness.types import Coverage, Task

@@ -19,9 +19,9 @@ from harness.data import of_pixels
 from harness.errors import HarnessError, ModelError, NothingToSteer
 from harness.estimate import Costs, gradient, measure
 from harness.evaluate import Workbench, allowed, logits, workbench
+from harness.models.published import published, unlike
 from harness.models.robustbench import RobustBench
 from harness.plan import grid
-from harness.published import published, unlike
 from harness.runtime import reproducible
 from harness.spec import Benchmark
 from harness.threats.lp import Lp

@@ -409,9 +409,9 @@ def coverage(
 ) -> int:
     """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
     from harness import coverage as coverages
+    from harness.models.robustbench_zoo import zoo
     from harness.plugins import did_you_mean
     from harness.screen import Counting, print_coverage
-    from harness.zoo import zoo
 
     entries = zoo()
     for option, wanted, names in (

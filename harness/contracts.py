@@ -19,8 +19,8 @@ from harness.types import AS_STORED, Batch, Cell, Outcome, Preprocessing, Target
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.loaded import Scorable
-    from harness.published import Published
+    from harness.models.loaded import Scorable
+    from harness.models.published import Published
 
 
 class Part(BaseModel, ABC):

@@ -24,7 +24,7 @@ from harness.util.files import write_whole
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.zoo import ZooEntry
+    from harness.models.robustbench_zoo import ZooEntry
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ COLUMNS = [field.name for field in fields(Audit)]
 
 def audit(entry: ZooEntry) -> Audit:
     """Build the entry with random weights, run it once, and count."""
-    from harness.zoo import build
+    from harness.models.robustbench_zoo import build
 
     where = {"dataset": entry.dataset, "threat": entry.threat, "model": entry.name}
     where["robustbench"] = version("robustbench")
@@ -111,7 +111,7 @@ def applicability(kinds: Counter[str]) -> str:
 def _reached(network: nn.Module, example: Tensor, family: FamilyName, sites: Sites = "all") -> str:
     """How many calls are steered, proven; 0 where there are none, or why not."""
     from harness.errors import NothingToSteer
-    from harness.loaded import Loaded
+    from harness.models.loaded import Loaded
 
     try:
         return str(Loaded(network, "").coverage(sites, example, family).steered)

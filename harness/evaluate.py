@@ -18,8 +18,8 @@ from harness.contracts import Flag, Model, Threat
 from harness.curvature.steering import Steered
 from harness.data import source
 from harness.errors import HarnessError, InvalidAdversary, ModelError
-from harness.loaded import Scorable
-from harness.models.normalised import Normalised
+from harness.models.loaded import Scorable
+from harness.models.normalisation import Normalised
 from harness.pace import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
 from harness.plan import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
 from harness.probed import Probed

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from harness.published import unlike
+from harness.models.published import unlike
 from harness.types import Coverage, FamilyName, Protocol
 
 MEANING = {

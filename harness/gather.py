@@ -16,8 +16,8 @@ from harness.analysis.statistics import paired
 from harness.data import Data
 from harness.execute import State
 from harness.leaderboard import Entry, Headline, Score
+from harness.models.published import Published
 from harness.plan import Lane
-from harness.published import Published
 from harness.spec import Benchmark
 from harness.types import Outcome, Steering, Task
 

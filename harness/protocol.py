@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
-    from harness.loaded import Loaded, Scorable
-    from harness.models.normalised import Normalised
+    from harness.models.loaded import Loaded, Scorable
+    from harness.models.normalisation import Normalised
     from harness.types import Batch
 
 IMPLIED: Mapping[str, Mapping[str, Any]] = {
@@ -55,8 +55,8 @@ def in_normalised_space(loaded: Scorable) -> tuple[Loaded, Normalised]:
     Raises:
         ModelError: the model does not say how its images are normalised.
     """
-    from harness.loaded import Loaded
-    from harness.models.normalised import Normalised
+    from harness.models.loaded import Loaded
+    from harness.models.normalisation import Normalised
 
     normalised = loaded.body
     if not (isinstance(loaded, Loaded) and isinstance(normalised, Normalised)):

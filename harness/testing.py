@@ -24,7 +24,7 @@ from harness import plugins
 from harness.contracts import Dataset, Executor, Model, Part, Source, Threat
 from harness.errors import DataError
 from harness.evaluate import evaluate
-from harness.loaded import Scorable
+from harness.models.loaded import Scorable
 from harness.plan import CLEAN
 from harness.runtime import reproducible
 from harness.types import BASELINE, Batch, Cell, Outcome, Shard, Steering, Task, canonical

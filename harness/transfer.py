@@ -19,7 +19,7 @@ from harness.adaptation import AT_ONCE, Lesson
 from harness.analysis.task_types import QUESTIONS
 from harness.classifier import Features
 from harness.data import Data
-from harness.loaded import bent, reach, sha256_of_weights
+from harness.models.loaded import bent, reach, sha256_of_weights
 from harness.plan import batched
 from harness.probed import Head, Probed
 from harness.probing import Fit, Probing
@@ -60,7 +60,7 @@ class TrainingSet:
 
 
 class Transferred:
-    """See `harness.loaded.Scorable`; fitted when it is asked for, on the device that `body` is on.
+    """See `harness.models.loaded.Scorable`; fitted when it is asked for, on the device that `body` is on.
 
     Args:
         features: the backbone without its classifier, in eval mode.

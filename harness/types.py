@@ -135,7 +135,7 @@ class Task:
         precision: of the attacks alone.
         replay_first: whether a steering is shown what fooled the untouched network before it is attacked.
         normalised: whether images are normalised before they are attacked; see `harness.protocol`.
-        recipe: see `harness.loaded.Scorable.recipe`.
+        recipe: see `harness.models.loaded.Scorable.recipe`.
     """
 
     label: str

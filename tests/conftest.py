@@ -140,7 +140,7 @@ class Training(Model):
     label: ClassVar[str] = "left training"
 
     def load(self, *, offline=False):
-        from harness.loaded import Loaded, sha256_of_weights
+        from harness.models.loaded import Loaded, sha256_of_weights
         from torch import nn
 
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU())

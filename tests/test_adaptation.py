@@ -20,9 +20,9 @@ from harness.classifier import without_classifier
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
 from harness.errors import ModelError
-from harness.loaded import sha256_of_weights
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
+from harness.models.loaded import sha256_of_weights
 from harness.models.probe import Probe
 from harness.probed import Head, Probed
 from harness.probing import Fit, fitted

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harness.curvature.steering import steer
-from harness.models import cifar_resnet
+from harness.models.architectures import cifar_resnet
 from harness.models.robustbench import import_robustbench
 
 DEPTHS = [("18", "BasicBlock", (2, 2, 2, 2), 9, 17), ("50", "Bottleneck", (3, 4, 6, 3), 33, 49)]

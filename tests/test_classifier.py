@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from harness.classifier import without_classifier
 from harness.curvature.steering import steer
 from harness.errors import ModelError
-from harness.loaded import sha256_of_weights
-from harness.models.normalised import Normalised
-from harness.zoo import ZooEntry, build
+from harness.models.loaded import sha256_of_weights
+from harness.models.normalisation import Normalised
+from harness.models.robustbench_zoo import ZooEntry, build
 
 X = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import coverage, zoo
+from harness import coverage
 from harness.coverage import Audit, applicability, audit, executed, survey
 from harness.errors import LeaderboardError
-from harness.zoo import ZooEntry
+from harness.models import robustbench_zoo
+from harness.models.robustbench_zoo import ZooEntry
 
 ROOT = Path(__file__).parents[1]
 KNOWN = {  # read off the architectures' own code
@@ -45,7 +46,7 @@ def test_building_leaves_torch_and_timm_as_they_were() -> None:
     import torchvision
 
     before = (timm.create_model, torchvision.models.resnet50, torch.Tensor.cuda, nn.Module.cuda)
-    network, example = zoo.build(ZooEntry("imagenet", "Linf", "Standard_R50"))
+    network, example = robustbench_zoo.build(ZooEntry("imagenet", "Linf", "Standard_R50"))
     assert before == (timm.create_model, torchvision.models.resnet50, torch.Tensor.cuda, nn.Module.cuda)
     assert example.shape == (1, 3, 224, 224)
     assert network(example).shape == (1, 1000)
@@ -53,7 +54,7 @@ def test_building_leaves_torch_and_timm_as_they_were() -> None:
 
 
 def test_the_zoo_has_206_entries_on_seven_boards() -> None:
-    entries = zoo.zoo()
+    entries = robustbench_zoo.zoo()
     assert len(entries) == len(set(entries)) == 206
     assert Counter(entry.board for entry in entries) == {
         "cifar10/Linf": 76, "cifar10/L2": 21, "cifar10/corruptions": 17, "cifar100/Linf": 38,
@@ -129,7 +130,7 @@ def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
 
 def test_the_committed_table_answers_for_every_entry() -> None:
     rows = coverage.read(ROOT / "leaderboards" / "coverage.csv")
-    assert {(row.dataset, row.threat, row.model) for row in rows} == set(zoo.zoo())
+    assert {(row.dataset, row.threat, row.model) for row in rows} == set(robustbench_zoo.zoo())
     assert all(row.builds == "yes" for row in rows)
     *_, everything = coverage.summed_up(rows)
     assert dict(zip(coverage.SUMMED_UP, everything[2:], strict=True)) == {

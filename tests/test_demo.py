@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.datasets.digits import Digits
 from harness.errors import ModelError, SpecError
 from harness.models import demo
+from harness.models.architectures.digits_net import DigitsNet
 from harness.models.demo import Demo, weights_of
-from harness.models.networks import DigitsNet
 from harness.plugins import build
 from harness.types import Batch
 

@@ -313,7 +313,7 @@ def test_a_model_of_the_zoo_is_held_against_its_published_accuracy(
 ) -> None:
     from harness.datasets.cifar import CIFAR10
     from harness.datasets.sources.in_memory import Images
-    from harness.loaded import Loaded
+    from harness.models.loaded import Loaded
     from harness.models.robustbench import RobustBench
 
     y = np.arange(64) % 10

@@ -9,7 +9,7 @@ import pytest
 
 from harness import line, spec
 from harness.models.demo import Demo
-from harness.published import Published
+from harness.models.published import Published
 
 IMAGES = 40
 

@@ -22,7 +22,7 @@ from torch import nn
 from harness.contracts import Model
 from harness.errors import ModelError, SpecError
 from harness.models.checkpoint import Checkpoint
-from harness.models.files import mismatch
+from harness.models.checkpoint_files import mismatch
 from harness.models.robustbench import RobustBench, import_robustbench
 from harness.plugins import build
 

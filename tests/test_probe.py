@@ -648,7 +648,7 @@ def test_where_the_cache_lies_and_what_stands_beside_is_not_identity(tmp_path: P
 
 @pytest.mark.slow
 def test_relu_swin_is_a_backbone_from_a_local_checkpoint(tmp_path: Path) -> None:
-    from harness.models.swin import relu_swin_tiny
+    from harness.models.architectures.relu_swin import relu_swin_tiny
 
     torch.manual_seed(0)
     network = relu_swin_tiny().eval()
@@ -657,7 +657,11 @@ def test_relu_swin_is_a_backbone_from_a_local_checkpoint(tmp_path: Path) -> None
     drawn = np.random.default_rng(0)
     x = drawn.integers(0, 256, (6, 3, 224, 224), dtype=np.uint8)
     train = Arrays(path=parts.save(tmp_path / "train.npz", x, np.arange(6) % 2))
-    backbone = {"kind": "checkpoint", "builder": "harness.models.swin:relu_swin_tiny", "weights": str(weights)}
+    backbone = {
+        "kind": "checkpoint",
+        "builder": "harness.models.architectures.relu_swin:relu_swin_tiny",
+        "weights": str(weights),
+    }
     fields = {"backbone": backbone, "train": train, "probe": {"folds": 2}, "cache": str(tmp_path / "features")}
     loaded = build("models", {"kind": "probe"} | fields, "here").load(offline=True)
     images = torch.from_numpy(x).float() / 255

@@ -217,7 +217,7 @@ def counter(monkeypatch, owner, name):
 
 @pytest.mark.parametrize(("norm", "name"), [("Linf", "linf"), ("L2", "l2")])
 def test_the_attack_and_its_estimate_project_with_ours(norm, name, monkeypatch):
-    ours = counter(monkeypatch, projection, name)
+    ours = counter(monkeypatch, fab_projection, name)
     theirs = counter(monkeypatch, fab_base, f"projection_{name}")
     attacked(Demo(name="digits_robust").load().network, 4, norm, 0.1, iterations=3, targets=2)
     assert (len(ours), len(theirs)) == (6, 0)

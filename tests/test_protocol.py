@@ -20,7 +20,7 @@ from harness.datasets.digits import Digits
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
 from harness.evaluate import allowed
 from harness.models.demo import MEAN, STD, Demo
-from harness.models.normalised import Normalised
+from harness.models.normalisation import Normalised
 from harness.regression import Board, check
 from harness.threats.lp import Linf
 

@@ -6,8 +6,8 @@ from math import comb
 
 import pytest
 
+from harness.models.published import ALPHA, Published, _table, published, unlike
 from harness.models.robustbench import RobustBench
-from harness.published import ALPHA, Published, _table, published, unlike
 
 KNOWN = [
     ("cifar10", "Linf", "Standard", 94.78, 0.00, 8 / 255),

@@ -10,8 +10,8 @@ from harness.contracts import Dataset, Model, Source
 from harness.datasets.digits import Digits
 from harness.errors import InvalidAdversary, ModelError
 from harness.evaluate import evaluate, source, workbench
-from harness.loaded import Loaded, sha256_of_weights
 from harness.models.demo import Demo
+from harness.models.loaded import Loaded, sha256_of_weights
 from harness.plan import Lane
 from harness.runtime import reproducible
 from harness.threats.lp import L1, L2, Linf, Lp

@@ -16,8 +16,8 @@ from harness.data import open_data
 from harness.datasets.digits import Digits
 from harness.doctor import doctor
 from harness.errors import ModelError, SpecError
-from harness.loaded import Loaded, sha256_of_weights
 from harness.models.demo import Demo
+from harness.models.loaded import Loaded, sha256_of_weights
 from harness.models.probe import Probe
 from harness.plugins import build
 from harness.runtime import reproducible

@@ -7,8 +7,8 @@ from torch import nn
 from harness.contracts import Model
 from harness.datasets.digits import Digits
 from harness.line import run
-from harness.loaded import Loaded, sha256_of_weights
 from harness.models.demo import Demo
+from harness.models.loaded import Loaded, sha256_of_weights
 from harness.spec import parse
 
 

@@ -22,8 +22,8 @@ from harness.contracts import Model
 from harness.curvature.steering import steer
 from harness.datasets.sources.image_files import read_picture
 from harness.errors import ModelError
+from harness.models.architectures.relu_swin import relu_swin_small, relu_swin_tiny
 from harness.models.checkpoint import Checkpoint
-from harness.models.swin import relu_swin_small, relu_swin_tiny
 from harness.models.timm import Timm, timm_preprocessing
 from harness.models.torchvision import TorchVision
 from harness.testing import ModelContract
@@ -309,7 +309,7 @@ def test_swin_has_its_relus_and_timms_keys(builder: Any, sites: int, original: s
 
 
 def test_a_checkpoint_of_swin(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Checkpoint(builder="harness.models.swin:relu_swin_tiny", mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = Checkpoint(builder="harness.models.architectures.relu_swin:relu_swin_tiny", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert model.load(offline=True).network.network.num_classes == 1000
 
 

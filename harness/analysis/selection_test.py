@@ -27,7 +27,7 @@ Sets = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 def of_procedure(grid: Sequence[Scored], sets: Sets, seed: int) -> Paired:
-    """What choosing β by cross-validation gains over the baseline, images counted as in `harness.analysis.statistics.paired`.
+    """Paired comparison of choosing β by cross-validation with the baseline; see `harness.analysis.statistics.Paired`.
 
     The p-value is that of a sign-flip test, two-sided: without an effect, an image is as likely to be gained as lost,
     so all its differences from the baseline, over all β at once, may as well have the other sign. The interval is as

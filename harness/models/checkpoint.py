@@ -15,16 +15,24 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.contracts import Model
 from harness.errors import ModelError
-from harness.models.files import BadCheckpoint, mismatch, read_checkpoint
+from harness.models.checkpoint_files import BadCheckpoint, mismatch, read_checkpoint
 from harness.plugins import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.loaded import Loaded
+    from harness.models.loaded import Loaded
 
 Mean = Annotated[float, Field(allow_inf_nan=False)]
 Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+MOVED = {
+    "harness.models.cifar_resnet": "harness.models.architectures.cifar_resnet",
+    "harness.models.swin": "harness.models.architectures.relu_swin",
+    "harness.models.networks": "harness.models.architectures.digits_net",
+}
+"""Modules of builders by the name under which they were first published; either name works and means the same network."""
 
 
 class Checkpoint(Model):
@@ -72,15 +80,21 @@ class Checkpoint(Model):
         """The name, or that of the callable."""
         return self.name or self.builder.partition(":")[2]
 
+    def identity(self) -> dict[str, Any]:
+        """See `Part.identity`; a builder that has moved is still the one that it was."""
+        module, _, name = self.builder.partition(":")
+        first = next((old for old, new in MOVED.items() if new == module), module)
+        return super().identity() | {"builder": f"{first}:{name}"}
+
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; nothing is downloaded, unless the builder does so."""
-        from harness.loaded import Loaded, sha256_of_weights
+        from harness.models.loaded import Loaded, sha256_of_weights
 
         network = _build(self.builder)
         if self.weights is not None:
             _load_weights(network, _path(self.weights))
         if self.mean is not None and self.std is not None:
-            from harness.models.normalised import Normalised
+            from harness.models.normalisation import Normalised
 
             network = Normalised(network, self.mean, self.std)
         network = network.cpu().eval()
@@ -97,7 +111,7 @@ def _build(builder: str) -> nn.Module:
         import_robustbench()  # it cannot be imported just so
     with _working_directory_on_path():
         try:
-            home = import_module(module)
+            home = import_module(MOVED.get(module, module))
         except Exception as error:  # whatever an import can raise
             raise ModelError(
                 f"builder {builder!r}: the module {module!r} cannot be imported ({error!r}); "

@@ -11,7 +11,7 @@ from harness.contracts import Model
 from harness.errors import ModelError
 
 if TYPE_CHECKING:
-    from harness.loaded import Loaded
+    from harness.models.loaded import Loaded
 
 
 class Demo(Model):
@@ -49,9 +49,9 @@ class Demo(Model):
         from safetensors.torch import load
         from torch import nn
 
-        from harness.loaded import Loaded, sha256_of_weights
-        from harness.models.networks import DigitsNet
-        from harness.models.normalised import Denormalised, Normalised
+        from harness.models.architectures.digits_net import DigitsNet
+        from harness.models.loaded import Loaded, sha256_of_weights
+        from harness.models.normalisation import Denormalised, Normalised
 
         path = weights_of(self.name)
         network = DigitsNet(5 if self.name.endswith("_0to4") else 10)

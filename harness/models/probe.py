@@ -15,7 +15,7 @@ from harness.tuning import Method, Tuning
 from harness.types import Preprocessing
 
 if TYPE_CHECKING:
-    from harness.loaded import Scorable
+    from harness.models.loaded import Scorable
 
 
 def _built(group: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.contracts import Model
 from harness.errors import ModelError
-from harness.models.files import mismatch
+from harness.models.checkpoint_files import mismatch
+from harness.models.published import Published, published
 from harness.models.timm import timm_preprocessing
 from harness.plugins import did_you_mean
-from harness.published import Published, published
 from harness.types import AS_STORED, Preprocessing
 from harness.util.downloads import Remote, hub_file
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.loaded import Loaded
+    from harness.models.loaded import Loaded
 
 
 class RobustBench(Model):
@@ -77,7 +77,7 @@ class RobustBench(Model):
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; files that are missing are downloaded, and kept only when they are whole."""
-        from harness.loaded import Loaded, sha256_of_weights
+        from harness.models.loaded import Loaded, sha256_of_weights
 
         with redirect_stdout(sys.stderr):  # RobustBench and gdown print
             utils = import_robustbench()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contracts import Model
 from harness.errors import ModelError
-from harness.models.files import loading, read_checkpoint
+from harness.models.checkpoint_files import loading, read_checkpoint
 from harness.plugins import did_you_mean
 from harness.types import Preprocessing
 from harness.util.downloads import from_hugging_face, hub_file
@@ -19,7 +19,7 @@ from harness.util.downloads import from_hugging_face, hub_file
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.loaded import Loaded
+    from harness.models.loaded import Loaded
 
 HUB = "hf_hub:"
 CONFIG = "config.json"
@@ -63,8 +63,8 @@ class Timm(Model):
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; the weights are downloaded where they are missing."""
-        from harness.loaded import Loaded, sha256_of_weights
-        from harness.models.normalised import Normalised
+        from harness.models.loaded import Loaded, sha256_of_weights
+        from harness.models.normalisation import Normalised
 
         card = _card(self.name, offline)
         path = Path(self.file).absolute() if self.file is not None else _weights(card, offline)

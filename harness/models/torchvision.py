@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contracts import Model
 from harness.errors import ModelError
-from harness.models.files import loading, read_checkpoint
+from harness.models.checkpoint_files import loading, read_checkpoint
 from harness.plugins import did_you_mean
 from harness.types import Preprocessing
 from harness.util.downloads import hub_file
@@ -17,7 +17,7 @@ from harness.util.downloads import hub_file
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.loaded import Loaded
+    from harness.models.loaded import Loaded
 
 DEFAULT = "DEFAULT"
 
@@ -61,8 +61,8 @@ class TorchVision(Model):
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; the weights are downloaded where they are missing."""
-        from harness.loaded import Loaded, sha256_of_weights
-        from harness.models.normalised import Normalised
+        from harness.models.loaded import Loaded, sha256_of_weights
+        from harness.models.normalisation import Normalised
 
         weights = _weights(self)
         if self.file is not None:

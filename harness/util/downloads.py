@@ -34,7 +34,7 @@ from urllib.parse import parse_qs, urlparse
 from urllib.request import Request, urlopen
 
 from harness.errors import HarnessError, ModelError
-from harness.models.files import BadCheckpoint, read_checkpoint
+from harness.models.checkpoint_files import BadCheckpoint, read_checkpoint
 
 MIRROR = "CT_HARNESS_MIRROR"
 LOCK = "models.lock"

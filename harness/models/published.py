@@ -49,7 +49,7 @@ def published(dataset: str, threat: str, name: str) -> Published | None:
 @cache
 def _table() -> Mapping[tuple[str, str, str], Published]:
     """``published.csv``: ``model_info`` of RobustBench's repository in March 2025, accuracies in percent as there."""
-    text = files("harness").joinpath("published.csv").read_text(encoding="utf-8")
+    text = files("harness.models").joinpath("published.csv").read_text(encoding="utf-8")
     return {(row["dataset"], row["threat"], row["model"]): _record(row) for row in csv.DictReader(text.splitlines())}
 
 
