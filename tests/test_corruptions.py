@@ -483,7 +483,7 @@ def test_a_missing_library_is_told(monkeypatch, planted):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("harness.threats.generated_corruptions.metadata.version", missing)
+    monkeypatch.setattr("harness.threats.corruption_sources.generated.metadata.version", missing)
     with pytest.raises(SpecError, match=r"not installed; pip install 'ct-harness\[corruptions\]'"):
         part().prepare(batch_of(*planted[1:]))
 

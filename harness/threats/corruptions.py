@@ -16,9 +16,9 @@ from pydantic import Field, field_validator
 
 from harness.contracts import Threat
 from harness.plugins import did_you_mean
-from harness.threats.corrupted_images import Origin
-from harness.threats.generated_corruptions import Generated
-from harness.threats.official_corruptions import CIFARC, ImageNetC
+from harness.threats.corruption_sources.base import Origin
+from harness.threats.corruption_sources.generated import Generated
+from harness.threats.corruption_sources.official import CIFARC, ImageNetC
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, SpecError
-from harness.threats.corrupted_images import Origin, Stage
+from harness.threats.corruption_sources.base import Origin, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor

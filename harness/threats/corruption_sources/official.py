@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, DataMissing
-from harness.threats.corrupted_images import Origin, Stage
+from harness.threats.corruption_sources.base import Origin, Stage
 from harness.types import Preprocessing
 from harness.util.downloads import ON_PURPOSE, BadFile, Remote, differs
 

@@ -1,0 +1,1 @@
+"""Corruption sources: where corrupted images come from."""
