@@ -13,20 +13,20 @@ import torchvision
 from torch import Tensor, nn
 from transfer_parts import CLASSES, arrays, by_hand, hand_C, lora_numbers, numbers, sklearns, toy
 
-from harness import adaptation
-from harness.adaptation import Lesson, count, merged, trainable
 from harness.analysis.task_types import Class
-from harness.classifier import without_classifier
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
 from harness.errors import ModelError
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
 from harness.models.loaded import sha256_of_weights
-from harness.models.probe import Probe
-from harness.probed import Head, Probed
-from harness.probing import Fit, fitted
-from harness.tuning import METHODS, Tuning
+from harness.transfer import finetuning
+from harness.transfer.backbone import without_classifier
+from harness.transfer.finetuning import Lesson, count, merged, trainable
+from harness.transfer.linear_probe import Fit, fitted
+from harness.transfer.probe_model import Probe
+from harness.transfer.probe_network import Head, Probed
+from harness.transfer.settings import METHODS, Tuning
 from harness.types import BASELINE
 
 LORAS = [method for method in METHODS if method.startswith("lora")]
@@ -165,7 +165,7 @@ def test_training_moves_these_and_nothing_else() -> None:
     before = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
     settings = Tuning(epochs=2, batch_size=5)
     for method in METHODS:
-        *_, trained = adaptation.training(method, probe, lesson, np.arange(24), 0.05, settings)
+        *_, trained = finetuning.training(method, probe, lesson, np.arange(24), 0.05, settings)
         assert not any(module.training for module in trained.modules())
         after = merged(trained).state_dict()
         moved = {name for name in before if not torch.equal(after[name], before[name])}
@@ -339,7 +339,7 @@ def test_training_finds_what_the_frozen_features_do_not_hold(method: str) -> Non
         return Probed(features, Head(fit)).eval()
 
     settings = Tuning(epochs=15, learning_rates=(0.003, 0.02))
-    network = adaptation.adapted(method, begin, lesson, settings)
+    network = finetuning.adapted(method, begin, lesson, settings)
 
     def right(one: nn.Module, images: Tensor, labels: np.ndarray) -> float:
         return float((one(images).argmax(1).numpy() == labels).mean())

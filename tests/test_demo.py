@@ -204,7 +204,7 @@ def test_damaged_weights_are_named_with_the_remedy(fault: str, monkeypatch: pyte
 
 
 def test_parsing_a_benchmark_does_not_import_torch():
-    parts = "harness.models.demo, harness.models.probe, harness.datasets.digits, harness.threats.clean"
+    parts = "harness.models.demo, harness.transfer.probe_model, harness.datasets.digits, harness.threats.clean"
     code = f"import sys, {parts}; print(*sys.modules)"
     assert not {"torch", "sklearn"} & set(run(sys.executable, "-c", code).split())
 

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.contingency_tables import mcnemar
 from transfer_parts import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 
-from harness import leaderboard, line, outcomes, probing, spec
+from harness import leaderboard, line, outcomes, spec
 from harness.curvature.steering import steer
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
@@ -29,11 +29,12 @@ from harness.errors import HarnessError, ModelError, SpecError
 from harness.leaderboard import Key
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
-from harness.models.probe import Probe
 from harness.plugins import build
-from harness.probing import Probing
 from harness.testing import ModelContract
-from harness.transfer import Transferred
+from harness.transfer import linear_probe
+from harness.transfer.linear_probe import Probing
+from harness.transfer.probe_model import Probe
+from harness.transfer.transferred import Transferred
 from harness.types import BASELINE, Steering
 from harness.util.cache import cached
 
@@ -104,7 +105,7 @@ def test_it_is_sklearns_own_pipeline_on_exported_features(tmp_path: Path, beta: 
     found_margins = found[:, 1] - found[:, 0] if len(classes) == 2 else found
     np.testing.assert_allclose(found_margins, expected, atol=2e-4)
     assert np.array_equal(found.argmax(1), oracle.predict(asked))
-    assert probing.choose_C(features, y, "class", Probing()).C == C
+    assert linear_probe.choose_C(features, y, "class", Probing()).C == C
     assert kept_C(tmp_path) == {C}
 
 
@@ -121,7 +122,7 @@ def kept_C(folder: Path) -> set[float]:
 def test_C_does_best_on_folds_that_it_was_not_fitted_on(folds: int, seed: int) -> None:
     x, y = toy_images(60, seed=0)
     settings = Probing(folds=folds, seed=seed)
-    found = probing.choose_C(by_hand(x), y, "class", settings).C
+    found = linear_probe.choose_C(by_hand(x), y, "class", settings).C
     assert found == hand_C(by_hand(x), y, folds, seed)
     assert found != settings.C[0]
 
@@ -129,7 +130,7 @@ def test_C_does_best_on_folds_that_it_was_not_fitted_on(folds: int, seed: int) -
 def test_of_equal_C_the_smallest() -> None:
     x = np.repeat([[0.0], [1.0]], 10, axis=0)
     settings = Probing(C=(10.0, 0.1, 1.0), folds=2)
-    assert probing.choose_C(x, np.repeat([0, 1], 10), "class", settings).C == 0.1
+    assert linear_probe.choose_C(x, np.repeat([0, 1], 10), "class", settings).C == 0.1
 
 
 # --- the order, against numpy ---

@@ -16,7 +16,7 @@ from sklearn.metrics import mean_squared_error, r2_score
 from torch import Tensor, tensor
 from transfer_parts import by_hand, cross_validated, hidden, toy_board, toy_images, working
 
-from harness import data, leaderboard, line, outcomes, probing, spec
+from harness import data, leaderboard, line, outcomes, spec
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
 from harness.analysis.task_types import QUESTIONS
@@ -24,8 +24,9 @@ from harness.datasets.hugging_face import HuggingFace
 from harness.errors import DataError, ModelError, SpecError
 from harness.leaderboard import Key
 from harness.models.checkpoint import Checkpoint
-from harness.models.probe import Probe
-from harness.probing import Probing
+from harness.transfer import linear_probe
+from harness.transfer.linear_probe import Probing
+from harness.transfer.probe_model import Probe
 from harness.types import Batch
 
 # --- an outcome an image ---
@@ -64,10 +65,10 @@ def test_what_was_fitted_and_what_is_scored_are_judged_alike(target: Any) -> Non
         "attributes": drawn.integers(0, 2, (40, 3)),
         "values": drawn.normal(size=(40, 2)).astype(np.float32),
     }[target]
-    pipeline = probing.pipeline(features, y, target, 0.5)
-    fit = probing.fitted(features, y, target, 0.5)
+    pipeline = linear_probe.pipeline(features, y, target, 0.5)
+    fit = linear_probe.fitted(features, y, target, 0.5)
     answers = torch.from_numpy((features - fit.mean) / fit.scale @ fit.weight.T + fit.bias)
-    judged = probing.judged(np.asarray(pipeline.predict(features)), y, target)
+    judged = linear_probe.judged(np.asarray(pipeline.predict(features)), y, target)
     np.testing.assert_allclose(QUESTIONS[target].outcome(answers, torch.from_numpy(y)), judged, rtol=1e-5)
     assert judged.std() > 0
 
@@ -315,7 +316,7 @@ def test_a_probe_has_an_answer_for_each_attribute_or_value(boards: Any, target: 
 def test_its_numbers_are_sklearns(target: str) -> None:
     x, y = labelled(60, 0, target)
     features = by_hand(x)
-    fit = probing.fit(features, y, target, Probing())
+    fit = linear_probe.fit(features, y, target, Probing())
     assert hand_C(features, y, target) == fit.C
     answers = (features - fit.mean) / fit.scale @ fit.weight.T + fit.bias
     answered = (answers > 0).astype(int) if target == "attributes" else answers
@@ -325,10 +326,10 @@ def test_its_numbers_are_sklearns(target: str) -> None:
 def test_one_value_an_image(tmp_path: Path) -> None:
     """As with one attribute: the labels stay [n, 1], and so do the answers."""
     x, y = labelled(60, 0, "values")
-    fit = probing.fit(by_hand(x), y[:, :1], "values", Probing())
+    fit = linear_probe.fit(by_hand(x), y[:, :1], "values", Probing())
     assert (fit.weight.shape, fit.bias.shape) == ((1, parts.WIDTH), (1,))
     x, y = labelled(60, 0, "attributes")
-    fit = probing.fit(by_hand(x), y[:, :1], "attributes", Probing())
+    fit = linear_probe.fit(by_hand(x), y[:, :1], "attributes", Probing())
     assert (fit.weight.shape, fit.bias.shape) == ((1, parts.WIDTH), (1,))
 
 

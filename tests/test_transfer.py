@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from harness import flags, report, spec
-from harness.classifier import Features
 from harness.curvature.steering import steer
 from harness.data import open_data
 from harness.datasets.digits import Digits
@@ -18,10 +17,11 @@ from harness.doctor import doctor
 from harness.errors import ModelError, SpecError
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
-from harness.models.probe import Probe
 from harness.plugins import build
 from harness.runtime import reproducible
-from harness.transfer import Transferred
+from harness.transfer.backbone import Features
+from harness.transfer.probe_model import Probe
+from harness.transfer.transferred import Transferred
 from harness.types import BASELINE, Cell, Shard, Steering, Task
 
 FIVE = (5, 6, 7, 8, 9)

@@ -29,7 +29,7 @@ def sha256_of_weights(network: nn.Module) -> str:
 
 
 class Scorable(Protocol):
-    """What `Model.load` returns: `Loaded`, or `harness.transfer.Transferred`."""
+    """What `Model.load` returns: `Loaded`, or `harness.transfer.transferred.Transferred`."""
 
     @property
     def sha256(self) -> str:

@@ -1,4 +1,4 @@
-"""How the weights of a backbone are trained, where they are; see `harness.adaptation`. Without torch, for the YAML."""
+"""How the weights of a backbone are trained, where they are; see `harness.transfer.finetuning`. Without torch, for the YAML."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, field_val
 from harness import plugins
 from harness.contracts import Dataset, Model, Part
 from harness.errors import DataError
-from harness.probing import Probing
-from harness.tuning import Method, Tuning
+from harness.transfer.linear_probe import Probing
+from harness.transfer.settings import Method, Tuning
 from harness.types import Preprocessing
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class Probe(Model):
         train: the images that the probe is fitted on; if they are those that are scored, they are refused.
         classifier: the name of the backbone's last layer, such as ``head.fc``; it is found by itself where it is the
             last layer that runs.
-        probe: how it is fitted, and whether before or after the backbone is steered; see `harness.probing.Probing`.
+        probe: how it is fitted, and whether before or after the backbone is steered; see `harness.transfer.linear_probe.Probing`.
         methods: to score beside the steerings, on the same images: ``lora-1``, ``lora-2``, ``lora-4``, ``fine_tuning``.
-        tuning: how those are trained; see `harness.tuning.Tuning`.
+        tuning: how those are trained; see `harness.transfer.settings.Tuning`.
         cache: the folder of features and fits.
         name: its name on the leaderboard; the backbone's without it.
     """
@@ -113,9 +113,9 @@ class Probe(Model):
             ModelError: the backbone cannot be loaded, or its classifier is not found.
             DataError: the training images are not there.
         """
-        from harness.classifier import without_classifier
         from harness.data import open_data, source
-        from harness.transfer import TrainingSet, Transferred
+        from harness.transfer.backbone import without_classifier
+        from harness.transfer.transferred import TrainingSet, Transferred
         from harness.types import sha256
 
         backbone = self.backbone.load(offline=offline)

@@ -23,8 +23,8 @@ from harness.analysis.selection import Holdout, selection_sets
 from harness.analysis.task_types import Question
 from harness.errors import ModelError
 from harness.plan import batched
-from harness.probed import Probed
-from harness.tuning import Tuning
+from harness.transfer.probe_network import Probed
+from harness.transfer.settings import Tuning
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ import sklearn
 import torch
 from torch import Tensor, nn
 
-from harness import adaptation, probing
-from harness.adaptation import AT_ONCE, Lesson
 from harness.analysis.task_types import QUESTIONS
-from harness.classifier import Features
 from harness.data import Data
 from harness.models.loaded import bent, reach, sha256_of_weights
 from harness.plan import batched
-from harness.probed import Head, Probed
-from harness.probing import Fit, Probing
-from harness.tuning import Tuning
+from harness.transfer import finetuning, linear_probe
+from harness.transfer.backbone import Features
+from harness.transfer.finetuning import AT_ONCE, Lesson
+from harness.transfer.linear_probe import Fit, Probing
+from harness.transfer.probe_network import Head, Probed
+from harness.transfer.settings import Tuning
 from harness.types import BASELINE, SCORING_VERSION, Coverage, FamilyName, Sites, Steering, Target, sha256
 from harness.util.cache import Arrays, cached
 
@@ -106,7 +106,7 @@ class Transferred:
         start = self.network
         assert isinstance(start, Probed)
         if method:
-            return adaptation.count(method, start)
+            return finetuning.count(method, start)
         return sum(parameter.numel() for parameter in start.head.parameters())
 
     def fitted(self, steering: Steering) -> dict[str, str]:
@@ -122,7 +122,7 @@ class Transferred:
             return self._kept_fit(at)["outcomes"]
 
         def compute() -> Arrays:
-            outcomes = probing.out_of_fold(
+            outcomes = linear_probe.out_of_fold(
                 self._features(at), self._features(steering), self.training.labels, self._lesson.target,
                 self._fit(at).C, self._probing,
             )  # fmt: skip
@@ -160,8 +160,8 @@ class Transferred:
 
         def compute() -> Arrays:
             features, labels, target = self._features(steering), self.training.labels, self._lesson.target
-            chosen = probing.choose_C(features, labels, target, self._probing)
-            numbers = asdict(probing.fitted(features, labels, target, chosen.C))
+            chosen = linear_probe.choose_C(features, labels, target, self._probing)
+            numbers = asdict(linear_probe.fitted(features, labels, target, chosen.C))
             outcomes = {"outcomes": chosen.outcomes.astype(np.float32)}
             return {name: np.asarray(value) for name, value in numbers.items()} | outcomes
 
@@ -176,7 +176,7 @@ class Transferred:
     def _fit_on(self, steering: Steering, positions: np.ndarray) -> Fit:
         """The same on these training images alone: of the others nothing is known to it, C included."""
         features, labels = self._features(steering)[positions], self.training.labels[positions]
-        return probing.fit(features, labels, self._lesson.target, self._probing)
+        return linear_probe.fit(features, labels, self._lesson.target, self._probing)
 
     def _head(self, fit: Fit) -> Head:
         return Head(fit).to(next(self.body.parameters()).device)
@@ -191,10 +191,10 @@ class Transferred:
 
         def compute() -> Arrays:
             lesson = Lesson(self._images, self.training.strata, QUESTIONS[self._lesson.target])
-            network = adaptation.adapted(steering.method, begin, lesson, self._tuning)
+            network = finetuning.adapted(steering.method, begin, lesson, self._tuning)
             return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
-        how = [adaptation.peft_version(steering.method), self._tuning.model_dump(mode="json")]
+        how = [finetuning.peft_version(steering.method), self._tuning.model_dump(mode="json")]
         kept = self._cached([steering.identity(), *self._settings, *how], compute)
         network = copy.deepcopy(begin(None))
         network.load_state_dict({name: torch.from_numpy(value) for name, value in kept.items()})

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.probing import Fit
+from harness.transfer.linear_probe import Fit
 
 
 class Head(nn.Module):
