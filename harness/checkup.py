@@ -21,8 +21,8 @@ from harness.estimate import Costs, gradient, measure
 from harness.evaluate import Workbench, allowed, logits, workbench
 from harness.models.published import published, unlike
 from harness.models.robustbench import RobustBench
-from harness.plan import grid
 from harness.runtime import reproducible
+from harness.scheduling.trials import grid
 from harness.spec import Benchmark
 from harness.threats.lp import Lp
 from harness.types import Batch, Coverage

@@ -13,7 +13,7 @@ import torch
 from harness.analysis.selection import strata
 from harness.contracts import Dataset, Source
 from harness.errors import DataError
-from harness.plan import batched
+from harness.scheduling.trials import batched
 from harness.types import AS_STORED, Batch, Preprocessing, Target, sha256
 
 SLICE = 256

@@ -21,10 +21,10 @@ from harness.errors import HarnessError, InvalidAdversary, ModelError
 from harness.models.loaded import Scorable
 from harness.models.normalisation import Normalised
 from harness.pace import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
-from harness.plan import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
 from harness.protocol import in_normalised_space, normalised
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
+from harness.scheduling.trials import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
 from harness.threats import SLACK_BOX
 from harness.transfer.probe_network import Probed
 from harness.types import Adversaries, Batch, Cell, Compile, Outcome, Precision, Steering

@@ -13,14 +13,14 @@ import numpy as np
 from harness.contracts import Executor
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.ledger import Ledger
-from harness.plan import Lane
-from harness.replay import packed
-from harness.search import Race
+from harness.scheduling.best_first import Race
+from harness.scheduling.replay import packed
+from harness.scheduling.trials import Lane
 from harness.types import Cell, Outcome, Task
 
 
 class Track(Protocol):
-    """Cells that follow one another; see `harness.plan.Lane`."""
+    """Cells that follow one another; see `harness.scheduling.trials.Lane`."""
 
     @property
     def task(self) -> Task:

@@ -17,7 +17,7 @@ from harness.data import Data
 from harness.execute import State
 from harness.leaderboard import Entry, Headline, Score
 from harness.models.published import Published
-from harness.plan import Lane
+from harness.scheduling.trials import Lane
 from harness.spec import Benchmark
 from harness.types import Outcome, Steering, Task
 

@@ -13,14 +13,14 @@ from harness.data import Data, open_data, source
 from harness.errors import ModelError, SpecError
 from harness.evaluate import workbench
 from harness.execute import Agenda, Crew, Everything, Observer, Races, State
-from harness.fragile import Margins, margins, most_fragile_first
 from harness.gather import entry
 from harness.leaderboard import Entry
 from harness.ledger import Ledger
-from harness.plan import Lane, grid, lanes, shards
-from harness.rehearsal import Rehearsal, rehearsals, scored
-from harness.replay import replays
-from harness.search import Full, Race
+from harness.scheduling.best_first import Full, Race
+from harness.scheduling.margins import Margins, margins, most_fragile_first
+from harness.scheduling.replay import replays
+from harness.scheduling.training_scores import Rehearsal, rehearsals, scored
+from harness.scheduling.trials import Lane, grid, lanes, shards
 from harness.spec import Benchmark
 from harness.types import Cell, Outcome, Preprocessing, Steering
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.errors import LeaderboardError
 from harness.leaderboard import Entry, Key, method_of
-from harness.plan import CLEAN, REPLAY
+from harness.scheduling.trials import CLEAN, REPLAY
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:

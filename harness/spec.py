@@ -25,7 +25,7 @@ from harness.analysis.selection import CrossValidation, OnTraining, Selection
 from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
 from harness.protocol import filled_in
-from harness.search import BestFirst, Search
+from harness.scheduling.best_first import BestFirst, Search
 from harness.types import Compile, FamilyName, Precision, Protocol, Sites
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}

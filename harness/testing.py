@@ -25,8 +25,8 @@ from harness.contracts import Dataset, Executor, Model, Part, Source, Threat
 from harness.errors import DataError
 from harness.evaluate import evaluate
 from harness.models.loaded import Scorable
-from harness.plan import CLEAN
 from harness.runtime import reproducible
+from harness.scheduling.trials import CLEAN
 from harness.types import BASELINE, Batch, Cell, Outcome, Shard, Steering, Task, canonical
 
 

@@ -15,7 +15,7 @@ from conftest import Ended, csv_of
 from harness.errors import ModelError
 from harness.executors import dispatch
 from harness.executors.local import ATTEMPTS, Local
-from harness.plan import CLEAN, MARGIN, grid, lanes, shards
+from harness.scheduling.trials import CLEAN, MARGIN, grid, lanes, shards
 from harness.spec import parse
 from harness.types import Cell, Task
 

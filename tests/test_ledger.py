@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from harness import line
 from harness.errors import LedgerError
 from harness.ledger import Ledger
-from harness.plan import REPLAY
+from harness.scheduling.trials import REPLAY
 from harness.spec import parse
 from harness.threats.lp import Linf
 from harness.types import Adversaries, Cell, Outcome, Shard, Steering, Task

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.contracts import Threat
-from harness.plan import CLEAN, Lane, batched, grid, lanes, shards
+from harness.scheduling.trials import CLEAN, Lane, batched, grid, lanes, shards
 from harness.spec import parse
 from harness.types import BASELINE, Steering, Task
 

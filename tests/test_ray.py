@@ -18,7 +18,7 @@ from harness.errors import ModelError, SpecError
 from harness.executors.dispatch import Dispatcher
 from harness.executors.local import ATTEMPTS
 from harness.executors.ray import Ray
-from harness.plan import grid, lanes, shards
+from harness.scheduling.trials import grid, lanes, shards
 from harness.spec import parse
 from harness.testing import ExecutorContract
 from harness.types import Cell, Task

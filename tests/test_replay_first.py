@@ -16,7 +16,7 @@ from harness import leaderboard, line, outcomes, spec
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
-from harness.plan import Lane
+from harness.scheduling.trials import Lane
 from harness.types import Shard, Steering
 
 N, BETA = 40, 0.5

@@ -12,8 +12,8 @@ from harness.errors import InvalidAdversary, ModelError
 from harness.evaluate import evaluate, source, workbench
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
-from harness.plan import Lane
 from harness.runtime import reproducible
+from harness.scheduling.trials import Lane
 from harness.threats.lp import L1, L2, Linf, Lp
 from harness.types import BASELINE, Batch, Preprocessing, Shard, Steering, Task
 

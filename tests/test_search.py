@@ -19,9 +19,9 @@ from harness import leaderboard, line, outcomes, spec
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
 from harness.contracts import Threat
 from harness.execute import Everything, Races, State
-from harness.fragile import most_fragile_first
-from harness.plan import REPLAY_FIRST, Lane, grid, lanes, shards
-from harness.search import Race
+from harness.scheduling.best_first import Race
+from harness.scheduling.margins import most_fragile_first
+from harness.scheduling.trials import REPLAY_FIRST, Lane, grid, lanes, shards
 from harness.types import Cell, Outcome, Steering
 
 

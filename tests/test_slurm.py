@@ -16,7 +16,7 @@ from harness.errors import ModelError
 from harness.executors import slurm
 from harness.executors.dispatch import Work
 from harness.executors.slurm import Slurm
-from harness.plan import CLEAN
+from harness.scheduling.trials import CLEAN
 from harness.spec import parse
 from harness.testing import ExecutorContract
 from harness.types import BASELINE, Cell, Shard, Task

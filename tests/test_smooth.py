@@ -21,7 +21,7 @@ from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import IncompleteSteering, NothingToSteer, SpecError
 from harness.flags import STEERED
-from harness.plan import grid
+from harness.scheduling.trials import grid
 from harness.types import Steering
 
 GRID = torch.linspace(-30, 30, 2401, dtype=torch.float64)

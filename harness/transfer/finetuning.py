@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from harness.analysis.selection import Holdout, selection_sets
 from harness.analysis.task_types import Question
 from harness.errors import ModelError
-from harness.plan import batched
+from harness.scheduling.trials import batched
 from harness.transfer.probe_network import Probed
 from harness.transfer.settings import Tuning
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness.analysis.task_types import QUESTIONS
 from harness.data import Data
 from harness.models.loaded import bent, reach, sha256_of_weights
-from harness.plan import batched
+from harness.scheduling.trials import batched
 from harness.transfer import finetuning, linear_probe
 from harness.transfer.backbone import Features
 from harness.transfer.finetuning import AT_ONCE, Lesson

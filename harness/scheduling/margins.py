@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.plan import MARGIN, shards
+from harness.scheduling.trials import MARGIN, shards
 from harness.types import BASELINE, Cell, Shard, Task
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.ledger import Ledger, read_adversaries
-from harness.plan import REPLAY, REPLAY_FIRST, Lane
+from harness.scheduling.trials import REPLAY, REPLAY_FIRST, Lane
 from harness.types import Adversaries, Cell, Outcome, Task
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.analysis.selection import Scored
 from harness.data import Data
-from harness.plan import TRAINING
+from harness.scheduling.trials import TRAINING
 from harness.types import Cell, Shard, Steering, Task
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from harness.analysis.selection import Kind, Scored, better
-from harness.plan import Lane
+from harness.scheduling.trials import Lane
 from harness.types import Steering
 
 

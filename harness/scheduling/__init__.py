@@ -1,0 +1,1 @@
+"""Which cell next? Decided from outcomes alone. Pure."""
