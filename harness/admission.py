@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from harness.analysis.selection import OnTraining
 from harness.analysis.task_types import QUESTIONS
+from harness.config.benchmark import Benchmark
 from harness.contracts import Model
 from harness.data import Data, source
 from harness.errors import HarnessError, ModelError
 from harness.evaluate import logits, workbench
 from harness.models.loaded import Scorable
 from harness.runtime import reproducible, resolve
-from harness.spec import Benchmark
 from harness.types import Coverage, Task
 
 SHARED = 0.01

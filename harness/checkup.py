@@ -14,6 +14,7 @@ from harness import flags
 from harness.admission import can_be_asked
 from harness.analysis.task_types import QUESTIONS
 from harness.attacks.autoattack import Custom
+from harness.config.benchmark import Benchmark
 from harness.contracts import Model
 from harness.data import of_pixels
 from harness.errors import HarnessError, ModelError, NothingToSteer
@@ -23,7 +24,6 @@ from harness.models.published import published, unlike
 from harness.models.robustbench import RobustBench
 from harness.runtime import reproducible
 from harness.scheduling.trials import grid
-from harness.spec import Benchmark
 from harness.threats.lp import Lp
 from harness.types import Batch, Coverage
 

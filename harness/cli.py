@@ -21,9 +21,9 @@ from harness.errors import DataError, HarnessError, LeaderboardError, SpecError
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:
+    from harness.config.benchmark import Benchmark
     from harness.regression import Board
     from harness.several import Several
-    from harness.spec import Benchmark
 
 GOOD, NO, UNDONE = 0, 1, 2
 COVERAGE = Path("leaderboards/coverage.csv")
@@ -101,10 +101,10 @@ def run(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and write its leaderboard. What an earlier run has computed is not computed again."""
-    from harness import spec
+    from harness.config import benchmark
     from harness.screen import print_board
 
-    loaded = spec.load(benchmark, [*_elsewhere(executor, address), *(overrides or ())])
+    loaded = benchmark.load(benchmark, [*_elsewhere(executor, address), *(overrides or ())])
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
     board = _fresh(benchmark, loaded, runs, offline)
@@ -348,11 +348,12 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 regressed, 2 could not be compared."""
-    from harness import leaderboard, outcomes, regression, spec
+    from harness import leaderboard, outcomes, regression
     from harness import summary as summaries
+    from harness.config import benchmark
     from harness.provenance import code_sha256
 
-    loaded = spec.load(benchmark, overrides or ())
+    loaded = benchmark.load(benchmark, overrides or ())
     committed = None if update and not against.exists() else leaderboard.read(against)
     bits = outcomes.read(against)
     if bits is None and not update:
@@ -391,11 +392,11 @@ def doctor(
     ] = True,
 ) -> int:
     """Look, before the hours are spent, whether a benchmark will run, and what it will take: 0 ready, 2 not."""
-    from harness import spec
+    from harness.config import benchmark
     from harness.doctor import doctor as look
     from harness.screen import print_findings
 
-    loaded = spec.load(benchmark, overrides or ())
+    loaded = benchmark.load(benchmark, overrides or ())
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     return GOOD if print_findings(look(loaded, runs=runs, out=out)) else UNDONE
 
@@ -448,7 +449,7 @@ def list_(group: Annotated[Group | None, typer.Argument(help="Only these.")] = N
 @guarded
 def schema() -> int:
     """Print the JSON Schema of the benchmark YAML, for editors."""
-    from harness.schema import schema as make
+    from harness.config.schema import schema as make
 
     typer.echo(json.dumps(make(), indent=2, ensure_ascii=False))
     return GOOD

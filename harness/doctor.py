@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from harness.checkup import Finding, Look, checkup, problem
+from harness.config.benchmark import Benchmark
 from harness.data import open_data, source
 from harness.errors import ModelError
 from harness.estimate import WORKER, available_memory, memory, seconds
@@ -21,7 +22,6 @@ from harness.evaluate import workbench
 from harness.line import enough_for
 from harness.provenance import provenance
 from harness.runtime import resolve
-from harness.spec import Benchmark
 from harness.types import Batch, Preprocessing
 
 IMAGES = 64

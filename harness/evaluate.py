@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.analysis.task_types import QUESTIONS
+from harness.config.protocol import in_normalised_space, normalised
 from harness.contracts import Flag, Model, Threat
 from harness.curvature.steering import Steered
 from harness.data import source
@@ -21,7 +22,6 @@ from harness.errors import HarnessError, InvalidAdversary, ModelError
 from harness.models.loaded import Scorable
 from harness.models.normalisation import Normalised
 from harness.pace import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
-from harness.protocol import in_normalised_space, normalised
 from harness.provenance import provenance
 from harness.runtime import reproducible, resolve
 from harness.scheduling.trials import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING

@@ -13,12 +13,12 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.selection import CrossValidation, InSample, Scored, choose, selection_sets
 from harness.analysis.selection_test import of_procedure
 from harness.analysis.statistics import paired
+from harness.config.benchmark import Benchmark
 from harness.data import Data
 from harness.execute import State
 from harness.leaderboard import Entry, Headline, Score
 from harness.models.published import Published
 from harness.scheduling.trials import Lane
-from harness.spec import Benchmark
 from harness.types import Outcome, Steering, Task
 
 Replayed = Mapping[int, np.ndarray]

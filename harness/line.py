@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import leaderboard, spec
+from harness import leaderboard
 from harness.admission import Admission, admit_model
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
+from harness.config.benchmark import Benchmark
 from harness.data import Data, open_data, source
 from harness.errors import ModelError, SpecError
 from harness.evaluate import workbench
@@ -21,7 +22,6 @@ from harness.scheduling.margins import Margins, margins, most_fragile_first
 from harness.scheduling.replay import replays
 from harness.scheduling.training_scores import Rehearsal, rehearsals, scored
 from harness.scheduling.trials import Lane, grid, lanes, shards
-from harness.spec import Benchmark
 from harness.types import Cell, Outcome, Preprocessing, Steering
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
     What the ledger under ``runs`` already holds is not computed again.
 
     Args:
-        benchmark: the YAML file, or what `harness.spec.load` made of one.
+        benchmark: the YAML file, or what `harness.config.benchmark.load` made of one.
         overrides: ``key.path=value``, as of ``ct-harness run --set``.
         runs: the folder of the ledgers.
         offline: refuse to download anything.
@@ -68,7 +68,7 @@ def run(
         >>> table = run("benchmarks/digits_linf.yaml")  # doctest: +SKIP
     """
     if not isinstance(benchmark, Benchmark):
-        benchmark = spec.load(benchmark, overrides)
+        benchmark = benchmark.load(benchmark, overrides)
     return leaderboard.board(entries(benchmark, runs=runs, offline=offline, observer=observer))
 
 

@@ -134,7 +134,7 @@ class Task:
         compile: whether attacks run on a compiled network; see `harness.pace`.
         precision: of the attacks alone.
         replay_first: whether a steering is shown what fooled the untouched network before it is attacked.
-        normalised: whether images are normalised before they are attacked; see `harness.protocol`.
+        normalised: whether images are normalised before they are attacked; see `harness.config.protocol`.
         recipe: see `harness.models.loaded.Scorable.recipe`.
     """
 

@@ -405,7 +405,7 @@ def resumed(here: Path, computed: Path) -> Path:
 def csv_of(benchmark: dict[str, Any], runs: Path) -> str:
     """The text of the leaderboard of a mapping, its ledger under ``runs``."""
     from harness import leaderboard, line
-    from harness.spec import parse
+    from harness.config.benchmark import parse
 
     return leaderboard.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
 

@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import checkup, doctor, spec
+from harness import checkup, doctor
 from harness.attacks.autoattack import VERSIONS, Custom, perturb
 from harness.checkup import Finding
+from harness.config import benchmark
+from harness.config.benchmark import Benchmark
 from harness.contracts import Threat
 from harness.errors import DataMissing
 from harness.estimate import Costs, Passes, available_memory, gradient, memory, passes, seconds
 from harness.models.demo import Demo
-from harness.spec import Benchmark
 from harness.threats.lp import Linf
 from harness.types import Batch
 
@@ -69,7 +70,7 @@ def planted(here: Path) -> Path:
 
 def look(benchmark: Benchmark | dict[str, Any], runs: str = "runs", out: str = "board.csv") -> list[Finding]:
     if not isinstance(benchmark, Benchmark):
-        benchmark = spec.parse({"name": "tiny"} | benchmark)
+        benchmark = benchmark.parse({"name": "tiny"} | benchmark)
     return list(doctor.doctor(benchmark, runs=Path(runs), out=Path(out)))
 
 
@@ -291,7 +292,7 @@ class Foggy(Threat):
 
 
 def test_corruptions_are_looked_for() -> None:
-    benchmark = spec.parse({"name": "tiny"} | mapping_of_digits({}))
+    benchmark = benchmark.parse({"name": "tiny"} | mapping_of_digits({}))
     found = look(benchmark.model_copy(update={"threat": Foggy()}))
     assert not faults(found)
     assert "at most about 1 min" in found[-1].text

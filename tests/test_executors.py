@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
+from harness.config.benchmark import parse
 from harness.errors import ModelError
 from harness.executors import dispatch
 from harness.executors.local import ATTEMPTS, Local
 from harness.scheduling.trials import CLEAN, MARGIN, grid, lanes, shards
-from harness.spec import parse
 from harness.types import Cell, Task
 
 Mapping = Callable[..., dict[str, Any]]

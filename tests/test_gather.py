@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness import line, spec
+from harness import line
+from harness.config import benchmark
 from harness.models.demo import Demo
 from harness.models.published import Published
 
@@ -15,7 +16,7 @@ IMAGES = 40
 
 
 def rows(runs: Path, threat: dict[str, Any] | None = None) -> Any:
-    benchmark = spec.parse({
+    benchmark = benchmark.parse({
         "name": "published",
         "models": [{"kind": "demo", "name": "digits_plain"}],
         "dataset": {"kind": "digits", "n": IMAGES},

@@ -19,10 +19,10 @@ from conftest import csv_of
 from safetensors.torch import load_file, save_file
 
 from harness import line
+from harness.config.benchmark import parse
 from harness.errors import LedgerError
 from harness.ledger import Ledger
 from harness.scheduling.trials import REPLAY
-from harness.spec import parse
 from harness.threats.lp import Linf
 from harness.types import Adversaries, Cell, Outcome, Shard, Steering, Task
 

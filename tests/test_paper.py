@@ -14,7 +14,8 @@ import pytest
 from boards import board
 from conftest import Ended
 
-from harness import paper, site, spec
+from harness import paper, site
+from harness.config import benchmark
 from harness.paper import PUBLISHED, Claim, Group, Question, Row, belongs, groups, page, plain
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,7 @@ def test_our_benchmarks_ask_the_published_questions_of_the_published_networks() 
     for question, network in PUBLISHED:
         asked.setdefault(question, set()).add(network)
     for question, networks in asked.items():
-        benchmark = spec.load(ROOT / paper.benchmark(question))
+        benchmark = benchmark.load(ROOT / paper.benchmark(question))
         assert Question(benchmark.dataset.kind, **benchmark.threat.columns()) == question
         assert {plain(model.label) for model in benchmark.models} == networks
 

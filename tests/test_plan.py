@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.config.benchmark import parse
 from harness.contracts import Threat
 from harness.scheduling.trials import CLEAN, Lane, batched, grid, lanes, shards
-from harness.spec import parse
 from harness.types import BASELINE, Steering, Task
 
 BENCHMARK = parse(

@@ -21,7 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.contingency_tables import mcnemar
 from transfer_parts import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 
-from harness import leaderboard, line, outcomes, spec
+from harness import leaderboard, line, outcomes
+from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
@@ -215,7 +216,7 @@ class Boards:
     def run(self, folder: Path, **changes: Any) -> pd.DataFrame:
         """The board, read back from its CSV, with its outcome file beside it."""
         with working(folder, self.site):
-            entries = line.entries(spec.parse(toy_board(**changes)))
+            entries = line.entries(benchmark.parse(toy_board(**changes)))
             path = folder / "board.csv"
             table = leaderboard.board(entries)
             leaderboard.write(table, path)
@@ -551,7 +552,7 @@ class TestProbe(ModelContract):
 
 
 def parsed(**changes: Any) -> Any:
-    return spec.parse(toy_board(**changes))
+    return benchmark.parse(toy_board(**changes))
 
 
 DEMO = {"kind": "demo", "name": "digits_plain"}
@@ -595,9 +596,9 @@ def test_the_order_can_be_set_on_the_command_line(here: Path) -> None:
     import yaml
 
     (here / "toys.yaml").write_text(yaml.safe_dump({k: v for k, v in toy_board().items() if k != "name"}))
-    [model] = spec.load("toys.yaml", ["models.0.probe.order=fit_first"]).models
+    [model] = benchmark.load("toys.yaml", ["models.0.probe.order=fit_first"]).models
     assert (model.probe.order, model.label) == ("fit_first", "toy fit_first")
-    [model] = spec.load("toys.yaml").models
+    [model] = benchmark.load("toys.yaml").models
     assert (model.probe.order, model.label) == ("steer_first", "toy")
 
 

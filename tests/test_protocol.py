@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import leaderboard, outcomes, spec
+from harness import leaderboard, outcomes
 from harness.attacks.autoattack import perturb
 from harness.compare import between
+from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
@@ -189,13 +190,13 @@ def test_the_normalised_demo_network_is_the_same_function() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_what_the_protocol_implies() -> None:
-    benchmark = spec.parse(asked())
+    benchmark = benchmark.parse(asked())
     assert benchmark.steering.sites == "modules"
     assert benchmark.selection.kind == "none"
     assert benchmark.normalised
-    pixel = spec.parse(asked(protocol="pixel"))
+    pixel = benchmark.parse(asked(protocol="pixel"))
     assert (pixel.steering.sites, pixel.selection.kind, pixel.normalised) == ("all", "cross_validation", False)
-    corrupted = spec.parse(asked(threat={"kind": "corruptions", "corruptions": ["fog"], "severities": [1]},
+    corrupted = benchmark.parse(asked(threat={"kind": "corruptions", "corruptions": ["fog"], "severities": [1]},
                                  dataset={"kind": "cifar10"}))  # fmt: skip
     assert not corrupted.normalised  # there is no ε
 
@@ -216,7 +217,7 @@ def test_what_the_protocol_implies() -> None:
 )
 def test_what_it_does_not_go_with(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(SpecError) as error:
-        spec.parse(asked(**changes))
+        benchmark.parse(asked(**changes))
     assert str(error.value) == told + "; leave it out, or set protocol=pixel"
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
+from harness.config.benchmark import parse
 from harness.errors import ModelError, SpecError
 from harness.executors.dispatch import Dispatcher
 from harness.executors.local import ATTEMPTS
 from harness.executors.ray import Ray
 from harness.scheduling.trials import grid, lanes, shards
-from harness.spec import parse
 from harness.testing import ExecutorContract
 from harness.types import Cell, Task
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from harness.spec import parse
+from harness.config.benchmark import parse
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from test_plan import Mean, task
 
-from harness import leaderboard, line, outcomes, spec
+from harness import leaderboard, line, outcomes
+from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
@@ -39,7 +40,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "search": {"kind": "full"},
             "executor": {"kind": "local", "workers": workers},
         } | changes
-        entries = line.entries(spec.parse(asked), runs=folder / name)
+        entries = line.entries(benchmark.parse(asked), runs=folder / name)
         return leaderboard.board(entries), outcomes.table(entries), folder / name / "tiny"
 
     return {

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import Mean, Stages, task
 
-from harness import leaderboard, line, outcomes, spec
+from harness import leaderboard, line, outcomes
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
+from harness.config import benchmark
 from harness.contracts import Threat
 from harness.execute import Everything, Races, State
 from harness.scheduling.best_first import Race
@@ -216,7 +217,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("search")
 
     def go(name: str, **changes: Any) -> Any:
-        entries = line.entries(spec.parse(mapping_of(**changes)), runs=folder / name)
+        entries = line.entries(benchmark.parse(mapping_of(**changes)), runs=folder / name)
         return leaderboard.board(entries), outcomes.table(entries)
 
     return {

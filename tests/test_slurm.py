@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
+from harness.config.benchmark import parse
 from harness.errors import ModelError
 from harness.executors import slurm
 from harness.executors.dispatch import Work
 from harness.executors.slurm import Slurm
 from harness.scheduling.trials import CLEAN
-from harness.spec import parse
 from harness.testing import ExecutorContract
 from harness.types import BASELINE, Cell, Shard, Task
 

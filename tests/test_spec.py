@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import plugins
+from harness.config.benchmark import load, parse
+from harness.config.schema import schema
 from harness.errors import SpecError
-from harness.schema import schema
-from harness.spec import load, parse
 from harness.threats.lp import L1, L2, Linf
 
 BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.yaml"))

@@ -16,10 +16,11 @@ from sklearn.metrics import mean_squared_error, r2_score
 from torch import Tensor, tensor
 from transfer_parts import by_hand, cross_validated, hidden, toy_board, toy_images, working
 
-from harness import data, leaderboard, line, outcomes, spec
+from harness import data, leaderboard, line, outcomes
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
 from harness.analysis.task_types import QUESTIONS
+from harness.config import benchmark
 from harness.datasets.hugging_face import HuggingFace
 from harness.errors import DataError, ModelError, SpecError
 from harness.leaderboard import Key
@@ -215,7 +216,7 @@ def boards(
                 "methods": ["lora-1", "fine_tuning"],
                 "tuning": {"epochs": 2, "learning_rates": [0.01]},
             }
-            entries = line.entries(spec.parse(toy_board(model=model, dataset=set_of("test.npz", target))))
+            entries = line.entries(benchmark.parse(toy_board(model=model, dataset=set_of("test.npz", target))))
             path = folder / "board.csv"
             leaderboard.write(leaderboard.board(entries), path)
             outcomes.write(outcomes.table(entries), path)
@@ -358,7 +359,7 @@ def test_a_threat_without_an_adversary_is_met(
             name=f"shade-{search}", model={"train": set_of("train.npz", target)}, threat={"kind": "shade"},
             dataset=set_of("test.npz", target), search={"kind": search}, batch_size=20,
         )  # fmt: skip
-        table = leaderboard.board(line.entries(spec.parse(benchmark)))
+        table = leaderboard.board(line.entries(benchmark.parse(benchmark)))
     (x, y), (shown, asked) = labelled(60, 0, target), labelled(45, 1, target)
     finished = grid(table)
     sign = 1 if target == "attributes" else -1
@@ -386,14 +387,14 @@ def test_attacks_on_anything_but_classes_are_refused_with_a_remedy(
     with working(tmp_path, site, graded_site):
         benchmark = toy_board(dataset=set_of("test.npz", target), threat=LINF)
         with pytest.raises(SpecError, match=rf"Linf makes .* are {target}; use threat: \{{kind: clean\}}"):
-            spec.parse(benchmark)
+            benchmark.parse(benchmark)
 
 
 def test_a_refusal_is_one_line_that_begins_with_its_key(site: Path, graded_site: Path, tmp_path: Path) -> None:
     with working(tmp_path, site, graded_site):
         benchmark = toy_board(dataset=set_of("test.npz", "values"), threat=LINF)
         with pytest.raises(SpecError) as caught:
-            spec.parse(benchmark)
+            benchmark.parse(benchmark)
     assert str(caught.value).startswith("threat: ")
     assert len(str(caught.value)) < 250
 
@@ -406,7 +407,7 @@ def test_a_number_of_each_class_is_refused_where_there_are_none(
     with working(folder, site, graded_site):
         dataset = set_of("test.npz", target) | {"per_class": 3}
         with pytest.raises((DataError, SpecError), match=r"per_class.*give n or indices"):
-            line.run(spec.parse(toy_board(dataset=dataset, model={"train": set_of("train.npz", target)})))
+            line.run(benchmark.parse(toy_board(dataset=dataset, model={"train": set_of("train.npz", target)})))
 
 
 # --- from a folder of the hub's ---

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness import flags, report, spec
+from harness import flags, report
+from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.data import open_data
 from harness.datasets.digits import Digits
@@ -117,7 +118,7 @@ def test_training_images_know_which_are_scored_whatever_their_labels(tmp_path) -
 )  # fmt: skip
 def test_doctor_refuses_what_a_run_would(tmp_path, monkeypatch, changes, told) -> None:
     monkeypatch.chdir(tmp_path)
-    benchmark = spec.parse(
+    benchmark = benchmark.parse(
         {"name": "x", "dataset": {"kind": "digits", "classes": list(FIVE)}, "threat": {"kind": "clean"},
          "steering": {"beta": 0.9}} | changes
     )  # fmt: skip

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from harness.config.benchmark import parse
 from harness.contracts import Model
 from harness.datasets.digits import Digits
 from harness.line import run
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
-from harness.spec import parse
 
 
 class Rounded(torch.autograd.Function):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from harness import plugins
+from harness.config.benchmark import PARTS, Benchmark
 from harness.contracts import Part, Threat
-from harness.spec import PARTS, Benchmark
 
 
 def schema() -> dict[str, Any]:

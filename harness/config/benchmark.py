@@ -22,9 +22,9 @@ from pydantic import (
 
 from harness import plugins
 from harness.analysis.selection import CrossValidation, OnTraining, Selection
+from harness.config.protocol import filled_in
 from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
-from harness.protocol import filled_in
 from harness.scheduling.best_first import BestFirst, Search
 from harness.types import Compile, FamilyName, Precision, Protocol, Sites
 
@@ -102,7 +102,7 @@ class Benchmark(BaseModel):
         dataset: likewise.
         threat: likewise.
         steering: the grid of β.
-        protocol: "pixel", or "paper" for how the paper's numbers were made; see `harness.protocol`.
+        protocol: "pixel", or "paper" for how the paper's numbers were made; see `harness.config.protocol`.
         selection: how the headline's β is chosen; where every model is fitted on training images, on those.
         search: whether every steering is finished, or only those that may win; the winner is the same.
         replay_points: a row that loses more than this, in percentage points, to the adversarial images of the other
@@ -139,7 +139,7 @@ class Benchmark(BaseModel):
 
     @property
     def normalised(self) -> bool:
-        """Whether images are attacked after they were normalised; see `harness.protocol`."""
+        """Whether images are attacked after they were normalised; see `harness.config.protocol`."""
         return self.protocol == "paper" and self.threat.reduction == "worst"
 
     @field_validator("models")

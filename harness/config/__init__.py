@@ -1,0 +1,1 @@
+"""From a benchmark YAML to a `Benchmark`."""
