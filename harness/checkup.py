@@ -11,18 +11,18 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from harness import flags
-from harness.admission import can_be_asked
 from harness.analysis.task_types import QUESTIONS
 from harness.attacks.autoattack import Custom
 from harness.config.benchmark import Benchmark
 from harness.contracts import Model
-from harness.data import of_pixels
+from harness.engine.evaluate import Workbench, allowed, logits, workbench
+from harness.engine.images import of_pixels
+from harness.engine.numerics import reproducible
+from harness.engine.prepare import can_be_asked
 from harness.errors import HarnessError, ModelError, NothingToSteer
 from harness.estimate import Costs, gradient, measure
-from harness.evaluate import Workbench, allowed, logits, workbench
 from harness.models.published import published, unlike
 from harness.models.robustbench import RobustBench
-from harness.runtime import reproducible
 from harness.scheduling.trials import grid
 from harness.threats.lp import Lp
 from harness.types import Batch, Coverage

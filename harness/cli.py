@@ -351,7 +351,7 @@ def check(
     from harness import leaderboard, outcomes, regression
     from harness import summary as summaries
     from harness.config import benchmark
-    from harness.provenance import code_sha256
+    from harness.engine.provenance import code_sha256
 
     loaded = benchmark.load(benchmark, overrides or ())
     committed = None if update and not against.exists() else leaderboard.read(against)

@@ -318,4 +318,4 @@ class Executor(Part):
 
     @abstractmethod
     def submit(self, cell: Cell) -> Future[Outcome]:
-        """Compute ``cell`` some time: `harness.evaluate.evaluate` of it, wherever that runs."""
+        """Compute ``cell`` some time: `harness.engine.evaluate.evaluate` of it, wherever that runs."""

@@ -15,13 +15,13 @@ import torch
 
 from harness.checkup import Finding, Look, checkup, problem
 from harness.config.benchmark import Benchmark
-from harness.data import open_data, source
+from harness.engine.evaluate import workbench
+from harness.engine.images import open_data, source
+from harness.engine.numerics import resolve
+from harness.engine.provenance import provenance
 from harness.errors import ModelError
 from harness.estimate import WORKER, available_memory, memory, seconds
-from harness.evaluate import workbench
 from harness.line import enough_for
-from harness.provenance import provenance
-from harness.runtime import resolve
 from harness.types import Batch, Preprocessing
 
 IMAGES = 64

@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from harness import flags, leaderboard
-from harness.admission import Admission
 from harness.analysis.metrics import METRICS
 from harness.analysis.selection import CrossValidation, InSample, Scored, choose, selection_sets
 from harness.analysis.selection_test import of_procedure
 from harness.analysis.statistics import paired
 from harness.config.benchmark import Benchmark
-from harness.data import Data
-from harness.execute import State
+from harness.engine.images import Data
+from harness.engine.prepare import Admission
+from harness.engine.scheduler import State
 from harness.leaderboard import Entry, Headline, Score
 from harness.models.published import Published
 from harness.scheduling.trials import Lane

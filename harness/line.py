@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import leaderboard
-from harness.admission import Admission, admit_model
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
 from harness.config.benchmark import Benchmark
-from harness.data import Data, open_data, source
+from harness.engine.evaluate import workbench
+from harness.engine.images import Data, open_data, source
+from harness.engine.ledger import Ledger
+from harness.engine.prepare import Admission, admit_model
+from harness.engine.scheduler import Agenda, Crew, Everything, Observer, Races, State
 from harness.errors import ModelError, SpecError
-from harness.evaluate import workbench
-from harness.execute import Agenda, Crew, Everything, Observer, Races, State
 from harness.gather import entry
 from harness.leaderboard import Entry
-from harness.ledger import Ledger
 from harness.scheduling.best_first import Full, Race
 from harness.scheduling.margins import Margins, margins, most_fragile_first
 from harness.scheduling.replay import replays

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from harness.checkup import Finding
     from harness.compare import Comparison
     from harness.coverage import Audit
+    from harness.engine.scheduler import Agenda
     from harness.errors import ModelError
-    from harness.execute import Agenda
     from harness.several import Several
     from harness.types import Cell, Outcome
 
@@ -73,7 +73,7 @@ class Ticker:
         self.bar.stop()
 
     def started(self, agenda: Agenda, known: int, slots: int) -> None:
-        """See `harness.execute.Observer`."""
+        """See `harness.engine.scheduler.Observer`."""
         self.slots = slots
         self.times.clear()
         for shown in self.bar.task_ids:
@@ -86,7 +86,7 @@ class Ticker:
             self.console.print(f"{left} cells to compute, {known} known, {slots} at a time", highlight=False)
 
     def advanced(self, agenda: Agenda, cell: Cell, outcome: Outcome) -> None:
-        """See `harness.execute.Observer`."""
+        """See `harness.engine.scheduler.Observer`."""
         self.times[cell.stage].append(outcome.seconds)
         remaining = agenda.remaining()
         self.done += 1
@@ -99,7 +99,7 @@ class Ticker:
             self.console.print(f"{self.done}/{total} cells, {note}; last {where}", highlight=False, soft_wrap=True)
 
     def failed(self, label: str, error: ModelError) -> None:
-        """See `harness.execute.Observer`."""
+        """See `harness.engine.scheduler.Observer`."""
         self.console.print(Text(f"{label}: {error}", style="red"), soft_wrap=True)
 
     def _note(self, remaining: dict[str, int]) -> str:

@@ -22,10 +22,10 @@ from torch import nn
 
 from harness import plugins
 from harness.contracts import Dataset, Executor, Model, Part, Source, Threat
+from harness.engine.evaluate import evaluate
+from harness.engine.numerics import reproducible
 from harness.errors import DataError
-from harness.evaluate import evaluate
 from harness.models.loaded import Scorable
-from harness.runtime import reproducible
 from harness.scheduling.trials import CLEAN
 from harness.types import BASELINE, Batch, Cell, Outcome, Shard, Steering, Task, canonical
 

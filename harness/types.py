@@ -131,7 +131,7 @@ class Task:
     """What the cells of one model have in common: the parts to load and the hashes that name what was loaded.
 
     Args:
-        compile: whether attacks run on a compiled network; see `harness.pace`.
+        compile: whether attacks run on a compiled network; see `harness.engine.acceleration`.
         precision: of the attacks alone.
         replay_first: whether a steering is shown what fooled the untouched network before it is attacked.
         normalised: whether images are normalised before they are attacked; see `harness.config.protocol`.

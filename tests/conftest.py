@@ -186,7 +186,7 @@ class Inline(Executor):
         pass
 
     def submit(self, cell):
-        from harness.evaluate import evaluate
+        from harness.engine.evaluate import evaluate
 
         future = Future()
         try:

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from harness import line
 from harness.config.benchmark import parse
+from harness.engine.ledger import Ledger
 from harness.errors import LedgerError
-from harness.ledger import Ledger
 from harness.scheduling.trials import REPLAY
 from harness.threats.lp import Linf
 from harness.types import Adversaries, Cell, Outcome, Shard, Steering, Task
@@ -169,7 +169,7 @@ def test_a_rerun_computes_nothing_and_writes_the_same_bytes(
     resumed: Path, mapping: Mapping, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = rows(resumed / "runs")
-    monkeypatch.setattr("harness.evaluate.evaluate", lambda _: pytest.fail("a cell was computed again"))
+    monkeypatch.setattr("harness.engine.evaluate.evaluate", lambda _: pytest.fail("a cell was computed again"))
     assert csv_of(mapping(), resumed / "runs") == (resumed / "first.csv").read_text()
     assert rows(resumed / "runs") == before
 

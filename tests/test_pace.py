@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import evaluate, line, pace
+from harness import line
 from harness.config import benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.steering import Steered, steer
+from harness.engine import acceleration, evaluate
+from harness.engine.acceleration import At, Dialled, attacking, lay_out, lowered, tried, wants_compiling
 from harness.errors import ModelError, SpecError
 from harness.models.demo import Demo
-from harness.pace import At, Dialled, attacking, lay_out, lowered, tried, wants_compiling
 from harness.types import FamilyName
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -314,5 +315,5 @@ def test_the_compiler_is_not_asked_unless_wanted(monkeypatch: pytest.MonkeyPatch
         raise AssertionError
 
     monkeypatch.setattr(evaluate, "compiled", fail)
-    monkeypatch.setattr(pace, "compiled", fail)
+    monkeypatch.setattr(acceleration, "compiled", fail)
     line.run(benchmark.parse(mapping() | {"name": "tiny"}), runs="runs")

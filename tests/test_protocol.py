@@ -18,8 +18,8 @@ from harness.compare import between
 from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
+from harness.engine.evaluate import allowed
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
-from harness.evaluate import allowed
 from harness.models.demo import MEAN, STD, Demo
 from harness.models.normalisation import Normalised
 from harness.regression import Board, check

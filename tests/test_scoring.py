@@ -8,11 +8,11 @@ from torch import nn
 
 from harness.contracts import Dataset, Model, Source
 from harness.datasets.digits import Digits
+from harness.engine.evaluate import evaluate, source, workbench
+from harness.engine.numerics import reproducible
 from harness.errors import InvalidAdversary, ModelError
-from harness.evaluate import evaluate, source, workbench
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
-from harness.runtime import reproducible
 from harness.scheduling.trials import Lane
 from harness.threats.lp import L1, L2, Linf, Lp
 from harness.types import BASELINE, Batch, Preprocessing, Shard, Steering, Task

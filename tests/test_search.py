@@ -19,7 +19,7 @@ from harness import leaderboard, line, outcomes
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
 from harness.config import benchmark
 from harness.contracts import Threat
-from harness.execute import Everything, Races, State
+from harness.engine.scheduler import Everything, Races, State
 from harness.scheduling.best_first import Race
 from harness.scheduling.margins import most_fragile_first
 from harness.scheduling.trials import REPLAY_FIRST, Lane, grid, lanes, shards

@@ -93,7 +93,7 @@ def jobs(cluster: str, **fields: Any) -> dict[str, Any]:
 
 
 def one_cell(mapping: Mapping, builder: str) -> Cell:
-    from harness.evaluate import workbench
+    from harness.engine.evaluate import workbench
 
     benchmark = parse({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models

@@ -16,12 +16,13 @@ from sklearn.metrics import mean_squared_error, r2_score
 from torch import Tensor, tensor
 from transfer_parts import by_hand, cross_validated, hidden, toy_board, toy_images, working
 
-from harness import data, leaderboard, line, outcomes
+from harness import leaderboard, line, outcomes
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
 from harness.analysis.task_types import QUESTIONS
 from harness.config import benchmark
 from harness.datasets.hugging_face import HuggingFace
+from harness.engine import images
 from harness.errors import DataError, ModelError, SpecError
 from harness.leaderboard import Key
 from harness.models.checkpoint import Checkpoint
@@ -100,7 +101,7 @@ def test_answers_that_do_not_fit_the_labels_are_refused(target: Any, shape: Any,
 def test_labels_that_are_not_what_they_should_be_are_refused(target: Any, y: Tensor, told: str) -> None:
     dataset = HuggingFace(path="x", split="test", labels=target)
     with pytest.raises(DataError, match=told):
-        data._check(Batch(torch.rand(1, 1, 2, 2), y, tensor([0])), dataset)
+        images._check(Batch(torch.rand(1, 1, 2, 2), y, tensor([0])), dataset)
 
 
 # --- a metric a board ---

@@ -12,14 +12,14 @@ from torch import nn
 from harness import flags, report
 from harness.config import benchmark
 from harness.curvature.steering import steer
-from harness.data import open_data
 from harness.datasets.digits import Digits
 from harness.doctor import doctor
+from harness.engine.images import open_data
+from harness.engine.numerics import reproducible
 from harness.errors import ModelError, SpecError
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
 from harness.plugins import build
-from harness.runtime import reproducible
 from harness.transfer.backbone import Features
 from harness.transfer.probe_model import Probe
 from harness.transfer.transferred import Transferred
@@ -154,8 +154,8 @@ def test_hashes_of_steered_and_adapted_networks_are_those_of_what_is_scored(tmp_
 @pytest.mark.slow
 def test_a_probe_compiles_once_for_all_beta(tmp_path, monkeypatch) -> None:
     """And answers as it does uncompiled, as far as attacks go."""
-    from harness import pace
-    from harness.evaluate import workbench
+    from harness.engine import acceleration
+    from harness.engine.evaluate import workbench
 
     monkeypatch.chdir(tmp_path)
     model = probe(tmp_path)
@@ -164,13 +164,13 @@ def test_a_probe_compiles_once_for_all_beta(tmp_path, monkeypatch) -> None:
     threat = build("threats", {"kind": "Linf", "eps": 0.1}, "threat")
     task = Task("m", model, Digits(classes=FIVE), threat, 0, "cpu", bench.loaded.sha256, compile="always")
     made: list[object] = []
-    original = pace.Dialled.__init__
+    original = acceleration.Dialled.__init__
 
     def noted(self: object, steered: object) -> None:
         made.append(steered)
         original(self, steered)
 
-    monkeypatch.setattr(pace.Dialled, "__init__", noted)
+    monkeypatch.setattr(acceleration.Dialled, "__init__", noted)
     for beta in (0.9, 0.6):
         cell = Cell(task, Steering(beta), Shard((0, 1), "ab"), "apgd-ce", (0, 1))
         with reproducible():

@@ -78,7 +78,7 @@ def in_process(monkeypatch):
     """Test-only models live in this module, which a worker process could not import."""
     from concurrent.futures import Future
 
-    from harness.evaluate import evaluate
+    from harness.engine.evaluate import evaluate
     from harness.executors.local import Local
 
     def submit(self, cell):

@@ -21,9 +21,9 @@ from harness.types import Cell, Outcome
 
 
 def computed(cell: Cell) -> Outcome | Exception:
-    """In a worker: the outcome, or what `harness.evaluate.evaluate` raised, as a value, so that its type travels."""
+    """In a worker: the outcome, or what `harness.engine.evaluate.evaluate` raised, as a value, so that its type travels."""
     os.environ.update(ENVIRONMENT)
-    from harness.evaluate import evaluate
+    from harness.engine.evaluate import evaluate
 
     try:
         return evaluate(cell)

@@ -72,7 +72,7 @@ class Local(Executor):
         return promise
 
     def _start(self, cell: Cell, promise: Future[Outcome], attempt: int) -> None:
-        from harness.evaluate import evaluate
+        from harness.engine.evaluate import evaluate
 
         with self._lock:
             worker = self._idle.popleft()

@@ -30,7 +30,7 @@ class Worker:
         os.environ.update(ENVIRONMENT)
         if Path(folder).is_dir():
             os.chdir(folder)
-        import harness.evaluate  # noqa: F401  # what cannot be imported is told before a cell is given here
+        import harness.engine.evaluate  # noqa: F401  # what cannot be imported is told before a cell is given here
 
     def ready(self) -> None:
         """Answer."""

@@ -14,7 +14,7 @@ from harness.types import Coverage, FamilyName, Sites, Steering
 if TYPE_CHECKING:
     import numpy as np
 
-    from harness.data import Data
+    from harness.engine.images import Data
 
 
 def sha256_of_weights(network: nn.Module) -> str:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.ledger import Ledger, read_adversaries
+from harness.engine.ledger import Ledger, read_adversaries
 from harness.scheduling.trials import REPLAY, REPLAY_FIRST, Lane
 from harness.types import Adversaries, Cell, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.execute import State
+    from harness.engine.scheduler import State
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.analysis.selection import Scored
-from harness.data import Data
+from harness.engine.images import Data
 from harness.scheduling.trials import TRAINING
 from harness.types import Cell, Shard, Steering, Task
 
 if TYPE_CHECKING:
-    from harness.execute import State
+    from harness.engine.scheduler import State
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class Probe(Model):
             ModelError: the backbone cannot be loaded, or its classifier is not found.
             DataError: the training images are not there.
         """
-        from harness.data import open_data, source
+        from harness.engine.images import open_data, source
         from harness.transfer.backbone import without_classifier
         from harness.transfer.transferred import TrainingSet, Transferred
         from harness.types import sha256

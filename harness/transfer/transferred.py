@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.analysis.task_types import QUESTIONS
-from harness.data import Data
+from harness.engine.images import Data
 from harness.models.loaded import bent, reach, sha256_of_weights
 from harness.scheduling.trials import batched
 from harness.transfer import finetuning, linear_probe

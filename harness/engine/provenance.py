@@ -17,7 +17,7 @@ def code_sha256() -> str:
     """SHA-256 of the harness's own source, of Python and of all installed packages: what a night tests."""
     installed = sorted(f"{package.name}=={package.version}" for package in distributions())
     digest = hashlib.sha256(json.dumps([platform.python_version(), *installed]).encode())
-    home = Path(__file__).parent
+    home = Path(__file__).parents[1]  # the package, not the folder of this file
     for source in sorted(home.rglob("*.py")):
         digest.update(source.relative_to(home).as_posix().encode() + source.read_bytes())
     return digest.hexdigest()

@@ -17,13 +17,13 @@ from harness.analysis.task_types import QUESTIONS
 from harness.config.protocol import in_normalised_space, normalised
 from harness.contracts import Flag, Model, Threat
 from harness.curvature.steering import Steered
-from harness.data import source
+from harness.engine.acceleration import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
+from harness.engine.images import source
+from harness.engine.numerics import reproducible, resolve
+from harness.engine.provenance import provenance
 from harness.errors import HarnessError, InvalidAdversary, ModelError
 from harness.models.loaded import Scorable
 from harness.models.normalisation import Normalised
-from harness.pace import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
-from harness.provenance import provenance
-from harness.runtime import reproducible, resolve
 from harness.scheduling.trials import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
 from harness.threats import SLACK_BOX
 from harness.transfer.probe_network import Probed
@@ -176,13 +176,13 @@ class Workbench:
         return batch if self.normalising is None else normalised(batch, self.normalising)
 
     def lay_out(self, example: Tensor) -> None:
-        """See `harness.pace.lay_out`; once, before anything is steered."""
+        """See `harness.engine.acceleration.lay_out`; once, before anything is steered."""
         if not self.laid_out:
             lay_out(self.loaded.body, example)
             self.laid_out = True
 
     def attacked(self, cell: Cell, example: Tensor) -> nn.Module:
-        """The same network as attacks run it, made once; see `harness.pace`.
+        """The same network as attacks run it, made once; see `harness.engine.acceleration`.
 
         Raises:
             ModelError: it must be compiled, and cannot be; or a CPU is asked for TF32.

@@ -11,8 +11,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from harness.contracts import Executor
+from harness.engine.ledger import Ledger
 from harness.errors import HarnessError, LedgerError, ModelError
-from harness.ledger import Ledger
 from harness.scheduling.best_first import Race
 from harness.scheduling.replay import packed
 from harness.scheduling.trials import Lane

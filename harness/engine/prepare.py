@@ -12,11 +12,11 @@ from harness.analysis.selection import OnTraining
 from harness.analysis.task_types import QUESTIONS
 from harness.config.benchmark import Benchmark
 from harness.contracts import Model
-from harness.data import Data, source
+from harness.engine.evaluate import logits, workbench
+from harness.engine.images import Data, source
+from harness.engine.numerics import reproducible, resolve
 from harness.errors import HarnessError, ModelError
-from harness.evaluate import logits, workbench
 from harness.models.loaded import Scorable
-from harness.runtime import reproducible, resolve
 from harness.types import Coverage, Task
 
 SHARED = 0.01
