@@ -10,7 +10,6 @@ from typing import Literal
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from harness import flags
 from harness.analysis.task_types import QUESTIONS
 from harness.attacks.autoattack import Custom
 from harness.config.benchmark import Benchmark
@@ -21,6 +20,7 @@ from harness.engine.numerics import reproducible
 from harness.engine.prepare import can_be_asked
 from harness.errors import HarnessError, ModelError, NothingToSteer
 from harness.estimate import Costs, gradient, measure
+from harness.leaderboard import flags
 from harness.models.published import published, unlike
 from harness.models.robustbench import RobustBench
 from harness.scheduling.trials import grid

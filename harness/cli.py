@@ -22,8 +22,8 @@ from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     from harness.config.benchmark import Benchmark
-    from harness.regression import Board
-    from harness.several import Several
+    from harness.leaderboard.across_datasets import Several
+    from harness.leaderboard.regression import Board
 
 GOOD, NO, UNDONE = 0, 1, 2
 COVERAGE = Path("leaderboards/coverage.csv")
@@ -124,8 +124,9 @@ def _elsewhere(kind: str | None, address: str | None) -> list[str]:
 
 def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
     """Run the benchmark that was read from ``path`` under a progress display."""
-    from harness import leaderboard, line, outcomes
-    from harness.regression import Board
+    from harness import line
+    from harness.leaderboard import csv_file, outcomes
+    from harness.leaderboard.regression import Board
     from harness.screen import Ticker
 
     try:
@@ -133,14 +134,14 @@ def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
             entries = line.entries(loaded, runs=runs, offline=offline, observer=ticker)
     except (DataError, SpecError) as error:  # a key of the file that only the data could show to be wrong
         raise type(error)(f"{path}: {error}") from error
-    return Board(leaderboard.board(entries), outcomes.table(entries))
+    return Board(csv_file.board(entries), outcomes.table(entries))
 
 
 def _write(board: Board, out: Path) -> None:
-    from harness import leaderboard, outcomes
+    from harness.leaderboard import csv_file, outcomes
 
     outcomes.write(board.outcomes, out)
-    leaderboard.write(board.table, out)
+    csv_file.write(board.table, out)
 
 
 def _writable(out: Path) -> None:
@@ -155,7 +156,7 @@ def _writable(out: Path) -> None:
 
 
 def _verdict(table: Any) -> int:
-    from harness.leaderboard import FAILED
+    from harness.leaderboard.csv_file import FAILED
 
     failed = table["status"].str.startswith(FAILED)
     return UNDONE if failed.all() else NO if failed.any() else GOOD
@@ -167,7 +168,7 @@ def show(
     boards: Annotated[list[Path], typer.Argument(help="A leaderboard CSV, or several of other data sets.")],
 ) -> int:
     """Show a leaderboard, and explain its flags; or sum several up, each of another data set."""
-    from harness import leaderboard
+    from harness.leaderboard import csv_file
     from harness.screen import print_board, print_flags, print_several
 
     boards = _without_outcome_files(boards)
@@ -176,7 +177,7 @@ def show(
         print_several(found)
         return GOOD if found.groups else UNDONE
     (board,) = boards
-    table = leaderboard.read(board)
+    table = csv_file.read(board)
     print_board(table, str(board))
     print_flags(table)
     return GOOD
@@ -184,20 +185,20 @@ def show(
 
 def _without_outcome_files(paths: list[Path]) -> list[Path]:
     """The boards among files that a shell pattern has found."""
-    from harness import outcomes
+    from harness.leaderboard import outcomes
 
     return [path for path in paths if not outcomes.is_one(path)] or paths
 
 
 def _summed_up(boards: list[Path]) -> Several:
     """Several boards by their names, or their paths where two have the same name."""
-    from harness import leaderboard, several
+    from harness.leaderboard import across_datasets, csv_file
 
     if twice := [board for board in boards if boards.count(board) > 1]:
         raise LeaderboardError(f"{twice[0]}: expected each board once, found it {boards.count(twice[0])} times")
     names = [board.stem for board in boards]
     apart = len(set(names)) == len(names)
-    return several.sum_up({board.stem if apart else str(board): leaderboard.read(board) for board in boards})
+    return across_datasets.sum_up({board.stem if apart else str(board): csv_file.read(board) for board in boards})
 
 
 @app.command()
@@ -207,9 +208,10 @@ def plot(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder. [default: the board's]")] = None,
 ) -> int:
     """Draw accuracy against β, one panel a model, as SVG and PNG."""
-    from harness import drawing, leaderboard
+    from harness import drawing
+    from harness.leaderboard import csv_file
 
-    for path in drawing.write(leaderboard.read(board), out or board.parent, board.stem):
+    for path in drawing.write(csv_file.read(board), out or board.parent, board.stem):
         typer.echo(f"written: {path}")
     return GOOD
 
@@ -222,16 +224,17 @@ def report(
         typer.Argument(help="A leaderboard CSV, its outcome file is looked for beside it; or several to sum up."),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page. [default: beside the board; of several, several.html]")
+        Path | None,
+        typer.Option("--out", "-o", help="The page. [default: beside the board; of several, across_datasets.html]"),
     ] = None,
 ) -> int:
     """Write a leaderboard, or several summed up, as one HTML page for people; it needs no network."""
     from harness import report as reports
-    from harness import several
+    from harness.leaderboard import across_datasets
 
     boards = _without_outcome_files(boards)
     if len(boards) > 1:
-        out, page = out or boards[0].with_name("several.html"), several.page(_summed_up(boards))
+        out, page = out or boards[0].with_name("several.html"), across_datasets.page(_summed_up(boards))
     else:
         out, page = out or boards[0].with_suffix(".html"), reports.report(boards[0])
     write_whole(out, page)
@@ -291,15 +294,15 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: beside the board]")] = None,
 ) -> int:
     """Write a leaderboard for other programs: --json, --parquet or --latex."""
-    from harness import leaderboard
     from harness.export import FORMS
+    from harness.leaderboard import csv_file
 
     asked = [form for form, wanted in (("json", json_), ("parquet", parquet), ("latex", latex)) if wanted]
     if len(asked) != 1:
         raise SpecError(f"expected one of --json, --parquet and --latex, found {len(asked)}")
     suffix, to = FORMS[asked[0]]
     out = out or board.with_suffix(suffix)
-    write_whole(out, to(leaderboard.read(board)))
+    write_whole(out, to(csv_file.read(board)))
     typer.echo(f"written: {out}")
     return GOOD
 
@@ -313,16 +316,16 @@ def compare(
     json_: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON.")] = None,
 ) -> int:
     """Compare each model's selected β with its baseline; or two leaderboards, row by row."""
-    from harness import compare as comparing
-    from harness import leaderboard, outcomes
+    from harness.leaderboard import compare as comparing
+    from harness.leaderboard import csv_file, outcomes
     from harness.screen import print_comparison, print_within
 
-    first = leaderboard.read(board)
+    first = csv_file.read(board)
     if other is None:
         rows = comparing.within(first)
         print_within(rows, str(board))
     else:
-        found = comparing.between(first, leaderboard.read(other), outcomes.read(board), outcomes.read(other))
+        found = comparing.between(first, csv_file.read(other), outcomes.read(board), outcomes.read(other))
         rows = found.rows
         print_comparison(found, f"{other} less {board}")
     if csv:
@@ -348,13 +351,13 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 regressed, 2 could not be compared."""
-    from harness import leaderboard, outcomes, regression
     from harness import summary as summaries
     from harness.config import benchmark
     from harness.engine.provenance import code_sha256
+    from harness.leaderboard import csv_file, outcomes, regression
 
     loaded = benchmark.load(benchmark, overrides or ())
-    committed = None if update and not against.exists() else leaderboard.read(against)
+    committed = None if update and not against.exists() else csv_file.read(against)
     bits = outcomes.read(against)
     if bits is None and not update:
         raise LeaderboardError(f"{outcomes.path_of(against)}: missing; commit it, or accept a new board (--update)")

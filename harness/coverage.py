@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import LeaderboardError, ModelError
-from harness.flags import GATES, STEERED
+from harness.leaderboard.flags import GATES, STEERED
 from harness.types import FamilyName, Sites
 from harness.util.files import write_whole
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.analysis.metrics import METRICS, Metric, of_row
 from harness.analysis.statistics import wilson
 from harness.errors import LeaderboardError
-from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, OK, SELECTED
+from harness.leaderboard.csv_file import BOUNDED, CT, FAILED, IN_SAMPLE, OK, SELECTED
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from harness.analysis.metrics import of_row
 from harness.curves import HEADLINES, baseline_of, failure, models
 from harness.errors import LeaderboardError
 from harness.headline import Row
-from harness.leaderboard import FORMATS, OK, OWN
+from harness.leaderboard.csv_file import FORMATS, OK, OWN
 
 if TYPE_CHECKING:
     import pandas as pd

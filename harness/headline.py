@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness import curves
 from harness.analysis.metrics import METRICS, Metric, of_row, spoken
-from harness.leaderboard import IN_SAMPLE
+from harness.leaderboard.csv_file import IN_SAMPLE
 
 ALPHA = 0.05
 """A headline whose p is below this is evidence."""

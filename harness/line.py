@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import leaderboard
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
 from harness.config.benchmark import Benchmark
 from harness.engine.evaluate import workbench
@@ -15,8 +14,9 @@ from harness.engine.ledger import Ledger
 from harness.engine.prepare import Admission, admit_model
 from harness.engine.scheduler import Agenda, Crew, Everything, Observer, Races, State
 from harness.errors import ModelError, SpecError
-from harness.gather import entry
-from harness.leaderboard import Entry
+from harness.leaderboard import csv_file
+from harness.leaderboard.assemble import entry
+from harness.leaderboard.csv_file import Entry
 from harness.scheduling.best_first import Full, Race
 from harness.scheduling.margins import Margins, margins, most_fragile_first
 from harness.scheduling.replay import replays
@@ -69,7 +69,7 @@ def run(
     """
     if not isinstance(benchmark, Benchmark):
         benchmark = benchmark.load(benchmark, overrides)
-    return leaderboard.board(entries(benchmark, runs=runs, offline=offline, observer=observer))
+    return csv_file.board(entries(benchmark, runs=runs, offline=offline, observer=observer))
 
 
 def entries(

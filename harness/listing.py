@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from harness import curves
 from harness.analysis.metrics import of_row
 from harness.headline import gain
-from harness.leaderboard import BOUNDED, OWN
+from harness.leaderboard.csv_file import BOUNDED, OWN
 
 USUAL_C = {"relu": 0.5, "smooth": 1.0}
 """Of each family; another one is named."""

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness import flags
 from harness.headline import signed
-from harness.leaderboard import IN_SAMPLE, SELECTED, written
+from harness.leaderboard import flags
+from harness.leaderboard.csv_file import IN_SAMPLE, SELECTED, written
 from harness.listing import TO
 from harness.pages import render
 

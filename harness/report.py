@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import curves, drawing, leaderboard, outcomes
+from harness import curves, drawing
 from harness.analysis.metrics import of_row, spoken
-from harness.flags import explained
 from harness.headline import Summary, summary
-from harness.leaderboard import CT, OWN, UNTOUCHED, Key, key_of, written
+from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard.csv_file import CT, OWN, UNTOUCHED, Key, key_of, written
+from harness.leaderboard.flags import explained
 from harness.listing import Column, Line, listed
 from harness.pages import inlined, render
 
@@ -203,5 +204,5 @@ def report(board: Path, links: Mapping[str, str] | None = None) -> str:
         LeaderboardError: the board or its outcome file is none.
     """
     benchmark = (board.resolve().parents[1] / "benchmarks" / f"{board.stem}.yaml").exists()
-    shown = view(board.stem, leaderboard.read(board), outcomes.read(board), benchmark)
+    shown = view(board.stem, csv_file.read(board), outcomes.read(board), benchmark)
     return render("report.html.j2", board=shown, links=links or {})

@@ -22,20 +22,20 @@ from rich.text import Text
 
 from harness.analysis.metrics import of_row
 from harness.coverage import SUMMED_UP, summed_up
-from harness.flags import MEANING
 from harness.headline import gain
-from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, OWN, SELECTED
-from harness.several import cells
+from harness.leaderboard.across_datasets import cells
+from harness.leaderboard.csv_file import BOUNDED, CT, FAILED, IN_SAMPLE, OWN, SELECTED
+from harness.leaderboard.flags import MEANING
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from harness.checkup import Finding
-    from harness.compare import Comparison
     from harness.coverage import Audit
     from harness.engine.scheduler import Agenda
     from harness.errors import ModelError
-    from harness.several import Several
+    from harness.leaderboard.across_datasets import Several
+    from harness.leaderboard.compare import Comparison
     from harness.types import Cell, Outcome
 
 FEW = 10

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from harness import coverage, curves, leaderboard, outcomes, paper, several
+from harness import coverage, curves, paper
 from harness.errors import LeaderboardError
 from harness.headline import SHORT, Summary, summary
+from harness.leaderboard import across_datasets, csv_file, outcomes
 from harness.pages import render
 from harness.report import facts, report
 from harness.util.files import write_whole
@@ -74,7 +75,7 @@ def build(folder: Path, out: Path) -> list[Path]:
     if there:
         pages[out / PAPER] = paper.page(published, up, own)
     if means:
-        pages[out / SEVERAL] = several.page(means, up, own)
+        pages[out / SEVERAL] = across_datasets.page(means, up, own)
     for board in boards:
         bits = outcomes.path_of(board)
         links = {"all boards": "../index.html"} | _files(board)
@@ -116,15 +117,15 @@ def read(boards: Iterable[Path]) -> dict[str, pd.DataFrame]:
     return {board.stem: _read(board) for board in boards}
 
 
-def summed_up(tables: Mapping[str, pd.DataFrame]) -> tuple[several.Several | None, str]:
+def summed_up(tables: Mapping[str, pd.DataFrame]) -> tuple[across_datasets.Several | None, str]:
     """The boards of transfers, where two or more are of one clean question; or why they cannot be summed up."""
     asked = {
         name: table
         for name, table in tables.items()
-        if (table["threat"] == "clean").any() or (table["method"] == leaderboard.LINEAR_PROBE).any()
+        if (table["threat"] == "clean").any() or (table["method"] == csv_file.LINEAR_PROBE).any()
     }
     try:
-        found = several.sum_up(asked)
+        found = across_datasets.sum_up(asked)
     except LeaderboardError as error:  # the other pages are not touched by this
         return None, str(error)
     groups = tuple(group for group in found.groups if len(group.boards) > 1)
@@ -174,7 +175,7 @@ def _listed(board: Path, table: pd.DataFrame) -> Listed:
 
 def _read(board: Path) -> pd.DataFrame:
     try:
-        return leaderboard.read(board)
+        return csv_file.read(board)
     except LeaderboardError as error:
         raise LeaderboardError(f"{error}; take the file out of {board.parent}, or run its benchmark again") from error
 

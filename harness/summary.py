@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from harness.regression import Row, failed
+from harness.leaderboard.regression import Row, failed
 
 
 def headline(name: str, rows: Sequence[Row]) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness import leaderboard, outcomes
 from harness.analysis.statistics import wilson
+from harness.leaderboard import csv_file, outcomes
 
 N = 200
 SCRIPT = "<script>alert(1)</script>"
@@ -61,7 +61,7 @@ def failed(model: str, why: str) -> dict[str, Any]:
 
 def table(*rows: dict[str, Any]) -> pd.DataFrame:
     """The rows as a board."""
-    return pd.DataFrame(rows, columns=list(leaderboard.FORMATS))
+    return pd.DataFrame(rows, columns=list(csv_file.FORMATS))
 
 
 def board(network: str, protocol: str = "pixel", **changes: Any) -> pd.DataFrame:
@@ -105,7 +105,7 @@ def hard() -> pd.DataFrame:
 
 def write(board: pd.DataFrame, path: Path, bits: pd.DataFrame | None = None) -> Path:
     """The board as a CSV, with its outcome file where there are bits."""
-    leaderboard.write(board, path)
+    csv_file.write(board, path)
     if bits is not None:
         outcomes.write(bits, path)
     return path

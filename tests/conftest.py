@@ -388,9 +388,10 @@ def computed(tmp_path_factory: pytest.TempPathFactory, site: Path, images: tuple
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(site))
-        from harness import leaderboard, line
+        from harness import line
+        from harness.leaderboard import csv_file
 
-        leaderboard.write(line.run("tiny.yaml", runs="runs"), Path("first.csv"))
+        csv_file.write(line.run("tiny.yaml", runs="runs"), Path("first.csv"))
     return folder
 
 
@@ -404,10 +405,11 @@ def resumed(here: Path, computed: Path) -> Path:
 
 def csv_of(benchmark: dict[str, Any], runs: Path) -> str:
     """The text of the leaderboard of a mapping, its ledger under ``runs``."""
-    from harness import leaderboard, line
+    from harness import line
     from harness.config.benchmark import parse
+    from harness.leaderboard import csv_file
 
-    return leaderboard.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
+    return csv_file.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
 
 
 def untimed(csv: str) -> list[str]:

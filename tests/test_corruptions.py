@@ -13,9 +13,10 @@ from PIL import Image
 from torch import nn
 
 import harness
-from harness import leaderboard, line, outcomes, plugins
+from harness import line, plugins
 from harness.config import benchmark
 from harness.errors import DataError, DataMissing, SpecError
+from harness.leaderboard import csv_file, outcomes
 from harness.models.robustbench import import_robustbench
 from harness.testing import ThreatContract
 from harness.threats.corruptions import CORRUPTIONS, CORRUPTIONS_3D, Corruptions, Corruptions3D, alexnet, mce
@@ -582,7 +583,7 @@ def by_hand(network, labels):
 def test_a_board_is_the_mean_over_the_stages(benchmark):
     mapping, network, labels = benchmark
     [entry] = line.entries(benchmark.parse(mapping), runs="runs")
-    board = leaderboard.board([entry])
+    board = csv_file.board([entry])
     survived = by_hand(network, labels)
     assert 0 < survived.mean() < 1
     base = board[(board["beta"] == 1) & (board["status"] == "ok")].iloc[0]

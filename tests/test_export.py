@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from conftest import Ended
 
-from harness import leaderboard
 from harness.errors import LeaderboardError
 from harness.export import to_json, to_latex, to_parquet
+from harness.leaderboard import csv_file
 
-COUNTS = {name for name, kind in leaderboard.FORMATS.items() if kind == "d"}
+COUNTS = {name for name, kind in csv_file.FORMATS.items() if kind == "d"}
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ def same(found: object, written: object) -> bool:
 
 
 def test_json_has_every_cell_of_the_csv(board: Path) -> None:
-    table = leaderboard.read(board)
+    table = csv_file.read(board)
     rows = json.loads(to_json(table))
-    assert [list(row) for row in rows] == [list(leaderboard.FORMATS)] * len(table)
+    assert [list(row) for row in rows] == [list(csv_file.FORMATS)] * len(table)
     for row, (_, expected) in zip(rows, table.iterrows(), strict=True):
         assert all(same(row[name], expected[name]) for name in row)
         assert all(isinstance(row[name], int) for name in COUNTS if row[name] is not None)
 
 
 def test_parquet_has_the_same_cells_and_their_types(board: Path, tmp_path: Path) -> None:
-    table = leaderboard.read(board)
+    table = csv_file.read(board)
     (tmp_path / "board.parquet").write_bytes(to_parquet(table))
     found = pd.read_parquet(tmp_path / "board.parquet")
     assert {name for name in found if found[name].dtype == "Int64"} == COUNTS
@@ -49,7 +49,7 @@ def test_parquet_has_the_same_cells_and_their_types(board: Path, tmp_path: Path)
 
 
 def test_latex_has_the_untouched_network_and_the_headline_of_each_model(board: Path) -> None:
-    lines = to_latex(leaderboard.read(board)).splitlines()
+    lines = to_latex(csv_file.read(board)).splitlines()
     assert lines[:3] == [
         r"\begin{tabular}{lrrrrr}",
         r"\toprule",

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from harness import compare, leaderboard, outcomes, regression, summary
+from harness import summary
 from harness.analysis.metrics import METRICS
 from harness.analysis.selection import InSample, choose
 from harness.analysis.statistics import paired
 from harness.errors import LeaderboardError
-from harness.leaderboard import Entry, Headline, Score
+from harness.leaderboard import compare, csv_file, outcomes, regression
+from harness.leaderboard.csv_file import Entry, Headline, Score
 from harness.types import BASELINE, Coverage, Steering
 
 N = 200
@@ -43,7 +44,7 @@ def entry(robust, shared=SHARED, clean=None, target="class"):
 
 
 def board(*entries):
-    return regression.Board(leaderboard.board(entries), outcomes.table(entries))
+    return regression.Board(csv_file.board(entries), outcomes.table(entries))
 
 
 def flip(bits, lose=0, gain=0):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.statistics import wilson
 from harness.errors import LeaderboardError
-from harness.leaderboard import FORMATS, TEXT, Entry, Score, board, read, to_csv, write
+from harness.leaderboard.csv_file import FORMATS, TEXT, Entry, Score, board, read, to_csv, write
 from harness.types import Coverage, Steering
 
 COLUMNS = [

@@ -21,13 +21,14 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.contingency_tables import mcnemar
 from transfer_parts import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 
-from harness import leaderboard, line, outcomes
+from harness import line
 from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
 from harness.errors import HarnessError, ModelError, SpecError
-from harness.leaderboard import Key
+from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard.csv_file import Key
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
 from harness.plugins import build
@@ -218,10 +219,10 @@ class Boards:
         with working(folder, self.site):
             entries = line.entries(benchmark.parse(toy_board(**changes)))
             path = folder / "board.csv"
-            table = leaderboard.board(entries)
-            leaderboard.write(table, path)
+            table = csv_file.board(entries)
+            csv_file.write(table, path)
             outcomes.write(outcomes.table(entries), path)
-            return leaderboard.read(path)
+            return csv_file.read(path)
 
 
 @pytest.fixture(scope="module")

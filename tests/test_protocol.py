@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import leaderboard, outcomes
 from harness.attacks.autoattack import perturb
-from harness.compare import between
 from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.engine.evaluate import allowed
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
+from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard.compare import between
+from harness.leaderboard.regression import Board, check
 from harness.models.demo import MEAN, STD, Demo
 from harness.models.normalisation import Normalised
-from harness.regression import Board, check
 from harness.threats.lp import Linf
 
 ATTACK = {"stages": ["apgd-ce"], "iterations": 10}
@@ -105,7 +105,7 @@ def test_it_stands_beside_no_board_in_pixels(run: Any, command: Any) -> None:
     assert run(asked(name="pixel", protocol="pixel")).code == 0
     ended = command("compare", "leaderboards/tiny.csv", "leaderboards/pixel.csv")
     assert "protocol: paper against pixel: robust accuracies are not compared" in " ".join(ended.out.split())
-    boards = [leaderboard.read(Path(f"leaderboards/{name}.csv")) for name in ("tiny", "pixel")]
+    boards = [csv_file.read(Path(f"leaderboards/{name}.csv")) for name in ("tiny", "pixel")]
     found = between(*boards).rows
     assert len(found)
     assert found["robust_pp"].isna().all()
@@ -152,7 +152,7 @@ def test_corruptions_are_made_before_the_normalisation_under_either_protocol(
     for protocol in ("paper", "pixel"):
         ended = run(asked(models=[model], dataset=data, threat=threat, protocol=protocol, name=protocol))
         assert ended.code == 0, ended.err
-        boards.append(leaderboard.read(Path(f"leaderboards/{protocol}.csv")))
+        boards.append(csv_file.read(Path(f"leaderboards/{protocol}.csv")))
     paper, pixel = (board[board["beta"] == 1].iloc[-1] for board in boards)
     assert paper["clean"] == pixel["clean"] == 1
     assert 0 < paper["robust"] == pixel["robust"] < 1

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 from test_plan import Mean, task
 
-from harness import leaderboard, line, outcomes
+from harness import line
 from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
+from harness.leaderboard import csv_file, outcomes
 from harness.models.demo import Demo
 from harness.scheduling.trials import Lane
 from harness.types import Shard, Steering
@@ -41,7 +42,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "executor": {"kind": "local", "workers": workers},
         } | changes
         entries = line.entries(benchmark.parse(asked), runs=folder / name)
-        return leaderboard.board(entries), outcomes.table(entries), folder / name / "tiny"
+        return csv_file.board(entries), outcomes.table(entries), folder / name / "tiny"
 
     return {
         "without": go("without"),
@@ -110,7 +111,7 @@ def test_the_row_says_so(answers: dict[str, Any]) -> None:
 
 
 def test_it_is_the_same_with_two_workers(answers: dict[str, Any], untimed: Callable[[str], list[str]]) -> None:
-    boards = [untimed(leaderboard.to_csv(answers[name][0])) for name in ("with", "two")]
+    boards = [untimed(csv_file.to_csv(answers[name][0])) for name in ("with", "two")]
     assert boards[0] == boards[1]
     assert answers["with"][1].equals(answers["two"][1])
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import Ended
 
 from harness import headline, report
-from harness.flags import MEANING
 from harness.headline import Summary
+from harness.leaderboard.flags import MEANING
 
 BITS = pd.DataFrame(
     [

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import Mean, Stages, task
 
-from harness import leaderboard, line, outcomes
+from harness import line
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
 from harness.config import benchmark
 from harness.contracts import Threat
 from harness.engine.scheduler import Everything, Races, State
+from harness.leaderboard import csv_file, outcomes
 from harness.scheduling.best_first import Race
 from harness.scheduling.margins import most_fragile_first
 from harness.scheduling.trials import REPLAY_FIRST, Lane, grid, lanes, shards
@@ -218,7 +219,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     def go(name: str, **changes: Any) -> Any:
         entries = line.entries(benchmark.parse(mapping_of(**changes)), runs=folder / name)
-        return leaderboard.board(entries), outcomes.table(entries)
+        return csv_file.board(entries), outcomes.table(entries)
 
     return {
         "one": go("one"),
@@ -234,7 +235,7 @@ def test_the_board_is_the_same_with_any_number_of_workers_and_whatever_the_ledge
     one, bits = boards["one"]
     for other in ("two", "after"):
         board, table = boards[other]
-        assert untimed(leaderboard.to_csv(board)) == untimed(leaderboard.to_csv(one))
+        assert untimed(csv_file.to_csv(board)) == untimed(csv_file.to_csv(one))
         assert table.equals(bits)
 
 
@@ -247,9 +248,9 @@ def test_the_demo_networks_have_the_winners_of_the_full_grid(boards: dict[str, A
     pd.testing.assert_frame_equal(*headlines, check_dtype=False)
     winners = [board[board["rank"] == 1][shown].reset_index(drop=True) for board in (best, full)]
     pd.testing.assert_frame_equal(*winners, check_dtype=False)
-    exact = {key: row["robust"] for key, row in leaderboard.scored_rows(full).items()}
-    assert {key: row["robust"] for key, row in leaderboard.scored_rows(best).items()}.items() <= exact.items()
-    for key, row in leaderboard.scored_rows(best, "bounded").items():
+    exact = {key: row["robust"] for key, row in csv_file.scored_rows(full).items()}
+    assert {key: row["robust"] for key, row in csv_file.scored_rows(best).items()}.items() <= exact.items()
+    for key, row in csv_file.scored_rows(best, "bounded").items():
         assert row["robust"] >= exact[key]
 
 
@@ -267,7 +268,7 @@ def test_an_unfinished_row_says_what_it_can_be_at_most(
     own = bits[(bits["model"] == row["model"]) & (bits["beta"] == f"{row['beta']:g}")]
     last = own[own["stage"] == "square"]["outcomes"].item()
     assert "?" in last
-    leaderboard.write(board, tmp_path / "x.csv")
-    assert leaderboard.to_csv(leaderboard.read(tmp_path / "x.csv")) == leaderboard.to_csv(board)
-    bound = outcomes.scores(bits)[leaderboard.key_of(row)][1]
+    csv_file.write(board, tmp_path / "x.csv")
+    assert csv_file.to_csv(csv_file.read(tmp_path / "x.csv")) == csv_file.to_csv(board)
+    bound = outcomes.scores(bits)[csv_file.key_of(row)][1]
     assert bound.mean() == pytest.approx(row["robust"])

@@ -16,9 +16,10 @@ from conftest import Ended
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from harness import several, site
+from harness import site
 from harness.errors import LeaderboardError
-from harness.several import Group, Question, Row, sum_up
+from harness.leaderboard import across_datasets
+from harness.leaderboard.across_datasets import Group, Question, Row, sum_up
 
 CLEAN = {
     "metric": "accuracy", "threat": "clean", "eps": "", "attack": "", "trainable_parameters": 965,
@@ -48,12 +49,12 @@ def transfer(
     return boards.table(*rows)
 
 
-def only(found: several.Several) -> Group:
+def only(found: across_datasets.Several) -> Group:
     (group,) = found.groups
     return group
 
 
-def by_method(found: several.Several) -> dict[str, Row]:
+def by_method(found: across_datasets.Several) -> dict[str, Row]:
     return {row.method: row for row in only(found).rows}
 
 
@@ -87,7 +88,7 @@ def test_a_method_that_a_board_lacks_tells_over_how_many_sets_it_is() -> None:
     assert (row.sets, row.of, row.won, row.tied, row.lost) == (2, 3, 0, 1, 1)
     assert (row.baseline, row.accuracy, row.delta) == pytest.approx((65.0, 64.5, -0.5))
     assert row.p_value == 1.0  # of one that is no tie
-    assert several.cells(row)[2] == "2 of 3"
+    assert across_datasets.cells(row)[2] == "2 of 3"
 
 
 @pytest.mark.parametrize(
@@ -108,25 +109,25 @@ def test_the_sign_test_is_exact_and_leaves_ties_out(deltas: Sequence[float], p_v
 def test_a_single_set_has_no_interval_over_sets() -> None:
     row = by_method(sum_up({"a": transfer("beans", 50, 2.0)}))["ct"]
     assert (row.delta, row.low, row.high) == (2.0, None, None)
-    assert several.cells(row)[6] == "–"
+    assert across_datasets.cells(row)[6] == "–"
 
 
 def test_a_baseline_of_zero_has_no_relative_gain() -> None:
     row = by_method(sum_up({"a": transfer("beans", 0, 7.000000000000002), "b": transfer("dtd", 50, 1.0)}))["ct"]
     assert row.relative is None
     assert (row.delta, row.baseline) == pytest.approx((4.0, 25.0))
-    assert several.cells(row)[9] == "–"
+    assert across_datasets.cells(row)[9] == "–"
 
 
 def test_what_people_read() -> None:
-    ct, lora = (several.cells(row) for row in only(sum_up(three())).rows)
+    ct, lora = (across_datasets.cells(row) for row in only(sum_up(three())).rows)
     assert ct == ("m", "ct", "3", "46.67", "48.67", "+2.00", f"−5.45{TO}+9.45", "2/0/1", "1", "+17.58", f"965{TO}7,690")
     assert lora[5:] == ("−0.50", f"−6.85{TO}+5.85", "0/1/1", "1", "−1.00", "1,100")
     assert only(sum_up(three())).columns[3] == "probe"
 
 
 def test_the_sets_behind_the_means_stand_alone() -> None:
-    heads, lines = several.behind(only(sum_up(three())))
+    heads, lines = across_datasets.behind(only(sum_up(three())))
     assert heads == ("probe", "selected", "Δ", "95 % of Δ", "p", "Δ lora-1")
     assert [(line.dataset, line.board) for line in lines] == [("beans", "a"), ("dtd[:200]", "b"), ("mnist", "c")]
     assert lines[0].cells == ("50.0", "52.0", "+2.0", f"−1.0{TO}+4.0", "0.5", "−1.0")
@@ -271,7 +272,7 @@ def test_attributes_have_a_mean_accuracy_that_counts_and_is_named() -> None:
     found = sum_up(three() | {"d": transfer("celeba", 90, 2.0, metric="mean_accuracy")})
     assert found.left_out == ()
     assert by_method(found)["ct"].sets == 4
-    assert "celeba (mean accuracy)" in [line.dataset for line in several.behind(only(found))[1]]
+    assert "celeba (mean accuracy)" in [line.dataset for line in across_datasets.behind(only(found))[1]]
 
 
 def test_under_a_threat_the_robust_accuracy_counts() -> None:
@@ -283,7 +284,7 @@ def test_under_a_threat_the_robust_accuracy_counts() -> None:
 
 
 def shown(tables: dict[str, pd.DataFrame], **options: Any) -> boards.Element:
-    return boards.parsed(several.page(sum_up(tables), **options))
+    return boards.parsed(across_datasets.page(sum_up(tables), **options))
 
 
 def texts(table: boards.Element) -> list[list[str]]:
@@ -293,7 +294,7 @@ def texts(table: boards.Element) -> list[list[str]]:
 def test_the_page_has_the_means_and_the_sets() -> None:
     page = shown(three(), links={"all boards": "index.html"}, pages={"a": "boards/a.html"})
     found = only(sum_up(three()))
-    means = [[text.replace("\N{NO-BREAK SPACE}", " ") for text in several.cells(row)] for row in found.rows]
+    means = [[text.replace("\N{NO-BREAK SPACE}", " ") for text in across_datasets.cells(row)] for row in found.rows]
     assert texts(page.all("table", id="means-1")[0]) == [list(found.columns), *means]
     (each,) = page.all("table", id="each-1")
     assert texts(each)[:2] == [
@@ -308,7 +309,7 @@ def test_the_page_has_the_means_and_the_sets() -> None:
 def test_the_page_is_well_made_with_two_questions_flags_and_things_left_out() -> None:
     tables = three() | {"twin": transfer("beans", 5, 1.0, **ATTACKED, flags="replay"),
                         "mse": transfer("dsprites", 50, 2.0, metric="mse")}  # fmt: skip
-    text = several.page(sum_up(tables))
+    text = across_datasets.page(sum_up(tables))
     page = boards.parsed(text)
     ids = re.findall(r'\bid="([^"]*)"', text)
     assert len(ids) == len(set(ids)), "every id is there once"
@@ -319,14 +320,14 @@ def test_the_page_is_well_made_with_two_questions_flags_and_things_left_out() ->
     assert [one.text for one in page.all("dt")] == ["replay"]
     assert page.all("li")[0].text == sum_up(tables).left_out[0]
     assert not re.search(r'(?:src|href)="(?!#|data:)', text), "nothing is loaded"
-    assert several.page(sum_up(tables)) == text
+    assert across_datasets.page(sum_up(tables)) == text
 
 
 def test_no_text_of_a_board_becomes_markup() -> None:
     nasty = boards.SCRIPT
     tables = {nasty: transfer(nasty, 50, 2.0, {nasty: 1.0}, model=nasty, flags=nasty, attack=nasty),
               "gone": boards.table(boards.failed(nasty, nasty) | CLEAN)}  # fmt: skip
-    text = several.page(sum_up(tables), pages={nasty: nasty})
+    text = across_datasets.page(sum_up(tables), pages={nasty: nasty})
     page = boards.parsed(text)
     assert text.count("<script") == 1
     assert [row[0] for row in texts(page.all("table", id="means-1")[0])][1:] == [nasty, nasty]
@@ -356,7 +357,7 @@ def test_show_sums_several_boards_up(command: Callable[..., Ended], written: lis
     found = only(sum_up(three()))
     assert list(found.columns) in rows
     for row in found.rows:
-        assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in several.cells(row)] in [
+        assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in across_datasets.cells(row)] in [
             [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in cells] for cells in rows
         ]
     assert ended.out.startswith("clean · against the linear probe")
@@ -408,7 +409,7 @@ def test_report_writes_one_page_of_several_boards(
     assert command("report", *written, "-o", "else/transfer.html").code == 0
     page = (here / "leaderboards/several.html").read_text(encoding="utf-8")
     assert (here / "else/transfer.html").read_text(encoding="utf-8") == page
-    assert page == several.page(sum_up(three()))
+    assert page == across_datasets.page(sum_up(three()))
     assert command("report", written[0]).out == "written: leaderboards/a.html\n"
 
 
@@ -416,7 +417,7 @@ def test_report_writes_one_page_of_several_boards(
 
 
 def built(tables: dict[str, pd.DataFrame], folder: Path) -> tuple[boards.Element, Path]:
-    """The index of a site of these boards, and where several.html is, or would be."""
+    """The index of a site of these boards, and where across_datasets.html is, or would be."""
     for name, table in tables.items():
         boards.write(table, folder / f"boards/{name}.csv")
     site.build(folder / "boards", folder / "site")

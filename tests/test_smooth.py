@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import flags, line
+from harness import line
 from harness.config import benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import phi
@@ -21,7 +21,8 @@ from harness.curvature.smooth import NATIVE, dilated, native, stand_in, with_pla
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import IncompleteSteering, NothingToSteer, SpecError
-from harness.flags import STEERED
+from harness.leaderboard import flags
+from harness.leaderboard.flags import STEERED
 from harness.scheduling.trials import grid
 from harness.types import Steering
 

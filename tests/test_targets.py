@@ -16,7 +16,7 @@ from sklearn.metrics import mean_squared_error, r2_score
 from torch import Tensor, tensor
 from transfer_parts import by_hand, cross_validated, hidden, toy_board, toy_images, working
 
-from harness import leaderboard, line, outcomes
+from harness import line
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
 from harness.analysis.task_types import QUESTIONS
@@ -24,7 +24,8 @@ from harness.config import benchmark
 from harness.datasets.hugging_face import HuggingFace
 from harness.engine import images
 from harness.errors import DataError, ModelError, SpecError
-from harness.leaderboard import Key
+from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard.csv_file import Key
 from harness.models.checkpoint import Checkpoint
 from harness.transfer import linear_probe
 from harness.transfer.linear_probe import Probing
@@ -219,9 +220,9 @@ def boards(
             }
             entries = line.entries(benchmark.parse(toy_board(model=model, dataset=set_of("test.npz", target))))
             path = folder / "board.csv"
-            leaderboard.write(leaderboard.board(entries), path)
+            csv_file.write(csv_file.board(entries), path)
             outcomes.write(outcomes.table(entries), path)
-            found[target] = folder, leaderboard.read(path)
+            found[target] = folder, csv_file.read(path)
     return found
 
 
@@ -360,7 +361,7 @@ def test_a_threat_without_an_adversary_is_met(
             name=f"shade-{search}", model={"train": set_of("train.npz", target)}, threat={"kind": "shade"},
             dataset=set_of("test.npz", target), search={"kind": search}, batch_size=20,
         )  # fmt: skip
-        table = leaderboard.board(line.entries(benchmark.parse(benchmark)))
+        table = csv_file.board(line.entries(benchmark.parse(benchmark)))
     (x, y), (shown, asked) = labelled(60, 0, target), labelled(45, 1, target)
     finished = grid(table)
     sign = 1 if target == "attributes" else -1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness import flags, report
+from harness import report
 from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
@@ -17,6 +17,7 @@ from harness.doctor import doctor
 from harness.engine.images import open_data
 from harness.engine.numerics import reproducible
 from harness.errors import ModelError, SpecError
+from harness.leaderboard import flags
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
 from harness.plugins import build

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from harness import leaderboard, outcomes
 from harness.analysis.statistics import fell, flipped, holm
 from harness.errors import LeaderboardError
-from harness.leaderboard import BOUNDED, Key
+from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard.csv_file import BOUNDED, Key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,8 +93,8 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
         LeaderboardError: the boards do not answer the same question.
     """
     _same_question(fresh.table, committed.table)
-    expected, given_up = leaderboard.scored_rows(committed.table), leaderboard.scored_rows(fresh.table, BOUNDED)
-    found = leaderboard.scored_rows(fresh.table) | given_up
+    expected, given_up = csv_file.scored_rows(committed.table), csv_file.scored_rows(fresh.table, BOUNDED)
+    found = csv_file.scored_rows(fresh.table) | given_up
     before, after = outcomes.scores(committed.outcomes), outcomes.scores(fresh.outcomes)
     broken = {key: why for key in expected if (why := _broken(key, expected[key], found, fresh.table))}
     judged = [key for key in expected if key not in broken]
@@ -122,7 +122,7 @@ Scores = tuple[np.ndarray, np.ndarray]
 def _same_question(fresh: pd.DataFrame, committed: pd.DataFrame) -> None:
     for name in MUST_AGREE:
         values = [
-            sorted({leaderboard.written(value, name) for value in board[name]} - {""}) for board in (committed, fresh)
+            sorted({csv_file.written(value, name) for value in board[name]} - {""}) for board in (committed, fresh)
         ]
         if values[1] and values[0] != values[1]:  # nothing at all on the fresh board is a model that vanished
             raise LeaderboardError(
@@ -134,7 +134,7 @@ def _same_question(fresh: pd.DataFrame, committed: pd.DataFrame) -> None:
 def _broken(key: Key, row: pd.Series, found: Mapping[Key, pd.Series], fresh: pd.DataFrame) -> str | None:
     if key not in found:
         status = fresh.loc[fresh["model"] == key.model, "status"]
-        reasons = [text for text in status if text.startswith(leaderboard.FAILED)]
+        reasons = [text for text in status if text.startswith(csv_file.FAILED)]
         return reasons[0] if reasons else "the row vanished" if len(status) else "the model vanished"
     for column, what in (FITTED if row["fitted_from"] else HASHES).items():
         if row[column] != found[key][column]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness import leaderboard, outcomes
 from harness.analysis.metrics import METRICS, of_row
 from harness.analysis.statistics import paired, unpaired
-from harness.leaderboard import Key
+from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard.csv_file import Key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +43,7 @@ def within(board: pd.DataFrame) -> pd.DataFrame:
     """Each model's selected β against its baseline, on the same images; columns `WITHIN`."""
     import pandas as pd
 
-    headlines = board[board["status"].isin([leaderboard.SELECTED, leaderboard.IN_SAMPLE])].copy()
+    headlines = board[board["status"].isin([csv_file.SELECTED, csv_file.IN_SAMPLE])].copy()
     headlines["baseline"] = headlines["robust"] - headlines["delta_pp"] / 100
     return pd.DataFrame(headlines, columns=list(WITHIN)).reset_index(drop=True)
 
@@ -79,7 +79,7 @@ def between(
     """
     import pandas as pd
 
-    left, right = leaderboard.scored_rows(first), leaderboard.scored_rows(second)
+    left, right = csv_file.scored_rows(first), csv_file.scored_rows(second)
     shared = [key for key in left if key in right]
     models = {key.model for key in shared}
     differences, alike, same_threat, same_images = _differences(
@@ -139,7 +139,7 @@ def _differences(first: pd.DataFrame, second: pd.DataFrame) -> tuple[list[str], 
 
 
 def _values(board: pd.DataFrame, name: str) -> set[str]:
-    return {leaderboard.written(value, name) for value in board.loc[board["status"] == leaderboard.OK, name]}
+    return {csv_file.written(value, name) for value in board.loc[board["status"] == csv_file.OK, name]}
 
 
 def _against(first: pd.DataFrame, second: pd.DataFrame, name: str) -> str:

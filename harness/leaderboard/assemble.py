@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from harness import flags, leaderboard
 from harness.analysis.metrics import METRICS
 from harness.analysis.selection import CrossValidation, InSample, Scored, choose, selection_sets
 from harness.analysis.selection_test import of_procedure
@@ -16,7 +15,8 @@ from harness.config.benchmark import Benchmark
 from harness.engine.images import Data
 from harness.engine.prepare import Admission
 from harness.engine.scheduler import State
-from harness.leaderboard import Entry, Headline, Score
+from harness.leaderboard import csv_file, flags
+from harness.leaderboard.csv_file import Entry, Headline, Score
 from harness.models.published import Published
 from harness.scheduling.trials import Lane
 from harness.types import Outcome, Steering, Task
@@ -112,7 +112,7 @@ def _headline(benchmark: Benchmark, every: Sequence[Score], data: Data, rehearse
     selection, scores = benchmark.selection, [score for score in every if not score.steering.method]
     setting = {"cross_validation": "folds", "holdout": "share"}.get(selection.kind)
     name = f"{selection.kind}:{getattr(selection, setting):g}" if setting else selection.kind
-    status = leaderboard.IN_SAMPLE if isinstance(selection, InSample) else leaderboard.SELECTED
+    status = csv_file.IN_SAMPLE if isinstance(selection, InSample) else csv_file.SELECTED
     choice = choose(selection, scores, data.strata, benchmark.seed, rehearsed)
     if isinstance(selection, CrossValidation):
         gain = of_procedure(scores, selection_sets(selection, data.strata, benchmark.seed), benchmark.seed)

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import scipy
 
-from harness import flags
 from harness.analysis.metrics import of_row
 from harness.analysis.statistics import mcnemar
 from harness.curves import is_number, models
 from harness.errors import LeaderboardError
 from harness.headline import signed
-from harness.leaderboard import BOUNDED, CT, FAILED, IN_SAMPLE, LINEAR_PROBE, OK, SELECTED, UNTOUCHED
+from harness.leaderboard import flags
+from harness.leaderboard.csv_file import BOUNDED, CT, FAILED, IN_SAMPLE, LINEAR_PROBE, OK, SELECTED, UNTOUCHED
 from harness.listing import TO
 from harness.pages import render
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import LeaderboardError
-from harness.leaderboard import Entry, Key, method_of
+from harness.leaderboard.csv_file import Entry, Key, method_of
 from harness.scheduling.trials import CLEAN, REPLAY
 from harness.util.files import write_whole
 
