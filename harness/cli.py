@@ -395,8 +395,8 @@ def doctor(
     ] = True,
 ) -> int:
     """Look, before the hours are spent, whether a benchmark will run, and what it will take: 0 ready, 2 not."""
+    from harness.checks.doctor import doctor as look
     from harness.config import benchmark
-    from harness.doctor import doctor as look
     from harness.screen import print_findings
 
     loaded = benchmark.load(benchmark, overrides or ())
@@ -412,7 +412,7 @@ def coverage(
     csv: Annotated[Path, typer.Option(help="The table; what it has is not audited again.")] = COVERAGE,
 ) -> int:
     """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
-    from harness import coverage as coverages
+    from harness.checks import zoo_coverage as coverages
     from harness.models.robustbench_zoo import zoo
     from harness.plugins import did_you_mean
     from harness.screen import Counting, print_coverage

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.metrics import of_row
-from harness.coverage import SUMMED_UP, summed_up
+from harness.checks.zoo_coverage import SUMMED_UP, summed_up
 from harness.headline import gain
 from harness.leaderboard.across_datasets import cells
 from harness.leaderboard.csv_file import BOUNDED, CT, FAILED, IN_SAMPLE, OWN, SELECTED
@@ -30,8 +30,8 @@ from harness.leaderboard.flags import MEANING
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.checkup import Finding
-    from harness.coverage import Audit
+    from harness.checks.model_checks import Finding
+    from harness.checks.zoo_coverage import Audit
     from harness.engine.scheduler import Agenda
     from harness.errors import ModelError
     from harness.leaderboard.across_datasets import Several

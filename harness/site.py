@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from harness import coverage, curves, paper
+from harness import curves, paper
+from harness.checks import zoo_coverage
 from harness.errors import LeaderboardError
 from harness.headline import SHORT, Summary, summary
 from harness.leaderboard import across_datasets, csv_file, outcomes
@@ -143,11 +144,11 @@ def index(boards: Iterable[Listed], table: Path, published: str, summed: str = "
         summed: address of several data sets summed up; likewise.
         why_not: what stood in the way of that.
     """
-    audits = coverage.read(table)
+    audits = zoo_coverage.read(table)
     return render(
         "index.html.j2",
         boards=list(boards),
-        coverage=[("board", "entries", *coverage.SUMMED_UP), *coverage.summed_up(audits)] if audits else [],
+        coverage=[("board", "entries", *zoo_coverage.SUMMED_UP), *zoo_coverage.summed_up(audits)] if audits else [],
         table=COVERAGE,
         paper=published,
         several=summed,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import coverage
-from harness.coverage import Audit, applicability, audit, executed, survey
+from harness.checks import zoo_coverage
+from harness.checks.zoo_coverage import Audit, applicability, audit, executed, survey
 from harness.errors import LeaderboardError
 from harness.models import robustbench_zoo
 from harness.models.robustbench_zoo import ZooEntry
@@ -101,20 +101,22 @@ def test_a_stopped_survey_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any)
             asked.append(entry)
             if entry.name == "c" and asked.count(entry) == 1:
                 raise KeyboardInterrupt
-            yield Audit(*entry, builds="yes", applicability="yes, wholly", robustbench=coverage.version("robustbench"))
+            yield Audit(
+                *entry, builds="yes", applicability="yes, wholly", robustbench=zoo_coverage.version("robustbench")
+            )
 
-    monkeypatch.setattr(coverage, "_audited", audited)
+    monkeypatch.setattr(zoo_coverage, "_audited", audited)
     table = tmp_path / "coverage.csv"
     with pytest.raises(KeyboardInterrupt):
         survey(ENTRIES, table, lambda row: None)
-    assert [row.model for row in coverage.read(table)] == ["a", "b"]
+    assert [row.model for row in zoo_coverage.read(table)] == ["a", "b"]
     told: list[str] = []
     rows = survey(ENTRIES, table, lambda row: told.append(row.model))
     assert told == ["c"]
     assert [entry.name for entry in asked] == ["a", "b", "c", "c"]
-    assert rows == coverage.read(table)
-    monkeypatch.setattr(coverage, "version", lambda name: "another")
-    assert coverage.missing(ENTRIES, table) == ENTRIES
+    assert rows == zoo_coverage.read(table)
+    monkeypatch.setattr(zoo_coverage, "version", lambda name: "another")
+    assert zoo_coverage.missing(ENTRIES, table) == ENTRIES
 
 
 def test_what_does_not_build_or_kills_its_process_is_a_row(tmp_path: Path) -> None:
@@ -125,15 +127,15 @@ def test_what_does_not_build_or_kills_its_process_is_a_row(tmp_path: Path) -> No
 def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("a,b\n1,2\n")
     with pytest.raises(LeaderboardError, match=r"c\.csv: not a table of coverage: expected the columns dataset, thr"):
-        coverage.read(tmp_path / "c.csv")
+        zoo_coverage.read(tmp_path / "c.csv")
 
 
 def test_the_committed_table_answers_for_every_entry() -> None:
-    rows = coverage.read(ROOT / "leaderboards" / "coverage.csv")
+    rows = zoo_coverage.read(ROOT / "leaderboards" / "coverage.csv")
     assert {(row.dataset, row.threat, row.model) for row in rows} == set(robustbench_zoo.zoo())
     assert all(row.builds == "yes" for row in rows)
-    *_, everything = coverage.summed_up(rows)
-    assert dict(zip(coverage.SUMMED_UP, everything[2:], strict=True)) == {
+    *_, everything = zoo_coverage.summed_up(rows)
+    assert dict(zip(zoo_coverage.SUMMED_UP, everything[2:], strict=True)) == {
         "build": "206", "CT applies": "113", "in part": "8", "not": "85", "steered wholly": "121",
         "wholly by modules": "90", "smooth extension": "92",
     }  # fmt: skip

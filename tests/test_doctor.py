@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import checkup, doctor
 from harness.attacks.autoattack import VERSIONS, Custom, perturb
-from harness.checkup import Finding
+from harness.checks import doctor, model_checks
+from harness.checks.cost import Costs, Passes, available_memory, gradient, memory, passes, seconds
+from harness.checks.model_checks import Finding
 from harness.config import benchmark
 from harness.config.benchmark import Benchmark
 from harness.contracts import Threat
 from harness.errors import DataMissing
-from harness.estimate import Costs, Passes, available_memory, gradient, memory, passes, seconds
 from harness.models.demo import Demo
 from harness.threats.lp import Linf
 from harness.types import Batch
@@ -215,14 +215,14 @@ def mapping_of_digits(changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("here")
 def test_a_beta_at_which_nothing_is_right(mapping: Mapping, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checkup.logits
+    real = model_checks.logits
     calls = iter(range(100))
 
     def misled(net: nn.Module, x: Tensor) -> Tensor:
         scores = real(net, x)
         return scores if next(calls) == 0 else scores.roll(1, 1)  # the first look is at the untouched network
 
-    monkeypatch.setattr(checkup, "logits", misled)
+    monkeypatch.setattr(model_checks, "logits", misled)
     fault = faults(look(mapping(models=[network("tiny_networks:quadrants")])))["attack"]
     assert (fault.level, fault.remedy) == ("warning", "let the grid of β end nearer to 1")
 

@@ -10,8 +10,8 @@ from scipy.optimize import brentq, linprog
 from harness import steer
 from harness.attacks import autoattack, fab_projection
 from harness.attacks.autoattack import Custom, perturb
+from harness.checks.cost import _project
 from harness.datasets.digits import Digits
-from harness.estimate import _project
 from harness.models.demo import Demo
 
 OURS = {"Linf": fab_projection.linf, "L2": fab_projection.l2}

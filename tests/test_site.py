@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from conftest import Ended
 
-from harness import coverage, site
-from harness.coverage import Audit
+from harness import site
+from harness.checks import zoo_coverage
+from harness.checks.zoo_coverage import Audit
 from harness.errors import LeaderboardError
 
 BITS = pd.DataFrame(
@@ -32,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     small = boards.table(boards.selected("m", "0.9", delta_pp=2.0), boards.untouched("m"))
     boards.write(small, there / "a #1?.csv", BITS)
     boards.write(boards.hard(), there / "index.csv")
-    (there / "coverage.csv").write_text(coverage.to_csv(AUDITS), encoding="utf-8")
+    (there / "coverage.csv").write_text(zoo_coverage.to_csv(AUDITS), encoding="utf-8")
     return there
 
 

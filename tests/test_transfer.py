@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from harness import report
+from harness.checks.doctor import doctor
 from harness.config import benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
-from harness.doctor import doctor
 from harness.engine.images import open_data
 from harness.engine.numerics import reproducible
 from harness.errors import ModelError, SpecError

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from harness.checkup import Finding, Look, checkup, problem
+from harness.checks.cost import WORKER, available_memory, memory, seconds
+from harness.checks.model_checks import Finding, Look, checkup, problem
 from harness.config.benchmark import Benchmark
 from harness.engine.evaluate import workbench
 from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
 from harness.engine.provenance import provenance
 from harness.errors import ModelError
-from harness.estimate import WORKER, available_memory, memory, seconds
 from harness.line import enough_for
 from harness.types import Batch, Preprocessing
 

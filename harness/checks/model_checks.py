@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness.analysis.task_types import QUESTIONS
 from harness.attacks.autoattack import Custom
+from harness.checks.cost import Costs, gradient, measure
 from harness.config.benchmark import Benchmark
 from harness.contracts import Model
 from harness.engine.evaluate import Workbench, allowed, logits, workbench
@@ -19,7 +20,6 @@ from harness.engine.images import of_pixels
 from harness.engine.numerics import reproducible
 from harness.engine.prepare import can_be_asked
 from harness.errors import HarnessError, ModelError, NothingToSteer
-from harness.estimate import Costs, gradient, measure
 from harness.leaderboard import flags
 from harness.models.published import published, unlike
 from harness.models.robustbench import RobustBench
