@@ -208,10 +208,10 @@ def plot(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder. [default: the board's]")] = None,
 ) -> int:
     """Draw accuracy against β, one panel a model, as SVG and PNG."""
-    from harness import drawing
     from harness.leaderboard import csv_file
+    from harness.report import plot
 
-    for path in drawing.write(csv_file.read(board), out or board.parent, board.stem):
+    for path in plot.write(csv_file.read(board), out or board.parent, board.stem):
         typer.echo(f"written: {path}")
     return GOOD
 
@@ -229,8 +229,8 @@ def report(
     ] = None,
 ) -> int:
     """Write a leaderboard, or several summed up, as one HTML page for people; it needs no network."""
-    from harness import report as reports
     from harness.leaderboard import across_datasets
+    from harness.report import page as reports
 
     boards = _without_outcome_files(boards)
     if len(boards) > 1:
@@ -249,7 +249,7 @@ def site(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to publish.")] = Path("site"),
 ) -> int:
     """Write a static site of all leaderboards in a folder: an index, a page for each, and the files."""
-    from harness import site as sites
+    from harness.report import site as sites
 
     typer.echo(f"written: {sites.build(folder, out)[0]}")
     return GOOD
@@ -262,8 +262,8 @@ def paper(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("paper.html"),
 ) -> int:
     """Write the paper's robustness table as one HTML page: as published, under protocol: paper, and in pixel space."""
-    from harness import paper as papers
-    from harness import site as sites
+    from harness.report import paper_table as papers
+    from harness.report import site as sites
 
     write_whole(out, papers.page(papers.groups(sites.read(sites.found(folder)))))
     typer.echo(f"written: {out}")
@@ -277,9 +277,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the networks and their data.")] = 0,
 ) -> int:
     """Draw what β does to two small networks, as SVG and PNG: a decision boundary and a fitted curve."""
-    from harness import figure_one
+    from harness.report import demo_figure
 
-    for path in figure_one.write(out, seed):
+    for path in demo_figure.write(out, seed):
         typer.echo(f"written: {path}")
     return GOOD
 
@@ -294,8 +294,8 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: beside the board]")] = None,
 ) -> int:
     """Write a leaderboard for other programs: --json, --parquet or --latex."""
-    from harness.export import FORMS
     from harness.leaderboard import csv_file
+    from harness.report.export import FORMS
 
     asked = [form for form, wanted in (("json", json_), ("parquet", parquet), ("latex", latex)) if wanted]
     if len(asked) != 1:
@@ -351,10 +351,10 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 regressed, 2 could not be compared."""
-    from harness import summary as summaries
     from harness.config import benchmark
     from harness.engine.provenance import code_sha256
     from harness.leaderboard import csv_file, outcomes, regression
+    from harness.report import ci_summary as summaries
 
     loaded = benchmark.load(benchmark, overrides or ())
     committed = None if update and not against.exists() else csv_file.read(against)

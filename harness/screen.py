@@ -22,10 +22,10 @@ from rich.text import Text
 
 from harness.analysis.metrics import of_row
 from harness.checks.zoo_coverage import SUMMED_UP, summed_up
-from harness.headline import gain
 from harness.leaderboard.across_datasets import cells
 from harness.leaderboard.csv_file import BOUNDED, CT, FAILED, IN_SAMPLE, OWN, SELECTED
 from harness.leaderboard.flags import MEANING
+from harness.report.verdict import gain
 
 if TYPE_CHECKING:
     import pandas as pd

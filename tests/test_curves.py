@@ -14,16 +14,16 @@ import pytest
 from conftest import Ended
 from matplotlib.axes import Axes
 
-from harness import curves, drawing
 from harness.analysis.statistics import wilson
 from harness.errors import LeaderboardError
+from harness.report import curves, plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def axes_of(*rows: dict[str, Any]) -> Axes:
     (panel,) = curves.panels(boards.table(*rows))
-    return drawing.draw([panel]).axes[0]
+    return plot.draw([panel]).axes[0]
 
 
 def lines(axis: Axes, **look: object) -> list[Any]:
@@ -82,8 +82,8 @@ def test_a_bound_is_an_open_mark_that_no_line_joins_and_no_band_surrounds() -> N
     assert at(joined) == ([0.9, 1.0], [55.0, 50.0])
     assert at(bound) == ([0.8], [45.0])
     assert bound.get_linestyle() == "None"
-    assert bound.get_markerfacecolor() == drawing.PAPER
-    assert joined.get_markerfacecolor() == drawing.ROBUST
+    assert bound.get_markerfacecolor() == plot.PAPER
+    assert joined.get_markerfacecolor() == plot.ROBUST
     assert all(band.get_paths()[0].vertices[:, 0].min() >= 0.9 for band in axis.collections)
     assert "at most" in [text.get_text() for text in axis.get_legend().get_texts()]
 
@@ -127,8 +127,8 @@ def test_each_c_has_a_line_from_the_untouched_network_and_no_two_lines_look_alik
 
 
 def test_the_svg_is_xml_names_every_model_and_is_the_same_each_time(tmp_path: Path) -> None:
-    drawing.write(boards.hard(), tmp_path / "a", "board")
-    drawing.write(boards.hard(), tmp_path / "b", "board")
+    plot.write(boards.hard(), tmp_path / "a", "board")
+    plot.write(boards.hard(), tmp_path / "b", "board")
     for name in ("board.svg", "board.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     text = (tmp_path / "a" / "board.svg").read_text(encoding="utf-8")
@@ -152,7 +152,7 @@ def test_drawing_leaves_matplotlibs_settings_alone() -> None:
     import matplotlib as mpl
 
     before = json.dumps(dict(mpl.rcParams), default=str)
-    drawing.svg(drawing.draw(curves.panels(boards.hard())))
+    plot.svg(plot.draw(curves.panels(boards.hard())))
     assert json.dumps(dict(mpl.rcParams), default=str) == before
 
 

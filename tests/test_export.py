@@ -14,8 +14,8 @@ import pytest
 from conftest import Ended
 
 from harness.errors import LeaderboardError
-from harness.export import to_json, to_latex, to_parquet
 from harness.leaderboard import csv_file
+from harness.report.export import to_json, to_latex, to_parquet
 
 COUNTS = {name for name, kind in csv_file.FORMATS.items() if kind == "d"}
 

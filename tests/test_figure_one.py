@@ -11,18 +11,29 @@ import torch
 from conftest import Ended
 from torch import Tensor
 
-from harness import figure_one
-from harness.figure_one import BETAS, INTERVAL, SIDE, SQUARE, Task, division, fit, level_set, slope_variation, turning
+from harness.report import demo_figure
+from harness.report.demo_figure import (
+    BETAS,
+    INTERVAL,
+    SIDE,
+    SQUARE,
+    Task,
+    division,
+    fit,
+    level_set,
+    slope_variation,
+    turning,
+)
 
 
 @pytest.fixture(scope="module")
 def spirals() -> Task:
-    return figure_one.spirals()
+    return demo_figure.spirals()
 
 
 @pytest.fixture(scope="module")
 def wave() -> Task:
-    return figure_one.wave()
+    return demo_figure.wave()
 
 
 def test_the_curvature_of_curves() -> None:
@@ -68,7 +79,7 @@ def test_the_networks_have_learned_their_tasks(spirals: Task, wave: Task) -> Non
 
 
 def test_at_one_it_is_the_untouched_network_and_at_zero_nearly_linear(spirals: Task, wave: Task) -> None:
-    x = torch.linspace(*INTERVAL, figure_one.POINTS, dtype=torch.float64)[:, None]
+    x = torch.linspace(*INTERVAL, demo_figure.POINTS, dtype=torch.float64)[:, None]
     panels = {beta: fit(wave, beta) for beta in BETAS}
     np.testing.assert_allclose(panels[1.0].values, wave.network(x)[:, 0].numpy(), atol=1e-12)
     assert panels[0.0].curvature < panels[0.5].curvature < panels[0.7].curvature < panels[1.0].curvature / 2

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from harness import summary
 from harness.analysis.metrics import METRICS
 from harness.analysis.selection import InSample, choose
 from harness.analysis.statistics import paired
 from harness.errors import LeaderboardError
 from harness.leaderboard import compare, csv_file, outcomes, regression
 from harness.leaderboard.csv_file import Entry, Headline, Score
+from harness.report import ci_summary
 from harness.types import BASELINE, Coverage, Steering
 
 N = 200
@@ -144,11 +144,11 @@ def test_new_rows_are_not_judged():
 
 def test_the_summaries_say_the_same():
     rows = regression.check(board(entry(GRID | {Steering(0.9): flip(BITS, 40)}, SHARED)), COMMITTED)
-    text = summary.markdown("a|board", rows)
+    text = ci_summary.markdown("a|board", rows)
     assert "REGRESSED (1 regressed, 1 held)" in text
     lines = [line for line in text.splitlines() if line.startswith("| m ")]
     assert [line.split(" | ")[1] for line in lines] == ["regressed", "held"]
-    suites = ElementTree.fromstring(summary.junit("a<b", rows))
+    suites = ElementTree.fromstring(ci_summary.junit("a<b", rows))
     (suite,) = suites
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     assert [case.get("name") for case in suite if case.find("failure") is not None] == ["m β=0.9"]

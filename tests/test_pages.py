@@ -12,7 +12,7 @@ import boards
 import pandas as pd
 import pytest
 
-from harness import site
+from harness.report import site
 
 PAGES = ("boards/x.html", "index.html", "paper.html")
 BITS = pd.DataFrame(

@@ -14,9 +14,9 @@ import pytest
 from boards import board
 from conftest import Ended
 
-from harness import paper, site
 from harness.config import benchmark
-from harness.paper import PUBLISHED, Claim, Group, Question, Row, belongs, groups, page, plain
+from harness.report import paper_table, site
+from harness.report.paper_table import PUBLISHED, Claim, Group, Question, Row, belongs, groups, page, plain
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,7 +64,7 @@ def test_our_benchmarks_ask_the_published_questions_of_the_published_networks() 
     for question, network in PUBLISHED:
         asked.setdefault(question, set()).add(network)
     for question, networks in asked.items():
-        benchmark = benchmark.load(ROOT / paper.benchmark(question))
+        benchmark = benchmark.load(ROOT / paper_table.benchmark(question))
         assert Question(benchmark.dataset.kind, **benchmark.threat.columns()) == question
         assert {plain(model.label) for model in benchmark.models} == networks
 
@@ -287,7 +287,7 @@ def test_the_command_writes_one_page_that_needs_nothing(
     command: Callable[..., Ended], here: Path, folder: Path
 ) -> None:
     ended = command("paper", str(folder))
-    assert (ended.code, ended.out) == (0, "written: paper.html\n")
+    assert (ended.code, ended.out) == (0, "written: paper_table.html\n")
     text = (here / "paper.html").read_text(encoding="utf-8")
     assert "50.0\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}52.0" in text
     assert [link.attributes["href"] for link in boards.parsed(text).all("a")] == ["#content"]

@@ -16,10 +16,10 @@ from conftest import Ended
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from harness import site
 from harness.errors import LeaderboardError
 from harness.leaderboard import across_datasets
 from harness.leaderboard.across_datasets import Group, Question, Row, sum_up
+from harness.report import site
 
 CLEAN = {
     "metric": "accuracy", "threat": "clean", "eps": "", "attack": "", "trainable_parameters": 965,

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from conftest import Ended
 
-from harness import site
 from harness.checks import zoo_coverage
 from harness.checks.zoo_coverage import Audit
 from harness.errors import LeaderboardError
+from harness.report import site
 
 BITS = pd.DataFrame(
     [("m", "untouched", "1", "0.5", "clean", "10")], columns=["model", "method", "beta", "c", "stage", "outcomes"]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from harness import report
 from harness.checks.doctor import doctor
 from harness.config import benchmark
 from harness.curvature.steering import steer
@@ -21,6 +20,7 @@ from harness.leaderboard import flags
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
 from harness.plugins import build
+from harness.report import page
 from harness.transfer.backbone import Features
 from harness.transfer.probe_model import Probe
 from harness.transfer.transferred import Transferred
@@ -186,7 +186,7 @@ def test_a_probe_compiles_once_for_all_beta(tmp_path, monkeypatch) -> None:
      ("-1 ?", "≥ 0.5")],
 )  # fmt: skip
 def test_the_stages_of_graded_answers_are_read_as_their_metric(marks: str, shown: str) -> None:
-    assert report._standing(marks) == shown
+    assert page._standing(marks) == shown
 
 
 def test_a_faulty_training_set_is_the_models_fault(tmp_path) -> None:

@@ -25,13 +25,13 @@ import scipy
 
 from harness.analysis.metrics import of_row
 from harness.analysis.statistics import mcnemar
-from harness.curves import is_number, models
 from harness.errors import LeaderboardError
-from harness.headline import signed
 from harness.leaderboard import flags
 from harness.leaderboard.csv_file import BOUNDED, CT, FAILED, IN_SAMPLE, LINEAR_PROBE, OK, SELECTED, UNTOUCHED
-from harness.listing import TO
-from harness.pages import render
+from harness.report.curves import is_number, models
+from harness.report.html import render
+from harness.report.table import TO
+from harness.report.verdict import signed
 
 if TYPE_CHECKING:
     import pandas as pd

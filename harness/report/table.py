@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from harness import curves
 from harness.analysis.metrics import of_row
-from harness.headline import gain
 from harness.leaderboard.csv_file import BOUNDED, OWN
+from harness.report import curves
+from harness.report.verdict import gain
 
 USUAL_C = {"relu": 0.5, "smooth": 1.0}
 """Of each family; another one is named."""

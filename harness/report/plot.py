@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.metrics import spoken
-from harness.curves import Panel, Point, failure, models, panels
 from harness.errors import LeaderboardError
+from harness.report.curves import Panel, Point, failure, models, panels
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:

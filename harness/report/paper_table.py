@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.headline import signed
 from harness.leaderboard import flags
 from harness.leaderboard.csv_file import IN_SAMPLE, SELECTED, written
-from harness.listing import TO
-from harness.pages import render
+from harness.report.html import render
+from harness.report.table import TO
+from harness.report.verdict import signed
 
 if TYPE_CHECKING:
     import pandas as pd

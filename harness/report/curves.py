@@ -1,4 +1,4 @@
-"""Accuracy against β: what there is to see of each model of a leaderboard. `harness.drawing` draws it. Pure."""
+"""Accuracy against β: what there is to see of each model of a leaderboard. `harness.report.plot` draws it. Pure."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from harness import curves, paper
 from harness.checks import zoo_coverage
 from harness.errors import LeaderboardError
-from harness.headline import SHORT, Summary, summary
 from harness.leaderboard import across_datasets, csv_file, outcomes
-from harness.pages import render
-from harness.report import facts, report
+from harness.report import curves, paper_table
+from harness.report.html import render
+from harness.report.page import facts, report
+from harness.report.verdict import SHORT, Summary, summary
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def build(folder: Path, out: Path) -> list[Path]:
     """
     boards = found(folder)
     tables = read(boards)
-    published = paper.groups(tables)
-    there = PAPER if paper.belongs(published) else ""
+    published = paper_table.groups(tables)
+    there = PAPER if paper_table.belongs(published) else ""
     listed = [_listed(board, tables[board.stem]) for board in boards]
     means, why_not = summed_up(tables)
     summed = SEVERAL if means else ""
@@ -74,7 +74,7 @@ def build(folder: Path, out: Path) -> list[Path]:
     }
     up, own = {"all boards": "index.html"}, {one.name: one.page for one in listed}
     if there:
-        pages[out / PAPER] = paper.page(published, up, own)
+        pages[out / PAPER] = paper_table.page(published, up, own)
     if means:
         pages[out / SEVERAL] = across_datasets.page(means, up, own)
     for board in boards:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import curves, drawing
 from harness.analysis.metrics import of_row, spoken
-from harness.headline import Summary, summary
 from harness.leaderboard import csv_file, outcomes
 from harness.leaderboard.csv_file import CT, OWN, UNTOUCHED, Key, key_of, written
 from harness.leaderboard.flags import explained
-from harness.listing import Column, Line, listed
-from harness.pages import inlined, render
+from harness.report import curves, plot
+from harness.report.html import inlined, render
+from harness.report.table import Column, Line, listed
+from harness.report.verdict import Summary, summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +160,7 @@ def commands(name: str, benchmark: bool) -> tuple[str, ...]:
 
 
 def _picture(number: int, panel: curves.Panel) -> Picture:
-    return Picture(panel.model, inlined(drawing.svg(drawing.draw([panel], titled=False)), f"m{number}-"), words(panel))
+    return Picture(panel.model, inlined(plot.svg(plot.draw([panel], titled=False)), f"m{number}-"), words(panel))
 
 
 def words(panel: curves.Panel) -> str:

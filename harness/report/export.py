@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from harness.analysis.metrics import of_row
-from harness.curves import HEADLINES, baseline_of, failure, models
 from harness.errors import LeaderboardError
-from harness.headline import Row
 from harness.leaderboard.csv_file import FORMATS, OK, OWN
+from harness.report.curves import HEADLINES, baseline_of, failure, models
+from harness.report.verdict import Row
 
 if TYPE_CHECKING:
     import pandas as pd

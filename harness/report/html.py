@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from harness import drawing
+from harness.report import plot
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 COLOURS = {
-    drawing.INK: "currentColor", drawing.PAPER: "var(--card)", drawing.CLEAN: "var(--clean)",
-    drawing.ROBUST: "var(--robust)",
+    plot.INK: "currentColor", plot.PAPER: "var(--card)", plot.CLEAN: "var(--clean)",
+    plot.ROBUST: "var(--robust)",
 }  # fmt: skip
 """What the page makes of a picture's colours, so that it follows the reader's scheme."""
 
@@ -35,7 +35,7 @@ def render(template: str, **parts: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     pages = Environment(
-        loader=PackageLoader("harness"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("harness.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     return pages.get_template(template).render(**parts)

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from harness import curves
 from harness.analysis.metrics import METRICS, Metric, of_row, spoken
 from harness.leaderboard.csv_file import IN_SAMPLE
+from harness.report import curves
 
 ALPHA = 0.05
 """A headline whose p is below this is evidence."""

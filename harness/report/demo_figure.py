@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.curvature.steering import steer
-from harness.drawing import CLEAN, INK, PAPER, ROBUST, write_figure
+from harness.report.plot import CLEAN, INK, PAPER, ROBUST, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
