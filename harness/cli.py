@@ -101,10 +101,10 @@ def run(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and write its leaderboard. What an earlier run has computed is not computed again."""
-    from harness.config import benchmark
+    from harness.config.benchmark import load_benchmark
     from harness.screen import print_board
 
-    loaded = benchmark.load(benchmark, [*_elsewhere(executor, address), *(overrides or ())])
+    loaded = load_benchmark(benchmark, [*_elsewhere(executor, address), *(overrides or ())])
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
     board = _fresh(benchmark, loaded, runs, offline)
@@ -351,12 +351,12 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 regressed, 2 could not be compared."""
-    from harness.config import benchmark
+    from harness.config.benchmark import load_benchmark
     from harness.engine.provenance import code_sha256
     from harness.leaderboard import csv_file, outcomes, regression
     from harness.report import ci_summary as summaries
 
-    loaded = benchmark.load(benchmark, overrides or ())
+    loaded = load_benchmark(benchmark, overrides or ())
     committed = None if update and not against.exists() else csv_file.read(against)
     bits = outcomes.read(against)
     if bits is None and not update:
@@ -396,10 +396,10 @@ def doctor(
 ) -> int:
     """Look, before the hours are spent, whether a benchmark will run, and what it will take: 0 ready, 2 not."""
     from harness.checks.doctor import doctor as look
-    from harness.config import benchmark
+    from harness.config.benchmark import load_benchmark
     from harness.screen import print_findings
 
-    loaded = benchmark.load(benchmark, overrides or ())
+    loaded = load_benchmark(benchmark, overrides or ())
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     return GOOD if print_findings(look(loaded, runs=runs, out=out)) else UNDONE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
-from harness.config.benchmark import Benchmark
+from harness.config.benchmark import Benchmark, load_benchmark
 from harness.engine.evaluate import workbench
 from harness.engine.images import Data, open_data, source
 from harness.engine.ledger import Ledger
@@ -55,7 +55,7 @@ def run(
     What the ledger under ``runs`` already holds is not computed again.
 
     Args:
-        benchmark: the YAML file, or what `harness.config.benchmark.load` made of one.
+        benchmark: the YAML file, or what `harness.config.benchmark.load_benchmark` made of one.
         overrides: ``key.path=value``, as of ``ct-harness run --set``.
         runs: the folder of the ledgers.
         offline: refuse to download anything.
@@ -68,7 +68,7 @@ def run(
         >>> table = run("benchmarks/digits_linf.yaml")  # doctest: +SKIP
     """
     if not isinstance(benchmark, Benchmark):
-        benchmark = benchmark.load(benchmark, overrides)
+        benchmark = load_benchmark(benchmark, overrides)
     return csv_file.board(entries(benchmark, runs=runs, offline=offline, observer=observer))
 
 

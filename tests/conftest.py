@@ -406,10 +406,10 @@ def resumed(here: Path, computed: Path) -> Path:
 def csv_of(benchmark: dict[str, Any], runs: Path) -> str:
     """The text of the leaderboard of a mapping, its ledger under ``runs``."""
     from harness import line
-    from harness.config.benchmark import parse
+    from harness.config.benchmark import parse_benchmark
     from harness.leaderboard import csv_file
 
-    return csv_file.to_csv(line.run(parse({"name": "tiny"} | benchmark), runs=runs))
+    return csv_file.to_csv(line.run(parse_benchmark({"name": "tiny"} | benchmark), runs=runs))
 
 
 def untimed(csv: str) -> list[str]:

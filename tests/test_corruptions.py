@@ -14,7 +14,7 @@ from torch import nn
 
 import harness
 from harness import line, plugins
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.errors import DataError, DataMissing, SpecError
 from harness.leaderboard import csv_file, outcomes
 from harness.models.robustbench import import_robustbench
@@ -215,8 +215,8 @@ def test_bad_keys_are_told(keys, says):
 )
 def test_the_data_sets_official_set_is_the_default(mapping, dataset, source):
     benchmark = mapping(dataset={"kind": dataset}, threat={"kind": "corruptions"}, executor={"kind": "local"}, name="x")
-    assert benchmark.parse(benchmark).threat.source == source
-    chosen = benchmark.parse(benchmark | {"threat": {"kind": "corruptions", "source": "generated"}})
+    assert parse_benchmark(benchmark).threat.source == source
+    chosen = parse_benchmark(benchmark | {"threat": {"kind": "corruptions", "source": "generated"}})
     assert chosen.threat.source == "generated"
 
 
@@ -330,7 +330,7 @@ def test_a_set_that_has_changed_is_refused(tmp_path):
 def test_every_model_is_shown_the_same_generated_images(mapping):
     cells = []
     for name in ("digits_plain", "digits_robust"):
-        question = benchmark.parse(mapping(name="x", threat={"kind": "corruptions"}, executor={"kind": "local"}))
+        question = parse_benchmark(mapping(name="x", threat={"kind": "corruptions"}, executor={"kind": "local"}))
         task = Task(name, question.models[0], question.dataset, question.threat, 3, "cpu", name)
         cells.append(Cell(task, BASELINE, Shard((len(cells),), name), "fog-1", (len(cells),)))
     assert [cell.seed for cell in cells] == [3, 3]
@@ -582,7 +582,7 @@ def by_hand(network, labels):
 
 def test_a_board_is_the_mean_over_the_stages(benchmark):
     mapping, network, labels = benchmark
-    [entry] = line.entries(benchmark.parse(mapping), runs="runs")
+    [entry] = line.entries(parse_benchmark(mapping), runs="runs")
     board = csv_file.board([entry])
     survived = by_hand(network, labels)
     assert 0 < survived.mean() < 1
@@ -612,7 +612,7 @@ def test_a_run_takes_up_what_others_left(benchmark, rows):
     mapping, *_ = benchmark
 
     def run(runs, **keys):
-        return harness.run(benchmark.parse(mapping | {"threat": mapping["threat"] | keys}), runs=runs)
+        return harness.run(parse_benchmark(mapping | {"threat": mapping["threat"] | keys}), runs=runs)
 
     run("runs", corruptions=["snow"])
     first = rows(Path("runs"))
@@ -629,5 +629,5 @@ def test_a_missing_set_stops_the_run_before_a_cell_is_computed(benchmark, rows):
     mapping, *_ = benchmark
     Path("data/CIFAR-10-C/fog.npy").unlink()
     with pytest.raises(DataMissing, match=r"CIFAR-10-C/fog\.npy: no such file"):
-        harness.run(benchmark.parse(mapping), runs="runs", offline=True)
+        harness.run(parse_benchmark(mapping), runs="runs", offline=True)
     assert not rows(Path("runs"))

@@ -18,8 +18,7 @@ from harness.attacks.autoattack import VERSIONS, Custom, perturb
 from harness.checks import doctor, model_checks
 from harness.checks.cost import Costs, Passes, available_memory, gradient, memory, passes, seconds
 from harness.checks.model_checks import Finding
-from harness.config import benchmark
-from harness.config.benchmark import Benchmark
+from harness.config.benchmark import Benchmark, parse_benchmark
 from harness.contracts import Threat
 from harness.errors import DataMissing
 from harness.models.demo import Demo
@@ -70,7 +69,7 @@ def planted(here: Path) -> Path:
 
 def look(benchmark: Benchmark | dict[str, Any], runs: str = "runs", out: str = "board.csv") -> list[Finding]:
     if not isinstance(benchmark, Benchmark):
-        benchmark = benchmark.parse({"name": "tiny"} | benchmark)
+        benchmark = parse_benchmark({"name": "tiny"} | benchmark)
     return list(doctor.doctor(benchmark, runs=Path(runs), out=Path(out)))
 
 
@@ -292,7 +291,7 @@ class Foggy(Threat):
 
 
 def test_corruptions_are_looked_for() -> None:
-    benchmark = benchmark.parse({"name": "tiny"} | mapping_of_digits({}))
+    benchmark = parse_benchmark({"name": "tiny"} | mapping_of_digits({}))
     found = look(benchmark.model_copy(update={"threat": Foggy()}))
     assert not faults(found)
     assert "at most about 1 min" in found[-1].text

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
-from harness.config.benchmark import parse
+from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError
 from harness.executors import dispatch
 from harness.executors.local import ATTEMPTS, Local
@@ -75,7 +75,7 @@ def test_a_model_that_fails_in_the_middle_keeps_what_it_had(
 def some_cells(mapping: Mapping, builder: str = "mixed") -> list[Cell]:
     from harness.engine.evaluate import workbench
 
-    benchmark = parse({"name": "tiny"} | mapping(models=[model(builder)]))
+    benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models
     weights = workbench(one, "cpu", True).loaded.sha256
     task = Task(one.label, one, benchmark.dataset, benchmark.threat, 0, "cpu", weights)

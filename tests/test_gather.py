@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness import line
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.models.demo import Demo
 from harness.models.published import Published
 
@@ -16,7 +16,7 @@ IMAGES = 40
 
 
 def rows(runs: Path, threat: dict[str, Any] | None = None) -> Any:
-    benchmark = benchmark.parse({
+    benchmark = parse_benchmark({
         "name": "published",
         "models": [{"kind": "demo", "name": "digits_plain"}],
         "dataset": {"kind": "digits", "n": IMAGES},

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import line
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.steering import Steered, steer
 from harness.engine import acceleration, evaluate
@@ -116,7 +116,7 @@ def test_a_compiled_run_loses_the_same_images(here: Any, mapping: Callable[..., 
     }
     boards = []
     for name, more in (("eager", {}), ("compiled", {"compile": "always"})):
-        table = line.run(benchmark.parse(mapping(**asked) | {"name": name} | more), runs="runs")
+        table = line.run(parse_benchmark(mapping(**asked) | {"name": name} | more), runs="runs")
         boards.append(table[["beta", "status", "clean", "robust", "gained", "lost"]])
     assert boards[0].equals(boards[1])
 
@@ -301,12 +301,12 @@ def test_what_is_about_attacks_is_refused_where_there_are_none(here: Any, mappin
     fog = {"kind": "corruptions", "source": "generated", "corruptions": ["fog"], "severities": [1]}
     for key, value in {"precision": "bfloat16", "compile": "always", "replay_first": True}.items():
         with pytest.raises(SpecError, match=f"^{key}: it is about attacks, and corruptions has none; leave it out"):
-            benchmark.parse(mapping(threat=fog, **{key: value}) | {"name": "tiny"})
-    benchmark.parse(mapping(threat=fog, precision="float32", compile="never", replay_first=False) | {"name": "tiny"})
+            parse_benchmark(mapping(threat=fog, **{key: value}) | {"name": "tiny"})
+    parse_benchmark(mapping(threat=fog, precision="float32", compile="never", replay_first=False) | {"name": "tiny"})
 
 
 def test_a_cpu_has_no_tf32(here: Any, mapping: Any) -> None:
-    board = line.run(benchmark.parse(mapping(precision="tf32") | {"name": "tiny"}), runs="runs")
+    board = line.run(parse_benchmark(mapping(precision="tf32") | {"name": "tiny"}), runs="runs")
     assert board["status"].str.contains("failed: precision: tf32 is for a GPU, and this is a CPU").all()
 
 
@@ -316,4 +316,4 @@ def test_the_compiler_is_not_asked_unless_wanted(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(evaluate, "compiled", fail)
     monkeypatch.setattr(acceleration, "compiled", fail)
-    line.run(benchmark.parse(mapping() | {"name": "tiny"}), runs="runs")
+    line.run(parse_benchmark(mapping() | {"name": "tiny"}), runs="runs")

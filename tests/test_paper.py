@@ -14,7 +14,7 @@ import pytest
 from boards import board
 from conftest import Ended
 
-from harness.config import benchmark
+from harness.config.benchmark import load_benchmark
 from harness.report import paper_table, site
 from harness.report.paper_table import PUBLISHED, Claim, Group, Question, Row, belongs, groups, page, plain
 
@@ -64,7 +64,7 @@ def test_our_benchmarks_ask_the_published_questions_of_the_published_networks() 
     for question, network in PUBLISHED:
         asked.setdefault(question, set()).add(network)
     for question, networks in asked.items():
-        benchmark = benchmark.load(ROOT / paper_table.benchmark(question))
+        benchmark = load_benchmark(ROOT / paper_table.benchmark(question))
         assert Question(benchmark.dataset.kind, **benchmark.threat.columns()) == question
         assert {plain(model.label) for model in benchmark.models} == networks
 

@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config.benchmark import parse
+from harness.config.benchmark import parse_benchmark
 from harness.contracts import Threat
 from harness.scheduling.trials import CLEAN, Lane, batched, grid, lanes, shards
 from harness.types import BASELINE, Steering, Task
 
-BENCHMARK = parse(
+BENCHMARK = parse_benchmark(
     {
         "name": "x",
         "models": [{"kind": "demo", "name": "digits_plain"}],

@@ -22,7 +22,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from transfer_parts import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 
 from harness import line
-from harness.config import benchmark
+from harness.config.benchmark import load_benchmark, parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
@@ -217,7 +217,7 @@ class Boards:
     def run(self, folder: Path, **changes: Any) -> pd.DataFrame:
         """The board, read back from its CSV, with its outcome file beside it."""
         with working(folder, self.site):
-            entries = line.entries(benchmark.parse(toy_board(**changes)))
+            entries = line.entries(parse_benchmark(toy_board(**changes)))
             path = folder / "board.csv"
             table = csv_file.board(entries)
             csv_file.write(table, path)
@@ -553,7 +553,7 @@ class TestProbe(ModelContract):
 
 
 def parsed(**changes: Any) -> Any:
-    return benchmark.parse(toy_board(**changes))
+    return parse_benchmark(toy_board(**changes))
 
 
 DEMO = {"kind": "demo", "name": "digits_plain"}
@@ -597,9 +597,9 @@ def test_the_order_can_be_set_on_the_command_line(here: Path) -> None:
     import yaml
 
     (here / "toys.yaml").write_text(yaml.safe_dump({k: v for k, v in toy_board().items() if k != "name"}))
-    [model] = benchmark.load("toys.yaml", ["models.0.probe.order=fit_first"]).models
+    [model] = load_benchmark("toys.yaml", ["models.0.probe.order=fit_first"]).models
     assert (model.probe.order, model.label) == ("fit_first", "toy fit_first")
-    [model] = benchmark.load("toys.yaml").models
+    [model] = load_benchmark("toys.yaml").models
     assert (model.probe.order, model.label) == ("steer_first", "toy")
 
 

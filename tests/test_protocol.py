@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.attacks.autoattack import perturb
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.engine.evaluate import allowed
@@ -190,13 +190,13 @@ def test_the_normalised_demo_network_is_the_same_function() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_what_the_protocol_implies() -> None:
-    benchmark = benchmark.parse(asked())
+    benchmark = parse_benchmark(asked())
     assert benchmark.steering.sites == "modules"
     assert benchmark.selection.kind == "none"
     assert benchmark.normalised
-    pixel = benchmark.parse(asked(protocol="pixel"))
+    pixel = parse_benchmark(asked(protocol="pixel"))
     assert (pixel.steering.sites, pixel.selection.kind, pixel.normalised) == ("all", "cross_validation", False)
-    corrupted = benchmark.parse(asked(threat={"kind": "corruptions", "corruptions": ["fog"], "severities": [1]},
+    corrupted = parse_benchmark(asked(threat={"kind": "corruptions", "corruptions": ["fog"], "severities": [1]},
                                  dataset={"kind": "cifar10"}))  # fmt: skip
     assert not corrupted.normalised  # there is no ε
 
@@ -217,7 +217,7 @@ def test_what_the_protocol_implies() -> None:
 )
 def test_what_it_does_not_go_with(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(SpecError) as error:
-        benchmark.parse(asked(**changes))
+        parse_benchmark(asked(**changes))
     assert str(error.value) == told + "; leave it out, or set protocol=pixel"
 
 

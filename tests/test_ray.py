@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
-from harness.config.benchmark import parse
+from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError, SpecError
 from harness.executors.dispatch import Dispatcher
 from harness.executors.local import ATTEMPTS
@@ -167,7 +167,7 @@ def model(builder: str, **fields: Any) -> dict[str, Any]:
 def some_cells(mapping: Mapping, builder: str = "mixed", device: str = "cpu") -> list[Cell]:
     from harness.engine.evaluate import workbench
 
-    benchmark = parse({"name": "tiny"} | mapping(models=[model(builder)]))
+    benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models
     weights = workbench(one, "cpu", True).loaded.sha256
     task = Task(one.label, one, benchmark.dataset, benchmark.threat, 0, device, weights)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from harness.config.benchmark import parse
+from harness.config.benchmark import parse_benchmark
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -61,7 +61,7 @@ def test_the_plugin_in_the_readme_runs_as_it_stands(tmp_path):
 
 
 def test_the_yaml_in_the_readme_parses():
-    benchmark = parse({"name": "readme"} | yaml.safe_load(block("yaml", "my_package.networks")))
+    benchmark = parse_benchmark({"name": "readme"} | yaml.safe_load(block("yaml", "my_package.networks")))
     assert len(benchmark.steering.beta) == 30
     assert benchmark.models[1].label == "mine"
 

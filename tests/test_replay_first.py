@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_plan import Mean, task
 
 from harness import line
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.leaderboard import csv_file, outcomes
@@ -41,7 +41,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "search": {"kind": "full"},
             "executor": {"kind": "local", "workers": workers},
         } | changes
-        entries = line.entries(benchmark.parse(asked), runs=folder / name)
+        entries = line.entries(parse_benchmark(asked), runs=folder / name)
         return csv_file.board(entries), outcomes.table(entries), folder / name / "tiny"
 
     return {

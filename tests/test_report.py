@@ -13,7 +13,9 @@ import pytest
 from conftest import Ended
 
 from harness.leaderboard.flags import MEANING
-from harness.report import page, verdict
+from harness.report import verdict
+from harness.report.page import commands as repeating
+from harness.report.page import report, staged
 from harness.report.verdict import Summary
 
 BITS = pd.DataFrame(
@@ -31,7 +33,7 @@ def told(*rows: dict[str, Any]) -> Summary:
 
 
 def page_of(tmp_path: Path, table: pd.DataFrame, bits: pd.DataFrame | None = None) -> boards.Element:
-    return boards.parsed(page.report(boards.write(table, tmp_path / "x.csv", bits)))
+    return boards.parsed(report(boards.write(table, tmp_path / "x.csv", bits)))
 
 
 # --- the sentences ---
@@ -139,7 +141,7 @@ def test_the_flags_that_were_met_are_explained_and_no_others(tmp_path: Path) -> 
 
 
 def test_the_stages_are_those_of_the_outcome_file(tmp_path: Path) -> None:
-    assert page.staged(BITS) == (
+    assert staged(BITS) == (
         ("model", "β", "clean", "apgd-ce", "replay"),
         ("m", "1", "100.0", "50.0", "25.0"),
         ("m", "0.9", "75.0", "≤ 75.0", ""),
@@ -170,7 +172,7 @@ def test_where_the_numbers_come_from_is_told(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_how_to_repeat_it_can_be_typed(name: str, there: bool, commands: tuple[str, ...]) -> None:
-    assert page.commands(name, there) == tuple(f"ct-harness {command}" for command in commands)
+    assert repeating(name, there) == tuple(f"ct-harness {command}" for command in commands)
 
 
 def test_no_text_of_the_board_becomes_markup(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_no_text_of_the_board_becomes_markup(tmp_path: Path) -> None:
         boards.point(boards.SCRIPT, 0.9, 165, 110), boards.failed(nasty, boards.SCRIPT),
     ]  # fmt: skip
     bits = pd.DataFrame([(boards.SCRIPT, "untouched", "1", "0.5", nasty, "10")], columns=list(BITS))
-    text = page.report(boards.write(boards.table(*rows), tmp_path / "<script>.csv", bits))
+    text = report(boards.write(boards.table(*rows), tmp_path / "<script>.csv", bits))
     page = boards.parsed(text)
     assert text.count("<script") == 1
     assert page.all("img") == []
@@ -193,7 +195,7 @@ def test_no_text_of_the_board_becomes_markup(tmp_path: Path) -> None:
 
 def test_the_page_is_well_made(tmp_path: Path) -> None:
     board = boards.write(boards.hard(), tmp_path / "x.csv", BITS)
-    text = page.report(board)
+    text = report(board)
     page = boards.parsed(text)
     ids = re.findall(r'\bid="([^"]*)"', text)
     assert len(ids) == len(set(ids)), "every id is there once"
@@ -212,7 +214,7 @@ def test_the_page_is_well_made(tmp_path: Path) -> None:
         in str(images[0].attributes["aria-label"])
     )
     assert not re.search(r'(?:src|href)="(?!#|data:)', text), "nothing is loaded"
-    assert page.report(board) == text
+    assert report(board) == text
 
 
 # --- the command ---

@@ -17,7 +17,7 @@ from test_plan import Mean, Stages, task
 
 from harness import line
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.contracts import Threat
 from harness.engine.scheduler import Everything, Races, State
 from harness.leaderboard import csv_file, outcomes
@@ -218,7 +218,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("search")
 
     def go(name: str, **changes: Any) -> Any:
-        entries = line.entries(benchmark.parse(mapping_of(**changes)), runs=folder / name)
+        entries = line.entries(parse_benchmark(mapping_of(**changes)), runs=folder / name)
         return csv_file.board(entries), outcomes.table(entries)
 
     return {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
-from harness.config.benchmark import parse
+from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError
 from harness.executors import slurm
 from harness.executors.dispatch import Work
@@ -95,7 +95,7 @@ def jobs(cluster: str, **fields: Any) -> dict[str, Any]:
 def one_cell(mapping: Mapping, builder: str) -> Cell:
     from harness.engine.evaluate import workbench
 
-    benchmark = parse({"name": "tiny"} | mapping(models=[model(builder)]))
+    benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models
     weights = workbench(one, "cpu", True).loaded.sha256
     task = Task(one.label, one, benchmark.dataset, benchmark.threat, 0, "cpu", weights)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import line
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import phi
 from harness.curvature.smooth import NATIVE, dilated, native, stand_in, with_plain_silu
@@ -230,7 +230,7 @@ def test_a_benchmark_of_a_silu_network(here: Path, mapping: Any) -> None:
         steering={"beta": [0.4, 0.5, 0.7], "family": "smooth"},
         executor={"kind": "inline"},
     )
-    [entry] = line.entries(benchmark.parse(fields), runs="runs")
+    [entry] = line.entries(parse_benchmark(fields), runs="runs")
     assert sorted(score.steering.beta for score in entry.scores) == [0.4, 0.5, 0.7]
     (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
     assert baseline.steering.beta == 0.5
@@ -238,7 +238,7 @@ def test_a_benchmark_of_a_silu_network(here: Path, mapping: Any) -> None:
     with torch.no_grad():
         expected = silu_network().eval()(batch.x).argmax(1) == batch.y
     np.testing.assert_array_equal(baseline.clean, expected.float().numpy())
-    table = line.run(benchmark.parse(fields), runs="runs")
+    table = line.run(parse_benchmark(fields), runs="runs")
     rows = table[table.status == "ok"]
     assert set(rows.family) == {"smooth"}
     assert rows[rows.p_holm.isna()].beta.tolist() == [0.5]
@@ -258,7 +258,7 @@ SILU = {"kind": "checkpoint", "name": "silu", "builder": "test_smooth:silu_netwo
 @pytest.mark.usefixtures("installed")
 def test_a_benchmark_says_that_smooth_has_no_c_and_no_sites(mapping: Any, steering: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="steering: family: smooth is steered along c = 1 at all sites; leave c and"):
-        benchmark.parse(mapping(steering=steering))
+        parse_benchmark(mapping(steering=steering))
 
 
 class Configured(nn.Module):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import plugins
-from harness.config.benchmark import load, parse
+from harness.config.benchmark import load_benchmark, parse_benchmark
 from harness.config.schema import schema
 from harness.errors import SpecError
 from harness.threats.lp import L1, L2, Linf
@@ -49,7 +49,7 @@ def test_eps_is_parsed(text: Any, value: float) -> None:
 @pytest.mark.parametrize("bad", ["8/0", "a", "8//255", "", 0, -0.1, "-8/255", 1.5, 8, float("nan"), float("inf")])
 def test_eps_that_is_none_is_refused(bad: Any) -> None:
     with pytest.raises(SpecError, match=r"^threat\.eps: .*found"):
-        parse(good(threat={"kind": "Linf", "eps": bad}))
+        parse_benchmark(good(threat={"kind": "Linf", "eps": bad}))
 
 
 def test_only_linf_ends_at_one() -> None:
@@ -58,7 +58,7 @@ def test_only_linf_ends_at_one() -> None:
 
 
 def test_the_papers_grid_is_thirty_exact_decimals() -> None:
-    beta = parse(good(steering={"beta": {"from": 0.70, "to": 0.99, "step": 0.01}})).steering.beta
+    beta = parse_benchmark(good(steering={"beta": {"from": 0.70, "to": 0.99, "step": 0.01}})).steering.beta
     assert beta == tuple(float(f"0.{i}") for i in range(70, 100))
     assert len(beta) == 30
     assert all(len(repr(value)) <= 4 for value in beta)
@@ -69,16 +69,16 @@ def test_a_spread_includes_both_ends_and_rounds_nothing(a: int, b: int, step: in
     low, high = sorted((a, b))
     spread = {"from": low / 1000, "to": high / 1000, "step": step / 1000}
     expected = tuple(float(Decimal(i) / 1000) for i in range(low, high + 1, step))
-    assert parse(good(steering={"beta": spread})).steering.beta == expected
+    assert parse_benchmark(good(steering={"beta": spread})).steering.beta == expected
 
 
 def test_a_number_is_a_grid_of_one() -> None:
-    steering = parse(good(steering={"beta": 0.9, "c": [0, 1]})).steering
+    steering = parse_benchmark(good(steering={"beta": 0.9, "c": [0, 1]})).steering
     assert (steering.beta, steering.c, steering.sites) == ((0.9,), (0.0, 1.0), "all")
 
 
 def test_what_may_be_left_out() -> None:
-    benchmark = parse(good())
+    benchmark = parse_benchmark(good())
     assert (benchmark.seed, benchmark.batch_size, benchmark.device) == (0, 250, "auto")
     assert (benchmark.executor.kind, benchmark.steering.c, benchmark.dataset.n) == ("local", (0.5,), None)
     assert benchmark.threat.attack == "standard"
@@ -91,8 +91,8 @@ def test_what_may_be_left_out() -> None:
     ],
 )  # fmt: skip
 def test_eps_is_robustbenchs_where_it_has_one(kind: str, dataset: str, eps: float) -> None:
-    assert parse(good(threat={"kind": kind}, dataset={"kind": dataset})).threat.eps == eps
-    assert parse(good(threat={"kind": kind, "eps": 0.25}, dataset={"kind": dataset})).threat.eps == 0.25
+    assert parse_benchmark(good(threat={"kind": kind}, dataset={"kind": dataset})).threat.eps == eps
+    assert parse_benchmark(good(threat={"kind": kind, "eps": 0.25}, dataset={"kind": dataset})).threat.eps == 0.25
 
 
 def test_eps_on_imagenet_is_robustbenchs() -> None:
@@ -108,13 +108,13 @@ def test_the_name_is_the_files_unless_it_is_given(tmp_path: Path) -> None:
     fields = good()
     del fields["name"]
     (tmp_path / "my_question.yaml").write_text(yaml.safe_dump(fields))
-    assert load(tmp_path / "my_question.yaml").name == "my_question"
-    assert load(tmp_path / "my_question.yaml", ["name=other"]).name == "other"
+    assert load_benchmark(tmp_path / "my_question.yaml").name == "my_question"
+    assert load_benchmark(tmp_path / "my_question.yaml", ["name=other"]).name == "other"
 
 
 def test_overrides_set_values_deep_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(good()))
-    benchmark = load(
+    benchmark = load_benchmark(
         tmp_path / "x.yaml",
         [
             "dataset.n=7", "models.0.name=digits_robust", "steering.beta=[0.5, 0.7]", "threat.eps=1/255",
@@ -130,13 +130,15 @@ def test_overrides_set_values_deep_in_the_file(tmp_path: Path) -> None:
 
 def test_an_override_may_replace_a_whole_part(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(good()))
-    benchmark = load(tmp_path / "x.yaml", ["models=[{kind: demo, name: digits_robust}]", "threat={kind: L2, eps: 0.5}"])
+    benchmark = load_benchmark(
+        tmp_path / "x.yaml", ["models=[{kind: demo, name: digits_robust}]", "threat={kind: L2, eps: 0.5}"]
+    )
     assert [model.label for model in benchmark.models] == ["digits_robust"]
     assert benchmark.threat.kind == "L2"
 
 
 def test_a_benchmark_never_changes() -> None:
-    benchmark = parse(good())
+    benchmark = parse_benchmark(good())
     for part, key in (
         (benchmark, "seed"), (benchmark.models[0], "name"), (benchmark.threat, "eps"), (benchmark.steering, "beta"),
     ):  # fmt: skip
@@ -149,7 +151,7 @@ def test_a_benchmark_never_changes() -> None:
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_our_benchmarks_parse_and_fit_the_schema(path: Path) -> None:
-    load(path)
+    load_benchmark(path)
     jsonschema.validate(yaml.safe_load(path.read_text()), schema())
 
 
@@ -160,7 +162,7 @@ def test_those_of_the_paper_ask_the_same_under_either_protocol(path: Path) -> No
     """And each says in its head how: by what is set here, and with a board of its own."""
     said = f"--set protocol=pixel --set name={path.stem}_pixel"
     assert f"#   ct-harness run benchmarks/{path.name} {said}\n" in path.read_text(encoding="utf-8")
-    paper, pixel = load(path), load(path, said.replace("--set ", "").split())
+    paper, pixel = load_benchmark(path), load_benchmark(path, said.replace("--set ", "").split())
     assert (paper.protocol, paper.selection.kind, paper.steering.sites) == ("paper", "none", "modules")
     assert (pixel.protocol, pixel.selection.kind, pixel.steering.sites) == ("pixel", "cross_validation", "all")
     assert (paper.name, pixel.name) == (path.stem, f"{path.stem}_pixel")
@@ -195,7 +197,7 @@ def test_the_schema_is_one() -> None:
     ],
 )
 def test_what_is_parsed_fits_the_schema(change: dict[str, Any]) -> None:
-    parse(good(**change))
+    parse_benchmark(good(**change))
     jsonschema.validate(good(**change), schema())
 
 
@@ -236,7 +238,7 @@ STRUCTURAL = {
 @pytest.mark.parametrize("change", STRUCTURAL.values(), ids=STRUCTURAL.keys())
 def test_a_fault_of_structure_is_refused_by_parser_and_schema_alike(change: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
-        parse(good(**change))
+        parse_benchmark(good(**change))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(good(**change), schema())
 
@@ -246,7 +248,7 @@ def test_what_may_not_be_left_out(key: str) -> None:
     fields = good()
     del fields[key]
     with pytest.raises(SpecError, match=rf"{key}: missing, and it has no default"):
-        parse(fields)
+        parse_benchmark(fields)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(fields, schema())
 
@@ -254,7 +256,7 @@ def test_what_may_not_be_left_out(key: str) -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_third_partys_kinds_are_parsed_and_in_the_schema(mapping: Mapping) -> None:
     benchmark = mapping(threat={"kind": "dim"})
-    assert parse({"name": "x"} | benchmark).threat.stages == ("dim-1", "dim-2")
+    assert parse_benchmark({"name": "x"} | benchmark).threat.stages == ("dim-1", "dim-2")
     jsonschema.validate(benchmark, schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(mapping(threat={"kind": "dim", "eps": 0.1}), schema())

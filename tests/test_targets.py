@@ -20,7 +20,7 @@ from harness import line
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
 from harness.analysis.task_types import QUESTIONS
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.datasets.hugging_face import HuggingFace
 from harness.engine import images
 from harness.errors import DataError, ModelError, SpecError
@@ -218,7 +218,7 @@ def boards(
                 "methods": ["lora-1", "fine_tuning"],
                 "tuning": {"epochs": 2, "learning_rates": [0.01]},
             }
-            entries = line.entries(benchmark.parse(toy_board(model=model, dataset=set_of("test.npz", target))))
+            entries = line.entries(parse_benchmark(toy_board(model=model, dataset=set_of("test.npz", target))))
             path = folder / "board.csv"
             csv_file.write(csv_file.board(entries), path)
             outcomes.write(outcomes.table(entries), path)
@@ -361,7 +361,7 @@ def test_a_threat_without_an_adversary_is_met(
             name=f"shade-{search}", model={"train": set_of("train.npz", target)}, threat={"kind": "shade"},
             dataset=set_of("test.npz", target), search={"kind": search}, batch_size=20,
         )  # fmt: skip
-        table = csv_file.board(line.entries(benchmark.parse(benchmark)))
+        table = csv_file.board(line.entries(parse_benchmark(benchmark)))
     (x, y), (shown, asked) = labelled(60, 0, target), labelled(45, 1, target)
     finished = grid(table)
     sign = 1 if target == "attributes" else -1
@@ -389,14 +389,14 @@ def test_attacks_on_anything_but_classes_are_refused_with_a_remedy(
     with working(tmp_path, site, graded_site):
         benchmark = toy_board(dataset=set_of("test.npz", target), threat=LINF)
         with pytest.raises(SpecError, match=rf"Linf makes .* are {target}; use threat: \{{kind: clean\}}"):
-            benchmark.parse(benchmark)
+            parse_benchmark(benchmark)
 
 
 def test_a_refusal_is_one_line_that_begins_with_its_key(site: Path, graded_site: Path, tmp_path: Path) -> None:
     with working(tmp_path, site, graded_site):
         benchmark = toy_board(dataset=set_of("test.npz", "values"), threat=LINF)
         with pytest.raises(SpecError) as caught:
-            benchmark.parse(benchmark)
+            parse_benchmark(benchmark)
     assert str(caught.value).startswith("threat: ")
     assert len(str(caught.value)) < 250
 
@@ -409,7 +409,7 @@ def test_a_number_of_each_class_is_refused_where_there_are_none(
     with working(folder, site, graded_site):
         dataset = set_of("test.npz", target) | {"per_class": 3}
         with pytest.raises((DataError, SpecError), match=r"per_class.*give n or indices"):
-            line.run(benchmark.parse(toy_board(dataset=dataset, model={"train": set_of("train.npz", target)})))
+            line.run(parse_benchmark(toy_board(dataset=dataset, model={"train": set_of("train.npz", target)})))
 
 
 # --- from a folder of the hub's ---

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harness.checks.doctor import doctor
-from harness.config import benchmark
+from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.engine.images import open_data
@@ -119,7 +119,7 @@ def test_training_images_know_which_are_scored_whatever_their_labels(tmp_path) -
 )  # fmt: skip
 def test_doctor_refuses_what_a_run_would(tmp_path, monkeypatch, changes, told) -> None:
     monkeypatch.chdir(tmp_path)
-    benchmark = benchmark.parse(
+    benchmark = parse_benchmark(
         {"name": "x", "dataset": {"kind": "digits", "classes": list(FIVE)}, "threat": {"kind": "clean"},
          "steering": {"beta": 0.9}} | changes
     )  # fmt: skip

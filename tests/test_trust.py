@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.config.benchmark import parse
+from harness.config.benchmark import parse_benchmark
 from harness.contracts import Model
 from harness.datasets.digits import Digits
 from harness.line import run
@@ -57,7 +57,7 @@ class PlantedModel(Model):
 
 def board(models, tmp_path, attack, n=40, beta=(0.8,), **more):
     return run(
-        parse({
+        parse_benchmark({
             "name": "trust",
             "models": models,
             "dataset": Digits(n=n),

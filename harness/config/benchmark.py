@@ -169,7 +169,7 @@ class Benchmark(BaseModel):
         return self
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark:
+def load_benchmark(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark:
     """Read a benchmark file.
 
     Args:
@@ -191,13 +191,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark:
     try:
         for override in overrides:
             _override(data, override)
-        return parse({"name": Path(path).stem} | data)
+        return parse_benchmark({"name": Path(path).stem} | data)
     except SpecError as error:
         raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
 
 
-def parse(data: Mapping[str, Any]) -> Benchmark:
-    """A benchmark from its mapping; see `load`."""
+def parse_benchmark(data: Mapping[str, Any]) -> Benchmark:
+    """A benchmark from its mapping; see `load_benchmark`."""
     fields = {"executor": {"kind": "local"}} | filled_in(data)
     if isinstance(fields.get("models"), list):
         fields["models"] = [plugins.build("models", model, f"models[{i}]") for i, model in enumerate(fields["models"])]
