@@ -291,7 +291,7 @@ def command(here: Path) -> Callable[..., Ended]:
     """Runs ``ct-harness`` with arguments, in this process and in `here`."""
     from typer.testing import CliRunner
 
-    from harness.cli import app
+    from harness.cli.app import app
 
     def run(*arguments: str) -> Ended:
         result = CliRunner().invoke(app, list(arguments))

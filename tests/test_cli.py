@@ -28,7 +28,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 IMPORTED = """
 import sys
-from harness.cli import main
+from harness.cli.app import main
 sys.argv = ["ct-harness", *{arguments}]
 try:
     main()

@@ -257,7 +257,7 @@ def test_the_demo_networks_have_the_winners_of_the_full_grid(boards: dict[str, A
 def test_an_unfinished_row_says_what_it_can_be_at_most(
     boards: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from harness.screen import print_board
+    from harness.cli.terminal import print_board
 
     board, bits = boards["one"]
     row = board[board["status"] == "bounded"].iloc[0]

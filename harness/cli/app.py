@@ -101,8 +101,8 @@ def run(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and write its leaderboard. What an earlier run has computed is not computed again."""
+    from harness.cli.terminal import print_board
     from harness.config.benchmark import load_benchmark
-    from harness.screen import print_board
 
     loaded = load_benchmark(benchmark, [*_elsewhere(executor, address), *(overrides or ())])
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
@@ -125,9 +125,9 @@ def _elsewhere(kind: str | None, address: str | None) -> list[str]:
 def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
     """Run the benchmark that was read from ``path`` under a progress display."""
     from harness import line
+    from harness.cli.terminal import Ticker
     from harness.leaderboard import csv_file, outcomes
     from harness.leaderboard.regression import Board
-    from harness.screen import Ticker
 
     try:
         with Ticker() as ticker:
@@ -168,8 +168,8 @@ def show(
     boards: Annotated[list[Path], typer.Argument(help="A leaderboard CSV, or several of other data sets.")],
 ) -> int:
     """Show a leaderboard, and explain its flags; or sum several up, each of another data set."""
+    from harness.cli.terminal import print_board, print_flags, print_several
     from harness.leaderboard import csv_file
-    from harness.screen import print_board, print_flags, print_several
 
     boards = _without_outcome_files(boards)
     if len(boards) > 1:
@@ -316,9 +316,9 @@ def compare(
     json_: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON.")] = None,
 ) -> int:
     """Compare each model's selected β with its baseline; or two leaderboards, row by row."""
+    from harness.cli.terminal import print_comparison, print_within
     from harness.leaderboard import compare as comparing
     from harness.leaderboard import csv_file, outcomes
-    from harness.screen import print_comparison, print_within
 
     first = csv_file.read(board)
     if other is None:
@@ -396,8 +396,8 @@ def doctor(
 ) -> int:
     """Look, before the hours are spent, whether a benchmark will run, and what it will take: 0 ready, 2 not."""
     from harness.checks.doctor import doctor as look
+    from harness.cli.terminal import print_findings
     from harness.config.benchmark import load_benchmark
-    from harness.screen import print_findings
 
     loaded = load_benchmark(benchmark, overrides or ())
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
@@ -413,9 +413,9 @@ def coverage(
 ) -> int:
     """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
     from harness.checks import zoo_coverage as coverages
+    from harness.cli.terminal import Counting, print_coverage
     from harness.models.robustbench_zoo import zoo
     from harness.plugins import did_you_mean
-    from harness.screen import Counting, print_coverage
 
     entries = zoo()
     for option, wanted, names in (
@@ -438,7 +438,7 @@ def coverage(
 def list_(group: Annotated[Group | None, typer.Argument(help="Only these.")] = None) -> int:
     """List what can be named in a YAML, built-in and third-party; with a group also the names of its models."""
     from harness import plugins
-    from harness.screen import print_names, print_parts
+    from harness.cli.terminal import print_names, print_parts
 
     for name in [group.value] if group else [entry.value for entry in Group]:
         print_parts(name, plugins.described(name))

@@ -1,0 +1,1 @@
+"""The command line: the only printer, the only exit codes."""
