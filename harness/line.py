@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
+from harness.api.records import Cell, Outcome, Preprocessing, Steering
 from harness.config.benchmark import Benchmark, load_benchmark
 from harness.engine.evaluate import workbench
 from harness.engine.images import Data, open_data, source
@@ -22,7 +23,6 @@ from harness.scheduling.margins import Margins, margins, most_fragile_first
 from harness.scheduling.replay import replays
 from harness.scheduling.training_scores import Rehearsal, rehearsals, scored
 from harness.scheduling.trials import Lane, grid, lanes, shards
-from harness.types import Cell, Outcome, Preprocessing, Steering
 
 if TYPE_CHECKING:
     import numpy as np

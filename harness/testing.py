@@ -20,21 +20,21 @@ import pytest
 import torch
 from torch import nn
 
-from harness import plugins
-from harness.contracts import Dataset, Executor, Model, Part, Source, Threat
+from harness.api import registry
+from harness.api.contracts import Dataset, Executor, Model, Part, Source, Threat
+from harness.api.records import BASELINE, Batch, Cell, Outcome, Shard, Steering, Task, canonical
 from harness.engine.evaluate import evaluate
 from harness.engine.numerics import reproducible
 from harness.errors import DataError
 from harness.models.loaded import Scorable
 from harness.scheduling.trials import CLEAN
-from harness.types import BASELINE, Batch, Cell, Outcome, Shard, Steering, Task, canonical
 
 
 class PartContract:
     """What every part is: registered, frozen, picklable, with an identity in JSON."""
 
     group: str
-    """The entry-point group, one of `harness.plugins.GROUPS`."""
+    """The entry-point group, one of `harness.api.registry.GROUPS`."""
 
     @pytest.fixture
     def part(self) -> Part:
@@ -43,12 +43,12 @@ class PartContract:
 
     def test_is_registered_under_its_kind(self, part: Part) -> None:
         """What a YAML names is this class."""
-        assert plugins.part(self.group, part.kind) is type(part)
+        assert registry.part(self.group, part.kind) is type(part)
 
     def test_is_parsed_from_its_own_fields(self, part: Part) -> None:
         """A YAML can say all that the part is."""
         fields = part.model_dump(mode="json")
-        assert plugins.build(self.group, {"kind": part.kind} | fields, "here") == part
+        assert registry.build(self.group, {"kind": part.kind} | fields, "here") == part
 
     def test_travels(self, part: Part) -> None:
         """A worker gets an equal part, and equal parts are one in a cache."""

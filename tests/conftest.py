@@ -129,8 +129,8 @@ from typing import ClassVar
 
 import torch
 
-from harness.contracts import Dataset, Executor, Model, Source, Threat
-from harness.types import Batch
+from harness.api.contracts import Dataset, Executor, Model, Source, Threat
+from harness.api.records import Batch
 
 
 class Training(Model):

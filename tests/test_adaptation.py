@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transfer_parts import CLASSES, arrays, by_hand, hand_C, lora_numbers, numbers, sklearns, toy
 
 from harness.analysis.task_types import Class
+from harness.api.records import BASELINE
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
 from harness.errors import ModelError
@@ -27,7 +28,6 @@ from harness.transfer.linear_probe import Fit, fitted
 from harness.transfer.probe_model import Probe
 from harness.transfer.probe_network import Head, Probed
 from harness.transfer.settings import METHODS, Tuning
-from harness.types import BASELINE
 
 LORAS = [method for method in METHODS if method.startswith("lora")]
 

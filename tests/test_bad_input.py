@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import install
 
-from harness import plugins
+from harness.api import registry
 from harness.errors import SpecError
 
 Mapping = Callable[..., dict[str, Any]]
@@ -373,27 +373,27 @@ def test_a_broken_threat_is_named_with_its_key(here: Path, run: Run, mapping: Ma
 def test_a_broken_plug_in_harms_nobody_who_does_not_name_it(
     here: Path, run: Run, command: Run, mapping: Mapping, monkeypatch: Any
 ) -> None:
-    entry_points = "".join(f"[ct_harness.{group}]\nbroken = shoddy_all:Part\n" for group in plugins.GROUPS)
+    entry_points = "".join(f"[ct_harness.{group}]\nbroken = shoddy_all:Part\n" for group in registry.GROUPS)
     install(here / "site", "shoddy-parts", entry_points, shoddy_all="raise OSError('no licence')")
     monkeypatch.syspath_prepend(str(here / "site"))
     assert run(mapping()).code == 0
     monkeypatch.setenv("COLUMNS", "200")
     listed = command("list")
     assert listed.code == 0
-    assert listed.out.count("no licence") == len(plugins.GROUPS)
+    assert listed.out.count("no licence") == len(registry.GROUPS)
 
 
 def test_parts_of_third_parties_are_built_as_ours_are(installed: Path) -> None:
     assert installed.is_dir()
-    assert plugins.build("threats", {"kind": "dim"}, "threat").identity() == {"kind": "dim"}
+    assert registry.build("threats", {"kind": "dim"}, "threat").identity() == {"kind": "dim"}
     with pytest.raises(SpecError, match=r"^threat\.kind: unknown kind 'din' \(did you mean 'dim'\?\)"):
-        plugins.build("threats", {"kind": "din"}, "threat")
+        registry.build("threats", {"kind": "din"}, "threat")
 
 
 @pytest.mark.parametrize("part", [3, None, [], {"name": "x"}, {"kind": 3}])
 def test_a_part_without_a_kind(part: Any) -> None:
     with pytest.raises(SpecError, match=r"^threat: expected a mapping with a kind \(one of L1, L2, Linf.*\), found "):
-        plugins.build("threats", part, "threat")
+        registry.build("threats", part, "threat")
 
 
 def test_a_yaml_of_odd_keys(refused: Callable[..., str], mapping: Mapping) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import harness
-from harness import plugins
+from harness.api import registry
 
 Run = Callable[..., Any]
 Mapping = Callable[..., dict[str, Any]]
@@ -69,7 +69,7 @@ def test_list_names_every_kind(command: Run, monkeypatch: pytest.MonkeyPatch) ->
              "datasets": "digits arrays cifar10 cifar100 imagenet image_folder normalised",
              "threats": "Linf L2 L1 corruptions corruptions_3d dim", "executors": "local ray slurm inline"}  # fmt: skip
     for group, names in kinds.items():
-        assert set(names.split()) <= set(plugins.registered(group))
+        assert set(names.split()) <= set(registry.registered(group))
         alone = command("list", group)
         assert alone.code == 0
         for name in names.split():

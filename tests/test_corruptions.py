@@ -13,14 +13,15 @@ from PIL import Image
 from torch import nn
 
 import harness
-from harness import line, plugins
+from harness import line
+from harness.api import registry
+from harness.api.records import BASELINE, Batch, Cell, Shard, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import DataError, DataMissing, SpecError
 from harness.leaderboard import csv_file, outcomes
 from harness.models.robustbench import import_robustbench
 from harness.testing import ThreatContract
 from harness.threats.corruptions import CORRUPTIONS, CORRUPTIONS_3D, Corruptions, Corruptions3D, alexnet, mce
-from harness.types import BASELINE, Batch, Cell, Shard, Task
 from harness.util import downloads
 
 N = 24
@@ -92,7 +93,7 @@ def _a_models_lock_of_its_own(tmp_path, monkeypatch):
 
 
 def part(**keys):
-    return plugins.build("threats", {"kind": "corruptions"} | keys, "threat")
+    return registry.build("threats", {"kind": "corruptions"} | keys, "threat")
 
 
 def official(root, **keys):

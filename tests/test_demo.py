@@ -16,13 +16,13 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.api.records import Batch
+from harness.api.registry import build
 from harness.datasets.digits import Digits
 from harness.errors import ModelError, SpecError
 from harness.models import demo
 from harness.models.architectures.digits_net import DigitsNet
 from harness.models.demo import Demo, weights_of
-from harness.plugins import build
-from harness.types import Batch
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("digits_plain", "digits_robust")

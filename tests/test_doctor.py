@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.api.contracts import Threat
+from harness.api.records import Batch
 from harness.attacks.autoattack import VERSIONS, Custom, perturb
 from harness.checks import doctor, model_checks
 from harness.checks.cost import Costs, Passes, available_memory, gradient, memory, passes, seconds
 from harness.checks.model_checks import Finding
 from harness.config.benchmark import Benchmark, parse_benchmark
-from harness.contracts import Threat
 from harness.errors import DataMissing
 from harness.models.demo import Demo
 from harness.threats.lp import Linf
-from harness.types import Batch
 
 Mapping = Callable[..., dict[str, Any]]
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

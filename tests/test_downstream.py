@@ -27,16 +27,16 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import transforms
 
-from harness.contracts import Dataset
+from harness.api.contracts import Dataset
+from harness.api.records import Preprocessing
+from harness.api.registry import build
 from harness.datasets import downstream
 from harness.datasets.downstream import SETS, Downstream
 from harness.datasets.hugging_face import HuggingFace
 from harness.datasets.sources import providers
 from harness.datasets.sources.lazy import Decoded, as_labels
 from harness.errors import DataError, DataMissing, SpecError
-from harness.plugins import build
 from harness.testing import DatasetContract
-from harness.types import Preprocessing
 from harness.util.downloads import MIRROR
 
 SPLITS = ("train", "test")

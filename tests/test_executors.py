@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
+from harness.api.records import Cell, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError
 from harness.executors import dispatch
 from harness.executors.local import ATTEMPTS, Local
 from harness.scheduling.trials import CLEAN, MARGIN, grid, lanes, shards
-from harness.types import Cell, Task
 
 Mapping = Callable[..., dict[str, Any]]
 Rows = Callable[..., dict[str, dict[str, Any]]]

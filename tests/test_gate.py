@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from harness.analysis.metrics import METRICS
 from harness.analysis.selection import InSample, choose
 from harness.analysis.statistics import paired
+from harness.api.records import BASELINE, Coverage, Steering
 from harness.errors import LeaderboardError
 from harness.leaderboard import compare, csv_file, outcomes, regression
 from harness.leaderboard.csv_file import Entry, Headline, Score
 from harness.report import ci_summary
-from harness.types import BASELINE, Coverage, Steering
 
 N = 200
 SHARED = {

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.statistics import wilson
+from harness.api.records import Coverage, Steering
 from harness.errors import LeaderboardError
 from harness.leaderboard.csv_file import FORMATS, TEXT, Entry, Score, board, read, to_csv, write
-from harness.types import Coverage, Steering
 
 COLUMNS = [
     "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "delta_pp",

@@ -19,12 +19,12 @@ from conftest import csv_of
 from safetensors.torch import load_file, save_file
 
 from harness import line
+from harness.api.records import Adversaries, Cell, Outcome, Shard, Steering, Task
 from harness.config.benchmark import parse_benchmark
 from harness.engine.ledger import Ledger
 from harness.errors import LedgerError
 from harness.scheduling.trials import REPLAY
 from harness.threats.lp import Linf
-from harness.types import Adversaries, Cell, Outcome, Shard, Steering, Task
 
 Mapping = Callable[..., dict[str, Any]]
 Rows = Callable[..., dict[str, dict[str, Any]]]

@@ -19,12 +19,12 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.contracts import Model
+from harness.api.contracts import Model
+from harness.api.registry import build
 from harness.errors import ModelError, SpecError
 from harness.models.checkpoint import Checkpoint
 from harness.models.checkpoint_files import mismatch
 from harness.models.robustbench import RobustBench, import_robustbench
-from harness.plugins import build
 
 SHIPPED = Path(pyautoattack.__file__).parent / "examples" / "model_test.pt"
 """A ResNet-18 for CIFAR-10 that pyautoattack ships: a real checkpoint, 44 MB."""

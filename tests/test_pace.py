@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import line
+from harness.api.records import FamilyName
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.steering import Steered, steer
@@ -19,7 +20,6 @@ from harness.engine import acceleration, evaluate
 from harness.engine.acceleration import At, Dialled, attacking, lay_out, lowered, tried, wants_compiling
 from harness.errors import ModelError, SpecError
 from harness.models.demo import Demo
-from harness.types import FamilyName
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

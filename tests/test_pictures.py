@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from harness.contracts import Dataset
+from harness.api.contracts import Dataset
+from harness.api.records import AS_STORED, Preprocessing
+from harness.api.registry import build
 from harness.datasets.image_folder import ImageFolder
 from harness.datasets.imagenet import ImageNet
 from harness.datasets.sources.image_files import Pictures, read_picture, square
 from harness.errors import DataError, DataMissing, SpecError
 from harness.models.robustbench import RobustBench, import_robustbench
-from harness.plugins import build
 from harness.testing import DatasetContract
-from harness.types import AS_STORED, Preprocessing
 
 HELPERS = Path(str(find_spec("robustbench").origin)).parent / "helper_files"  # type: ignore[union-attr]
 IDS = (HELPERS / "imagenet_test_image_ids.txt").read_text().split()

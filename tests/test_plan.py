@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.api.contracts import Threat
+from harness.api.records import BASELINE, Steering, Task
 from harness.config.benchmark import parse_benchmark
-from harness.contracts import Threat
 from harness.scheduling.trials import CLEAN, Lane, batched, grid, lanes, shards
-from harness.types import BASELINE, Steering, Task
 
 BENCHMARK = parse_benchmark(
     {

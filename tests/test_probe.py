@@ -22,6 +22,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from transfer_parts import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 
 from harness import line
+from harness.api.records import BASELINE, Steering
+from harness.api.registry import build
 from harness.config.benchmark import load_benchmark, parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.arrays import Arrays
@@ -31,13 +33,11 @@ from harness.leaderboard import csv_file, outcomes
 from harness.leaderboard.csv_file import Key
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
-from harness.plugins import build
 from harness.testing import ModelContract
 from harness.transfer import linear_probe
 from harness.transfer.linear_probe import Probing
 from harness.transfer.probe_model import Probe
 from harness.transfer.transferred import Transferred
-from harness.types import BASELINE, Steering
 from harness.util.cache import cached
 
 ORDERS = ("steer_first", "fit_first")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
+from harness.api.records import Cell, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError, SpecError
 from harness.executors.dispatch import Dispatcher
@@ -21,7 +22,6 @@ from harness.executors.local import ATTEMPTS
 from harness.executors.ray import Ray
 from harness.scheduling.trials import grid, lanes, shards
 from harness.testing import ExecutorContract
-from harness.types import Cell, Task
 
 library = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # a cluster has to be started, and each worker imports torch

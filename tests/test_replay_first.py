@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from test_plan import Mean, task
 
 from harness import line
+from harness.api.records import Shard, Steering
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.leaderboard import csv_file, outcomes
 from harness.models.demo import Demo
 from harness.scheduling.trials import Lane
-from harness.types import Shard, Steering
 
 N, BETA = 40, 0.5
 ATTACK = {"stages": ["apgd-ce", "square"], "iterations": 6, "queries": 60}

@@ -7,7 +7,7 @@ from harness.analysis import selection_test
 from harness.analysis.selection import CrossValidation, Scored, choose, selection_sets
 from harness.analysis.selection_test import of_procedure
 from harness.analysis.statistics import paired
-from harness.types import BASELINE, Steering
+from harness.api.records import BASELINE, Steering
 
 
 def table(seed, n=60, effect=0.0, betas=(0.9, 0.8, 0.7)):

@@ -6,7 +6,8 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from harness.contracts import Dataset, Model, Source
+from harness.api.contracts import Dataset, Model, Source
+from harness.api.records import BASELINE, Batch, Preprocessing, Shard, Steering, Task
 from harness.datasets.digits import Digits
 from harness.engine.evaluate import evaluate, source, workbench
 from harness.engine.numerics import reproducible
@@ -15,7 +16,6 @@ from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
 from harness.scheduling.trials import Lane
 from harness.threats.lp import L1, L2, Linf, Lp
-from harness.types import BASELINE, Batch, Preprocessing, Shard, Steering, Task
 
 CLASSES, SIDE = 4, 6
 

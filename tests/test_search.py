@@ -17,14 +17,14 @@ from test_plan import Mean, Stages, task
 
 from harness import line
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
+from harness.api.contracts import Threat
+from harness.api.records import Cell, Outcome, Steering
 from harness.config.benchmark import parse_benchmark
-from harness.contracts import Threat
 from harness.engine.scheduler import Everything, Races, State
 from harness.leaderboard import csv_file, outcomes
 from harness.scheduling.best_first import Race
 from harness.scheduling.margins import most_fragile_first
 from harness.scheduling.trials import REPLAY_FIRST, Lane, grid, lanes, shards
-from harness.types import Cell, Outcome, Steering
 
 
 class Nothing:

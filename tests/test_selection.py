@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from harness.analysis.selection import CrossValidation, Holdout, InSample, Scored, better, choose, selection_sets
-from harness.types import BASELINE, Steering
+from harness.api.records import BASELINE, Steering
 
 
 @st.composite

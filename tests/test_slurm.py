@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
+from harness.api.records import BASELINE, Cell, Shard, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError
 from harness.executors import slurm
@@ -19,7 +20,6 @@ from harness.executors.dispatch import Work
 from harness.executors.slurm import Slurm
 from harness.scheduling.trials import CLEAN
 from harness.testing import ExecutorContract
-from harness.types import BASELINE, Cell, Shard, Task
 
 pytest.importorskip("submitit")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import line
+from harness.api.records import Steering
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import phi
@@ -24,7 +25,6 @@ from harness.errors import IncompleteSteering, NothingToSteer, SpecError
 from harness.leaderboard import flags
 from harness.leaderboard.flags import STEERED
 from harness.scheduling.trials import grid
-from harness.types import Steering
 
 GRID = torch.linspace(-30, 30, 2401, dtype=torch.float64)
 KINDS = ("silu", "gelu", "gelu_tanh")

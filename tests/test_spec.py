@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import plugins
+from harness.api import registry
 from harness.config.benchmark import load_benchmark, parse_benchmark
 from harness.config.schema import schema
 from harness.errors import SpecError
@@ -180,8 +180,8 @@ def test_there_are_benchmarks() -> None:
 def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     text = json.dumps(schema())
-    for group in plugins.GROUPS:
-        assert all(f'{{"const": "{kind}"}}' in text for kind in plugins.registered(group))
+    for group in registry.GROUPS:
+        assert all(f'{{"const": "{kind}"}}' in text for kind in registry.registered(group))
 
 
 @pytest.mark.parametrize(

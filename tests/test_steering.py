@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import harness.curvature.steering
+from harness.api.records import Sites, Steering
 from harness.curvature.phi import phi
 from harness.curvature.piecewise_affine import FUNCTIONS
 from harness.curvature.reroute import Reroute, Tally
 from harness.curvature.steering import Steered, steer
 from harness.errors import IncompleteSteering, ModelError, NothingToSteer, SpecError
-from harness.types import Sites, Steering
 
 BETA, C = 0.7, 0.3
 WIDTH = 6

@@ -20,6 +20,7 @@ from harness import line
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
 from harness.analysis.task_types import QUESTIONS
+from harness.api.records import Batch
 from harness.config.benchmark import parse_benchmark
 from harness.datasets.hugging_face import HuggingFace
 from harness.engine import images
@@ -30,7 +31,6 @@ from harness.models.checkpoint import Checkpoint
 from harness.transfer import linear_probe
 from harness.transfer.linear_probe import Probing
 from harness.transfer.probe_model import Probe
-from harness.types import Batch
 
 # --- an outcome an image ---
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from harness.api.records import BASELINE, Cell, Shard, Steering, Task
+from harness.api.registry import build
 from harness.checks.doctor import doctor
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
@@ -19,12 +21,10 @@ from harness.errors import ModelError, SpecError
 from harness.leaderboard import flags
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
-from harness.plugins import build
 from harness.report import page
 from harness.transfer.backbone import Features
 from harness.transfer.probe_model import Probe
 from harness.transfer.transferred import Transferred
-from harness.types import BASELINE, Cell, Shard, Steering, Task
 
 FIVE = (5, 6, 7, 8, 9)
 

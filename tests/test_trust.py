@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from harness.api.contracts import Model
 from harness.config.benchmark import parse_benchmark
-from harness.contracts import Model
 from harness.datasets.digits import Digits
 from harness.line import run
 from harness.models.demo import Demo

@@ -18,7 +18,8 @@ from torch import nn
 from torchvision import models as zoo
 from torchvision.transforms import Compose, Normalize
 
-from harness.contracts import Model
+from harness.api.contracts import Model
+from harness.api.records import Preprocessing
 from harness.curvature.steering import steer
 from harness.datasets.sources.image_files import read_picture
 from harness.errors import ModelError
@@ -27,7 +28,6 @@ from harness.models.checkpoint import Checkpoint
 from harness.models.timm import Timm, timm_preprocessing
 from harness.models.torchvision import TorchVision
 from harness.testing import ModelContract
-from harness.types import Preprocessing
 
 SMALL = "shufflenet_v2_x0_5"
 TINY = "test_byobnet"

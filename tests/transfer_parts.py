@@ -28,8 +28,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from harness.contracts import Dataset, Source, Threat
-from harness.types import Batch, Target
+from harness.api.contracts import Dataset, Source, Threat
+from harness.api.records import Batch, Target
 
 
 class Graded(Dataset, Source):

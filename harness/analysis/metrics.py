@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.types import Target
+from harness.api.records import Target
 
 
 @dataclass(frozen=True)

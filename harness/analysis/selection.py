@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.types import Steering
+from harness.api.records import Steering
 
 
 class Kind(BaseModel):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.api.records import Target
 from harness.errors import ModelError
-from harness.types import Target
 
 
 class Question(ABC):

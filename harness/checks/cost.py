@@ -18,9 +18,9 @@ from harness.threats.lp import Lp
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.api.contracts import Threat
+    from harness.api.records import Batch
     from harness.attacks.autoattack import Attack
-    from harness.contracts import Threat
-    from harness.types import Batch
 
 PLUS_RESTARTS, RAND_GRADIENTS = 5, 20
 """AutoAttack "plus" restarts its untargeted attacks; "rand" averages each gradient of APGD."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from harness.api.records import Batch, Preprocessing
 from harness.checks.cost import WORKER, available_memory, memory, seconds
 from harness.checks.model_checks import Finding, Look, checkup, problem
 from harness.config.benchmark import Benchmark
@@ -22,7 +23,6 @@ from harness.engine.numerics import resolve
 from harness.engine.provenance import provenance
 from harness.errors import ModelError
 from harness.line import enough_for
-from harness.types import Batch, Preprocessing
 
 IMAGES = 64
 """As many are looked at, spread evenly over the chosen ones."""

@@ -11,10 +11,11 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from harness.analysis.task_types import QUESTIONS
+from harness.api.contracts import Model
+from harness.api.records import Batch, Coverage
 from harness.attacks.autoattack import Custom
 from harness.checks.cost import Costs, gradient, measure
 from harness.config.benchmark import Benchmark
-from harness.contracts import Model
 from harness.engine.evaluate import Workbench, allowed, logits, workbench
 from harness.engine.images import of_pixels
 from harness.engine.numerics import reproducible
@@ -25,7 +26,6 @@ from harness.models.published import published, unlike
 from harness.models.robustbench import RobustBench
 from harness.scheduling.trials import grid
 from harness.threats.lp import Lp
-from harness.types import Batch, Coverage
 
 STEERED, ATTACKED = 8, 2
 """Images that the steered network classifies, and those of them that are attacked."""

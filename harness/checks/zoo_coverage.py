@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.api.records import FamilyName, Sites
 from harness.errors import LeaderboardError, ModelError
 from harness.leaderboard.flags import GATES, STEERED
-from harness.types import FamilyName, Sites
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:

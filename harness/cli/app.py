@@ -412,10 +412,10 @@ def coverage(
     csv: Annotated[Path, typer.Option(help="The table; what it has is not audited again.")] = COVERAGE,
 ) -> int:
     """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
+    from harness.api.registry import did_you_mean
     from harness.checks import zoo_coverage as coverages
     from harness.cli.terminal import Counting, print_coverage
     from harness.models.robustbench_zoo import zoo
-    from harness.plugins import did_you_mean
 
     entries = zoo()
     for option, wanted, names in (
@@ -437,14 +437,14 @@ def coverage(
 @guarded
 def list_(group: Annotated[Group | None, typer.Argument(help="Only these.")] = None) -> int:
     """List what can be named in a YAML, built-in and third-party; with a group also the names of its models."""
-    from harness import plugins
+    from harness.api import registry
     from harness.cli.terminal import print_names, print_parts
 
     for name in [group.value] if group else [entry.value for entry in Group]:
-        print_parts(name, plugins.described(name))
+        print_parts(name, registry.described(name))
     if group:
-        for kind in plugins.registered(group.value):
-            print_names(plugins.part(group.value, kind).names())
+        for kind in registry.registered(group.value):
+            print_names(registry.part(group.value, kind).names())
     return GOOD
 
 

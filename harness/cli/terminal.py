@@ -30,13 +30,13 @@ from harness.report.verdict import gain
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.api.records import Cell, Outcome
     from harness.checks.model_checks import Finding
     from harness.checks.zoo_coverage import Audit
     from harness.engine.scheduler import Agenda
     from harness.errors import ModelError
     from harness.leaderboard.across_datasets import Several
     from harness.leaderboard.compare import Comparison
-    from harness.types import Cell, Outcome
 
 FEW = 10
 """Rows that are shown one by one."""

@@ -20,13 +20,13 @@ from pydantic import (
     model_validator,
 )
 
-from harness import plugins
 from harness.analysis.selection import CrossValidation, OnTraining, Selection
+from harness.api import registry
+from harness.api.contracts import Dataset, Executor, Model, Threat
+from harness.api.records import Compile, FamilyName, Precision, Protocol, Sites
 from harness.config.protocol import filled_in
-from harness.contracts import Dataset, Executor, Model, Threat
 from harness.errors import SpecError
 from harness.scheduling.best_first import BestFirst, Search
-from harness.types import Compile, FamilyName, Precision, Protocol, Sites
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
 """The keys that hold one part, and the group that its kind is looked up in; ``models`` holds a list of them."""
@@ -200,11 +200,11 @@ def parse_benchmark(data: Mapping[str, Any]) -> Benchmark:
     """A benchmark from its mapping; see `load_benchmark`."""
     fields = {"executor": {"kind": "local"}} | filled_in(data)
     if isinstance(fields.get("models"), list):
-        fields["models"] = [plugins.build("models", model, f"models[{i}]") for i, model in enumerate(fields["models"])]
+        fields["models"] = [registry.build("models", model, f"models[{i}]") for i, model in enumerate(fields["models"])]
     fields["threat"] = _with_defaults(fields.get("threat"), fields.get("dataset"))
     for key, group in PARTS.items():
         if fields.get(key) is not None:
-            fields[key] = plugins.build(group, fields[key], key)
+            fields[key] = registry.build(group, fields[key], key)
         else:
             fields.pop(key, None)
     if fields.get("selection") is None and _all_fitted(fields.get("models")):
@@ -212,7 +212,7 @@ def parse_benchmark(data: Mapping[str, Any]) -> Benchmark:
     try:
         return Benchmark.model_validate(fields)
     except ValidationError as error:
-        raise SpecError(plugins.explain(error, Benchmark, "")) from error
+        raise SpecError(registry.explain(error, Benchmark, "")) from error
 
 
 def _all_fitted(models: Any) -> bool:
@@ -225,10 +225,10 @@ def _with_defaults(threat: Any, dataset: Any) -> Any:
     if not (isinstance(threat, Mapping) and isinstance(dataset, Mapping)):
         return threat
     kinds = threat.get("kind"), dataset.get("kind")
-    if not (isinstance(kinds[0], str) and kinds[0] in plugins.registered("threats")):
+    if not (isinstance(kinds[0], str) and kinds[0] in registry.registered("threats")):
         return threat
     try:
-        cls = plugins.part("threats", kinds[0])
+        cls = registry.part("threats", kinds[0])
     except SpecError:
         return threat  # building it will say what is wrong
     assert issubclass(cls, Threat)

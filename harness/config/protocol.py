@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
+    from harness.api.records import Batch
     from harness.models.loaded import Loaded, Scorable
     from harness.models.normalisation import Normalised
-    from harness.types import Batch
 
 IMPLIED: Mapping[str, Mapping[str, Any]] = {
     "selection": {"kind": "none"},

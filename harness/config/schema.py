@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import plugins
+from harness.api import registry
+from harness.api.contracts import Part, Threat
 from harness.config.benchmark import PARTS, Benchmark
-from harness.contracts import Part, Threat
 
 
 def schema() -> dict[str, Any]:
@@ -14,9 +14,9 @@ def schema() -> dict[str, Any]:
     result = Benchmark.model_json_schema(ref_template="#/$defs/{model}")
     parts = {"Model", "Dataset", "Threat", "Executor"}  # interfaces: their kinds stand in their place
     definitions = {name: entry for name, entry in result["$defs"].items() if name not in parts}
-    for group in plugins.GROUPS:
+    for group in registry.GROUPS:
         definitions[group] = {
-            "oneOf": [_kind(plugins.part(group, kind), definitions) for kind in plugins.registered(group)]
+            "oneOf": [_kind(registry.part(group, kind), definitions) for kind in registry.registered(group)]
         }
     for key, group in PARTS.items():
         result["properties"][key] = _any_of(group)
@@ -41,7 +41,7 @@ def _kind(cls: type[Part], definitions: dict[str, Any]) -> dict[str, Any]:
     definitions |= result.pop("$defs", {})
     given = set()
     if issubclass(cls, Threat):  # what a data set may fill in need not be there
-        given = {key for dataset in plugins.registered("datasets") for key in cls.defaults(dataset)}
+        given = {key for dataset in registry.registered("datasets") for key in cls.defaults(dataset)}
     required = [key for key in result.get("required", []) if key not in given]
     own = {
         key: _any_of(entry["group"]) if "group" in entry else entry

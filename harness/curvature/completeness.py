@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from harness.api.records import Coverage
 from harness.curvature.families import FAMILIES, Family
 from harness.curvature.piecewise_affine import Activation
 from harness.curvature.reroute import Reroute, Tally, Watch
 from harness.errors import IncompleteSteering, NothingToSteer
-from harness.types import Coverage
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.api.records import FamilyName
 from harness.curvature import smooth
 from harness.curvature.phi import curve, dialled, dials
 from harness.curvature.piecewise_affine import FUNCTIONS, OTHERS, PIECEWISE_AFFINE, Bent, Curve
-from harness.types import FamilyName
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
+from harness.api.records import Coverage, FamilyName, Sites, Steering
 from harness.curvature.completeness import Call, outputs, prove_replacement, prove_rerouting
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import check_range
@@ -24,7 +25,6 @@ from harness.curvature.reroute import Reroute
 from harness.curvature.shared_copy import twin
 from harness.curvature.smooth import with_plain_silu
 from harness.errors import ModelError, SpecError
-from harness.types import Coverage, FamilyName, Sites, Steering
 
 
 def steer(

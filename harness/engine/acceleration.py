@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.api.records import Compile, Precision
 from harness.curvature.families import FAMILIES
 from harness.curvature.steering import Steered
 from harness.errors import ModelError
-from harness.types import Compile, Precision
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPILATIONS = 64

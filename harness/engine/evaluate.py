@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.analysis.task_types import QUESTIONS
+from harness.api.contracts import Flag, Model, Threat
+from harness.api.records import Adversaries, Batch, Cell, Compile, Outcome, Precision, Steering
 from harness.config.protocol import in_normalised_space, normalised
-from harness.contracts import Flag, Model, Threat
 from harness.curvature.steering import Steered
 from harness.engine.acceleration import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
 from harness.engine.images import source
@@ -27,7 +28,6 @@ from harness.models.normalisation import Normalised
 from harness.scheduling.trials import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
 from harness.threats import SLACK_BOX
 from harness.transfer.probe_network import Probed
-from harness.types import Adversaries, Batch, Cell, Compile, Outcome, Precision, Steering
 
 SHOWN = 256
 """Replayed images in one forward pass."""

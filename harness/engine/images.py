@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from harness.analysis.selection import strata
-from harness.contracts import Dataset, Source
+from harness.api.contracts import Dataset, Source
+from harness.api.records import AS_STORED, Batch, Preprocessing, Target, sha256
 from harness.errors import DataError
 from harness.scheduling.trials import batched
-from harness.types import AS_STORED, Batch, Preprocessing, Target, sha256
 
 SLICE = 256
 """Images read at once."""

@@ -14,8 +14,8 @@ from types import TracebackType
 
 import numpy as np
 
+from harness.api.records import Adversaries, Cell, Outcome, canonical
 from harness.errors import LedgerError
-from harness.types import Adversaries, Cell, Outcome, canonical
 
 SCHEMA = 1
 

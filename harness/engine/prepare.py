@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from harness.analysis.selection import OnTraining
 from harness.analysis.task_types import QUESTIONS
+from harness.api.contracts import Model
+from harness.api.records import Coverage, Task
 from harness.config.benchmark import Benchmark
-from harness.contracts import Model
 from harness.engine.evaluate import logits, workbench
 from harness.engine.images import Data, source
 from harness.engine.numerics import reproducible, resolve
 from harness.errors import HarnessError, ModelError
 from harness.models.loaded import Scorable
-from harness.types import Coverage, Task
 
 SHARED = 0.01
 """Of the scored images, as many may be among the training images too, and the row says so."""

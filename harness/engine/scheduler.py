@@ -10,13 +10,13 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from harness.contracts import Executor
+from harness.api.contracts import Executor
+from harness.api.records import Cell, Outcome, Task
 from harness.engine.ledger import Ledger
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.scheduling.best_first import Race
 from harness.scheduling.replay import packed
 from harness.scheduling.trials import Lane
-from harness.types import Cell, Outcome, Task
 
 
 class Track(Protocol):

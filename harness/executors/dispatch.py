@@ -14,10 +14,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from harness.contracts import Executor
+from harness.api.contracts import Executor
+from harness.api.records import Cell, Outcome
 from harness.errors import HarnessError, ModelError, SpecError
 from harness.executors.local import ATTEMPTS, ENVIRONMENT
-from harness.types import Cell, Outcome
 
 
 def computed(cell: Cell) -> Outcome | Exception:

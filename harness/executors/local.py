@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from harness.contracts import Executor
+from harness.api.contracts import Executor
+from harness.api.records import Cell, Outcome
 from harness.errors import ModelError
-from harness.types import Cell, Outcome
 
 ATTEMPTS = 3
 """How often a cell is given to a new worker before it is taken for what kills them."""

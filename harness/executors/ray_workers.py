@@ -10,10 +10,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from harness.api.records import Cell, Outcome
 from harness.errors import ModelError
 from harness.executors.dispatch import Dispatcher, Work, computed, last_line
 from harness.executors.local import ATTEMPTS, ENVIRONMENT
-from harness.types import Cell, Outcome
 
 TICK = 0.05
 """Seconds until a cell that was submitted while others are awaited is noticed."""

@@ -11,6 +11,7 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.selection import CrossValidation, InSample, Scored, choose, selection_sets
 from harness.analysis.selection_test import of_procedure
 from harness.analysis.statistics import paired
+from harness.api.records import Outcome, Steering, Task
 from harness.config.benchmark import Benchmark
 from harness.engine.images import Data
 from harness.engine.prepare import Admission
@@ -19,7 +20,6 @@ from harness.leaderboard import csv_file, flags
 from harness.leaderboard.csv_file import Entry, Headline, Score
 from harness.models.published import Published
 from harness.scheduling.trials import Lane
-from harness.types import Outcome, Steering, Task
 
 Replayed = Mapping[int, np.ndarray]
 """What stands after the replay, [n], by the number of the lane; for lanes that had something to be shown."""

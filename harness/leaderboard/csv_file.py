@@ -17,8 +17,8 @@ import numpy as np
 from harness.analysis.metrics import METRICS, Metric
 from harness.analysis.selection import Choice, Scored, better
 from harness.analysis.statistics import Paired, holm, interval, paired
+from harness.api.records import Coverage, Steering
 from harness.errors import LeaderboardError
-from harness.types import Coverage, Steering
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.contracts import Model
+from harness.api.contracts import Model
+from harness.api.registry import did_you_mean
 from harness.errors import ModelError
 from harness.models.checkpoint_files import BadCheckpoint, mismatch, read_checkpoint
-from harness.plugins import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn

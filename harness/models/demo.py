@@ -7,7 +7,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from harness.contracts import Model
+from harness.api.contracts import Model
 from harness.errors import ModelError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn, uint8
 
+from harness.api.records import Coverage, FamilyName, Sites, Steering
 from harness.curvature.steering import Steered, steer
-from harness.types import Coverage, FamilyName, Sites, Steering
 
 if TYPE_CHECKING:
     import numpy as np

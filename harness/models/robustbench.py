@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.contracts import Model
+from harness.api.contracts import Model
+from harness.api.records import AS_STORED, Preprocessing
+from harness.api.registry import did_you_mean
 from harness.errors import ModelError
 from harness.models.checkpoint_files import mismatch
 from harness.models.published import Published, published
 from harness.models.timm import timm_preprocessing
-from harness.plugins import did_you_mean
-from harness.types import AS_STORED, Preprocessing
 from harness.util.downloads import Remote, hub_file
 
 if TYPE_CHECKING:

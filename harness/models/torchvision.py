@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.contracts import Model
+from harness.api.contracts import Model
+from harness.api.records import Preprocessing
+from harness.api.registry import did_you_mean
 from harness.errors import ModelError
 from harness.models.checkpoint_files import loading, read_checkpoint
-from harness.plugins import did_you_mean
-from harness.types import Preprocessing
 from harness.util.downloads import hub_file
 
 if TYPE_CHECKING:

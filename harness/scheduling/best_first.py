@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import Field
 
 from harness.analysis.selection import Kind, Scored, better
+from harness.api.records import Steering
 from harness.scheduling.trials import Lane
-from harness.types import Steering
 
 
 class BestFirst(Kind):

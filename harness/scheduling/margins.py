@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.api.records import BASELINE, Cell, Shard, Task
 from harness.scheduling.trials import MARGIN, shards
-from harness.types import BASELINE, Cell, Shard, Task
 
 
 @dataclass(frozen=True)

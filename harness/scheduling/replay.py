@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.api.records import Adversaries, Cell, Outcome, Task
 from harness.engine.ledger import Ledger, read_adversaries
 from harness.scheduling.trials import REPLAY, REPLAY_FIRST, Lane
-from harness.types import Adversaries, Cell, Outcome, Task
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.analysis.selection import Scored
+from harness.api.records import Cell, Shard, Steering, Task
 from harness.engine.images import Data
 from harness.scheduling.trials import TRAINING
-from harness.types import Cell, Shard, Steering, Task
 
 if TYPE_CHECKING:
     from harness.engine.scheduler import State

@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from harness.analysis.metrics import METRICS
-from harness.types import Cell, FamilyName, Shard, Sites, Steering, Task, sha256
+from harness.api.records import Cell, FamilyName, Shard, Sites, Steering, Task, sha256
 
 CLEAN = "clean"
 """The stage that every threat begins with: the images as they are."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.contracts import Threat
+from harness.api.contracts import Threat
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.types import Batch
+    from harness.api.records import Batch
 
 
 class Clean(Threat):

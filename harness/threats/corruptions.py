@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from harness.contracts import Threat
-from harness.plugins import did_you_mean
+from harness.api.contracts import Threat
+from harness.api.registry import did_you_mean
 from harness.threats.corruption_sources.base import Origin
 from harness.threats.corruption_sources.generated import Generated
 from harness.threats.corruption_sources.official import CIFARC, ImageNetC
@@ -23,7 +23,7 @@ from harness.threats.corruption_sources.official import CIFARC, ImageNetC
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.types import Batch
+    from harness.api.records import Batch
 
 CORRUPTIONS = (
     "shot_noise", "motion_blur", "snow", "pixelate", "gaussian_noise", "defocus_blur", "brightness", "fog",

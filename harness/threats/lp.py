@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
+from harness.api.contracts import Threat
 from harness.attacks import autoattack, gradient_masking
 from harness.attacks.autoattack import Attack, Norm
-from harness.contracts import Threat
 from harness.errors import InvalidAdversary
 from harness.threats import SLACK, SLACK_BOX
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.types import Batch
+    from harness.api.records import Batch
 
 
 def pixels(value: Any) -> Any:

@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.analysis.selection import CrossValidation, selection_sets, strata
+from harness.api.records import Target
 from harness.errors import ModelError
-from harness.types import Target
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

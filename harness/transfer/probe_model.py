@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, field_validator
 
-from harness import plugins
-from harness.contracts import Dataset, Model, Part
+from harness.api import registry
+from harness.api.contracts import Dataset, Model, Part
+from harness.api.records import Preprocessing
 from harness.errors import DataError
 from harness.transfer.linear_probe import Probing
 from harness.transfer.settings import Method, Tuning
-from harness.types import Preprocessing
 
 if TYPE_CHECKING:
     from harness.models.loaded import Scorable
@@ -22,7 +22,7 @@ def _built(group: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema
     """A part inside of a part: built from its mapping, written as one, and in the schema any kind of its group."""
 
     def build(value: Any) -> Part:
-        return plugins.build_inside(group, value)
+        return registry.build_inside(group, value)
 
     def dumped(part: Part) -> dict[str, Any]:
         return {"kind": part.kind} | part.model_dump(mode="json")
@@ -88,7 +88,7 @@ class Probe(Model):
     @property
     def trained_how(self) -> str:
         """The training set, the order, and a hash of the settings of probe and tuning."""
-        from harness.types import sha256
+        from harness.api.records import sha256
 
         settings = [self.probe.model_dump(mode="json"), self.tuning.model_dump(mode="json")]
         return f"{self.train.label}; {self.probe.order}; {sha256(settings)[:8]}"
@@ -113,10 +113,10 @@ class Probe(Model):
             ModelError: the backbone cannot be loaded, or its classifier is not found.
             DataError: the training images are not there.
         """
+        from harness.api.records import sha256
         from harness.engine.images import open_data, source
         from harness.transfer.backbone import without_classifier
         from harness.transfer.transferred import TrainingSet, Transferred
-        from harness.types import sha256
 
         backbone = self.backbone.load(offline=offline)
         preprocessing = self.preprocessing(offline=offline)

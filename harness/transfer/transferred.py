@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.analysis.task_types import QUESTIONS
+from harness.api.records import BASELINE, SCORING_VERSION, Coverage, FamilyName, Sites, Steering, Target, sha256
 from harness.engine.images import Data
 from harness.models.loaded import bent, reach, sha256_of_weights
 from harness.scheduling.trials import batched
@@ -24,11 +25,10 @@ from harness.transfer.finetuning import AT_ONCE, Lesson
 from harness.transfer.linear_probe import Fit, Probing
 from harness.transfer.probe_network import Head, Probed
 from harness.transfer.settings import Tuning
-from harness.types import BASELINE, SCORING_VERSION, Coverage, FamilyName, Sites, Steering, Target, sha256
 from harness.util.cache import Arrays, cached
 
 if TYPE_CHECKING:
-    from harness.contracts import Source
+    from harness.api.contracts import Source
 
 FORMAT = 1
 """Part of every key of the cache: raised when a change of the code could change what is kept."""

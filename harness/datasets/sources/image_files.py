@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import Source
+from harness.api.contracts import Source
+from harness.api.records import AS_STORED, Batch, Preprocessing
 from harness.errors import DataError, DataMissing
-from harness.types import AS_STORED, Batch, Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import Source
-from harness.types import Batch
+from harness.api.contracts import Source
+from harness.api.records import Batch
 
 if TYPE_CHECKING:
     import numpy as np

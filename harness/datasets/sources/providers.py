@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from harness.api.records import Target
 from harness.errors import DataError, DataMissing
-from harness.types import Target
 from harness.util.downloads import BadFile, Remote
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.types import Batch
+    from harness.api.records import Batch
 
 Stage = tuple[str, int]
 """A corruption and a severity."""

@@ -14,7 +14,7 @@ from harness.threats.corruption_sources.base import Origin, Stage
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness.types import Batch
+    from harness.api.records import Batch
 
 
 class Generated(Origin):

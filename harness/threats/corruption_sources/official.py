@@ -10,16 +10,16 @@ from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from harness.api.records import Preprocessing
 from harness.errors import DataError, DataMissing
 from harness.threats.corruption_sources.base import Origin, Stage
-from harness.types import Preprocessing
 from harness.util.downloads import ON_PURPOSE, BadFile, Remote, differs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from harness.types import Batch
+    from harness.api.records import Batch
 
 SIZE = 10_000
 """Images in the test set of CIFAR-10, and of CIFAR-100."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness.api.records import AS_STORED, Batch, Cell, Outcome, Preprocessing, Target
 from harness.errors import DataError
-from harness.types import AS_STORED, Batch, Cell, Outcome, Preprocessing, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -133,7 +133,7 @@ class Dataset(Part):
     @property
     def label(self) -> str:
         """Its name on the leaderboard: the title and the subset."""
-        from harness.types import sha256
+        from harness.api.records import sha256
 
         if self.indices is not None:
             return f"{self.title}[{len(self.indices)} by index {sha256(self.indices)[:8]}]"

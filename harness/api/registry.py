@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from harness.contracts import Part
+from harness.api.contracts import Part
 from harness.errors import SpecError
 
 GROUPS = ("models", "datasets", "threats", "executors")

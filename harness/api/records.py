@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from harness.contracts import Dataset, Model, Threat
+    from harness.api.contracts import Dataset, Model, Threat
 
 Sites = Literal["all", "modules"]
 FamilyName = Literal["relu", "smooth"]

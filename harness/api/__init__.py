@@ -1,0 +1,1 @@
+"""What a plug-in implements, and the records that travel."""
