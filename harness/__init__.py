@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.curvature.phi import phi
     from harness.curvature.steering import steer
-    from harness.line import run
+    from harness.pipeline import run
 
 __version__ = "0.1.0"
 __all__ = ["phi", "run", "steer"]
 
-_HOMES = {"phi": "harness.curvature.phi", "run": "harness.line", "steer": "harness.curvature.steering"}
+_HOMES = {"phi": "harness.curvature.phi", "run": "harness.pipeline", "steer": "harness.curvature.steering"}
 
 
 def __getattr__(name: str) -> Any:

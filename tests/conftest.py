@@ -388,10 +388,10 @@ def computed(tmp_path_factory: pytest.TempPathFactory, site: Path, images: tuple
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(site))
-        from harness import line
+        from harness import pipeline
         from harness.leaderboard import csv_file
 
-        csv_file.write(line.run("tiny.yaml", runs="runs"), Path("first.csv"))
+        csv_file.write(pipeline.run("tiny.yaml", runs="runs"), Path("first.csv"))
     return folder
 
 
@@ -405,18 +405,18 @@ def resumed(here: Path, computed: Path) -> Path:
 
 def csv_of(benchmark: dict[str, Any], runs: Path) -> str:
     """The text of the leaderboard of a mapping, its ledger under ``runs``."""
-    from harness import line
+    from harness import pipeline
     from harness.config.benchmark import parse_benchmark
     from harness.leaderboard import csv_file
 
-    return csv_file.to_csv(line.run(parse_benchmark({"name": "tiny"} | benchmark), runs=runs))
+    return csv_file.to_csv(pipeline.run(parse_benchmark({"name": "tiny"} | benchmark), runs=runs))
 
 
 def untimed(csv: str) -> list[str]:
     """The lines of a leaderboard without ``seconds``, which is the last column."""
     lines = csv.splitlines()
     assert lines[0].endswith(",seconds")
-    return [line.rpartition(",")[0] for line in lines]
+    return [pipeline.rpartition(",")[0] for line in lines]
 
 
 @pytest.fixture(name="untimed")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import harness
-from harness import line
+from harness import pipeline
 from harness.api import registry
 from harness.api.records import BASELINE, Batch, Cell, Shard, Task
 from harness.config.benchmark import parse_benchmark
@@ -583,7 +583,7 @@ def by_hand(network, labels):
 
 def test_a_board_is_the_mean_over_the_stages(benchmark):
     mapping, network, labels = benchmark
-    [entry] = line.entries(parse_benchmark(mapping), runs="runs")
+    [entry] = pipeline.entries(parse_benchmark(mapping), runs="runs")
     board = csv_file.board([entry])
     survived = by_hand(network, labels)
     assert 0 < survived.mean() < 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness import line
+from harness import pipeline
 from harness.config.benchmark import parse_benchmark
 from harness.models.demo import Demo
 from harness.models.published import Published
@@ -24,7 +24,7 @@ def rows(runs: Path, threat: dict[str, Any] | None = None) -> Any:
         "steering": {"beta": [0.9]},
         "executor": {"kind": "inline"},
     })  # fmt: skip
-    table = line.run(benchmark, runs=runs)
+    table = pipeline.run(benchmark, runs=runs)
     return table[table.status == "ok"].set_index("beta")
 
 

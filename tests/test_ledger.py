@@ -18,7 +18,7 @@ import yaml
 from conftest import csv_of
 from safetensors.torch import load_file, save_file
 
-from harness import line
+from harness import pipeline
 from harness.api.records import Adversaries, Cell, Outcome, Shard, Steering, Task
 from harness.config.benchmark import parse_benchmark
 from harness.engine.ledger import Ledger
@@ -279,7 +279,7 @@ def test_weights_that_change_between_two_runs_of_one_process_are_scored_anew(map
     hashes = []
     for _ in range(2):
         save_file(network.state_dict(), "w.safetensors")
-        table = line.run(parse_benchmark(mapping(name="tiny", models=[model])), runs=tmp_path / "runs")
+        table = pipeline.run(parse_benchmark(mapping(name="tiny", models=[model])), runs=tmp_path / "runs")
         hashes.append(table["weights_sha256"][0])
         with torch.no_grad():
             network[1].weight.mul_(0.5)
@@ -295,7 +295,7 @@ def test_images_that_change_between_two_runs_of_one_process_are_read_anew(
     for scale in (1, 0.9):
         np.savez("mine.npz", x=images[0] * np.float32(scale), y=images[1])
         benchmark = mapping(name="tiny", dataset={"kind": "arrays", "path": "mine.npz"})
-        hashes.append(line.run(parse_benchmark(benchmark), runs=tmp_path / "runs")["data_sha256"][0])
+        hashes.append(pipeline.run(parse_benchmark(benchmark), runs=tmp_path / "runs")["data_sha256"][0])
     assert hashes[0] != hashes[1]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import line
+from harness import pipeline
 from harness.api.records import FamilyName
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
@@ -116,7 +116,7 @@ def test_a_compiled_run_loses_the_same_images(here: Any, mapping: Callable[..., 
     }
     boards = []
     for name, more in (("eager", {}), ("compiled", {"compile": "always"})):
-        table = line.run(parse_benchmark(mapping(**asked) | {"name": name} | more), runs="runs")
+        table = pipeline.run(parse_benchmark(mapping(**asked) | {"name": name} | more), runs="runs")
         boards.append(table[["beta", "status", "clean", "robust", "gained", "lost"]])
     assert boards[0].equals(boards[1])
 
@@ -306,7 +306,7 @@ def test_what_is_about_attacks_is_refused_where_there_are_none(here: Any, mappin
 
 
 def test_a_cpu_has_no_tf32(here: Any, mapping: Any) -> None:
-    board = line.run(parse_benchmark(mapping(precision="tf32") | {"name": "tiny"}), runs="runs")
+    board = pipeline.run(parse_benchmark(mapping(precision="tf32") | {"name": "tiny"}), runs="runs")
     assert board["status"].str.contains("failed: precision: tf32 is for a GPU, and this is a CPU").all()
 
 
@@ -316,4 +316,4 @@ def test_the_compiler_is_not_asked_unless_wanted(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(evaluate, "compiled", fail)
     monkeypatch.setattr(acceleration, "compiled", fail)
-    line.run(parse_benchmark(mapping() | {"name": "tiny"}), runs="runs")
+    pipeline.run(parse_benchmark(mapping() | {"name": "tiny"}), runs="runs")

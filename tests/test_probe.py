@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.contingency_tables import mcnemar
 from transfer_parts import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 
-from harness import line
+from harness import pipeline
 from harness.api.records import BASELINE, Steering
 from harness.api.registry import build
 from harness.config.benchmark import load_benchmark, parse_benchmark
@@ -217,7 +217,7 @@ class Boards:
     def run(self, folder: Path, **changes: Any) -> pd.DataFrame:
         """The board, read back from its CSV, with its outcome file beside it."""
         with working(folder, self.site):
-            entries = line.entries(parse_benchmark(toy_board(**changes)))
+            entries = pipeline.entries(parse_benchmark(toy_board(**changes)))
             path = folder / "board.csv"
             table = csv_file.board(entries)
             csv_file.write(table, path)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from test_plan import Mean, task
 
-from harness import line
+from harness import pipeline
 from harness.api.records import Shard, Steering
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
@@ -41,7 +41,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "search": {"kind": "full"},
             "executor": {"kind": "local", "workers": workers},
         } | changes
-        entries = line.entries(parse_benchmark(asked), runs=folder / name)
+        entries = pipeline.entries(parse_benchmark(asked), runs=folder / name)
         return csv_file.board(entries), outcomes.table(entries), folder / name / "tiny"
 
     return {

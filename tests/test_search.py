@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import Mean, Stages, task
 
-from harness import line
+from harness import pipeline
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
 from harness.api.contracts import Threat
 from harness.api.records import Cell, Outcome, Steering
@@ -218,7 +218,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("search")
 
     def go(name: str, **changes: Any) -> Any:
-        entries = line.entries(parse_benchmark(mapping_of(**changes)), runs=folder / name)
+        entries = pipeline.entries(parse_benchmark(mapping_of(**changes)), runs=folder / name)
         return csv_file.board(entries), outcomes.table(entries)
 
     return {

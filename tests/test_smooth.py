@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import line
+from harness import pipeline
 from harness.api.records import Steering
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
@@ -230,7 +230,7 @@ def test_a_benchmark_of_a_silu_network(here: Path, mapping: Any) -> None:
         steering={"beta": [0.4, 0.5, 0.7], "family": "smooth"},
         executor={"kind": "inline"},
     )
-    [entry] = line.entries(parse_benchmark(fields), runs="runs")
+    [entry] = pipeline.entries(parse_benchmark(fields), runs="runs")
     assert sorted(score.steering.beta for score in entry.scores) == [0.4, 0.5, 0.7]
     (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
     assert baseline.steering.beta == 0.5
@@ -238,7 +238,7 @@ def test_a_benchmark_of_a_silu_network(here: Path, mapping: Any) -> None:
     with torch.no_grad():
         expected = silu_network().eval()(batch.x).argmax(1) == batch.y
     np.testing.assert_array_equal(baseline.clean, expected.float().numpy())
-    table = line.run(parse_benchmark(fields), runs="runs")
+    table = pipeline.run(parse_benchmark(fields), runs="runs")
     rows = table[table.status == "ok"]
     assert set(rows.family) == {"smooth"}
     assert rows[rows.p_holm.isna()].beta.tolist() == [0.5]

@@ -16,7 +16,7 @@ from sklearn.metrics import mean_squared_error, r2_score
 from torch import Tensor, tensor
 from transfer_parts import by_hand, cross_validated, hidden, toy_board, toy_images, working
 
-from harness import line
+from harness import pipeline
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
 from harness.analysis.task_types import QUESTIONS
@@ -218,7 +218,7 @@ def boards(
                 "methods": ["lora-1", "fine_tuning"],
                 "tuning": {"epochs": 2, "learning_rates": [0.01]},
             }
-            entries = line.entries(parse_benchmark(toy_board(model=model, dataset=set_of("test.npz", target))))
+            entries = pipeline.entries(parse_benchmark(toy_board(model=model, dataset=set_of("test.npz", target))))
             path = folder / "board.csv"
             csv_file.write(csv_file.board(entries), path)
             outcomes.write(outcomes.table(entries), path)
@@ -361,7 +361,7 @@ def test_a_threat_without_an_adversary_is_met(
             name=f"shade-{search}", model={"train": set_of("train.npz", target)}, threat={"kind": "shade"},
             dataset=set_of("test.npz", target), search={"kind": search}, batch_size=20,
         )  # fmt: skip
-        table = csv_file.board(line.entries(parse_benchmark(benchmark)))
+        table = csv_file.board(pipeline.entries(parse_benchmark(benchmark)))
     (x, y), (shown, asked) = labelled(60, 0, target), labelled(45, 1, target)
     finished = grid(table)
     sign = 1 if target == "attributes" else -1
@@ -409,7 +409,7 @@ def test_a_number_of_each_class_is_refused_where_there_are_none(
     with working(folder, site, graded_site):
         dataset = set_of("test.npz", target) | {"per_class": 3}
         with pytest.raises((DataError, SpecError), match=r"per_class.*give n or indices"):
-            line.run(parse_benchmark(toy_board(dataset=dataset, model={"train": set_of("train.npz", target)})))
+            pipeline.run(parse_benchmark(toy_board(dataset=dataset, model={"train": set_of("train.npz", target)})))
 
 
 # --- from a folder of the hub's ---

@@ -7,9 +7,9 @@ from torch import nn
 from harness.api.contracts import Model
 from harness.config.benchmark import parse_benchmark
 from harness.datasets.digits import Digits
-from harness.line import run
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded, sha256_of_weights
+from harness.pipeline import run
 
 
 class Rounded(torch.autograd.Function):

@@ -22,7 +22,7 @@ from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
 from harness.engine.provenance import provenance
 from harness.errors import ModelError
-from harness.line import enough_for
+from harness.pipeline import enough_for
 
 IMAGES = 64
 """As many are looked at, spread evenly over the chosen ones."""

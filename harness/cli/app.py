@@ -124,14 +124,14 @@ def _elsewhere(kind: str | None, address: str | None) -> list[str]:
 
 def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
     """Run the benchmark that was read from ``path`` under a progress display."""
-    from harness import line
+    from harness import pipeline
     from harness.cli.terminal import Ticker
     from harness.leaderboard import csv_file, outcomes
     from harness.leaderboard.regression import Board
 
     try:
         with Ticker() as ticker:
-            entries = line.entries(loaded, runs=runs, offline=offline, observer=ticker)
+            entries = pipeline.entries(loaded, runs=runs, offline=offline, observer=ticker)
     except (DataError, SpecError) as error:  # a key of the file that only the data could show to be wrong
         raise type(error)(f"{path}: {error}") from error
     return Board(csv_file.board(entries), outcomes.table(entries))
