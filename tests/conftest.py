@@ -416,7 +416,7 @@ def untimed(csv: str) -> list[str]:
     """The lines of a leaderboard without ``seconds``, which is the last column."""
     lines = csv.splitlines()
     assert lines[0].endswith(",seconds")
-    return [pipeline.rpartition(",")[0] for line in lines]
+    return [line.rpartition(",")[0] for line in lines]
 
 
 @pytest.fixture(name="untimed")

@@ -51,7 +51,7 @@ class Paired:
         lost: images that score lower.
         p_value: of the exact McNemar test, two-sided: are gains and losses equally likely? Of graded scores, of a
             sign-flip test of their mean difference. Of a procedure that chooses β by cross-validation, of the test in
-            `harness.analysis.selection_test`.
+            `harness.analysis.selection_inference`.
     """
 
     delta: float

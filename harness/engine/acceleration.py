@@ -1,7 +1,7 @@
 """A network as attacks run it, at the speed of the hardware; not as it is judged.
 
-Whether an image is lost is decided by the network itself, uncompiled and in full float32 (`harness.engine.evaluate`). So what
-is here cannot make a robust image count as lost. It may only lead an attack elsewhere: by float noise where it
+Whether an image is lost is decided by the network itself, uncompiled and in full float32 (`harness.engine.evaluate`).
+So what is here cannot make a robust image count as lost. It may only lead an attack elsewhere: by float noise where it
 compiles, by more in a lower precision.
 """
 

@@ -21,7 +21,7 @@ from harness.executors.local import ATTEMPTS, ENVIRONMENT
 
 
 def computed(cell: Cell) -> Outcome | Exception:
-    """In a worker: the outcome, or what `harness.engine.evaluate.evaluate` raised, as a value, so that its type travels."""
+    """Compute ``cell`` in a worker; return the outcome, or the exception as a value so that its type travels."""
     os.environ.update(ENVIRONMENT)
     from harness.engine.evaluate import evaluate
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.analysis.metrics import METRICS
 from harness.analysis.selection import CrossValidation, InSample, Scored, choose, selection_sets
-from harness.analysis.selection_test import of_procedure
+from harness.analysis.selection_inference import of_procedure
 from harness.analysis.statistics import paired
 from harness.api.records import Outcome, Steering, Task
 from harness.config.benchmark import Benchmark

@@ -32,7 +32,7 @@ MOVED = {
     "harness.models.swin": "harness.models.architectures.relu_swin",
     "harness.models.networks": "harness.models.architectures.digits_net",
 }
-"""Modules of builders by the name under which they were first published; either name works and means the same network."""
+"""Modules of builders, by the names under which they were first published; either name means the same network."""
 
 
 class Checkpoint(Model):

@@ -41,7 +41,7 @@ class Probe(Model):
         train: the images that the probe is fitted on; if they are those that are scored, they are refused.
         classifier: the name of the backbone's last layer, such as ``head.fc``; it is found by itself where it is the
             last layer that runs.
-        probe: how it is fitted, and whether before or after the backbone is steered; see `harness.transfer.linear_probe.Probing`.
+        probe: how it is fitted, and whether before or after the backbone is steered; see `Probing`.
         methods: to score beside the steerings, on the same images: ``lora-1``, ``lora-2``, ``lora-4``, ``fine_tuning``.
         tuning: how those are trained; see `harness.transfer.settings.Tuning`.
         cache: the folder of features and fits.

@@ -1,4 +1,4 @@
-"""How the weights of a backbone are trained, where they are; see `harness.transfer.finetuning`. Without torch, for the YAML."""
+"""Settings of the methods that train a backbone; see `harness.transfer.finetuning`. Needs no torch."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import boards
 import numpy as np
 import pytest
 from conftest import Ended
+from helpers import boards
 from matplotlib.axes import Axes
 
 from harness.analysis.statistics import wilson

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_plan import Mean, task
+from scheduling.test_trials import Mean, task
 
 from harness import pipeline
 from harness.api.records import Shard, Steering

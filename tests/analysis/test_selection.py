@@ -90,7 +90,7 @@ def test_ties_go_to_the_baseline():
 
 @pytest.fixture(scope="module")
 def simulation():
-    loader = SourceFileLoader("simulate", str(Path(__file__).parents[1] / "ci" / "simulate"))
+    loader = SourceFileLoader("simulate", str(Path(__file__).parents[2] / "ci" / "simulate.py"))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("simulate", loader))
     loader.exec_module(module)
     return module

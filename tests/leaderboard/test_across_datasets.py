@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import boards
 import pandas as pd
 import pytest
 import scipy
 from conftest import Ended
+from helpers import boards
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 

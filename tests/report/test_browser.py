@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boards
 import pandas as pd
 import pytest
+from helpers import boards
 
 from harness.report import site
 

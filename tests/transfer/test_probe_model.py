@@ -8,18 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import helpers.transfer as parts
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import transfer_parts as parts
+from helpers.transfer import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.contingency_tables import mcnemar
-from transfer_parts import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 
 from harness import pipeline
 from harness.api.records import BASELINE, Steering
@@ -61,7 +61,7 @@ def features_of(network: torch.nn.Module, last: torch.nn.Module, x: torch.Tensor
 
 def toy_probe(folder: Path, builder: str = "toy", **changes: Any) -> Probe:
     fields = {
-        "backbone": Checkpoint(builder=f"transfer_parts:{builder}"),
+        "backbone": Checkpoint(builder=f"helpers.transfer:{builder}"),
         "train": Arrays(path=str(folder / "train.npz")),
         "cache": str(folder / "features"),
     }
@@ -569,7 +569,7 @@ def test_beta_is_chosen_on_training_images_where_every_model_has_some(here: Path
 
 def test_training_images_are_asked_of_a_model_that_has_none(boards: Boards) -> None:
     folder = boards.folder("none fitted")
-    plain = {"kind": "checkpoint", "builder": "transfer_parts:toy", "name": "plain"}
+    plain = {"kind": "checkpoint", "builder": "helpers.transfer:toy", "name": "plain"}
     table = boards.run(
         folder,
         models=[*toy_board()["models"], plain],
@@ -583,7 +583,7 @@ def test_training_images_are_asked_of_a_model_that_has_none(boards: Boards) -> N
 
 def test_probes_among_others_are_chosen_by_cross_validation(boards: Boards) -> None:
     folder = boards.folder("mixed")
-    plain = {"kind": "checkpoint", "builder": "transfer_parts:toy", "name": "plain"}
+    plain = {"kind": "checkpoint", "builder": "helpers.transfer:toy", "name": "plain"}
     table = boards.run(folder, models=[*toy_board()["models"], plain], steering={"beta": [0.5]})
     assert set(table[table["status"] == "selected"]["selection"]) == {"cross_validation:5"}
     methods = table.groupby("model")["method"].agg(set)

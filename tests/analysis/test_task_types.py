@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import helpers.transfer as parts
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import transfer_parts as parts
 from conftest import install
+from helpers.transfer import by_hand, cross_validated, hidden, toy_board, toy_images, working
 from sklearn.metrics import mean_squared_error, r2_score
 from torch import Tensor, tensor
-from transfer_parts import by_hand, cross_validated, hidden, toy_board, toy_images, working
 
 from harness import pipeline
 from harness.analysis.metrics import METRICS

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import Mean, Stages, task
+from scheduling.test_trials import Mean, Stages, task
 
 from harness import pipeline
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets

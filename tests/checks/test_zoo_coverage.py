@@ -17,7 +17,7 @@ from harness.errors import LeaderboardError
 from harness.models import robustbench_zoo
 from harness.models.robustbench_zoo import ZooEntry
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KNOWN = {  # read off the architectures' own code
     # ResNet-18 of Madry's kind, F.relu after each sum: 1 + 8 blocks of 2
     ZooEntry("cifar10", "Linf", "Sehwag2021Proxy_R18"): {"sites": "17", "steered": "17", "by_modules": "0"},

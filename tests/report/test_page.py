@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boards
 import pandas as pd
 import pytest
 from conftest import Ended
+from helpers import boards
 
 from harness.leaderboard.flags import MEANING
 from harness.report import verdict

@@ -18,8 +18,8 @@ import argparse
 import numpy as np
 from scipy.stats import norm
 
-from harness.analysis.selection_test import Sets, of_procedure
 from harness.analysis.selection import CrossValidation, Holdout, InSample, Scored, better, choose, selection_sets
+from harness.analysis.selection_inference import Sets, of_procedure
 from harness.analysis.statistics import holm, paired, wilson
 from harness.api.records import BASELINE, Steering
 
@@ -42,7 +42,7 @@ def outcome_table(rng: np.random.Generator, effect: float, accuracy: float = 0.5
 
 
 def best_first(grid: list[Scored], sets: Sets, seed: int) -> list[Scored]:
-    """The table that a search leaves: the baseline and the winners of all sets of images finished, the others bounds."""
+    """The table that a search leaves: baseline and winners finished, every other β at its bound."""
     spared = np.random.default_rng(seed).random((len(grid), IMAGES)) < SPARED
     bounds = [Scored(scored.steering, scored.clean, np.maximum(scored.robust, more.astype(np.float32)))
               for scored, more in zip(grid, spared, strict=True)]  # fmt: skip
@@ -50,7 +50,7 @@ def best_first(grid: list[Scored], sets: Sets, seed: int) -> list[Scored]:
     everywhere = np.arange(IMAGES)
     while True:
         leaders = {
-            min(range(len(grid)), key=lambda k: better(_on(bounds[k], where)))  # noqa: B023
+            min(range(len(grid)), key=lambda k: better(_on(bounds[k], where)))
             for where in (everywhere, *(chosen_on for chosen_on, _ in sets))
         }
         unfinished = [leader for leader in leaders if bounds[leader] is not grid[leader]]
@@ -113,7 +113,10 @@ def main() -> None:
     options = parser.parse_args()
     effects = (0.0, 3.0)
     found = {effect: simulate(options.tables, effect, options.seed) for effect in effects}
-    print(f"| {options.tables} tables, seed {options.seed} | claims, no effect | mean gain | claims, +3 points | mean gain |")
+    print(
+        f"| {options.tables} tables, seed {options.seed} | claims, no effect | mean gain "
+        "| claims, +3 points | mean gain |"
+    )
     print("|---|---|---|---|---|")
     for name in found[0.0]:
         cells = []

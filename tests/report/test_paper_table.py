@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boards
 import numpy as np
 import pandas as pd
 import pytest
-from boards import board
 from conftest import Ended
+from helpers import boards
+from helpers.boards import board
 
 from harness.config.benchmark import load_benchmark
 from harness.report import paper_table, site
 from harness.report.paper_table import PUBLISHED, Claim, Group, Question, Row, belongs, groups, page, plain
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def rows(*tables: pd.DataFrame) -> list[Row]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers.transfer import CLASSES, arrays, by_hand, hand_C, lora_numbers, numbers, sklearns, toy
 from torch import Tensor, nn
-from transfer_parts import CLASSES, arrays, by_hand, hand_C, lora_numbers, numbers, sklearns, toy
 
 from harness.analysis.task_types import Class
 from harness.api.records import BASELINE
@@ -264,7 +264,7 @@ def test_fine_tuning_is_what_a_loop_by_hand_gives(tmp_path: Path, seed: int) -> 
 
 def toys(folder: Path, cache: str = "features", **changes: Any) -> Probe:
     fields = {
-        "backbone": Checkpoint(builder="transfer_parts:toy"),
+        "backbone": Checkpoint(builder="helpers.transfer:toy"),
         "train": Arrays(path=str(folder / "train.npz")),
         "cache": str(folder / cache),
     }

@@ -24,7 +24,7 @@ from harness.models import demo
 from harness.models.architectures.digits_net import DigitsNet
 from harness.models.demo import Demo, weights_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = ("digits_plain", "digits_robust")
 FIRST_OF_TEST = [360, 1773, 1482, 600, 850]  # in scikit-learn's order
 TEST_IMAGES_PER_CLASS = [47, 51, 49, 57, 48, 52, 47, 52, 53, 44]

@@ -26,7 +26,7 @@ from harness.models.demo import Demo
 from harness.threats.lp import Linf
 
 Mapping = Callable[..., dict[str, Any]]
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 NETWORKS = """
 import torch

@@ -167,7 +167,7 @@ def toy_board(**changes: Any) -> dict[str, Any]:
     """A benchmark of a probe of the toy, in this process."""
     probe = {
         "kind": "probe",
-        "backbone": {"kind": "checkpoint", "builder": "transfer_parts:toy"},
+        "backbone": {"kind": "checkpoint", "builder": "helpers.transfer:toy"},
         "train": {"kind": "arrays", "path": "train.npz"},
     } | changes.pop("model", {})
     return {

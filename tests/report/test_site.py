@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import boards
 import pandas as pd
 import pytest
 from conftest import Ended
+from helpers import boards
 
 from harness.checks import zoo_coverage
 from harness.checks.zoo_coverage import Audit

@@ -32,16 +32,15 @@ from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 
 import harness
-from harness.config.benchmark import parse_benchmark
-from harness.attacks.autoattack import configured
-from harness.models.loaded import Loaded
-from harness.engine.acceleration import compiled, lay_out
-from harness.curvature.phi import phi
-from harness.engine.numerics import reproducible, resolve
-from harness.config.benchmark import Benchmark
-from harness.threats.lp import Linf
-from harness.curvature.shared_copy import twin
 from harness.api.records import Steering
+from harness.attacks.autoattack import configured
+from harness.config.benchmark import Benchmark, parse_benchmark
+from harness.curvature.phi import phi
+from harness.curvature.shared_copy import twin
+from harness.engine.acceleration import compiled, lay_out
+from harness.engine.numerics import reproducible, resolve
+from harness.models.loaded import Loaded
+from harness.threats.lp import Linf
 
 GRID = {"from": 0.70, "to": 0.99, "step": 0.01}
 BETA = 0.9

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from harness.analysis import selection_test
+from harness.analysis import selection_inference
 from harness.analysis.selection import CrossValidation, Scored, choose, selection_sets
-from harness.analysis.selection_test import of_procedure
+from harness.analysis.selection_inference import of_procedure
 from harness.analysis.statistics import paired
 from harness.api.records import BASELINE, Steering
 
@@ -42,12 +42,12 @@ def slow_total(grid, sets, signs):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_it_is_the_procedure_repeated(seed, monkeypatch):
-    monkeypatch.setattr(selection_test, "REPEATS", 150)
+    monkeypatch.setattr(selection_inference, "REPEATS", 150)
     grid, labels = table(seed, effect=0.3 * (seed % 3))
     sets = selection_sets(CrossValidation(folds=4), labels, seed)
     found = of_procedure(grid, sets, seed)
     rng = np.random.default_rng(seed)
-    signs = np.concatenate(list(selection_test._signs(rng, len(labels))))
+    signs = np.concatenate(list(selection_inference._signs(rng, len(labels))))
     totals = [slow_total(grid, sets, row) for row in signs]
     own = slow_total(grid, sets, np.ones(len(labels)))
     assert found.delta == pytest.approx(own / len(labels))

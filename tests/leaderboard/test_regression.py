@@ -302,7 +302,7 @@ class TestForReal:
 
     def test_nightly_sums_up_and_goes_on(self, home):
         (home / "leaderboards" / "absent.csv").write_text("rank\n")
-        nightly = Path(__file__).parents[1] / "ci" / "nightly"
+        nightly = Path(__file__).parents[2] / "ci" / "nightly.py"
         environment = os.environ | {"PYTHONPATH": str(home)}
         done = subprocess.run(
             [sys.executable, str(nightly)], cwd=home, env=environment, capture_output=True, text=True, check=False

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import boards
 import pandas as pd
 import pytest
 from conftest import Ended
+from helpers import boards
 
 from harness.errors import LeaderboardError
 from harness.leaderboard import csv_file

@@ -20,7 +20,7 @@ from harness.config.schema import schema
 from harness.errors import SpecError
 from harness.threats.lp import L1, L2, Linf
 
-BENCHMARKS = sorted((Path(__file__).parent.parent / "benchmarks").glob("*.yaml"))
+BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 
 Mapping = Callable[..., dict[str, Any]]
 
