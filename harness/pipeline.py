@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
-from harness.api.records import Cell, Outcome, Preprocessing, Steering
+from harness.api.dataset import Data
+from harness.api.records import Preprocessing, Steering
+from harness.api.work import Cell, Outcome
 from harness.config.benchmark import Benchmark, load_benchmark
 from harness.engine.evaluate import workbench
-from harness.engine.images import Data, open_data, source
+from harness.engine.images import open_data, source
 from harness.engine.ledger import Ledger
 from harness.engine.prepare import Admission, admit_model
 from harness.engine.scheduler import Agenda, Crew, Everything, Observer, Races, State

@@ -21,13 +21,18 @@ import torch
 from torch import nn
 
 from harness.api import registry
-from harness.api.contracts import Dataset, Executor, Model, Part, Source, Threat
-from harness.api.records import BASELINE, Batch, Cell, Outcome, Shard, Steering, Task, canonical
+from harness.api.dataset import Dataset, Source
+from harness.api.executor import Executor
+from harness.api.model import Model, Scorable
+from harness.api.part import Part
+from harness.api.records import BASELINE, Batch, Steering
+from harness.api.threat import Threat
+from harness.api.work import Cell, Outcome, Shard, Task
 from harness.engine.evaluate import evaluate
 from harness.engine.numerics import reproducible
 from harness.errors import DataError
-from harness.models.loaded import Scorable
 from harness.scheduling.trials import CLEAN
+from harness.util.hashing import canonical
 
 
 class PartContract:

@@ -145,11 +145,6 @@ def selection_sets(selection: AnySelection, labels: np.ndarray, seed: int) -> li
     return [(np.sort(order[to_choose]), np.sort(order[~to_choose]))]
 
 
-def strata(labels: np.ndarray) -> np.ndarray:
-    """What folds are balanced by, int [n]: the classes, where labels are that."""
-    return labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)
-
-
 def by_label(labels: np.ndarray, seed: int) -> np.ndarray:
     """Positions of the images, shuffled by ``seed`` and then ordered by label; every k-th is a stratified sample.
 

@@ -2,8 +2,8 @@
 
 On each fold the choice is independent of the images that it is reported on, so the mean gain is honest. But folds are
 not independent of each other: a β that is lucky on one fold is chosen on the others. McNemar's test, which takes the
-images for independent, claims gains that are not there too often: in 4.9 % of the tables of ``ci/simulate.py``, where
-it does so in 2.8 % for a fixed β. So the whole procedure, choice included, is repeated on tables in which nothing is gained.
+images for independent, claims gains that are not there too often: in 4.9 % of the tables of ``ci/simulate.py``, against
+2.8 % for a β fixed beforehand. So the whole procedure, choice included, is repeated on tables without any gain.
 """
 
 from __future__ import annotations

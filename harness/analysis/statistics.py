@@ -9,6 +9,9 @@ from math import sqrt
 import numpy as np
 import scipy
 
+UNLIKE = 0.001
+"""How unlikely a measured accuracy must be before it is called unlike the published one."""
+
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a share (Wilson 1927).
@@ -166,3 +169,17 @@ def unpaired(first: float, n_first: int, second: float, n_second: int) -> tuple[
     a, b = round(first), round(second)
     low, high = confint_proportions_2indep(b, n_second, a, n_first, method="newcomb", compare="diff")
     return float(low), float(high), float(scipy.stats.fisher_exact([[b, n_second - b], [a, n_first - a]]).pvalue)
+
+
+def unlike(clean_correct: int, n: int, published_clean: float) -> bool:
+    """Whether ``clean_correct`` of ``n`` is further from the published accuracy than chance explains.
+
+    The exact binomial test (Clopper & Pearson 1934), two-sided, at α = 0.001: the first ``n`` images of a test set are
+    taken for a sample of it.
+
+    Args:
+        clean_correct: clean images that the untouched network classifies correctly, 0 … ``n``.
+        n: images, at least 1.
+        published_clean: in [0, 1].
+    """
+    return bool(scipy.stats.binomtest(clean_correct, n, published_clean).pvalue < UNLIKE)

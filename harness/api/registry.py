@@ -6,15 +6,15 @@ The built-in parts are registered in pyproject.toml, third parties' in theirs, i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from harness.api.contracts import Part
+from harness.api.part import Part
 from harness.errors import SpecError
+from harness.util.text import did_you_mean
 
 GROUPS = ("models", "datasets", "threats", "executors")
 
@@ -135,9 +135,3 @@ def _inner(cls: type[Any], steps: Sequence[Any]) -> type[BaseModel] | None:
             return None
         cls = field.annotation
     return cls
-
-
-def did_you_mean(word: str, words: Mapping[str, Any] | list[str]) -> str:
-    """`` (did you mean 'x'?)`` where a known word is close."""
-    close = get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""

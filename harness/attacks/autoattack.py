@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness.api.contracts import Flag
+from harness.api.threat import Flag
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

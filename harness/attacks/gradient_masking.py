@@ -10,7 +10,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from harness.api.contracts import Flag
+from harness.api.threat import Flag
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

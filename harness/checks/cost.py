@@ -18,8 +18,8 @@ from harness.threats.lp import Lp
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.api.contracts import Threat
     from harness.api.records import Batch
+    from harness.api.threat import Threat
     from harness.attacks.autoattack import Attack
 
 PLUS_RESTARTS, RAND_GRADIENTS = 5, 20

@@ -10,8 +10,9 @@ from typing import Literal
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from harness.analysis.statistics import unlike
 from harness.analysis.task_types import QUESTIONS
-from harness.api.contracts import Model
+from harness.api.model import Model
 from harness.api.records import Batch, Coverage
 from harness.attacks.autoattack import Custom
 from harness.checks.cost import Costs, gradient, measure
@@ -22,7 +23,7 @@ from harness.engine.numerics import reproducible
 from harness.engine.prepare import can_be_asked
 from harness.errors import HarnessError, ModelError, NothingToSteer
 from harness.leaderboard import flags
-from harness.models.published import published, unlike
+from harness.models.published import published
 from harness.models.robustbench import RobustBench
 from harness.scheduling.trials import grid
 from harness.threats.lp import Lp

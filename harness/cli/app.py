@@ -412,10 +412,10 @@ def coverage(
     csv: Annotated[Path, typer.Option(help="The table; what it has is not audited again.")] = COVERAGE,
 ) -> int:
     """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
-    from harness.api.registry import did_you_mean
     from harness.checks import zoo_coverage as coverages
     from harness.cli.terminal import Counting, print_coverage
     from harness.models.robustbench_zoo import zoo
+    from harness.util.text import did_you_mean
 
     entries = zoo()
     for option, wanted, names in (

@@ -30,7 +30,7 @@ from harness.report.verdict import gain
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.api.records import Cell, Outcome
+    from harness.api.work import Cell, Outcome
     from harness.checks.model_checks import Finding
     from harness.checks.zoo_coverage import Audit
     from harness.engine.scheduler import Agenda

@@ -22,8 +22,11 @@ from pydantic import (
 
 from harness.analysis.selection import CrossValidation, OnTraining, Selection
 from harness.api import registry
-from harness.api.contracts import Dataset, Executor, Model, Threat
+from harness.api.dataset import Dataset
+from harness.api.executor import Executor
+from harness.api.model import Model
 from harness.api.records import Compile, FamilyName, Precision, Protocol, Sites
+from harness.api.threat import Threat
 from harness.config.protocol import filled_in
 from harness.errors import SpecError
 from harness.scheduling.best_first import BestFirst, Search

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
+    from harness.api.model import Scorable
     from harness.api.records import Batch
-    from harness.models.loaded import Loaded, Scorable
+    from harness.models.loaded import Loaded
     from harness.models.normalisation import Normalised
 
 IMPLIED: Mapping[str, Mapping[str, Any]] = {

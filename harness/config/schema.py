@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from harness.api import registry
-from harness.api.contracts import Part, Threat
+from harness.api.part import Part
+from harness.api.threat import Threat
 from harness.config.benchmark import PARTS, Benchmark
 
 

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.api.contracts import Dataset
+from harness.api.dataset import Dataset
 from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.api.contracts import Dataset
+from harness.api.dataset import Dataset
 from harness.errors import DataError, DataMissing
 from harness.util.downloads import BadFile, Remote
 

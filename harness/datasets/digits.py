@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from harness.api.contracts import Dataset, Source
+from harness.api.dataset import Dataset, Source
 
 if TYPE_CHECKING:
     import numpy as np

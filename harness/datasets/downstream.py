@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field, field_validator
 
-from harness.api.contracts import Dataset
+from harness.api.dataset import Dataset
 from harness.api.records import Target
-from harness.api.registry import did_you_mean
 from harness.datasets.sources.providers import DSprites, Hub, MedMNIST, Origin, Split, TorchVision
 from harness.errors import DataError
+from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
     from harness.datasets.sources.lazy import Decoded

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from harness.api.contracts import Dataset
+from harness.api.dataset import Dataset
 from harness.api.records import Target
-from harness.api.registry import did_you_mean
 from harness.errors import DataError, DataMissing, SpecError
+from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
     from harness.datasets.sources.lazy import Decoded

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from harness.api.contracts import Dataset
+from harness.api.dataset import Dataset
 from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:

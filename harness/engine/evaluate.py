@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.analysis.task_types import QUESTIONS
-from harness.api.contracts import Flag, Model, Threat
-from harness.api.records import Adversaries, Batch, Cell, Compile, Outcome, Precision, Steering
+from harness.api.model import Model, Scorable
+from harness.api.records import Batch, Compile, Precision, Steering
+from harness.api.threat import SLACK_BOX, Flag, Threat
+from harness.api.work import Adversaries, Cell, Outcome
 from harness.config.protocol import in_normalised_space, normalised
 from harness.curvature.steering import Steered
 from harness.engine.acceleration import At, Dialled, attacking, compiled, lay_out, lowered, tried, wants_compiling
@@ -23,10 +25,8 @@ from harness.engine.images import source
 from harness.engine.numerics import reproducible, resolve
 from harness.engine.provenance import provenance
 from harness.errors import HarnessError, InvalidAdversary, ModelError
-from harness.models.loaded import Scorable
 from harness.models.normalisation import Normalised
 from harness.scheduling.trials import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
-from harness.threats import SLACK_BOX
 from harness.transfer.probe_network import Probed
 
 SHOWN = 256

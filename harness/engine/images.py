@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from harness.analysis.selection import strata
-from harness.api.contracts import Dataset, Source
-from harness.api.records import AS_STORED, Batch, Preprocessing, Target, sha256
+from harness.api.dataset import Data, Dataset, Source
+from harness.api.records import AS_STORED, Batch, Preprocessing, Target
 from harness.errors import DataError
-from harness.scheduling.trials import batched
+from harness.util.batching import batched
 
 SLICE = 256
 """Images read at once."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """The chosen images: their numbers, in order, with a hash of each one's pixels and label; and the labels.
-
-    Args:
-        labels: int [n] of classes, int [n, k] of attributes, float [n, k] of values.
-        pixels: a hash of each one's pixels alone.
-    """
-
-    digests: Mapping[int, str]
-    labels: np.ndarray
-    pixels: frozenset[str] = frozenset()
-
-    @property
-    def sha256(self) -> str:
-        """Names the whole subset."""
-        return sha256([[image, digest] for image, digest in self.digests.items()])
-
-    @property
-    def strata(self) -> np.ndarray:
-        """What folds are balanced by, int [n]; see `harness.analysis.selection.strata`."""
-        return strata(self.labels)
 
 
 @lru_cache(maxsize=4)

@@ -14,8 +14,9 @@ from types import TracebackType
 
 import numpy as np
 
-from harness.api.records import Adversaries, Cell, Outcome, canonical
+from harness.api.work import Adversaries, Cell, Outcome
 from harness.errors import LedgerError
+from harness.util.hashing import canonical
 
 SCHEMA = 1
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 
 from harness.analysis.selection import OnTraining
 from harness.analysis.task_types import QUESTIONS
-from harness.api.contracts import Model
-from harness.api.records import Coverage, Task
+from harness.api.dataset import Data
+from harness.api.model import Model, Scorable
+from harness.api.records import Coverage
+from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.evaluate import logits, workbench
-from harness.engine.images import Data, source
+from harness.engine.images import source
 from harness.engine.numerics import reproducible, resolve
 from harness.errors import HarnessError, ModelError
-from harness.models.loaded import Scorable
 
 SHARED = 0.01
 """Of the scored images, as many may be among the training images too, and the row says so."""

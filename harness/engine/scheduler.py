@@ -10,8 +10,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from harness.api.contracts import Executor
-from harness.api.records import Cell, Outcome, Task
+from harness.api.executor import Executor
+from harness.api.work import Cell, Outcome, Task
 from harness.engine.ledger import Ledger
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.scheduling.best_first import Race

@@ -14,8 +14,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from harness.api.contracts import Executor
-from harness.api.records import Cell, Outcome
+from harness.api.executor import Executor
+from harness.api.work import Cell, Outcome
 from harness.errors import HarnessError, ModelError, SpecError
 from harness.executors.local import ATTEMPTS, ENVIRONMENT
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from harness.api.contracts import Executor
-from harness.api.records import Cell, Outcome
+from harness.api.executor import Executor
+from harness.api.work import Cell, Outcome
 from harness.errors import ModelError
 
 ATTEMPTS = 3

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from harness.api.records import Cell, Outcome
+from harness.api.work import Cell, Outcome
 from harness.errors import ModelError
 from harness.executors.dispatch import Dispatcher, Work, computed, last_line
 from harness.executors.local import ATTEMPTS, ENVIRONMENT

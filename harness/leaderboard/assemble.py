@@ -11,14 +11,14 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.selection import CrossValidation, InSample, Scored, choose, selection_sets
 from harness.analysis.selection_inference import of_procedure
 from harness.analysis.statistics import paired
-from harness.api.records import Outcome, Steering, Task
+from harness.api.dataset import Data
+from harness.api.records import Published, Steering
+from harness.api.work import Outcome, Task
 from harness.config.benchmark import Benchmark
-from harness.engine.images import Data
 from harness.engine.prepare import Admission
 from harness.engine.scheduler import State
 from harness.leaderboard import csv_file, flags
 from harness.leaderboard.csv_file import Entry, Headline, Score
-from harness.models.published import Published
 from harness.scheduling.trials import Lane
 
 Replayed = Mapping[int, np.ndarray]

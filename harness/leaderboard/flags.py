@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
+from harness.analysis.statistics import unlike
 from harness.api.records import Coverage, FamilyName, Protocol
-from harness.models.published import unlike
 
 MEANING = {
     "replay": (

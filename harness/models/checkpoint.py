@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.api.contracts import Model
-from harness.api.registry import did_you_mean
+from harness.api.model import Model
 from harness.errors import ModelError
 from harness.models.checkpoint_files import BadCheckpoint, mismatch, read_checkpoint
+from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +88,8 @@ class Checkpoint(Model):
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; nothing is downloaded, unless the builder does so."""
-        from harness.models.loaded import Loaded, sha256_of_weights
+        from harness.models.loaded import Loaded
+        from harness.util.hashing import sha256_of_weights
 
         network = _build(self.builder)
         if self.weights is not None:

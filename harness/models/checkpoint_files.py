@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from harness.errors import ModelError
+from harness.util.downloads import BadFile, Remote
+from harness.util.lockfile import fingerprint
 
 
 class BadCheckpoint(ValueError):
@@ -39,6 +42,36 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise BadCheckpoint(f"holds a {type(content).__name__}, where a state dict was expected")
     return content
+
+
+def checkpoint(path: Path) -> None:
+    """Check that ``path`` is a whole checkpoint.
+
+    Raises:
+        BadFile: it is not.
+    """
+    try:
+        read_checkpoint(path)
+    except BadCheckpoint as bad:
+        raise BadFile(str(bad)) from bad
+
+
+def hub_file(url: str) -> Remote:
+    """The checkpoint at ``url``, where ``torch.hub`` and all who load by it look for it.
+
+    Where the name ends in a part of its hash, as in ``resnet18-f37072fd.pth``, the content must have it.
+    """
+    from torch import hub
+
+    name = Path(urlparse(url).path).name
+    stated = re.search(r"-([0-9a-f]{8,})\.", name)
+
+    def check(path: Path) -> None:
+        checkpoint(path)
+        if stated and not (found := fingerprint(path).sha256).startswith(stated[1]):
+            raise BadFile(f"is not the file of that name: its SHA-256 starts with {found[: len(stated[1])]}")
+
+    return Remote(Path(hub.get_dir()).absolute() / "checkpoints" / name, url, check)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from harness.api.contracts import Model
+from harness.api.model import Model
 from harness.errors import ModelError
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ class Demo(Model):
         from torch import nn
 
         from harness.models.architectures.digits_net import DigitsNet
-        from harness.models.loaded import Loaded, sha256_of_weights
+        from harness.models.loaded import Loaded
         from harness.models.normalisation import Denormalised, Normalised
+        from harness.util.hashing import sha256_of_weights
 
         path = weights_of(self.name)
         network = DigitsNet(5 if self.name.endswith("_0to4") else 10)

@@ -4,31 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from importlib.resources import files
 
-ALPHA = 0.001
-"""How unlikely the measured accuracy must be before it is called unlike the published one."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """The figures of one model on one board, of the whole test set (ImageNet: RobustBench's 5,000 images).
-
-    Args:
-        clean: accuracy on clean images, in [0, 1].
-        robust: what the board ranks by, in [0, 1]: the accuracy under AutoAttack, or the mean accuracy over the
-            corruptions; None under another threat than the board's.
-        eps: of the board's ball, in pixels; None where it has none.
-        source: the file of RobustBench's repository in which the figures stand.
-    """
-
-    clean: float
-    robust: float | None
-    eps: float | None
-    source: str
+from harness.api.records import Published
 
 
 def published(dataset: str, threat: str, name: str) -> Published | None:
@@ -61,19 +41,3 @@ def _record(row: Mapping[str, str]) -> Published:
         eps=float(Fraction(row["eps"])) if row["eps"] else None,
         source=f"RobustBench, model_info/{row['dataset']}/{board}/{row['model']}.json, March 2025",
     )
-
-
-def unlike(clean_correct: int, n: int, published_clean: float) -> bool:
-    """Whether ``clean_correct`` of ``n`` is further from the published accuracy than chance explains.
-
-    The exact binomial test (Clopper & Pearson 1934), two-sided, at α = 0.001: the first ``n`` images of a test set are
-    taken for a sample of it.
-
-    Args:
-        clean_correct: clean images that the untouched network classifies correctly, 0 … ``n``.
-        n: images, at least 1.
-        published_clean: in [0, 1].
-    """
-    from scipy.stats import binomtest
-
-    return bool(binomtest(clean_correct, n, published_clean).pvalue < ALPHA)

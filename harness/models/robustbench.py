@@ -12,14 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness.api.contracts import Model
-from harness.api.records import AS_STORED, Preprocessing
-from harness.api.registry import did_you_mean
+from harness.api.model import Model
+from harness.api.records import AS_STORED, Preprocessing, Published
 from harness.errors import ModelError
-from harness.models.checkpoint_files import mismatch
-from harness.models.published import Published, published
+from harness.models.checkpoint_files import checkpoint, hub_file, mismatch
+from harness.models.published import published
 from harness.models.timm import timm_preprocessing
-from harness.util.downloads import Remote, hub_file
+from harness.util.downloads import Remote
+from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,7 +77,8 @@ class RobustBench(Model):
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; files that are missing are downloaded, and kept only when they are whole."""
-        from harness.models.loaded import Loaded, sha256_of_weights
+        from harness.models.loaded import Loaded
+        from harness.util.hashing import sha256_of_weights
 
         with redirect_stdout(sys.stderr):  # RobustBench and gdown print
             utils = import_robustbench()
@@ -122,7 +123,7 @@ def _files(model: RobustBench, utils: Any) -> list[Remote]:
     def drive_file(name: str, gdrive_id: str) -> Remote:
         path = Path(model.model_dir).absolute() / model.dataset / model.threat / name
         url = f"https://drive.google.com/uc?id={gdrive_id}"
-        return Remote(path, url, download=lambda part: utils.download_gdrive_new(gdrive_id, part))
+        return Remote(path, url, checkpoint, lambda part: utils.download_gdrive_new(gdrive_id, part))
 
     if isinstance(entry["gdrive_id"], list):
         return [drive_file(f"{model.name}.pt_m{i}.pt", one) for i, one in enumerate(entry["gdrive_id"])]

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.api.contracts import Model
+from harness.api.model import Model
 from harness.api.records import Preprocessing
-from harness.api.registry import did_you_mean
 from harness.errors import ModelError
-from harness.models.checkpoint_files import loading, read_checkpoint
-from harness.util.downloads import from_hugging_face, hub_file
+from harness.models.checkpoint_files import hub_file, loading, read_checkpoint
+from harness.util.downloads import from_hugging_face
+from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,8 +63,9 @@ class Timm(Model):
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; the weights are downloaded where they are missing."""
-        from harness.models.loaded import Loaded, sha256_of_weights
+        from harness.models.loaded import Loaded
         from harness.models.normalisation import Normalised
+        from harness.util.hashing import sha256_of_weights
 
         card = _card(self.name, offline)
         path = Path(self.file).absolute() if self.file is not None else _weights(card, offline)

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.api.contracts import Model
+from harness.api.model import Model
 from harness.api.records import Preprocessing
-from harness.api.registry import did_you_mean
 from harness.errors import ModelError
-from harness.models.checkpoint_files import loading, read_checkpoint
-from harness.util.downloads import hub_file
+from harness.models.checkpoint_files import hub_file, loading, read_checkpoint
+from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,8 +60,9 @@ class TorchVision(Model):
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; the weights are downloaded where they are missing."""
-        from harness.models.loaded import Loaded, sha256_of_weights
+        from harness.models.loaded import Loaded
         from harness.models.normalisation import Normalised
+        from harness.util.hashing import sha256_of_weights
 
         weights = _weights(self)
         if self.file is not None:

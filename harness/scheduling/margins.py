@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.api.records import BASELINE, Cell, Shard, Task
+from harness.api.records import BASELINE
+from harness.api.work import Cell, Shard, Task
 from harness.scheduling.trials import MARGIN, shards
 
 

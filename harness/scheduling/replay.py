@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.api.records import Adversaries, Cell, Outcome, Task
+from harness.api.work import Adversaries, Cell, Outcome, Task
 from harness.engine.ledger import Ledger, read_adversaries
 from harness.scheduling.trials import REPLAY, REPLAY_FIRST, Lane
 

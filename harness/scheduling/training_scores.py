@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.analysis.selection import Scored
-from harness.api.records import Cell, Shard, Steering, Task
-from harness.engine.images import Data
+from harness.api.dataset import Data
+from harness.api.records import Steering
+from harness.api.work import Cell, Shard, Task
 from harness.scheduling.trials import TRAINING
 
 if TYPE_CHECKING:

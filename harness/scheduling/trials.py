@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 
 from harness.analysis.metrics import METRICS
-from harness.api.records import Cell, FamilyName, Shard, Sites, Steering, Task, sha256
+from harness.api.records import FamilyName, Sites, Steering
+from harness.api.work import Cell, Shard, Task
+from harness.util.batching import batched
+from harness.util.hashing import sha256
 
 CLEAN = "clean"
 """The stage that every threat begins with: the images as they are."""
@@ -106,13 +108,6 @@ def shards(digests: Mapping[int, str], batch_size: int) -> tuple[Shard, ...]:
         batch_size: images a shard; the last may have fewer.
     """
     return tuple(Shard(part, sha256([digests[image] for image in part])) for part in batched(digests, batch_size))
-
-
-def batched(images: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
-    """Consecutive tuples of ``size``, the last one shorter."""
-    rest = iter(images)
-    while part := tuple(islice(rest, size)):
-        yield part
 
 
 def lanes(task: Task, steerings: Sequence[Steering], cut: Sequence[Shard]) -> list[Lane]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.api.contracts import Threat
+from harness.api.threat import Threat
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

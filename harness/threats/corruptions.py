@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from harness.api.contracts import Threat
-from harness.api.registry import did_you_mean
+from harness.api.threat import Threat
 from harness.threats.corruption_sources.base import Origin
 from harness.threats.corruption_sources.generated import Generated
 from harness.threats.corruption_sources.official import CIFARC, ImageNetC
+from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from harness.api.contracts import Threat
+from harness.api.threat import SLACK, SLACK_BOX, Threat
 from harness.attacks import autoattack, gradient_masking
 from harness.attacks.autoattack import Attack, Norm
 from harness.errors import InvalidAdversary
-from harness.threats import SLACK, SLACK_BOX
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

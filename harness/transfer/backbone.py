@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.api.registry import did_you_mean
 from harness.curvature.shared_copy import twin
 from harness.errors import ModelError
+from harness.util.text import did_you_mean
 
 BY_HAND = "name the module that is the classifier (classifier: head.fc), or choose another backbone"
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from harness.analysis.selection import Holdout, selection_sets
 from harness.analysis.task_types import Question
 from harness.errors import ModelError
-from harness.scheduling.trials import batched
 from harness.transfer.probe_network import Probed
 from harness.transfer.settings import Tuning
+from harness.util.batching import batched
 
 
 @dataclass(frozen=True)

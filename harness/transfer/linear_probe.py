@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.analysis.selection import CrossValidation, selection_sets, strata
+from harness.analysis.selection import CrossValidation, selection_sets
+from harness.api.dataset import strata
 from harness.api.records import Target
 from harness.errors import ModelError
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, field_validator
 
 from harness.api import registry
-from harness.api.contracts import Dataset, Model, Part
+from harness.api.dataset import Dataset
+from harness.api.model import Model
+from harness.api.part import Part
 from harness.api.records import Preprocessing
 from harness.errors import DataError
 from harness.transfer.linear_probe import Probing
 from harness.transfer.settings import Method, Tuning
 
 if TYPE_CHECKING:
-    from harness.models.loaded import Scorable
+    from harness.api.model import Scorable
 
 
 def _built(group: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:
@@ -88,7 +90,7 @@ class Probe(Model):
     @property
     def trained_how(self) -> str:
         """The training set, the order, and a hash of the settings of probe and tuning."""
-        from harness.api.records import sha256
+        from harness.util.hashing import sha256
 
         settings = [self.probe.model_dump(mode="json"), self.tuning.model_dump(mode="json")]
         return f"{self.train.label}; {self.probe.order}; {sha256(settings)[:8]}"
@@ -113,10 +115,10 @@ class Probe(Model):
             ModelError: the backbone cannot be loaded, or its classifier is not found.
             DataError: the training images are not there.
         """
-        from harness.api.records import sha256
         from harness.engine.images import open_data, source
         from harness.transfer.backbone import without_classifier
         from harness.transfer.transferred import TrainingSet, Transferred
+        from harness.util.hashing import sha256
 
         backbone = self.backbone.load(offline=offline)
         preprocessing = self.preprocessing(offline=offline)

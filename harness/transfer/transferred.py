@@ -15,20 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from harness.analysis.task_types import QUESTIONS
-from harness.api.records import BASELINE, SCORING_VERSION, Coverage, FamilyName, Sites, Steering, Target, sha256
-from harness.engine.images import Data
-from harness.models.loaded import bent, reach, sha256_of_weights
-from harness.scheduling.trials import batched
+from harness.api.dataset import Data
+from harness.api.records import BASELINE, Coverage, FamilyName, Sites, Steering, Target
+from harness.api.work import SCORING_VERSION
+from harness.models.loaded import bent, reach
 from harness.transfer import finetuning, linear_probe
 from harness.transfer.backbone import Features
 from harness.transfer.finetuning import AT_ONCE, Lesson
 from harness.transfer.linear_probe import Fit, Probing
 from harness.transfer.probe_network import Head, Probed
 from harness.transfer.settings import Tuning
+from harness.util.batching import batched
 from harness.util.cache import Arrays, cached
+from harness.util.hashing import sha256, sha256_of_weights
 
 if TYPE_CHECKING:
-    from harness.api.contracts import Source
+    from harness.api.dataset import Source
 
 FORMAT = 1
 """Part of every key of the cache: raised when a change of the code could change what is kept."""
@@ -60,7 +62,7 @@ class TrainingSet:
 
 
 class Transferred:
-    """See `harness.models.loaded.Scorable`; fitted when it is asked for, on the device that `body` is on.
+    """See `harness.api.model.Scorable`; fitted when it is asked for, on the device that `body` is on.
 
     Args:
         features: the backbone without its classifier, in eval mode.

@@ -15,29 +15,21 @@ What a mirror does not have comes from its own address. The Hugging Face hub has
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import parse_qs, urlparse
 from urllib.request import Request, urlopen
 
 from harness.errors import HarnessError, ModelError
-from harness.models.checkpoint_files import BadCheckpoint, read_checkpoint
+from harness.util.lockfile import ON_PURPOSE, differs
 
 MIRROR = "CT_HARNESS_MIRROR"
-LOCK = "models.lock"
 ATTEMPTS = 4
 FIRST_WAIT_S = 1.0
 """Before the second attempt; twice as long before each further one."""
@@ -47,28 +39,6 @@ TIMEOUT_S = 60.0
 
 class BadFile(ValueError):
     """Why a file is not what it should be, to be completed with its name and the remedy: "is a web page, …"."""
-
-
-def checkpoint(path: Path) -> None:
-    """Check that ``path`` is a whole checkpoint.
-
-    Raises:
-        BadFile: it is not.
-    """
-    try:
-        read_checkpoint(path)
-    except BadCheckpoint as bad:
-        raise BadFile(str(bad)) from bad
-
-
-class Print(NamedTuple):
-    """What ``models.lock`` knows of a file."""
-
-    size: int
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"SHA-256 {self.sha256[:16]}…, {self.size:,} bytes"
 
 
 @dataclass(frozen=True)
@@ -86,7 +56,7 @@ class Remote:
 
     path: Path
     url: str
-    check: Callable[[Path], None] = checkpoint
+    check: Callable[[Path], None]
     download: Callable[[str], object] | None = None
     error: type[HarnessError] = ModelError
     missing: type[HarnessError] = ModelError
@@ -141,24 +111,6 @@ class Remote:
                 faults.append(why if source == self.url else f"the mirror's {source}: {why}")
                 part.unlink(missing_ok=True)
         raise self.error(f"{self.path}: the download failed ({'; '.join(faults)}); {self.by_hand}")
-
-
-def hub_file(url: str) -> Remote:
-    """The checkpoint at ``url``, where ``torch.hub`` and all who load by it look for it.
-
-    Where the name ends in a part of its hash, as in ``resnet18-f37072fd.pth``, the content must have it.
-    """
-    from torch import hub
-
-    name = Path(urlparse(url).path).name
-    stated = re.search(r"-([0-9a-f]{8,})\.", name)
-
-    def check(path: Path) -> None:
-        checkpoint(path)
-        if stated and not (found := fingerprint(path).sha256).startswith(stated[1]):
-            raise BadFile(f"is not the file of that name: its SHA-256 starts with {found[: len(stated[1])]}")
-
-    return Remote(Path(hub.get_dir()).absolute() / "checkpoints" / name, url, check)
 
 
 def from_hugging_face(repo: str, names: Sequence[str], revision: str | None, offline: bool, by_hand: str) -> Path:
@@ -237,63 +189,3 @@ def _may_pass(error: BaseException) -> bool:
         return error.code >= 500 or error.code in (408, 429)
     absent = isinstance(error, URLError) and isinstance(error.reason, FileNotFoundError)  # in a mirror's folder
     return isinstance(error, OSError | HTTPException) and not absent
-
-
-# --- models.lock ---
-
-ON_PURPOSE = f"to take it on purpose, delete the entry in {LOCK}"
-
-
-def fingerprint(path: Path) -> Print:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return Print(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def differs(url: str, path: Path) -> str | None:
-    """How ``path`` differs from what ``models.lock`` says of ``url``; None where it does not, or is now recorded.
-
-    Raises:
-        HarnessError: ``models.lock`` cannot be understood.
-    """
-    found = fingerprint(path)
-    expected = _read().get(url) or _record(url, found)
-    if found == expected:
-        return None
-    return f"is not what {Path(LOCK).absolute()} recorded for {url}: expected {expected}, found {found}"
-
-
-def _record(url: str, found: Print) -> Print:
-    """Write ``found`` into ``models.lock``; if another process has been quicker, what that has written is returned."""
-    try:
-        with _alone(Path(LOCK)):
-            entries = {url: found} | _read()
-            text = {key: entry._asdict() for key, entry in sorted(entries.items())}
-            new = Path(f".{LOCK}.new")
-            new.write_text(json.dumps(text, indent=2) + "\n")
-            new.replace(LOCK)
-            return entries[url]
-    except OSError as error:
-        warnings.warn(f"{Path(LOCK).absolute()} cannot be written ({error}); {url} is not recorded", stacklevel=2)
-        return found
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Nobody else replaces ``path`` meanwhile; makes it if need be."""
-    while True:
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else it was replaced while we waited
-                yield
-                return
-
-
-def _read() -> dict[str, Print]:
-    path = Path(LOCK)
-    text = path.read_text() if path.exists() else ""
-    try:
-        return {url: Print(**entry) for url, entry in json.loads(text or "{}").items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        remedy = "mend it, or delete it to record every file afresh"
-        raise HarnessError(f"{path.absolute()}: not a {LOCK} ({error}); {remedy}") from error

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.api.contracts import Threat
 from harness.api.records import Batch
+from harness.api.threat import Threat
 from harness.attacks.autoattack import VERSIONS, Custom, perturb
 from harness.checks import doctor, model_checks
 from harness.checks.cost import Costs, Passes, available_memory, gradient, memory, passes, seconds

@@ -86,7 +86,7 @@ def test_the_attack_is_autoattacks_on_normalised_images(paper: pd.DataFrame, row
 
 def seed_of(identity: dict[str, Any]) -> int:
     """The seed's definition, written once more: the identity less the steering and the stage."""
-    from harness.api.records import sha256
+    from harness.util.hashing import sha256
 
     rest = {key: value for key, value in identity.items() if key not in ("steering", "stage")}
     return int(sha256(rest)[:8], 16) >> 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from harness.api.contracts import Dataset
+from harness.api.dataset import Dataset
 from harness.datasets.arrays import Arrays
 from harness.datasets.cifar import CIFAR10, CIFAR100
 from harness.errors import DataError, DataMissing

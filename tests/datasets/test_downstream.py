@@ -27,7 +27,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import transforms
 
-from harness.api.contracts import Dataset
+from harness.api.dataset import Dataset
 from harness.api.records import Preprocessing
 from harness.api.registry import build
 from harness.datasets import downstream

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from harness.api.contracts import Dataset
+from harness.api.dataset import Dataset
 from harness.api.records import AS_STORED, Preprocessing
 from harness.api.registry import build
 from harness.datasets.image_folder import ImageFolder

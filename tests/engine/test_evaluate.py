@@ -6,16 +6,19 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from harness.api.contracts import Dataset, Model, Source
-from harness.api.records import BASELINE, Batch, Preprocessing, Shard, Steering, Task
+from harness.api.dataset import Dataset, Source
+from harness.api.model import Model
+from harness.api.records import BASELINE, Batch, Preprocessing, Steering
+from harness.api.work import Shard, Task
 from harness.datasets.digits import Digits
 from harness.engine.evaluate import evaluate, source, workbench
 from harness.engine.numerics import reproducible
 from harness.errors import InvalidAdversary, ModelError
 from harness.models.demo import Demo
-from harness.models.loaded import Loaded, sha256_of_weights
+from harness.models.loaded import Loaded
 from harness.scheduling.trials import Lane
 from harness.threats.lp import L1, L2, Linf, Lp
+from harness.util.hashing import sha256_of_weights
 
 CLASSES, SIDE = 4, 6
 

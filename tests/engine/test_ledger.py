@@ -19,7 +19,8 @@ from conftest import csv_of
 from safetensors.torch import load_file, save_file
 
 from harness import pipeline
-from harness.api.records import Adversaries, Cell, Outcome, Shard, Steering, Task
+from harness.api.records import Steering
+from harness.api.work import Adversaries, Cell, Outcome, Shard, Task
 from harness.config.benchmark import parse_benchmark
 from harness.engine.ledger import Ledger
 from harness.errors import LedgerError

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from scheduling.test_trials import Mean, task
 
 from harness import pipeline
-from harness.api.records import Shard, Steering
+from harness.api.records import Steering
+from harness.api.work import Shard
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from harness.api.contracts import Model
+from harness.api.model import Model
 from harness.config.benchmark import parse_benchmark
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
-from harness.models.loaded import Loaded, sha256_of_weights
+from harness.models.loaded import Loaded
 from harness.pipeline import run
+from harness.util.hashing import sha256_of_weights
 
 
 class Rounded(torch.autograd.Function):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
-from harness.api.records import Cell, Task
+from harness.api.work import Cell, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError, SpecError
 from harness.executors.dispatch import Dispatcher

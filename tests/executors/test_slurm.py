@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from conftest import Ended, csv_of
 
-from harness.api.records import BASELINE, Cell, Shard, Task
+from harness.api.records import BASELINE
+from harness.api.work import Cell, Shard, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError
 from harness.executors import slurm

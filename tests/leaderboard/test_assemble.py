@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from harness import pipeline
+from harness.api.records import Published
 from harness.config.benchmark import parse_benchmark
 from harness.models.demo import Demo
-from harness.models.published import Published
 
 IMAGES = 40
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.api.contracts import Model
+from harness.api.model import Model
 from harness.api.registry import build
 from harness.errors import ModelError, SpecError
 from harness.models.checkpoint import Checkpoint

@@ -6,7 +6,9 @@ from math import comb
 
 import pytest
 
-from harness.models.published import ALPHA, Published, _table, published, unlike
+from harness.analysis.statistics import unlike
+from harness.api.records import Published
+from harness.analysis.statistics import UNLIKE, _table, published
 from harness.models.robustbench import RobustBench
 
 KNOWN = [
@@ -66,7 +68,7 @@ def test_unlike_is_the_exact_binomial_test(n: int, share: float) -> None:
     chances = [comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
     for correct in range(n + 1):
         p_value = sum(chance for chance in chances if chance <= chances[correct] * (1 + 1e-7))
-        assert unlike(correct, n, share) == (p_value < ALPHA), correct
+        assert unlike(correct, n, share) == (p_value < UNLIKE), correct
 
 
 def test_unlike_on_a_thousand_images() -> None:

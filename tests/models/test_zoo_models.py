@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models as zoo
 from torchvision.transforms import Compose, Normalize
 
-from harness.api.contracts import Model
+from harness.api.model import Model
 from harness.api.records import Preprocessing
 from harness.curvature.steering import steer
 from harness.datasets.sources.image_files import read_picture

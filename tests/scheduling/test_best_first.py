@@ -17,8 +17,9 @@ from scheduling.test_trials import Mean, Stages, task
 
 from harness import pipeline
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
-from harness.api.contracts import Threat
-from harness.api.records import Cell, Outcome, Steering
+from harness.api.records import Steering
+from harness.api.threat import Threat
+from harness.api.work import Cell, Outcome
 from harness.config.benchmark import parse_benchmark
 from harness.engine.scheduler import Everything, Races, State
 from harness.leaderboard import csv_file, outcomes

@@ -9,10 +9,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.api.contracts import Threat
-from harness.api.records import BASELINE, Steering, Task
+from harness.api.records import BASELINE, Steering
+from harness.api.threat import Threat
+from harness.api.work import Task
 from harness.config.benchmark import parse_benchmark
-from harness.scheduling.trials import CLEAN, Lane, batched, grid, lanes, shards
+from harness.scheduling.trials import CLEAN, Lane, grid, lanes, shards
+from harness.util.batching import batched
 
 BENCHMARK = parse_benchmark(
     {

@@ -15,7 +15,8 @@ from torch import nn
 import harness
 from harness import pipeline
 from harness.api import registry
-from harness.api.records import BASELINE, Batch, Cell, Shard, Task
+from harness.api.records import BASELINE, Batch
+from harness.api.work import Cell, Shard, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import DataError, DataMissing, SpecError
 from harness.leaderboard import csv_file, outcomes

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from harness.curvature.steering import steer
 from harness.errors import ModelError
-from harness.models.loaded import sha256_of_weights
 from harness.models.normalisation import Normalised
 from harness.models.robustbench_zoo import ZooEntry, build
 from harness.transfer.backbone import without_classifier
+from harness.util.hashing import sha256_of_weights
 
 X = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 

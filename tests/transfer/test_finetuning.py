@@ -20,7 +20,6 @@ from harness.datasets.digits import Digits
 from harness.errors import ModelError
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
-from harness.models.loaded import sha256_of_weights
 from harness.transfer import finetuning
 from harness.transfer.backbone import without_classifier
 from harness.transfer.finetuning import Lesson, count, merged, trainable
@@ -28,6 +27,7 @@ from harness.transfer.linear_probe import Fit, fitted
 from harness.transfer.probe_model import Probe
 from harness.transfer.probe_network import Head, Probed
 from harness.transfer.settings import METHODS, Tuning
+from harness.util.hashing import sha256_of_weights
 
 LORAS = [method for method in METHODS if method.startswith("lora")]
 

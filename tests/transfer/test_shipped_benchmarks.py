@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from harness.api.records import BASELINE, Cell, Shard, Steering, Task
+from harness.api.records import BASELINE, Steering
 from harness.api.registry import build
+from harness.api.work import Cell, Shard, Task
 from harness.checks.doctor import doctor
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
@@ -20,11 +21,12 @@ from harness.engine.numerics import reproducible
 from harness.errors import ModelError, SpecError
 from harness.leaderboard import flags
 from harness.models.demo import Demo
-from harness.models.loaded import Loaded, sha256_of_weights
+from harness.models.loaded import Loaded
 from harness.report import page
 from harness.transfer.backbone import Features
 from harness.transfer.probe_model import Probe
 from harness.transfer.transferred import Transferred
+from harness.util.hashing import sha256_of_weights
 
 FIVE = (5, 6, 7, 8, 9)
 

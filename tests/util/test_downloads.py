@@ -19,8 +19,10 @@ import pytest
 import torch
 
 from harness.errors import DataError, DataMissing, HarnessError, ModelError
-from harness.util import downloads
-from harness.util.downloads import BadFile, Remote, differs, from_hugging_face, hub_file, mirrored
+from harness.util import downloads, lockfile
+from harness.models.checkpoint_files import checkpoint, hub_file
+from harness.util.downloads import BadFile, Remote, from_hugging_face, mirrored
+from harness.util.lockfile import differs
 
 CONTENT = b"weights" * 5000
 OTHER = b"weihgts" * 5000
@@ -271,7 +273,7 @@ def test_where_the_lock_cannot_be_written_what_it_says_is_still_checked(
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(downloads.fcntl, "flock", denied)  # root may write anywhere
+    monkeypatch.setattr(lockfile.fcntl, "flock", denied)  # root may write anywhere
     assert "is not what" in str(differs("https://a.org", Path("b")))
     with pytest.warns(UserWarning, match=r"models\.lock cannot be written .*; https://b\.org is not recorded"):
         assert differs("https://b.org", Path("b")) is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.api.contracts import Source
+from harness.api.dataset import Source
 from harness.api.records import AS_STORED, Batch, Preprocessing
 from harness.errors import DataError, DataMissing
 

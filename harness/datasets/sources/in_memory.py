@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.api.contracts import Source
+from harness.api.dataset import Source
 from harness.api.records import Batch
 
 if TYPE_CHECKING:

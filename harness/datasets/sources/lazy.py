@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.api.contracts import Source
+from harness.api.dataset import Source
 from harness.api.records import AS_STORED, Batch, Preprocessing, Target
 from harness.datasets.sources.image_files import decoded, stacked
 from harness.errors import DataError

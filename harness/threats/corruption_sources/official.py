@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from harness.api.records import Preprocessing
 from harness.errors import DataError, DataMissing
 from harness.threats.corruption_sources.base import Origin, Stage
-from harness.util.downloads import ON_PURPOSE, BadFile, Remote, differs
+from harness.util.downloads import BadFile, Remote
+from harness.util.lockfile import ON_PURPOSE, differs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
