@@ -6,9 +6,9 @@ from math import comb
 
 import pytest
 
-from harness.analysis.statistics import unlike
+from harness.analysis.statistics import UNLIKE, unlike
 from harness.api.records import Published
-from harness.analysis.statistics import UNLIKE, _table, published
+from harness.models.published import _table, published
 from harness.models.robustbench import RobustBench
 
 KNOWN = [

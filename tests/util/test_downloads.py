@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from harness.errors import DataError, DataMissing, HarnessError, ModelError
+from harness.models.checkpoint_files import hub_file
 from harness.util import downloads, lockfile
-from harness.models.checkpoint_files import checkpoint, hub_file
 from harness.util.downloads import BadFile, Remote, from_hugging_face, mirrored
 from harness.util.lockfile import differs
 
