@@ -6,25 +6,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.analysis.selection import CrossValidation, Holdout, OnTraining, Scored, better, selection_sets
-from harness.api.dataset import Data
-from harness.api.records import Preprocessing, Steering
+from harness.analysis.selection import OnTraining, Scored, better, selection_sets
 from harness.api.work import Cell, Outcome
-from harness.config.benchmark import Benchmark, load_benchmark
-from harness.engine.evaluate import workbench
-from harness.engine.images import open_data, source
+from harness.config.benchmark import Benchmark, Full, load_benchmark
+from harness.engine.images import source
 from harness.engine.ledger import Ledger
-from harness.engine.prepare import Admission, admit_model
-from harness.engine.scheduler import Agenda, Crew, Everything, Observer, Races, State
-from harness.errors import ModelError, SpecError
+from harness.engine.prepare import Admission, _admissions, _grid
+from harness.engine.scheduler import Crew, Observer
+from harness.engine.session import workbench
+from harness.errors import ModelError
 from harness.leaderboard import csv_file
 from harness.leaderboard.assemble import entry
 from harness.leaderboard.csv_file import Entry
-from harness.scheduling.best_first import Full, Race
+from harness.scheduling.best_first import Race
 from harness.scheduling.margins import Margins, margins, most_fragile_first
+from harness.scheduling.policies import Agenda, Everything, Races
 from harness.scheduling.replay import replays
+from harness.scheduling.state import State
 from harness.scheduling.training_scores import Rehearsal, rehearsals, scored
-from harness.scheduling.trials import Lane, grid, lanes, shards
+from harness.scheduling.trials import Lane, lanes, shards
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,42 +144,6 @@ def _replayed(state: State[Lane], crew: Crew) -> dict[int, np.ndarray]:
     return {number: replay.values(position)[-1] for position, number in enumerate(shown) if replay.done[position]}
 
 
-def _admissions(benchmark: Benchmark, offline: bool) -> list[Admission]:
-    """Each model, with the images as it sees them: those that want the same preprocessing share them."""
-    seen: dict[Preprocessing, Data] = {}
-    admissions = []
-    for model in benchmark.models:
-        try:
-            preprocessing = model.preprocessing(offline=offline)
-        except ModelError as error:
-            admissions.append(Admission(model, failure=error))
-            continue
-        if preprocessing not in seen:
-            seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
-            enough_for(benchmark, len(seen[preprocessing].labels))
-            few = tuple(seen[preprocessing].digests)[:8]
-            benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
-        admissions.append(admit_model(benchmark, model, seen[preprocessing], offline))
-    return admissions
-
-
-def enough_for(benchmark: Benchmark, n: int) -> None:
-    """Refuse a choice of β that ``n`` images are too few for.
-
-    Raises:
-        SpecError: more folds than images, or a share that leaves none to choose on.
-    """
-    if isinstance(benchmark.selection, CrossValidation) and benchmark.selection.folds > n:
-        raise SpecError(
-            f"selection.folds: {benchmark.selection.folds} folds of {n} images; use fewer folds or more images"
-        )
-    if isinstance(benchmark.selection, Holdout) and not int(benchmark.selection.share * n) >= 1:
-        raise SpecError(
-            f"selection.share: {benchmark.selection.share:g} of {n} images leaves none to choose on; "
-            "use a larger share or more images"
-        )
-
-
 def _margins(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Margins]:
     if not benchmark.threat.stages:
         return []  # nothing is given up, so the order is of no account
@@ -203,13 +167,6 @@ def _lanes(benchmark: Benchmark, admissions: Sequence[Admission], first: State[M
         cut = shards(ordered, benchmark.batch_size)
         made += lanes(task, _grid(benchmark, admission), cut)
     return made
-
-
-def _grid(benchmark: Benchmark, admission: Admission) -> tuple[Steering, ...]:
-    """All that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
-    assert admission.coverage is not None
-    beta, c, sites, family = (getattr(benchmark.steering, name) for name in ("beta", "c", "sites", "family"))
-    return grid(beta, c, sites, family, admission.coverage.native, admission.model.adaptations)
 
 
 def _races(

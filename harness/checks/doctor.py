@@ -15,14 +15,15 @@ import torch
 
 from harness.api.records import Batch, Preprocessing
 from harness.checks.cost import WORKER, available_memory, memory, seconds
-from harness.checks.model_checks import Finding, Look, checkup, problem
+from harness.checks.findings import Finding, problem
+from harness.checks.model_checks import Look, checkup
 from harness.config.benchmark import Benchmark
-from harness.engine.evaluate import workbench
 from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
+from harness.engine.prepare import enough_for
 from harness.engine.provenance import provenance
+from harness.engine.session import workbench
 from harness.errors import ModelError
-from harness.pipeline import enough_for
 
 IMAGES = 64
 """As many are looked at, spread evenly over the chosen ones."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -16,12 +14,14 @@ from harness.api.model import Model
 from harness.api.records import Batch, Coverage
 from harness.attacks.autoattack import Custom
 from harness.checks.cost import Costs, gradient, measure
+from harness.checks.findings import Finding, problem
 from harness.config.benchmark import Benchmark
-from harness.engine.evaluate import Workbench, allowed, logits, workbench
 from harness.engine.images import of_pixels
 from harness.engine.numerics import reproducible
 from harness.engine.prepare import can_be_asked
-from harness.errors import HarnessError, ModelError, NothingToSteer
+from harness.engine.session import Workbench, workbench
+from harness.engine.verification import allowed, logits
+from harness.errors import ModelError
 from harness.leaderboard import flags
 from harness.models.published import published
 from harness.models.robustbench import RobustBench
@@ -32,27 +32,6 @@ STEERED, ATTACKED = 8, 2
 """Images that the steered network classifies, and those of them that are attacked."""
 SURPRISE = 0.01
 """How unlikely an accuracy must be by chance alone before it is called above chance."""
-
-Level = Literal["ok", "warning", "problem"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Args:
-        check: its name, one word.
-        subject: the model's label, or the key or option, that it is about.
-        level: a "problem" keeps the benchmark, or this model, from being scored as it should.
-        text: what was found.
-        remedy: what to do; empty where nothing is to be done.
-    """
-
-    check: str
-    subject: str
-    level: Level
-    text: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,17 +47,6 @@ class Look:
     costs: Costs
     correct: float
     steerings: int
-
-
-def problem(check: str, subject: str, error: Exception) -> Finding:
-    """What an error says; in those of the harness the remedy mostly stands after a semicolon."""
-    if isinstance(error, NothingToSteer):
-        return Finding(check, subject, "problem", str(error), "take it out of the benchmark, or steer what it does use")
-    if isinstance(error, HarnessError):
-        text, *remedies = re.split(r"; (?![^(]*\))", str(error), maxsplit=1)  # not within brackets
-    else:
-        text, remedies = f"{type(error).__name__}: {error}", []
-    return Finding(check, subject, "problem", text, *(remedies or [f"mend it, or take {subject} out of the benchmark"]))
 
 
 def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: str) -> tuple[list[Finding], Look | None]:

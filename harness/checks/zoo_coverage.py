@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.records import FamilyName, Sites
+from harness.curvature.activation_names import GATES, STEERED
 from harness.errors import LeaderboardError, ModelError
-from harness.leaderboard.flags import GATES, STEERED
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:

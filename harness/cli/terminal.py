@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -30,11 +20,8 @@ from harness.report.verdict import gain
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.api.work import Cell, Outcome
-    from harness.checks.model_checks import Finding
+    from harness.checks.findings import Finding
     from harness.checks.zoo_coverage import Audit
-    from harness.engine.scheduler import Agenda
-    from harness.errors import ModelError
     from harness.leaderboard.across_datasets import Several
     from harness.leaderboard.compare import Comparison
 
@@ -43,113 +30,6 @@ FEW = 10
 WIDE = 180
 """Characters a line where there is no terminal to fit."""
 HEADLINES = (SELECTED, IN_SAMPLE)
-EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal to draw a bar on."""
-
-
-class Ticker:
-    """Shows how far a run is, how fast it goes and how long it will take; on stderr, so that stdout is the result.
-
-    The time left is the sum over the cells that remain, each at the mean time of its stage so far: Square takes
-    many times longer than APGD, so a share of the cells would be a poor guess.
-    """
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-            console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.slots, self.done = 1, 0
-        self.times: dict[str, list[float]] = defaultdict(list)
-        self.since = self.told = monotonic()
-
-    def __enter__(self) -> Ticker:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def started(self, agenda: Agenda, known: int, slots: int) -> None:
-        """See `harness.engine.scheduler.Observer`."""
-        self.slots = slots
-        self.times.clear()
-        for shown in self.bar.task_ids:
-            self.bar.remove_task(shown)
-        self.since = self.told = monotonic()
-        left = agenda.remaining().total()
-        self.done = known
-        self.task = self.bar.add_task("starting", total=known + left, completed=known, note="")
-        if not self.console.is_terminal:
-            self.console.print(f"{left} cells to compute, {known} known, {slots} at a time", highlight=False)
-
-    def advanced(self, agenda: Agenda, cell: Cell, outcome: Outcome) -> None:
-        """See `harness.engine.scheduler.Observer`."""
-        self.times[cell.stage].append(outcome.seconds)
-        remaining = agenda.remaining()
-        self.done += 1
-        total = self.done + remaining.total()
-        where = f"{cell.task.label} β={cell.steering.beta:g} {cell.stage}"
-        note = self._note(remaining)
-        self.bar.update(self.task, completed=self.done, total=total, description=where, note=note)
-        if not self.console.is_terminal and (monotonic() - self.told > EVERY or not remaining):
-            self.told = monotonic()
-            self.console.print(f"{self.done}/{total} cells, {note}; last {where}", highlight=False, soft_wrap=True)
-
-    def failed(self, label: str, error: ModelError) -> None:
-        """See `harness.engine.scheduler.Observer`."""
-        self.console.print(Text(f"{label}: {error}", style="red"), soft_wrap=True)
-
-    def _note(self, remaining: dict[str, int]) -> str:
-        finished = sum(map(len, self.times.values()))
-        rate = finished / max(monotonic() - self.since, 1e-9)
-        usual = sum(map(sum, self.times.values())) / finished
-        means = {stage: sum(times) / len(times) for stage, times in self.times.items()}
-        left = sum(count * means.get(stage, usual) for stage, count in remaining.items()) / self.slots
-        return f"{rate:.2g}/s, {_duration(left)} left"
-
-
-class Counting:
-    """Shows how far a count is, on stderr.
-
-    Args:
-        total: what it counts up to.
-        what: is counted.
-    """
-
-    def __init__(self, total: int, what: str) -> None:
-        self.console = Console(stderr=True)
-        self.total, self.what, self.done = total, what, 0
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(what),
-            TimeElapsedColumn(), TimeRemainingColumn(),
-            console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.task = self.bar.add_task("", total=total)
-
-    def __enter__(self) -> Counting:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def advanced(self, last: str) -> None:
-        """One more."""
-        self.done += 1
-        self.bar.update(self.task, advance=1, description=last)
-        if not self.console.is_terminal:
-            self.console.print(f"{self.done} of {self.total} {self.what}: {last}", highlight=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def print_board(table: pd.DataFrame, title: str) -> None:

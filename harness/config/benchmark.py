@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -20,16 +20,16 @@ from pydantic import (
     model_validator,
 )
 
-from harness.analysis.selection import CrossValidation, OnTraining, Selection
+from harness.analysis.selection import CrossValidation, Kind, OnTraining, Selection
 from harness.api import registry
 from harness.api.dataset import Dataset
 from harness.api.executor import Executor
 from harness.api.model import Model
 from harness.api.records import Compile, FamilyName, Precision, Protocol, Sites
 from harness.api.threat import Threat
+from harness.config.overrides import _override
 from harness.config.protocol import filled_in
 from harness.errors import SpecError
-from harness.scheduling.best_first import BestFirst, Search
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
 """The keys that hold one part, and the group that its kind is looked up in; ``models`` holds a list of them."""
@@ -94,6 +94,26 @@ class SteeringGrid(BaseModel):
         if self.family == "smooth" and (self.c != (1.0,) or self.sites != "all"):
             raise ValueError("family: smooth is steered along c = 1 at all sites; leave c and sites out")
         return self
+
+
+class BestFirst(Kind):
+    """Finish the baseline, the winners, and no more.
+
+    Args:
+        top: how many of the best to finish.
+    """
+
+    kind: Literal["best_first"] = "best_first"
+    top: Annotated[int, Field(strict=True, gt=0)] = 1
+
+
+class Full(Kind):
+    """Finish every steering of the grid."""
+
+    kind: Literal["full"] = "full"
+
+
+Search = Annotated[BestFirst | Full, Field(discriminator="kind")]
 
 
 class Benchmark(BaseModel):
@@ -236,33 +256,3 @@ def _with_defaults(threat: Any, dataset: Any) -> Any:
         return threat  # building it will say what is wrong
     assert issubclass(cls, Threat)
     return cls.defaults(str(kinds[1])) | dict(threat)
-
-
-def _override(data: Any, override: str) -> None:
-    """Set one value deep in ``data``, in place; mappings on the way are made where they are missing."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise SpecError(f"--set {override}: expected key=value, such as dataset.n=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override}: the value is not valid YAML: {text!r}") from error
-    *parents, last = path.split(".")
-    node = data
-    for step in parents:
-        place = _place(node, step, override)
-        if isinstance(node, dict):
-            node.setdefault(place, {})
-        node = node[place]
-    node[_place(node, last, override)] = value
-
-
-def _place(node: Any, step: str, override: str) -> str | int:
-    """The key or the number that ``step`` is in ``node``."""
-    if isinstance(node, dict):
-        return step
-    if not isinstance(node, list):
-        raise SpecError(f"--set {override}: there is nothing under {step!r}; its parent is {node!r}")
-    if not (step.isdecimal() and int(step) < len(node)):
-        raise SpecError(f"--set {override}: {step!r} is not one of the entries 0 … {len(node) - 1}")
-    return int(step)

@@ -7,16 +7,23 @@ instead: the same bits, without the mode's microsecond a torch call.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from harness.api.records import Coverage, FamilyName, Sites, Steering
+
+if TYPE_CHECKING:
+    pass
+
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
-from harness.api.records import Coverage, FamilyName, Sites, Steering
 from harness.curvature.completeness import Call, outputs, prove_replacement, prove_rerouting
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import check_range
@@ -216,3 +223,24 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def bent(network: nn.Module, steering: Steering, example: Tensor | None = None) -> Steered:
+    """The network steered, its activations exchanged where that reaches all; see `harness.curvature.steering.steer`.
+
+    Args:
+        network: which the harness owns.
+        steering: not the baseline.
+        example: images that it takes.
+    """
+    steered = steer(network, steering.beta, steering.c, steering.sites, example, steering.family)
+    if example is not None:
+        steered.exchange(example)
+    return steered
+
+
+def reach(network: nn.Module, sites: Sites, example: Tensor, family: FamilyName) -> Coverage:
+    """What steering ``network`` reaches; see `Scorable.coverage`."""
+    coverage = bent(network, Steering(0.75, 1.0, sites, family), example).coverage
+    assert coverage is not None
+    return coverage

@@ -5,20 +5,31 @@ A fault of the data stops the benchmark; a fault of a model is that model's alon
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from harness.analysis.selection import CrossValidation, Holdout, OnTraining
+from harness.api.dataset import Data
+from harness.api.records import Preprocessing, Steering
+from harness.config.benchmark import Benchmark
+from harness.engine.images import open_data, source
+from harness.engine.session import workbench
+from harness.errors import ModelError, SpecError
+from harness.scheduling.trials import grid
+
+if TYPE_CHECKING:
+    pass
+
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from harness.analysis.selection import OnTraining
 from harness.analysis.task_types import QUESTIONS
-from harness.api.dataset import Data
 from harness.api.model import Model, Scorable
 from harness.api.records import Coverage
 from harness.api.work import Task
-from harness.config.benchmark import Benchmark
-from harness.engine.evaluate import logits, workbench
-from harness.engine.images import source
 from harness.engine.numerics import reproducible, resolve
-from harness.errors import HarnessError, ModelError
+from harness.engine.verification import logits
+from harness.errors import HarnessError
 
 SHARED = 0.01
 """Of the scored images, as many may be among the training images too, and the row says so."""
@@ -105,3 +116,46 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         recipe=loaded.recipe,
     )
     return Admission(model, data, task, coverage, loaded.training, trainable)
+
+
+def enough_for(benchmark: Benchmark, n: int) -> None:
+    """Refuse a choice of β that ``n`` images are too few for.
+
+    Raises:
+        SpecError: more folds than images, or a share that leaves none to choose on.
+    """
+    if isinstance(benchmark.selection, CrossValidation) and benchmark.selection.folds > n:
+        raise SpecError(
+            f"selection.folds: {benchmark.selection.folds} folds of {n} images; use fewer folds or more images"
+        )
+    if isinstance(benchmark.selection, Holdout) and not int(benchmark.selection.share * n) >= 1:
+        raise SpecError(
+            f"selection.share: {benchmark.selection.share:g} of {n} images leaves none to choose on; "
+            "use a larger share or more images"
+        )
+
+
+def _admissions(benchmark: Benchmark, offline: bool) -> list[Admission]:
+    """Each model, with the images as it sees them: those that want the same preprocessing share them."""
+    seen: dict[Preprocessing, Data] = {}
+    admissions = []
+    for model in benchmark.models:
+        try:
+            preprocessing = model.preprocessing(offline=offline)
+        except ModelError as error:
+            admissions.append(Admission(model, failure=error))
+            continue
+        if preprocessing not in seen:
+            seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
+            enough_for(benchmark, len(seen[preprocessing].labels))
+            few = tuple(seen[preprocessing].digests)[:8]
+            benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
+        admissions.append(admit_model(benchmark, model, seen[preprocessing], offline))
+    return admissions
+
+
+def _grid(benchmark: Benchmark, admission: Admission) -> tuple[Steering, ...]:
+    """All that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
+    assert admission.coverage is not None
+    beta, c, sites, family = (getattr(benchmark.steering, name) for name in ("beta", "c", "sites", "family"))
+    return grid(beta, c, sites, family, admission.coverage.native, admission.model.adaptations)

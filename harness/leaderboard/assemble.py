@@ -16,9 +16,9 @@ from harness.api.records import Published, Steering
 from harness.api.work import Outcome, Task
 from harness.config.benchmark import Benchmark
 from harness.engine.prepare import Admission
-from harness.engine.scheduler import State
 from harness.leaderboard import csv_file, flags
 from harness.leaderboard.csv_file import Entry, Headline, Score
+from harness.scheduling.state import State
 from harness.scheduling.trials import Lane
 
 Replayed = Mapping[int, np.ndarray]

@@ -8,6 +8,7 @@ import numpy as np
 
 from harness.analysis.statistics import unlike
 from harness.api.records import Coverage, FamilyName, Protocol
+from harness.curvature.activation_names import GATES, STEERED
 
 MEANING = {
     "replay": (
@@ -74,15 +75,6 @@ MEANING = {
 
 SQUARE_SHARE = 0.002
 """Of the images, as in AutoAttack's own check."""
-
-STEERED: Mapping[FamilyName, frozenset[str]] = {
-    "relu": frozenset({"relu", "leaky_relu", "prelu", "rrelu", "relu6", "hardtanh"}),
-    "smooth": frozenset({"silu", "gelu"}),
-}
-"""What each family steers; `harness.curvature.families` has it too, with torch."""
-
-GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "logsigmoid"})
-"""Attention and squeeze gates, which are no activations to steer."""
 
 
 def explained(met: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from harness.api.records import Coverage, FamilyName, Sites, Steering
-from harness.curvature.steering import Steered, steer
+from harness.curvature.steering import bent, reach
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,24 +61,3 @@ class Loaded:
     def rehearsed(self, steering: Steering) -> np.ndarray:
         """Never asked for, since there are no training images."""
         raise NotImplementedError
-
-
-def bent(network: nn.Module, steering: Steering, example: Tensor | None = None) -> Steered:
-    """The network steered, its activations exchanged where that reaches all; see `harness.curvature.steering.steer`.
-
-    Args:
-        network: which the harness owns.
-        steering: not the baseline.
-        example: images that it takes.
-    """
-    steered = steer(network, steering.beta, steering.c, steering.sites, example, steering.family)
-    if example is not None:
-        steered.exchange(example)
-    return steered
-
-
-def reach(network: nn.Module, sites: Sites, example: Tensor, family: FamilyName) -> Coverage:
-    """What steering ``network`` reaches; see `Scorable.coverage`."""
-    coverage = bent(network, Steering(0.75, 1.0, sites, family), example).coverage
-    assert coverage is not None
-    return coverage

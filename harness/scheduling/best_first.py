@@ -10,34 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
 
-from harness.analysis.selection import Kind, Scored, better
+from harness.analysis.selection import Scored, better
 from harness.api.records import Steering
 from harness.scheduling.trials import Lane
-
-
-class BestFirst(Kind):
-    """Finish the baseline, the winners, and no more.
-
-    Args:
-        top: how many of the best to finish.
-    """
-
-    kind: Literal["best_first"] = "best_first"
-    top: Annotated[int, Field(strict=True, gt=0)] = 1
-
-
-class Full(Kind):
-    """Finish every steering of the grid."""
-
-    kind: Literal["full"] = "full"
-
-
-Search = Annotated[BestFirst | Full, Field(discriminator="kind")]
 
 
 class Race:

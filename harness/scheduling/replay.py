@@ -12,20 +12,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.work import Adversaries, Cell, Outcome, Task
-from harness.engine.ledger import Ledger, read_adversaries
-from harness.scheduling.trials import REPLAY, REPLAY_FIRST, Lane
+from harness.api.work import Cell, Outcome, Task
+from harness.engine.ledger import Ledger
+from harness.scheduling.trials import REPLAY, Lane
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from harness.engine.scheduler import State
+    from harness.scheduling.state import State
 
 
 @dataclass(frozen=True)
@@ -55,16 +53,6 @@ class Replay:
     def next(self, done: Sequence[np.ndarray]) -> Cell | None:
         """The cell, until it is done."""
         return None if done else self.cell
-
-
-def packed(cell: Cell, state: State[Any], number: int, ledger: Ledger) -> Cell:
-    """A lane's cell as it is sent to a worker: with the images to be shown, read from the ledger."""
-    if cell.stage == REPLAY:
-        return replace(cell, shown=_read(ledger, cell.sources, cell.standing))
-    if cell.stage == REPLAY_FIRST:
-        lost = _lost(state.done[state.followed[number]], cell.shard.images)
-        return replace(cell, shown=_read(ledger, _fooling(lost, cell.standing), cell.standing))
-    return cell
 
 
 def replays(state: State[Lane], ledger: Ledger) -> dict[int, Replay]:
@@ -100,18 +88,3 @@ def _lost(done: Sequence[Outcome], images: Sequence[int]) -> dict[str, set[int]]
 def _fooling(lost: Mapping[str, set[int]], standing: Sequence[int]) -> list[str]:
     """The outcomes that hold an adversarial image made from one of ``standing``."""
     return [key for key, images in lost.items() if images.intersection(standing)]
-
-
-def _read(ledger: Ledger, keys: Sequence[str], standing: Sequence[int]) -> Adversaries:
-    """The adversarial images of these outcomes that were made from one of ``standing``."""
-    import torch
-
-    images: list[Tensor] = []
-    indices: list[int] = []
-    wanted = set(standing)
-    for key in keys:
-        found = read_adversaries(ledger.adversaries(key))
-        positions = [position for position, image in enumerate(found.indices) if image in wanted]
-        images.append(found.images[positions])
-        indices += [found.indices[position] for position in positions]
-    return Adversaries(torch.cat(images) if images else torch.empty(0), tuple(indices))

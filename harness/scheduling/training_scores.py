@@ -15,7 +15,7 @@ from harness.api.work import Cell, Shard, Task
 from harness.scheduling.trials import TRAINING
 
 if TYPE_CHECKING:
-    from harness.engine.scheduler import State
+    from harness.scheduling.state import State
 
 
 @dataclass(frozen=True)

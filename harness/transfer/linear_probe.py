@@ -10,15 +10,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from harness.analysis.selection import CrossValidation, selection_sets
 from harness.api.dataset import strata
 from harness.api.records import Target
 from harness.errors import ModelError
+from harness.transfer.settings import Probing
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -28,28 +28,6 @@ ITERATIONS = 2000
 
 SURE = 10.0
 """The log-odds of an attribute that all training images have."""
-
-Strength = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-
-
-class Probing(BaseModel):
-    """How the probe is fitted.
-
-    Args:
-        order: ``steer_first``: on the features of the steered backbone, for each steering anew; ``fit_first``: once,
-            on those of the untouched one, and what it answers is steered.
-        C: inverse strengths of the regularisation to choose from, as scikit-learn has it; of ridge regression alpha
-            is its inverse.
-        folds: of the cross-validation.
-        seed: of the folds.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    order: Literal["steer_first", "fit_first"] = "steer_first"
-    C: Annotated[tuple[Strength, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-    folds: Annotated[int, Field(strict=True, ge=2)] = 5
-    seed: Annotated[int, Field(strict=True, ge=0)] = 0
 
 
 @dataclass(frozen=True)

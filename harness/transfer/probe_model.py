@@ -13,8 +13,7 @@ from harness.api.model import Model
 from harness.api.part import Part
 from harness.api.records import Preprocessing
 from harness.errors import DataError
-from harness.transfer.linear_probe import Probing
-from harness.transfer.settings import Method, Tuning
+from harness.transfer.settings import Method, Probing, Tuning
 
 if TYPE_CHECKING:
     from harness.api.model import Scorable

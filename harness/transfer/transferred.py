@@ -18,13 +18,13 @@ from harness.analysis.task_types import QUESTIONS
 from harness.api.dataset import Data
 from harness.api.records import BASELINE, Coverage, FamilyName, Sites, Steering, Target
 from harness.api.work import SCORING_VERSION
-from harness.models.loaded import bent, reach
+from harness.curvature.steering import bent, reach
 from harness.transfer import finetuning, linear_probe
 from harness.transfer.backbone import Features
 from harness.transfer.finetuning import AT_ONCE, Lesson
-from harness.transfer.linear_probe import Fit, Probing
+from harness.transfer.linear_probe import Fit
 from harness.transfer.probe_network import Head, Probed
-from harness.transfer.settings import Tuning
+from harness.transfer.settings import Probing, Tuning
 from harness.util.batching import batched
 from harness.util.cache import Arrays, cached
 from harness.util.hashing import sha256, sha256_of_weights

@@ -29,8 +29,8 @@ from harness.leaderboard import csv_file, outcomes
 from harness.leaderboard.csv_file import Key
 from harness.models.checkpoint import Checkpoint
 from harness.transfer import linear_probe
-from harness.transfer.linear_probe import Probing
 from harness.transfer.probe_model import Probe
+from harness.transfer.settings import Probing
 
 # --- an outcome an image ---
 

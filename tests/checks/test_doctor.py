@@ -19,7 +19,7 @@ from harness.api.threat import Threat
 from harness.attacks.autoattack import VERSIONS, Custom, perturb
 from harness.checks import doctor, model_checks
 from harness.checks.cost import Costs, Passes, available_memory, gradient, memory, passes, seconds
-from harness.checks.model_checks import Finding
+from harness.checks.findings import Finding
 from harness.config.benchmark import Benchmark, parse_benchmark
 from harness.errors import DataMissing
 from harness.models.demo import Demo

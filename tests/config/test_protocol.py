@@ -16,7 +16,7 @@ from harness.attacks.autoattack import perturb
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
-from harness.engine.evaluate import allowed
+from harness.engine.verification import allowed
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
 from harness.leaderboard import csv_file, outcomes
 from harness.leaderboard.compare import between

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from harness import pipeline
 from harness.api.records import Steering
 from harness.config.benchmark import parse_benchmark
+from harness.curvature.activation_names import STEERED
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import phi
 from harness.curvature.smooth import NATIVE, dilated, native, stand_in, with_plain_silu
@@ -23,7 +24,6 @@ from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import IncompleteSteering, NothingToSteer, SpecError
 from harness.leaderboard import flags
-from harness.leaderboard.flags import STEERED
 from harness.scheduling.trials import grid
 
 GRID = torch.linspace(-30, 30, 2401, dtype=torch.float64)

@@ -11,8 +11,9 @@ from harness.api.model import Model
 from harness.api.records import BASELINE, Batch, Preprocessing, Steering
 from harness.api.work import Shard, Task
 from harness.datasets.digits import Digits
-from harness.engine.evaluate import evaluate, source, workbench
+from harness.engine.evaluate import evaluate, source
 from harness.engine.numerics import reproducible
+from harness.engine.session import workbench
 from harness.errors import InvalidAdversary, ModelError
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded

@@ -73,7 +73,7 @@ def test_a_model_that_fails_in_the_middle_keeps_what_it_had(
 
 
 def some_cells(mapping: Mapping, builder: str = "mixed") -> list[Cell]:
-    from harness.engine.evaluate import workbench
+    from harness.engine.session import workbench
 
     benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models

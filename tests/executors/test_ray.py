@@ -165,7 +165,7 @@ def model(builder: str, **fields: Any) -> dict[str, Any]:
 
 
 def some_cells(mapping: Mapping, builder: str = "mixed", device: str = "cpu") -> list[Cell]:
-    from harness.engine.evaluate import workbench
+    from harness.engine.session import workbench
 
     benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models

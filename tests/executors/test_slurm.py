@@ -94,7 +94,7 @@ def jobs(cluster: str, **fields: Any) -> dict[str, Any]:
 
 
 def one_cell(mapping: Mapping, builder: str) -> Cell:
-    from harness.engine.evaluate import workbench
+    from harness.engine.session import workbench
 
     benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models

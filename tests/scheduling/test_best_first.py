@@ -21,10 +21,11 @@ from harness.api.records import Steering
 from harness.api.threat import Threat
 from harness.api.work import Cell, Outcome
 from harness.config.benchmark import parse_benchmark
-from harness.engine.scheduler import Everything, Races, State
 from harness.leaderboard import csv_file, outcomes
 from harness.scheduling.best_first import Race
 from harness.scheduling.margins import most_fragile_first
+from harness.scheduling.policies import Everything, Races
+from harness.scheduling.state import State
 from harness.scheduling.trials import REPLAY_FIRST, Lane, grid, lanes, shards
 
 

@@ -35,8 +35,8 @@ from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
 from harness.testing import ModelContract
 from harness.transfer import linear_probe
-from harness.transfer.linear_probe import Probing
 from harness.transfer.probe_model import Probe
+from harness.transfer.settings import Probing
 from harness.transfer.transferred import Transferred
 from harness.util.cache import cached
 

@@ -158,7 +158,7 @@ def test_hashes_of_steered_and_adapted_networks_are_those_of_what_is_scored(tmp_
 def test_a_probe_compiles_once_for_all_beta(tmp_path, monkeypatch) -> None:
     """And answers as it does uncompiled, as far as attacks go."""
     from harness.engine import acceleration
-    from harness.engine.evaluate import workbench
+    from harness.engine.session import workbench
 
     monkeypatch.chdir(tmp_path)
     model = probe(tmp_path)

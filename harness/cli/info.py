@@ -1,0 +1,80 @@
+"""Commands that tell what there is: ``list``, ``schema`` and ``coverage``."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.exit_codes import GOOD, NO, guarded
+from harness.errors import SpecError
+
+if TYPE_CHECKING:
+    pass
+
+
+COVERAGE = Path("leaderboards/coverage.csv")
+
+
+class Group(StrEnum):
+    """What ``list`` can list."""
+
+    models = "models"
+    datasets = "datasets"
+    threats = "threats"
+    executors = "executors"
+
+
+@guarded
+def coverage(
+    board: Annotated[str | None, typer.Option(help="Only this board of RobustBench, such as cifar10/Linf.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only entries of this name.")] = None,
+    csv: Annotated[Path, typer.Option(help="The table; what it has is not audited again.")] = COVERAGE,
+) -> int:
+    """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
+    from harness.checks import zoo_coverage as coverages
+    from harness.cli.progress import Counting
+    from harness.cli.terminal import print_coverage
+    from harness.models.robustbench_zoo import zoo
+    from harness.util.text import did_you_mean
+
+    entries = zoo()
+    for option, wanted, names in (
+        ("--board", board, sorted({entry.board for entry in entries})),
+        ("--model", model, sorted({entry.name for entry in entries})),
+    ):
+        if wanted is not None and wanted not in names:
+            raise SpecError(f"{option}: RobustBench has no {wanted!r}{did_you_mean(wanted, names)}")
+    chosen = [entry for entry in entries if board in (None, entry.board) and model in (None, entry.name)]
+    if not chosen:
+        raise SpecError(f"--model: {model!r} is not on the board {board}; leave --board out")
+    with Counting(len(coverages.missing(chosen, csv)), "entries") as counting:
+        rows = coverages.survey(chosen, csv, lambda row: counting.advanced(f"{row.dataset}/{row.threat} {row.model}"))
+    print_coverage(rows, str(csv))
+    return NO if any(row.builds != "yes" for row in rows) else GOOD
+
+
+@guarded
+def list_(group: Annotated[Group | None, typer.Argument(help="Only these.")] = None) -> int:
+    """List what can be named in a YAML, built-in and third-party; with a group also the names of its models."""
+    from harness.api import registry
+    from harness.cli.terminal import print_names, print_parts
+
+    for name in [group.value] if group else [entry.value for entry in Group]:
+        print_parts(name, registry.described(name))
+    if group:
+        for kind in registry.registered(group.value):
+            print_names(registry.part(group.value, kind).names())
+    return GOOD
+
+
+@guarded
+def schema() -> int:
+    """Print the JSON Schema of the benchmark YAML, for editors."""
+    from harness.config.schema import schema as make
+
+    typer.echo(json.dumps(make(), indent=2, ensure_ascii=False))
+    return GOOD

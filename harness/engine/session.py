@@ -1,0 +1,98 @@
+"""A model in this process: loaded once, on its device, with the networks made of it so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from harness.api.model import Model, Scorable
+from harness.api.records import Batch, Compile, Precision, Steering
+from harness.api.work import Cell
+from harness.curvature.steering import Steered
+from harness.engine.acceleration import At, Dialled, compiled, lay_out, lowered, tried, wants_compiling
+from harness.engine.normalised_space import in_normalised_space, normalised
+from harness.errors import HarnessError, ModelError
+from harness.models.normalisation import Normalised
+from harness.transfer.probe_network import Probed
+
+
+@dataclass
+class Workbench:
+    """A model in this process, on its device, with the steered networks made so far (they share its weights)."""
+
+    loaded: Scorable
+    normalising: Normalised | None = None
+    steered_so_far: dict[Steering, nn.Module] = field(default_factory=dict)
+    attacked_so_far: dict[tuple[Steering, Compile, Precision], nn.Module] = field(default_factory=dict)
+    dialled: Dialled | None = None
+    laid_out: bool = False
+
+    def steered(self, steering: Steering, example: Tensor) -> nn.Module:
+        """The network to score under ``steering``, made once."""
+        if steering not in self.steered_so_far:
+            self.steered_so_far[steering] = self.loaded.steered(steering, example).eval()
+        return self.steered_so_far[steering]
+
+    def enter(self, batch: Batch) -> Batch:
+        """The images as the network here takes them."""
+        return batch if self.normalising is None else normalised(batch, self.normalising)
+
+    def lay_out(self, example: Tensor) -> None:
+        """See `harness.engine.acceleration.lay_out`; once, before anything is steered."""
+        if not self.laid_out:
+            lay_out(self.loaded.body, example)
+            self.laid_out = True
+
+    def attacked(self, cell: Cell, example: Tensor) -> nn.Module:
+        """The same network as attacks run it, made once; see `harness.engine.acceleration`.
+
+        Raises:
+            ModelError: it must be compiled, and cannot be; or a CPU is asked for TF32.
+        """
+        task = cell.task
+        if task.precision == "tf32" and not example.is_cuda:
+            raise ModelError("precision: tf32 is for a GPU, and this is a CPU; set precision=float32 or bfloat16")
+        key = cell.steering, task.compile, task.precision
+        if key not in self.attacked_so_far:
+            network = self.steered(cell.steering, example)
+            if wants_compiling(task.compile, task.device):
+                network = self._compiled(network, example, must=task.compile == "always")
+            self.attacked_so_far[key] = lowered(network, task.precision)
+        return self.attacked_so_far[key]
+
+    def _compiled(self, network: nn.Module, example: Tensor, must: bool) -> nn.Module:
+        if isinstance(network, Probed):  # of a grid only the probes differ otherwise than in β and c
+            return Probed(self._compiled(network.features, example, must), network.head)
+        fast = compiled(network)
+        if isinstance(network, Steered) and (dials := network.dials()) is not None:
+            self.dialled = self.dialled or Dialled(network)
+            fast = At(self.dialled, torch.tensor(dials, device=example.device))
+        try:
+            return tried(fast, network, example)
+        except ModelError:
+            if must:
+                raise
+            return network
+
+
+@lru_cache(maxsize=2)
+def workbench(model: Model, device: str, offline: bool, normalised: bool = False) -> Workbench:
+    """Load ``model`` once a process; with ``normalised`` the network that takes normalised images.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not in eval mode.
+    """
+    try:
+        loaded = model.load(offline=offline)
+    except HarnessError:
+        raise
+    except Exception as error:  # whatever a builder or a library raises: it is this model's failure
+        raise ModelError(f"cannot be loaded: {type(error).__name__}: {error}") from error
+    training = [name or "the network" for name, module in loaded.body.named_modules() if module.training]
+    if training:
+        raise ModelError(f"it is in training mode ({training[0]}); call network.eval() where it is built")
+    loaded.body.requires_grad_(False).to(device)
+    return Workbench(*in_normalised_space(loaded)) if normalised else Workbench(loaded)
