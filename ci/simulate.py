@@ -43,9 +43,9 @@ def outcome_table(rng: np.random.Generator, effect: float, accuracy: float = 0.5
 
 def best_first(grid: list[Scored], sets: Sets, seed: int) -> list[Scored]:
     """The table that a search leaves: baseline and winners finished, every other β at its bound."""
-    spared = np.random.default_rng(seed).random((len(grid), IMAGES)) < SPARED
+    skipped_output_shape = np.random.default_rng(seed).random((len(grid), IMAGES)) < SPARED
     bounds = [Scored(scored.steering, scored.clean, np.maximum(scored.robust, more.astype(np.float32)))
-              for scored, more in zip(grid, spared, strict=True)]  # fmt: skip
+              for scored, more in zip(grid, skipped_output_shape, strict=True)]  # fmt: skip
     bounds[0] = grid[0]
     everywhere = np.arange(IMAGES)
     while True:

@@ -37,7 +37,7 @@ from harness.attacks.autoattack import configured
 from harness.config.benchmark import Benchmark, parse_benchmark
 from harness.curvature.phi import phi
 from harness.curvature.shared_copy import twin
-from harness.engine.acceleration import compiled, lay_out
+from harness.engine.acceleration import compiled, to_channels_last
 from harness.engine.numerics import reproducible, resolve
 from harness.models.loaded import Loaded
 from harness.threats.lp import Linf
@@ -317,7 +317,7 @@ def activations(device: str, batch_size: int) -> pd.DataFrame:
     ):
         x = torch.rand(shape, device=device) * 2 - (1 if root is None else 0)
         if root is not None:
-            lay_out(root, x)
+            to_channels_last(root, x)
         took: dict[str, dict[str, float]] = {}
         for name, module in ways(root, x):
             flat = nn.Sequential(module, nn.Flatten()) if root is None else module

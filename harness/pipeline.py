@@ -11,37 +11,37 @@ from harness.api.work import Cell, Outcome
 from harness.config.benchmark import Benchmark, Full, load_benchmark
 from harness.engine.images import source
 from harness.engine.ledger import Ledger
-from harness.engine.prepare import Admission, _admissions, _grid
-from harness.engine.scheduler import Crew, Observer
-from harness.engine.session import workbench
+from harness.engine.prepare import PreparedModel, _grid, prepare_models
+from harness.engine.scheduler import ProgressListener, Scheduler
+from harness.engine.session import model_session
 from harness.errors import ModelError
 from harness.leaderboard import csv_file
 from harness.leaderboard.assemble import entry
-from harness.leaderboard.csv_file import Entry
-from harness.scheduling.best_first import Race
-from harness.scheduling.margins import Margins, margins, most_fragile_first
-from harness.scheduling.policies import Agenda, Everything, Races
+from harness.leaderboard.csv_file import ModelEntry
+from harness.scheduling.best_first import BestFirstSearch
+from harness.scheduling.margins import Margins, margins, smallest_margin_first
+from harness.scheduling.policies import BestFirstPolicy, FullGridPolicy, SchedulingPolicy
 from harness.scheduling.replay import replays
-from harness.scheduling.state import State
-from harness.scheduling.training_scores import Rehearsal, rehearsals, scored
-from harness.scheduling.trials import Lane, lanes, shards
+from harness.scheduling.state import RunProgress
+from harness.scheduling.training_scores import TrainingScores, scored, training_score_chains
+from harness.scheduling.trials import TrialChain, chains, shards
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 
-class Silent:
+class NullListener:
     """An observer that looks away."""
 
-    def started(self, agenda: Agenda, known: int, slots: int) -> None:
-        """See `Observer`."""
+    def started(self, policy: SchedulingPolicy, known: int, slots: int) -> None:
+        """See `ProgressListener`."""
 
-    def advanced(self, agenda: Agenda, cell: Cell, outcome: Outcome) -> None:
-        """See `Observer`."""
+    def advanced(self, policy: SchedulingPolicy, cell: Cell, outcome: Outcome) -> None:
+        """See `ProgressListener`."""
 
     def failed(self, label: str, error: ModelError) -> None:
-        """See `Observer`."""
+        """See `ProgressListener`."""
 
 
 def run(
@@ -50,7 +50,7 @@ def run(
     overrides: Sequence[str] = (),
     runs: str | Path = "runs",
     offline: bool = False,
-    observer: Observer | None = None,
+    listener: ProgressListener | None = None,
 ) -> pd.DataFrame:
     """Run a benchmark and return its leaderboard: a row for each model and steering, best first.
 
@@ -61,7 +61,7 @@ def run(
         overrides: ``key.path=value``, as of ``ct-harness run --set``.
         runs: the folder of the ledgers.
         offline: refuse to download anything.
-        observer: told of the progress.
+        listener: told of the progress.
 
     Raises:
         HarnessError: the benchmark cannot be run at all. A model that fails is a row whose ``status`` says why.
@@ -71,115 +71,130 @@ def run(
     """
     if not isinstance(benchmark, Benchmark):
         benchmark = load_benchmark(benchmark, overrides)
-    return csv_file.board(entries(benchmark, runs=runs, offline=offline, observer=observer))
+    return csv_file.board(entries(benchmark, runs=runs, offline=offline, listener=listener))
 
 
 def entries(
-    benchmark: Benchmark, *, runs: str | Path = "runs", offline: bool = False, observer: Observer | None = None
-) -> list[Entry]:
+    benchmark: Benchmark, *, runs: str | Path = "runs", offline: bool = False, listener: ProgressListener | None = None
+) -> list[ModelEntry]:
     """Run a benchmark and return what the board says of each model, with the scores of every image; see `run`."""
-    observer = observer or Silent()
-    workbench.cache_clear()  # files may have changed since an earlier run of this process
+    listener = listener or NullListener()
+    model_session.cache_clear()  # files may have changed since an earlier run of this process
     source.cache_clear()
     with Ledger(Path(runs) / benchmark.name) as ledger:  # first: an unwritable folder is told at once
-        admissions = _admissions(benchmark, offline)
-        for admission in admissions:
-            if admission.failure is not None:
-                observer.failed(admission.model.label, admission.failure)
+        prepared_models = prepare_models(benchmark, offline)
+        for prepared_model in prepared_models:
+            if prepared_model.failure is not None:
+                listener.failed(prepared_model.model.label, prepared_model.failure)
         with benchmark.executor as executor:
-            crew = Crew(executor, ledger, observer)
-            first = State(_margins(benchmark, admissions), crew.ledger)
-            crew.compute(first, Everything(first))
-            rehearsed = _rehearsed(benchmark, admissions, first.failures, crew)
-            state = _searched(benchmark, admissions, first, rehearsed, crew)
-            replayed = _replayed(state, crew)
-    return [entry(benchmark, one, state, replayed, rehearsed.get(one.model.label, ())) for one in admissions]
+            scheduler = Scheduler(executor, ledger, listener)
+            first = RunProgress(_margins(benchmark, prepared_models), scheduler.ledger)
+            scheduler.compute(first, FullGridPolicy(first))
+            training_scores = _scored_on_training(benchmark, prepared_models, first.failures, scheduler)
+            state = _searched(benchmark, prepared_models, first, training_scores, scheduler)
+            replayed = _replayed(state, scheduler)
+    return [entry(benchmark, one, state, replayed, training_scores.get(one.model.label, ())) for one in prepared_models]
 
 
-Rehearsed = Mapping[str, Sequence[Scored]]
+ScoresOnTraining = Mapping[str, Sequence[Scored]]
 """The scores on training images by the model's label, where β is chosen on those."""
 
 
-def _rehearsed(
-    benchmark: Benchmark, admissions: Sequence[Admission], failures: dict[str, ModelError], crew: Crew
-) -> Rehearsed:
+def _scored_on_training(
+    benchmark: Benchmark,
+    prepared_models: Sequence[PreparedModel],
+    failures: dict[str, ModelError],
+    scheduler: Scheduler,
+) -> ScoresOnTraining:
     """Every steering's scores on the training images; what fails is added to ``failures``."""
     if not isinstance(benchmark.selection, OnTraining):
         return {}
-    ready = [one for one in admissions if one.training is not None and one.model.label not in failures]
-    state = State([track for one in ready for track in _rehearsals(benchmark, one)], crew.ledger)
-    crew.compute(state, Everything(state))
+    ready = [one for one in prepared_models if one.training is not None and one.model.label not in failures]
+    state = RunProgress([chain for one in ready for chain in _training_score_chains(benchmark, one)], scheduler.ledger)
+    scheduler.compute(state, FullGridPolicy(state))
     failures |= state.failures
     labels = (one.model.label for one in ready)
     return {label: scored(state, label) for label in labels if label not in failures}
 
 
-def _rehearsals(benchmark: Benchmark, admission: Admission) -> list[Rehearsal]:
-    assert admission.task is not None
-    assert admission.training is not None
-    return rehearsals(admission.task, _grid(benchmark, admission), admission.training)
+def _training_score_chains(benchmark: Benchmark, prepared_model: PreparedModel) -> list[TrainingScores]:
+    assert prepared_model.task is not None
+    assert prepared_model.training is not None
+    return training_score_chains(prepared_model.task, _grid(benchmark, prepared_model), prepared_model.training)
 
 
 def _searched(
-    benchmark: Benchmark, admissions: Sequence[Admission], first: State[Margins], rehearsed: Rehearsed, crew: Crew
-) -> State[Lane]:
+    benchmark: Benchmark,
+    prepared_models: Sequence[PreparedModel],
+    first: RunProgress[Margins],
+    training_scores: ScoresOnTraining,
+    scheduler: Scheduler,
+) -> RunProgress[TrialChain]:
     """The lanes of all models, as far as the search took them."""
-    state = State(_lanes(benchmark, admissions, first), crew.ledger)
+    state = RunProgress(_chains(benchmark, prepared_models, first), scheduler.ledger)
     state.failures |= first.failures
     if isinstance(benchmark.search, Full) or not benchmark.threat.stages:  # nothing to give up
-        crew.compute(state, Everything(state))
+        scheduler.compute(state, FullGridPolicy(state))
     else:
-        races = Races(state, _races(benchmark, benchmark.search.top, admissions, state, rehearsed))
-        crew.compute(state, races)
-        races.forget_what_nobody_asked_for()
+        searches = BestFirstPolicy(
+            state, _searches(benchmark, benchmark.search.top, prepared_models, state, training_scores)
+        )
+        scheduler.compute(state, searches)
+        searches.discard_unasked()
     return state
 
 
-def _replayed(state: State[Lane], crew: Crew) -> dict[int, np.ndarray]:
+def _replayed(state: RunProgress[TrialChain], scheduler: Scheduler) -> dict[int, np.ndarray]:
     """What stands after the replay, [n], by the number of the lane; for lanes that had something to be shown."""
-    shown = replays(state, crew.ledger)
-    replay = State(list(shown.values()), crew.ledger)
-    crew.compute(replay, Everything(replay))
+    candidates = replays(state, scheduler.ledger)
+    replay = RunProgress(list(candidates.values()), scheduler.ledger)
+    scheduler.compute(replay, FullGridPolicy(replay))
     state.failures |= replay.failures
-    return {number: replay.values(position)[-1] for position, number in enumerate(shown) if replay.done[position]}
+    return {number: replay.values(position)[-1] for position, number in enumerate(candidates) if replay.done[position]}
 
 
-def _margins(benchmark: Benchmark, admissions: Sequence[Admission]) -> list[Margins]:
+def _margins(benchmark: Benchmark, prepared_models: Sequence[PreparedModel]) -> list[Margins]:
     if not benchmark.threat.stages:
         return []  # nothing is given up, so the order is of no account
     return [
-        track
-        for admission in admissions
-        if admission.task is not None and admission.data is not None
-        for track in margins(admission.task, admission.data.digests, benchmark.batch_size)
+        chain
+        for prepared_model in prepared_models
+        if prepared_model.task is not None and prepared_model.data is not None
+        for chain in margins(prepared_model.task, prepared_model.data.digests, benchmark.batch_size)
     ]
 
 
-def _lanes(benchmark: Benchmark, admissions: Sequence[Admission], first: State[Margins]) -> list[Lane]:
+def _chains(
+    benchmark: Benchmark, prepared_models: Sequence[PreparedModel], first: RunProgress[Margins]
+) -> list[TrialChain]:
     """Of every model whose margins are known, its data cut most fragile first."""
-    made: list[Lane] = []
-    for admission in admissions:
-        task, data = admission.task, admission.data
+    made: list[TrialChain] = []
+    for prepared_model in prepared_models:
+        task, data = prepared_model.task, prepared_model.data
         if task is None or data is None or task.label in first.failures:
             continue
         own = [first.values(number)[0] for number in first.of(task.label)]
-        ordered = most_fragile_first(data.digests, own) if own else data.digests
+        ordered = smallest_margin_first(data.digests, own) if own else data.digests
         cut = shards(ordered, benchmark.batch_size)
-        made += lanes(task, _grid(benchmark, admission), cut)
+        made += chains(task, _grid(benchmark, prepared_model), cut)
     return made
 
 
-def _races(
-    benchmark: Benchmark, top: int, admissions: Sequence[Admission], state: State[Lane], rehearsed: Rehearsed
-) -> dict[str, Race]:
+def _searches(
+    benchmark: Benchmark,
+    top: int,
+    prepared_models: Sequence[PreparedModel],
+    state: RunProgress[TrialChain],
+    training_scores: ScoresOnTraining,
+) -> dict[str, BestFirstSearch]:
     """For each model; the other methods are always finished, and so is the β that training images chose."""
-    races = {}
-    for admission in admissions:
-        label, data = admission.model.label, admission.data
+    searches = {}
+    for prepared_model in prepared_models:
+        label, data = prepared_model.model.label, prepared_model.data
         own = state.of(label)
         if own and data is not None:
             sets = [chosen_on for chosen_on, _ in selection_sets(benchmark.selection, data.strata, benchmark.seed)]
-            asked = {lane.steering for lane in own.values() if lane.steering.method}
-            asked |= {min(scores, key=better).steering for scores in (rehearsed.get(label),) if scores}
-            races[label] = Race(own, list(data.digests), sets, top, asked)
-    return races
+            asked = {chain.steering for chain in own.values() if chain.steering.method}
+            asked |= {min(scores, key=better).steering for scores in (training_scores.get(label),) if scores}
+            searches[label] = BestFirstSearch(own, list(data.digests), sets, top, asked)
+    return searches

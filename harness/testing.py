@@ -66,7 +66,7 @@ class PartContract:
         identity = part.identity()
         assert canonical(identity) == canonical(copy.deepcopy(part).identity())
         assert identity["kind"] == part.kind
-        assert not part.whereabouts & identity.keys()
+        assert not part.location_fields & identity.keys()
 
 
 class ModelContract(PartContract):
@@ -214,9 +214,9 @@ class ThreatContract(PartContract):
 
     def test_summarises_what_there_is(self, part: Threat) -> None:
         """Numbers from the accuracies of all stages; and no error where stages are missing."""
-        summary = part.summary(dict.fromkeys((CLEAN, *part.stages), 0.5))
-        assert all(np.isfinite(value) for value in summary.values())
-        assert part.summary({CLEAN: 0.5}).keys() <= summary.keys()
+        summary_columns = part.summary_columns(dict.fromkeys((CLEAN, *part.stages), 0.5))
+        assert all(np.isfinite(value) for value in summary_columns.values())
+        assert part.summary_columns({CLEAN: 0.5}).keys() <= summary_columns.keys()
 
 
 class ExecutorContract(PartContract):
@@ -249,9 +249,9 @@ class ExecutorContract(PartContract):
         waiting = list(cells)
         with part as executor:
             while waiting:
-                flying = {cell.key: executor.submit(cell) for cell in waiting[: executor.slots]}
+                in_flight = {cell.key: executor.submit(cell) for cell in waiting[: executor.slots]}
                 waiting = waiting[executor.slots :]
-                found |= {key: future.result(timeout=300) for key, future in flying.items()}
+                found |= {key: future.result(timeout=300) for key, future in in_flight.items()}
         for cell in cells:
             expected = evaluate(cell)
             assert np.array_equal(found[cell.key].values, expected.values)

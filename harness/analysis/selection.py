@@ -15,13 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from harness.api.records import Steering
 
 
-class Kind(BaseModel):
+class Procedure(BaseModel):
     """A way of doing something, by its ``kind``, with its settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class CrossValidation(Kind):
+class CrossValidation(Procedure):
     """On each fold the β that wins on the other folds; reported on all images.
 
     Args:
@@ -32,7 +32,7 @@ class CrossValidation(Kind):
     folds: Annotated[int, Field(strict=True, ge=2)] = 5
 
 
-class Holdout(Kind):
+class Holdout(Procedure):
     """The β that wins on a share of the images; reported on the others.
 
     Args:
@@ -43,13 +43,13 @@ class Holdout(Kind):
     share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.5
 
 
-class InSample(Kind):
+class InSample(Procedure):
     """The β that wins on all images, reported on the same: not to be trusted, and marked ``in-sample``."""
 
     kind: Literal["none"] = "none"
 
 
-class OnTraining(Kind):
+class OnTraining(Procedure):
     """The β that wins by cross-validation on the images that a model is fitted on; reported on all images."""
 
     kind: Literal["training"] = "training"
@@ -111,7 +111,11 @@ class Choice:
 
 
 def choose(
-    selection: AnySelection, grid: Sequence[Scored], labels: np.ndarray, seed: int, rehearsed: Sequence[Scored] = ()
+    selection: AnySelection,
+    grid: Sequence[Scored],
+    labels: np.ndarray,
+    seed: int,
+    training_scores: Sequence[Scored] = (),
 ) -> Choice:
     """Choose β among ``grid``, which holds the baseline, as ``selection`` says.
 
@@ -120,10 +124,10 @@ def choose(
         grid: every steering's scores on the same images.
         labels: of these images, int [n].
         seed: fixes the folds.
-        rehearsed: for a choice made on training images, every steering's scores there.
+        training_scores: for a choice made on training images, every steering's scores there.
     """
     if isinstance(selection, OnTraining):
-        return Choice((min(rehearsed, key=better).steering,), (np.arange(len(labels)),))
+        return Choice((min(training_scores, key=better).steering,), (np.arange(len(labels)),))
     sets = selection_sets(selection, labels, seed)
     winners = tuple(min((_on(scored, chosen_on) for scored in grid), key=better).steering for chosen_on, _ in sets)
     return Choice(winners, tuple(reported_on for _, reported_on in sets))

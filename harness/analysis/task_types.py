@@ -13,7 +13,7 @@ from harness.api.records import Target
 from harness.errors import ModelError
 
 
-class Question(ABC):
+class TaskType(ABC):
     """How answers are judged, and learned from."""
 
     @abstractmethod
@@ -30,7 +30,7 @@ class Question(ABC):
         """What training makes small, a number."""
 
     @abstractmethod
-    def admit(self, answers: Tensor, y: Tensor) -> None:
+    def check_answers(self, answers: Tensor, y: Tensor) -> None:
         """Refuse a network whose answers on clean images do not fit the labels.
 
         Raises:
@@ -42,7 +42,7 @@ class Question(ABC):
         return self.outcome(answers, y)
 
 
-class Class(Question):
+class Classification(TaskType):
     """One of several classes: the one with the largest logit."""
 
     def outcome(self, answers: Tensor, y: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Class(Question):
         """Cross-entropy."""
         return F.cross_entropy(answers, y)
 
-    def admit(self, answers: Tensor, y: Tensor) -> None:
+    def check_answers(self, answers: Tensor, y: Tensor) -> None:
         """No probabilities, and a logit for each class."""
         if y.max() >= answers.shape[1]:
             raise ModelError(
@@ -73,7 +73,7 @@ class Class(Question):
         return answers.gather(1, y[:, None])[:, 0] - others
 
 
-class Attributes(Question):
+class MultilabelClassification(TaskType):
     """Several attributes, each there (a positive logit) or not."""
 
     def outcome(self, answers: Tensor, y: Tensor) -> Tensor:
@@ -84,12 +84,12 @@ class Attributes(Question):
         """Binary cross-entropy, mean over the attributes."""
         return F.binary_cross_entropy_with_logits(answers, y.float())
 
-    def admit(self, answers: Tensor, y: Tensor) -> None:
+    def check_answers(self, answers: Tensor, y: Tensor) -> None:
         """A logit for each attribute."""
         _same_width(answers, y, "attributes")
 
 
-class Values(Question):
+class Regression(TaskType):
     """Numbers."""
 
     def outcome(self, answers: Tensor, y: Tensor) -> Tensor:
@@ -100,12 +100,16 @@ class Values(Question):
         """Mean squared error."""
         return F.mse_loss(answers, y)
 
-    def admit(self, answers: Tensor, y: Tensor) -> None:
+    def check_answers(self, answers: Tensor, y: Tensor) -> None:
         """A number for each."""
         _same_width(answers, y, "values")
 
 
-QUESTIONS: Mapping[Target, Question] = {"class": Class(), "attributes": Attributes(), "values": Values()}
+TASK_TYPES: Mapping[Target, TaskType] = {
+    "class": Classification(),
+    "attributes": MultilabelClassification(),
+    "values": Regression(),
+}
 
 
 def _same_width(answers: Tensor, y: Tensor, what: str) -> None:

@@ -110,5 +110,5 @@ class Scorable(Protocol):
     def fitted(self, steering: Steering) -> dict[str, str]:
         """``weights_sha256`` of the network to score, what was fitted included; empty where nothing is."""
 
-    def rehearsed(self, steering: Steering) -> np.ndarray:
+    def training_scores(self, steering: Steering) -> np.ndarray:
         """For each training image how good the answer is of what was fitted without it, float32 [n]."""

@@ -16,7 +16,7 @@ class Part(BaseModel, ABC):
 
     kind: ClassVar[str]
     """The name under which it is registered."""
-    whereabouts: ClassVar[frozenset[str]] = frozenset()
+    location_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields that say where something lies, not what it is: left out of the identity."""
 
     @classmethod
@@ -26,4 +26,4 @@ class Part(BaseModel, ABC):
 
     def identity(self) -> dict[str, Any]:
         """What this part is, as JSON: part of the identity of every cell that it takes part in."""
-        return {"kind": self.kind} | self.model_dump(mode="json", exclude=set(self.whereabouts))
+        return {"kind": self.kind} | self.model_dump(mode="json", exclude=set(self.location_fields))

@@ -89,7 +89,7 @@ class Threat(Part):
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """Look at the network on clean images for what would mislead an attack; warn with `Flag`."""
 
-    def summary(self, accuracy: Mapping[str, float]) -> dict[str, float]:
+    def summary_columns(self, accuracy: Mapping[str, float]) -> dict[str, float]:
         """More columns of a row, from the share of the images that survive each stage; empty where there are none.
 
         Args:

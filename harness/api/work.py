@@ -99,21 +99,21 @@ class Cell:
 
     Args:
         shard: the images that are attacked as one batch, all of them.
-        standing: those of the shard that the stages before have left standing; only these are attacked.
+        surviving: those of the shard that the stages before have left standing; only these are attacked.
         sources: for a replay, the keys of the outcomes whose adversarial images are shown.
-        shown: where images are replayed, these.
+        candidates: where images are replayed, these.
     """
 
     task: Task
     steering: Steering
     shard: Shard
     stage: str
-    standing: tuple[int, ...]
+    surviving: tuple[int, ...]
     sources: tuple[str, ...] = ()
-    shown: Adversaries | None = field(default=None, compare=False, repr=False)
+    candidates: Adversaries | None = field(default=None, compare=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
-        """The cell's whole identity; ``standing`` follows from it, so it is left out."""
+        """The cell's whole identity; ``surviving`` follows from it, so it is left out."""
         replayed = {"sources": list(self.sources)} if self.sources else {}
         fitted = {"recipe": self.task.recipe} if self.task.recipe else {}
         return (

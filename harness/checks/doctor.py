@@ -16,13 +16,13 @@ import torch
 from harness.api.records import Batch, Preprocessing
 from harness.checks.cost import WORKER, available_memory, memory, seconds
 from harness.checks.findings import Finding, problem
-from harness.checks.model_checks import Look, checkup
+from harness.checks.model_checks import ModelCosts, checkup
 from harness.config.benchmark import Benchmark
 from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
-from harness.engine.prepare import enough_for
+from harness.engine.prepare import check_enough_images
 from harness.engine.provenance import provenance
-from harness.engine.session import workbench
+from harness.engine.session import model_session
 from harness.errors import ModelError
 
 IMAGES = 64
@@ -44,7 +44,7 @@ def doctor(benchmark: Benchmark, *, runs: Path, out: Path) -> Iterator[Finding]:
     Yields:
         What each check found, as soon as it is known.
     """
-    workbench.cache_clear()  # files may have changed since an earlier look of this process
+    model_session.cache_clear()  # files may have changed since an earlier look of this process
     source.cache_clear()
     said: set[Finding] = set()
     for finding in _findings(benchmark, runs, out):
@@ -56,7 +56,7 @@ def doctor(benchmark: Benchmark, *, runs: Path, out: Path) -> Iterator[Finding]:
 def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
     device = yield from _device(benchmark)
     opened: dict[Preprocessing, tuple[Batch, int] | None] = {}
-    looks: list[Look] = []
+    looks: list[ModelCosts] = []
     for model in benchmark.models:
         try:
             wanted = model.preprocessing(offline=True)
@@ -99,7 +99,7 @@ def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Findi
     try:
         opened = source(dataset, preprocessing, True)
         chosen = dataset.chosen(opened)
-        enough_for(benchmark, len(chosen))
+        check_enough_images(benchmark, len(chosen))
         number = min(IMAGES, len(chosen))
         few = tuple(chosen[place * len(chosen) // number] for place in range(number))
         open_data(dataset.model_copy(update={"n": None, "per_class": None, "indices": few}), True, preprocessing)
@@ -148,7 +148,7 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def _disk(benchmark: Benchmark, looks: list[Look], size: int, runs: Path) -> Finding:
+def _disk(benchmark: Benchmark, looks: list[ModelCosts], size: int, runs: Path) -> Finding:
     """Room for the adversarial images: under each steering one for each image that is right and falls."""
     kept = size if benchmark.threat.attacks else 0
     needed = sum(look.steerings * kept * look.correct * look.costs.image for look in looks)
@@ -159,7 +159,7 @@ def _disk(benchmark: Benchmark, looks: list[Look], size: int, runs: Path) -> Fin
     return Finding("disk", "runs", "problem", text, "choose a larger disk with --runs, or fewer images or β")
 
 
-def _memory(benchmark: Benchmark, looks: list[Look], size: int, device: str) -> Finding:
+def _memory(benchmark: Benchmark, looks: list[ModelCosts], size: int, device: str) -> Finding:
     """Of the model that needs most, for all the workers that share the device."""
     batch, gpu = min(benchmark.batch_size, size), device.startswith("cuda")
     workers = ceil(benchmark.executor.slots / (torch.cuda.device_count() if device == "cuda" else 1))
@@ -184,7 +184,7 @@ def _memory(benchmark: Benchmark, looks: list[Look], size: int, device: str) -> 
     return Finding("memory", "batch_size", "problem" if needed(batch) > free else "warning", text, remedy)
 
 
-def _duration(benchmark: Benchmark, looks: list[Look], size: int) -> Finding:
+def _duration(benchmark: Benchmark, looks: list[ModelCosts], size: int) -> Finding:
     """An upper bound: as if no image that is right ever fell."""
     threat, total = benchmark.threat, 0.0
     for look in looks:
@@ -192,8 +192,8 @@ def _duration(benchmark: Benchmark, looks: list[Look], size: int) -> Finding:
         if each is None:
             return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
         total += each * size * look.steerings * (look.correct if threat.attacks else 1)
-    lanes = sum(look.steerings for look in looks) * ceil(size / benchmark.batch_size)
-    spoken = _spoken(total / min(benchmark.executor.slots, lanes))
+    chains = sum(look.steerings for look in looks) * ceil(size / benchmark.batch_size)
+    spoken = _spoken(total / min(benchmark.executor.slots, chains))
     left_out = len(benchmark.models) - len(looks)
     without = f", without the {left_out} that cannot be scored" if left_out else ""
     if any(model.training is not None for model in benchmark.models):

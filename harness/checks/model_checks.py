@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from harness.analysis.statistics import unlike
-from harness.analysis.task_types import QUESTIONS
+from harness.analysis.task_types import TASK_TYPES
 from harness.api.model import Model
 from harness.api.records import Batch, Coverage
 from harness.attacks.autoattack import Custom
@@ -18,8 +18,8 @@ from harness.checks.findings import Finding, problem
 from harness.config.benchmark import Benchmark
 from harness.engine.images import of_pixels
 from harness.engine.numerics import reproducible
-from harness.engine.prepare import can_be_asked
-from harness.engine.session import Workbench, workbench
+from harness.engine.prepare import check_training_images
+from harness.engine.session import ModelSession, model_session
 from harness.engine.verification import allowed, logits
 from harness.errors import ModelError
 from harness.leaderboard import flags
@@ -35,7 +35,7 @@ SURPRISE = 0.01
 
 
 @dataclass(frozen=True)
-class Look:
+class ModelCosts:
     """What a model that can be scored will need.
 
     Args:
@@ -49,7 +49,9 @@ class Look:
     steerings: int
 
 
-def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: str) -> tuple[list[Finding], Look | None]:
+def checkup(
+    benchmark: Benchmark, model: Model, images: Batch | None, device: str
+) -> tuple[list[Finding], ModelCosts | None]:
     """Look into ``model`` until a check cannot be made.
 
     Args:
@@ -66,36 +68,36 @@ def checkup(benchmark: Benchmark, model: Model, images: Batch | None, device: st
     try:
         with reproducible(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            bench = workbench(model, device, True, benchmark.normalised)
-            findings.append(_weights(model, bench))
+            session = model_session(model, device, True, benchmark.normalised)
+            findings.append(_weights(model, session))
             if images is None:
                 return findings, None
             check = "training"
-            can_be_asked(benchmark, bench.loaded, {of_pixels(x) for x in images.x.numpy()})
-            batch, check = bench.enter(images.to(device)), "clean"
-            bench.lay_out(batch.x[:1])
-            scores = logits(bench.loaded.network, batch.x)
-            question = QUESTIONS[benchmark.dataset.target]
-            question.admit(scores, batch.y)
+            check_training_images(benchmark, session.loaded, {of_pixels(x) for x in images.x.numpy()})
+            batch, check = session.enter(images.to(device)), "clean"
+            session.to_channels_last(batch.x[:1])
+            scores = logits(session.loaded.network, batch.x)
+            task_type = TASK_TYPES[benchmark.dataset.target]
+            task_type.check_answers(scores, batch.y)
             if benchmark.dataset.target == "class":
                 findings.append(_clean(benchmark, model, scores, batch.y))
             check, grid_ = "steering", benchmark.steering
-            coverage = bench.loaded.coverage(grid_.sites, batch.x[:1], grid_.family)
+            coverage = session.loaded.coverage(grid_.sites, batch.x[:1], grid_.family)
             findings.append(_steering(benchmark, model, coverage))
             steerings = grid(grid_.beta, grid_.c, grid_.sites, grid_.family, coverage.native)
-            network, check = bench.steered(steerings[-1], batch.x[:1]), "attack"
+            network, check = session.steered(steerings[-1], batch.x[:1]), "attack"
             if benchmark.threat.stages:
                 findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
             costs = measure(network, batch.part(range(min(len(batch), benchmark.batch_size))), benchmark.threat)
     except Exception as error:  # whatever a network raises on its first images
         return [*findings, problem(check, model.label, error)], None
-    right = float(question.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0
-    return findings, Look(costs, right, len(steerings) + len(model.adaptations))
+    right = float(task_type.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0
+    return findings, ModelCosts(costs, right, len(steerings) + len(model.adaptations))
 
 
-def _weights(model: Model, bench: Workbench) -> Finding:
-    parameters = sum(parameter.numel() for parameter in bench.loaded.body.parameters())
-    return Finding("weights", model.label, "ok", f"{parameters:,} parameters, SHA-256 {bench.loaded.sha256[:12]}")
+def _weights(model: Model, session: ModelSession) -> Finding:
+    parameters = sum(parameter.numel() for parameter in session.loaded.body.parameters())
+    return Finding("weights", model.label, "ok", f"{parameters:,} parameters, SHA-256 {session.loaded.sha256[:12]}")
 
 
 def _clean(benchmark: Benchmark, model: Model, scores: Tensor, y: Tensor) -> Finding:

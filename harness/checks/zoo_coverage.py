@@ -91,10 +91,10 @@ def executed(network: nn.Module, example: Tensor) -> Counter[str]:
     import torch
 
     from harness.curvature.families import FAMILIES
-    from harness.curvature.reroute import Watch
+    from harness.curvature.reroute import ActivationCounter
     from harness.curvature.smooth import with_plain_silu
 
-    canonical, watch = with_plain_silu(network), Watch(FAMILIES["relu"])
+    canonical, watch = with_plain_silu(network), ActivationCounter(FAMILIES["relu"])
     with torch.no_grad(), watch:
         canonical(example)
     return watch.left + watch.others

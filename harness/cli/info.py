@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COVERAGE = Path("leaderboards/coverage.csv")
 
 
-class Group(StrEnum):
+class PartGroup(StrEnum):
     """What ``list`` can list."""
 
     models = "models"
@@ -36,7 +36,7 @@ def coverage(
 ) -> int:
     """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
     from harness.checks import zoo_coverage as coverages
-    from harness.cli.progress import Counting
+    from harness.cli.progress import CountBar
     from harness.cli.terminal import print_coverage
     from harness.models.robustbench_zoo import zoo
     from harness.util.text import did_you_mean
@@ -51,19 +51,19 @@ def coverage(
     chosen = [entry for entry in entries if board in (None, entry.board) and model in (None, entry.name)]
     if not chosen:
         raise SpecError(f"--model: {model!r} is not on the board {board}; leave --board out")
-    with Counting(len(coverages.missing(chosen, csv)), "entries") as counting:
+    with CountBar(len(coverages.missing(chosen, csv)), "entries") as counting:
         rows = coverages.survey(chosen, csv, lambda row: counting.advanced(f"{row.dataset}/{row.threat} {row.model}"))
     print_coverage(rows, str(csv))
     return NO if any(row.builds != "yes" for row in rows) else GOOD
 
 
 @guarded
-def list_(group: Annotated[Group | None, typer.Argument(help="Only these.")] = None) -> int:
+def list_(group: Annotated[PartGroup | None, typer.Argument(help="Only these.")] = None) -> int:
     """List what can be named in a YAML, built-in and third-party; with a group also the names of its models."""
     from harness.api import registry
     from harness.cli.terminal import print_names, print_parts
 
-    for name in [group.value] if group else [entry.value for entry in Group]:
+    for name in [group.value] if group else [entry.value for entry in PartGroup]:
         print_parts(name, registry.described(name))
     if group:
         for kind in registry.registered(group.value):

@@ -20,14 +20,14 @@ from rich.text import Text
 if TYPE_CHECKING:
     from harness.api.work import Cell, Outcome
     from harness.errors import ModelError
-    from harness.scheduling.policies import Agenda
+    from harness.scheduling.policies import SchedulingPolicy
 
 
 EVERY = 10.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
 
-class Ticker:
+class ProgressBar:
     """Shows how far a run is, how fast it goes and how long it will take; on stderr, so that stdout is the result.
 
     The time left is the sum over the cells that remain, each at the mean time of its stage so far: Square takes
@@ -45,30 +45,30 @@ class Ticker:
         self.times: dict[str, list[float]] = defaultdict(list)
         self.since = self.told = monotonic()
 
-    def __enter__(self) -> Ticker:
+    def __enter__(self) -> ProgressBar:
         self.bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def started(self, agenda: Agenda, known: int, slots: int) -> None:
-        """See `harness.engine.scheduler.Observer`."""
+    def started(self, policy: SchedulingPolicy, known: int, slots: int) -> None:
+        """See `harness.engine.scheduler.ProgressListener`."""
         self.slots = slots
         self.times.clear()
         for shown in self.bar.task_ids:
             self.bar.remove_task(shown)
         self.since = self.told = monotonic()
-        left = agenda.remaining().total()
+        left = policy.remaining().total()
         self.done = known
         self.task = self.bar.add_task("starting", total=known + left, completed=known, note="")
         if not self.console.is_terminal:
             self.console.print(f"{left} cells to compute, {known} known, {slots} at a time", highlight=False)
 
-    def advanced(self, agenda: Agenda, cell: Cell, outcome: Outcome) -> None:
-        """See `harness.engine.scheduler.Observer`."""
+    def advanced(self, policy: SchedulingPolicy, cell: Cell, outcome: Outcome) -> None:
+        """See `harness.engine.scheduler.ProgressListener`."""
         self.times[cell.stage].append(outcome.seconds)
-        remaining = agenda.remaining()
+        remaining = policy.remaining()
         self.done += 1
         total = self.done + remaining.total()
         where = f"{cell.task.label} β={cell.steering.beta:g} {cell.stage}"
@@ -79,7 +79,7 @@ class Ticker:
             self.console.print(f"{self.done}/{total} cells, {note}; last {where}", highlight=False, soft_wrap=True)
 
     def failed(self, label: str, error: ModelError) -> None:
-        """See `harness.engine.scheduler.Observer`."""
+        """See `harness.engine.scheduler.ProgressListener`."""
         self.console.print(Text(f"{label}: {error}", style="red"), soft_wrap=True)
 
     def _note(self, remaining: dict[str, int]) -> str:
@@ -91,7 +91,7 @@ class Ticker:
         return f"{rate:.2g}/s, {_duration(left)} left"
 
 
-class Counting:
+class CountBar:
     """Shows how far a count is, on stderr.
 
     Args:
@@ -109,7 +109,7 @@ class Counting:
         )  # fmt: skip
         self.task = self.bar.add_task("", total=total)
 
-    def __enter__(self) -> Counting:
+    def __enter__(self) -> CountBar:
         self.bar.start()
         return self
 

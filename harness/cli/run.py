@@ -57,13 +57,13 @@ def _elsewhere(kind: str | None, address: str | None) -> list[str]:
 def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
     """Run the benchmark that was read from ``path`` under a progress display."""
     from harness import pipeline
-    from harness.cli.progress import Ticker
+    from harness.cli.progress import ProgressBar
     from harness.leaderboard import csv_file, outcomes
     from harness.leaderboard.regression import Board
 
     try:
-        with Ticker() as ticker:
-            entries = pipeline.entries(loaded, runs=runs, offline=offline, observer=ticker)
+        with ProgressBar() as ticker:
+            entries = pipeline.entries(loaded, runs=runs, offline=offline, listener=ticker)
     except (DataError, SpecError) as error:  # a key of the file that only the data could show to be wrong
         raise type(error)(f"{path}: {error}") from error
     return Board(csv_file.board(entries), outcomes.table(entries))

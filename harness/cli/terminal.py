@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from harness.checks.findings import Finding
     from harness.checks.zoo_coverage import Audit
-    from harness.leaderboard.across_datasets import Several
+    from harness.leaderboard.across_datasets import AcrossDatasets
     from harness.leaderboard.compare import Comparison
 
 FEW = 10
@@ -162,7 +162,7 @@ def print_within(rows: pd.DataFrame, title: str) -> None:
     _console().print(view)
 
 
-def print_several(found: Several) -> None:
+def print_across_datasets(found: AcrossDatasets) -> None:
     """Several boards summed up, a table for each question; then what is left out."""
     console = _console()
     for group in found.groups:

@@ -12,7 +12,7 @@ from harness.errors import LeaderboardError, SpecError
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:
-    from harness.leaderboard.across_datasets import Several
+    from harness.leaderboard.across_datasets import AcrossDatasets
 
 
 @guarded
@@ -20,13 +20,13 @@ def show(
     boards: Annotated[list[Path], typer.Argument(help="A leaderboard CSV, or several of other data sets.")],
 ) -> int:
     """Show a leaderboard, and explain its flags; or sum several up, each of another data set."""
-    from harness.cli.terminal import print_board, print_flags, print_several
+    from harness.cli.terminal import print_across_datasets, print_board, print_flags
     from harness.leaderboard import csv_file
 
     boards = _without_outcome_files(boards)
     if len(boards) > 1:
         found = _summed_up(boards)
-        print_several(found)
+        print_across_datasets(found)
         return GOOD if found.groups else UNDONE
     (board,) = boards
     table = csv_file.read(board)
@@ -42,7 +42,7 @@ def _without_outcome_files(paths: list[Path]) -> list[Path]:
     return [path for path in paths if not outcomes.is_one(path)] or paths
 
 
-def _summed_up(boards: list[Path]) -> Several:
+def _summed_up(boards: list[Path]) -> AcrossDatasets:
     """Several boards by their names, or their paths where two have the same name."""
     from harness.leaderboard import across_datasets, csv_file
 

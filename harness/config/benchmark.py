@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.analysis.selection import CrossValidation, Kind, OnTraining, Selection
+from harness.analysis.selection import CrossValidation, OnTraining, Procedure, Selection
 from harness.api import registry
 from harness.api.dataset import Dataset
 from harness.api.executor import Executor
@@ -96,7 +96,7 @@ class SteeringGrid(BaseModel):
         return self
 
 
-class BestFirst(Kind):
+class BestFirst(Procedure):
     """Finish the baseline, the winners, and no more.
 
     Args:
@@ -107,7 +107,7 @@ class BestFirst(Kind):
     top: Annotated[int, Field(strict=True, gt=0)] = 1
 
 
-class Full(Kind):
+class Full(Procedure):
     """Finish every steering of the grid."""
 
     kind: Literal["full"] = "full"

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from harness.api.records import Coverage
 from harness.curvature.families import FAMILIES, Family
 from harness.curvature.piecewise_affine import Activation
-from harness.curvature.reroute import Reroute, Tally, Watch
+from harness.curvature.reroute import ActivationCounter, CallCounts, Reroute
 from harness.errors import IncompleteSteering, NothingToSteer
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -31,12 +31,12 @@ class Proof:
 
     Args:
         coverage: the counts.
-        spared: the shape, without the batch, of the outputs that are no hidden activations; see `Reroute`.
+        skipped_output_shape: shape, without the batch, of the network's outputs where they are skipped; see `Reroute`.
         write_back: whether in-place activations must write back into their inputs.
     """
 
     coverage: Coverage
-    spared: torch.Size | None
+    skipped_output_shape: torch.Size | None
     write_back: bool
 
 
@@ -54,12 +54,14 @@ def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
             β at which they are untouched.
     """
     plain = outputs(network, call)
-    spares = family.spares_outputs and not getattr(network, "yields_hidden", False)
-    spared = plain[0].shape[1:] if spares and plain and plain[0].ndim == 2 else None
-    met, watch = Tally(), Watch(family)
+    spares = family.skips_outputs and not getattr(network, "yields_hidden", False)
+    skipped_output_shape = plain[0].shape[1:] if spares and plain and plain[0].ndim == 2 else None
+    met, watch = CallCounts(), ActivationCounter(family)
     with watch:
-        rerouted = outputs(network, call, Reroute(family.stand_in, family, spared, True, met), backward=True)
-    if escaped := watch.left - met.left_alone:
+        rerouted = outputs(
+            network, call, Reroute(family.shadow_op, family, skipped_output_shape, True, met), backward=True
+        )
+    if escaped := watch.left - met.skipped:
         raise IncompleteSteering(
             f"{_names(escaped)} escaped the steering (called from compiled or scripted code, or recomputed by "
             "activation checkpointing); rewrite that part in plain PyTorch, or switch checkpointing off"
@@ -70,16 +72,17 @@ def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
             "be φ's, and an attack would follow a false one; rewrite that part in plain PyTorch"
         )
     _same(plain, rerouted)
-    kinds = met.calls + met.left_alone + watch.others
+    kinds = met.calls + met.skipped + watch.others
     if not met.calls:
         raise NothingToSteer(_nothing(Coverage(0, 0, kinds), family))
-    sites, steered = (met.calls + met.left_alone).total(), met.calls.total()
+    sites, steered = (met.calls + met.skipped).total(), met.calls.total()
     coverage = Coverage(sites, steered, dict(kinds), _native(met.calls, family))
     fresh, written = (
-        outputs(network, call, Reroute(family.lifted, family, spared, write_back)) for write_back in (False, True)
+        outputs(network, call, Reroute(family.shifted_shadow_op, family, skipped_output_shape, write_back))
+        for write_back in (False, True)
     )
     differ = any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(fresh, written, strict=True))
-    return Proof(coverage, spared, write_back=differ)
+    return Proof(coverage, skipped_output_shape, write_back=differ)
 
 
 def _native(calls: Mapping[str, int], family: Family) -> float:
@@ -119,11 +122,11 @@ def prove_replacement(network: nn.Module, call: Call) -> Coverage:
     plain = outputs(network, call)
     hooks = [module.register_forward_hook(count) for module in activations]
     family = FAMILIES["relu"]
-    met, watch = Tally(), Watch(family)
+    met, watch = CallCounts(), ActivationCounter(family)
     try:
-        switch(family.stand_in)
+        switch(family.shadow_op)
         with watch:
-            kinked = outputs(network, call, Reroute(family.kink, tally=met), backward=True)
+            kinked = outputs(network, call, Reroute(family.original_op, counts=met), backward=True)
     finally:
         for module, curve, hook in zip(activations, curves, hooks, strict=True):
             module.curve = curve

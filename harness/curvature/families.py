@@ -17,8 +17,8 @@ from torch import Tensor
 
 from harness.api.records import FamilyName
 from harness.curvature import smooth
-from harness.curvature.phi import curve, dialled, dials
-from harness.curvature.piecewise_affine import FUNCTIONS, OTHERS, PIECEWISE_AFFINE, Bent, Curve
+from harness.curvature.phi import curve, curve_parameters, parametric
+from harness.curvature.piecewise_affine import FUNCTIONS, OTHERS, PIECEWISE_AFFINE, Curve, SteeredOp
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,28 @@ class Family:
         operations: what computes them below Python, by name.
         others: what computes any other activation below Python.
         curve: from β < 1 and c to what the bent versions are made of.
-        dials: β and c in the numbers that ``dialled`` takes; None where the curve is not a member of it.
-        dialled: the same curve in plain operations, its dials a tensor, for a compiler to fuse.
-        kink: the untouched activations' own curve.
-        stand_in: the same by operations that are not among ``operations``, for the proof.
+        curve_parameters: β and c in the numbers that ``parametric`` takes; None where the curve is not a member of it.
+        parametric: the same curve in plain operations, its dials a tensor, for a compiler to fuse.
+        original_op: the untouched activations' own curve.
+        shadow_op: the same by operations that are not among ``operations``, for the proof.
         native: the β at which each activation is untouched.
-        spares_outputs: whether one that acts on the network's outputs is left alone, being no hidden activation.
+        skips_outputs: whether one that acts on the network's outputs is left alone, being no hidden activation.
     """
 
-    functions: Mapping[Any, tuple[str, Bent]]
+    functions: Mapping[Any, tuple[str, SteeredOp]]
     operations: Mapping[str, str]
     others: Mapping[str, str]
     curve: Callable[[float, float], Curve]
-    dials: Callable[[float, float], tuple[float, ...] | None]
-    dialled: Callable[..., Tensor]
-    kink: Curve
-    stand_in: Curve
+    curve_parameters: Callable[[float, float], tuple[float, ...] | None]
+    parametric: Callable[..., Tensor]
+    original_op: Curve
+    shadow_op: Curve
     native: Mapping[str, float]
-    spares_outputs: bool
+    skips_outputs: bool
 
-    def lifted(self, x: Tensor, *which: Any) -> Tensor:
+    def shifted_shadow_op(self, x: Tensor, *which: Any) -> Tensor:
         """A curve that changes every value, so that writing in place shows."""
-        return self.stand_in(x, *which) + 1
+        return self.shadow_op(x, *which) + 1
 
 
 def _clamped(x: Tensor) -> Tensor:
@@ -65,23 +65,23 @@ FAMILIES: Mapping[FamilyName, Family] = {
         operations=PIECEWISE_AFFINE,
         others=OTHERS,
         curve=lambda beta, c: partial(curve, beta=beta, c=c),
-        dials=dials,
-        dialled=dialled,
-        kink=torch.relu,
-        stand_in=_clamped,
+        curve_parameters=curve_parameters,
+        parametric=parametric,
+        original_op=torch.relu,
+        shadow_op=_clamped,
         native={name: 1.0 for name, _ in FUNCTIONS.values()},
-        spares_outputs=False,
+        skips_outputs=False,
     ),
     "smooth": Family(
         functions=smooth.FUNCTIONS,
         operations={name: OTHERS[name] for name in smooth.OPERATIONS},
         others=PIECEWISE_AFFINE | {name: kind for name, kind in OTHERS.items() if name not in smooth.OPERATIONS},
         curve=lambda beta, c: partial(smooth.dilated, beta=beta),
-        dials=smooth.dials,
-        dialled=smooth.dialled,
-        kink=smooth.native,
-        stand_in=smooth.stand_in,
+        curve_parameters=smooth.curve_parameters,
+        parametric=smooth.parametric,
+        original_op=smooth.native,
+        shadow_op=smooth.shadow_op,
         native=smooth.NATIVE,
-        spares_outputs=True,
+        skips_outputs=True,
     ),
 }

@@ -72,18 +72,18 @@ def formula(x: Tensor, gamma: float | Tensor, eta: float | Tensor, c: float | Te
     return c * x * torch.sigmoid(eta * x) + (1.0 - c) * F.softplus(gamma * x, 1, _threshold(x)) / gamma
 
 
-def dials(beta: float, c: float) -> tuple[float, ...] | None:
-    """γ, η and c, for `dialled`; None at β = 1, where there are none."""
+def curve_parameters(beta: float, c: float) -> tuple[float, ...] | None:
+    """γ, η and c, for `parametric`; None at β = 1, where there are none."""
     return None if beta == 1.0 else (1.0 / (1.0 - beta), beta / (1.0 - beta), c)
 
 
-def dialled(x: Tensor, dials: Tensor) -> Tensor:
+def parametric(x: Tensor, curve_parameters: Tensor) -> Tensor:
     """φ whose γ, η and c are a tensor [3], in plain operations: compiled once, it serves every β < 1."""
     wide = x.float() if x.dtype in HALF else x
-    return _Dialled.apply(wide, *dials).to(x.dtype)  # type: ignore[no-any-return]
+    return _ParametricPhi.apply(wide, *curve_parameters).to(x.dtype)  # type: ignore[no-any-return]
 
 
-class _Dialled(torch.autograd.Function):
+class _ParametricPhi(torch.autograd.Function):
     """φ in operations that a compiler fuses to one quick kernel each way, with only x kept between them.
 
     Not eagerly: softplus by hand has a gradient of 0 at 0, so the gradient is given.

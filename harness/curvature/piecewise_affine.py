@@ -63,9 +63,9 @@ def relu6(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
     return hardtanh(curve, input, 0.0, 6.0)
 
 
-Bent = Callable[..., Tensor]
+SteeredOp = Callable[..., Tensor]
 
-FUNCTIONS: dict[Any, tuple[str, Bent]] = {
+FUNCTIONS: dict[Any, tuple[str, SteeredOp]] = {
     function: (name, smooth)
     for name, smooth, functions in (
         ("relu", relu, (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)),
@@ -86,7 +86,7 @@ FUNCTIONS: dict[Any, tuple[str, Bent]] = {
 
 Arguments = Callable[[Any], dict[str, Any]]
 
-MODULES: dict[type[nn.Module], tuple[str, Bent, Arguments]] = {
+MODULES: dict[type[nn.Module], tuple[str, SteeredOp, Arguments]] = {
     nn.ReLU: ("relu", relu, lambda module: {}),
     nn.LeakyReLU: ("leaky_relu", leaky_relu, lambda module: {"negative_slope": module.negative_slope}),
     nn.PReLU: ("prelu", prelu, lambda module: {"weight": module.weight}),

@@ -25,17 +25,17 @@ IN_PLACE = frozenset(
 
 
 @dataclass
-class Tally:
+class CallCounts:
     """What a rerouting met.
 
     Args:
         calls: how often each activation was called, and replaced.
-        left_alone: how often each was spared.
+        skipped: how often each was spared.
         detached: whether one was called where no gradient is recorded though its input wants one.
     """
 
     calls: Counter[str] = field(default_factory=Counter)
-    left_alone: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     detached: bool = False
 
 
@@ -45,27 +45,27 @@ class Reroute(TorchFunctionMode):
     Args:
         curve: φ at one β and c.
         family: which activations.
-        spared: the shape, without the batch, of inputs that are the network's outputs and not hidden: these calls are
-            left alone. None where there are none to spare.
+        skipped_output_shape: shape, without the batch, of inputs that are the network's outputs and not hidden: calls
+            on them are left alone. None where no call is skipped.
         write_back: whether ``inplace=True`` really writes into the input. Nearly all networks use only what the
             call returns; a fresh tensor is then cheaper and kinder to autograd. The proof finds out which it is.
-        tally: filled in where there is one; a compiler cannot see through the counting.
+        counts: filled in where there is one; a compiler cannot see through the counting.
     """
 
     def __init__(
         self,
         curve: Curve,
         family: Family = FAMILIES["relu"],
-        spared: torch.Size | None = None,
+        skipped_output_shape: torch.Size | None = None,
         write_back: bool = False,
-        tally: Tally | None = None,
+        counts: CallCounts | None = None,
     ) -> None:
         super().__init__()
         self.curve = curve
         self.functions = family.functions
-        self.spared = spared
+        self.skipped_output_shape = skipped_output_shape
         self.write_back = write_back
-        self.tally = tally
+        self.counts = counts
 
     def __torch_function__(
         self,
@@ -77,22 +77,22 @@ class Reroute(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in self.functions:
             return func(*args, **kwargs)
-        name, bent = self.functions[func]
+        name, steered_op = self.functions[func]
         input = args[0] if args else kwargs["input"]
-        spared = self.spared is not None and input.shape[1:] == self.spared
-        if self.tally is not None:
-            (self.tally.left_alone if spared else self.tally.calls)[name] += 1
-            self.tally.detached |= not spared and input.requires_grad and not torch.is_grad_enabled()
-        if spared:
+        skipped_output_shape = self.skipped_output_shape is not None and input.shape[1:] == self.skipped_output_shape
+        if self.counts is not None:
+            (self.counts.skipped if skipped_output_shape else self.counts.calls)[name] += 1
+            self.counts.detached |= not skipped_output_shape and input.requires_grad and not torch.is_grad_enabled()
+        if skipped_output_shape:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             if func in IN_PLACE or (self.write_back and kwargs.get("inplace")):
                 kwargs.pop("input", None)
-                return input.copy_(bent(self.curve, input.clone(), *args[1:], **kwargs))
-            return bent(self.curve, *args, **kwargs)
+                return input.copy_(steered_op(self.curve, input.clone(), *args[1:], **kwargs))
+            return steered_op(self.curve, *args, **kwargs)
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ActivationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the activations that are computed below Python, forward and backward: of a family, and any others."""
 
     def __init__(self, family: Family) -> None:

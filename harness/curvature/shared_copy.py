@@ -10,7 +10,7 @@ from torch import nn
 from harness.errors import ModelError
 
 
-def twin(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+def copy_sharing_weights(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
     """A copy that shares every parameter and buffer, some of its modules exchanged.
 
     Args:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.curvature.phi import HALF
-from harness.curvature.piecewise_affine import Bent, Curve
-from harness.curvature.shared_copy import twin
+from harness.curvature.piecewise_affine import Curve, SteeredOp
+from harness.curvature.shared_copy import copy_sharing_weights
 
-Kind = Literal["silu", "gelu", "gelu_tanh"]
+SmoothActivation = Literal["silu", "gelu", "gelu_tanh"]
 
 NATIVE: Mapping[str, float] = {"silu": 0.5, "gelu": 0.64}
 """The β at which each is untouched."""
@@ -29,12 +29,12 @@ OPERATIONS = frozenset({"silu", "silu_", "gelu", "gelu_"})
 """What computes them below Python."""
 
 
-def native(x: Tensor, kind: Kind) -> Tensor:
+def native(x: Tensor, kind: SmoothActivation) -> Tensor:
     """The activation itself."""
     return F.silu(x) if kind == "silu" else F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
-def dilated(x: Tensor, kind: Kind, beta: float) -> Tensor:
+def dilated(x: Tensor, kind: SmoothActivation, beta: float) -> Tensor:
     """The activation at another β: f(tx)/t, where t = η(β)/η(its own β).
 
     Args:
@@ -55,14 +55,14 @@ def dilated(x: Tensor, kind: Kind, beta: float) -> Tensor:
     return native(t * x, kind) / t
 
 
-def dials(beta: float, c: float) -> tuple[float, ...] | None:
-    """η, for `dialled`; None at β = 0 and 1, where it is none."""
+def curve_parameters(beta: float, c: float) -> tuple[float, ...] | None:
+    """η, for `parametric`; None at β = 0 and 1, where it is none."""
     return (_sharpness(beta),) if 0.0 < beta < 1.0 else None
 
 
-def dialled(x: Tensor, kind: Kind, dials: Tensor) -> Tensor:
+def parametric(x: Tensor, kind: SmoothActivation, curve_parameters: Tensor) -> Tensor:
     """`dilated` whose η is a tensor [1]: compiled once, it serves every β between 0 and 1."""
-    t = dials[0] / _sharpness(NATIVE["silu" if kind == "silu" else "gelu"])
+    t = curve_parameters[0] / _sharpness(NATIVE["silu" if kind == "silu" else "gelu"])
     wide = x.float() if x.dtype in HALF else x
     return (native(t * wide, kind) / t).to(x.dtype)
 
@@ -72,7 +72,7 @@ def _sharpness(beta: float) -> float:
     return beta / (1.0 - beta)
 
 
-def stand_in(x: Tensor, kind: Kind) -> Tensor:
+def shadow_op(x: Tensor, kind: SmoothActivation) -> Tensor:
     """The activation itself, by operations that no activation is made of."""
     if kind == "silu":
         return x / (1 + torch.exp(-x.clamp(min=-80.0)))
@@ -83,16 +83,16 @@ def stand_in(x: Tensor, kind: Kind) -> Tensor:
 
 
 def silu(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
-    """``F.silu`` along ``curve``."""
+    """``F.silu`` with_curve ``curve``."""
     return curve(input, "silu")
 
 
 def gelu(curve: Curve, input: Tensor, approximate: str = "none") -> Tensor:
-    """``F.gelu`` along ``curve``."""
+    """``F.gelu`` with_curve ``curve``."""
     return curve(input, "gelu_tanh" if approximate == "tanh" else "gelu")
 
 
-FUNCTIONS: dict[Any, tuple[str, Bent]] = {
+FUNCTIONS: dict[Any, tuple[str, SteeredOp]] = {
     F.silu: ("silu", silu),
     torch._C._nn.silu: ("silu", silu),
     torch._C._nn.silu_: ("silu", silu),
@@ -110,7 +110,7 @@ def with_plain_silu(network: nn.Module) -> nn.Module:
     """
     if not any(map(_computes_silu, network.modules())):
         return network
-    return twin(network, lambda module: nn.SiLU() if _computes_silu(module) else None)
+    return copy_sharing_weights(network, lambda module: nn.SiLU() if _computes_silu(module) else None)
 
 
 def _computes_silu(module: nn.Module) -> bool:

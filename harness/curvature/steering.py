@@ -29,7 +29,7 @@ from harness.curvature.families import FAMILIES
 from harness.curvature.phi import check_range
 from harness.curvature.piecewise_affine import MODULES, Activation, Curve
 from harness.curvature.reroute import Reroute
-from harness.curvature.shared_copy import twin
+from harness.curvature.shared_copy import copy_sharing_weights
 from harness.curvature.smooth import with_plain_silu
 from harness.errors import ModelError, SpecError
 
@@ -101,14 +101,14 @@ class Steered(nn.Module):
         self.steering = steering
         self.coverage = None
         self.write_back = False
-        self.spared: torch.Size | None = None
-        self.exchanged = steering.sites == "modules"
+        self.skipped_output_shape: torch.Size | None = None
+        self.modules_replaced = steering.sites == "modules"
         family = FAMILIES[steering.family]
         untouched = steering.family == "relu" and steering.is_baseline
-        self.curve: Curve = family.kink if untouched else family.curve(steering.beta, steering.c)
+        self.curve: Curve = family.original_op if untouched else family.curve(steering.beta, steering.c)
         self.network = network
-        if self.exchanged:
-            self.network = _exchanged(network, self.curve)
+        if self.modules_replaced:
+            self.network = _with_modules_replaced(network, self.curve)
         elif steering.family == "smooth":
             self.network = with_plain_silu(network)
         self.has_fast_path = any(isinstance(module, nn.TransformerEncoderLayer) for module in network.modules())
@@ -124,8 +124,8 @@ class Steered(nn.Module):
             return self.network(*args, **kwargs)
 
     def _rerouted(self) -> AbstractContextManager[object]:
-        if not self.exchanged:
-            return Reroute(self.curve, FAMILIES[self.steering.family], self.spared, self.write_back)
+        if not self.modules_replaced:
+            return Reroute(self.curve, FAMILIES[self.steering.family], self.skipped_output_shape, self.write_back)
         if self.has_fast_path:
             return BaseTorchFunctionMode()  # keeps TransformerEncoderLayer off it: it calls no modules
         return nullcontext()
@@ -134,51 +134,55 @@ class Steered(nn.Module):
         """Count what is reached in one call, and refuse to go on where something is not; see `steer`."""
         call = (args, kwargs)
         with _evaluating(self.network):
-            if self.exchanged:
+            if self.modules_replaced:
                 self.coverage = prove_replacement(self.network, call)
                 return
             proof = prove_rerouting(self.network, call, FAMILIES[self.steering.family])
-            self.coverage, self.spared, self.write_back = proof.coverage, proof.spared, proof.write_back
+            self.coverage, self.skipped_output_shape, self.write_back = (
+                proof.coverage,
+                proof.skipped_output_shape,
+                proof.write_back,
+            )
 
-    def dials(self) -> tuple[float, ...] | None:
+    def curve_parameters(self) -> tuple[float, ...] | None:
         """Where on its family this steering is; see `harness.curvature.families.Family`."""
-        return FAMILIES[self.steering.family].dials(self.steering.beta, self.steering.c)
+        return FAMILIES[self.steering.family].curve_parameters(self.steering.beta, self.steering.c)
 
-    def along(self, curve: Curve) -> Steered:
+    def with_curve(self, curve: Curve) -> Steered:
         """The same, proven already, with another curve in place of φ."""
         other = copy.copy(self)
         other._modules = dict(self._modules)  # nn.Module copies the reference
         other.curve = curve
-        if self.exchanged:
-            other.network = twin(self.network, lambda module: _along(module, curve))
+        if self.modules_replaced:
+            other.network = copy_sharing_weights(self.network, lambda module: _with_curve(module, curve))
         return other
 
-    def exchange(self, example: Tensor) -> None:
+    def replace_modules(self, example: Tensor) -> None:
         """Take a network with its modules exchanged in place of the mode, if it reaches all with the same bits.
 
         It shares every weight, but is another object: what is done to the original afterwards (a hook, another dtype
         or device) does not reach it. So this is for those who own the network.
         """
-        if self.exchanged or self.write_back or self.steering.family != "relu" or self.curve is torch.relu:
+        if self.modules_replaced or self.write_back or self.steering.family != "relu" or self.curve is torch.relu:
             return
         call: Call = ((example,), {})
         with _evaluating(self.network):
             rerouted = outputs(self.network, call, Reroute(self.curve))
             try:
-                network = _exchanged(self.network, self.curve)
+                network = _with_modules_replaced(self.network, self.curve)
                 reached = prove_replacement(network, call)
             except ModelError:
                 return
             if reached == self.coverage and all(map(torch.equal, rerouted, outputs(network, call))):
-                self.network, self.exchanged = network, True
+                self.network, self.modules_replaced = network, True
 
 
-def _along(module: nn.Module, curve: Curve) -> Activation | None:
+def _with_curve(module: nn.Module, curve: Curve) -> Activation | None:
     return Activation(module.original, curve) if isinstance(module, Activation) else None
 
 
-def _exchanged(network: nn.Module, curve: Curve) -> nn.Module:
-    return twin(network, lambda module: Activation(module, curve) if type(module) in MODULES else None)
+def _with_modules_replaced(network: nn.Module, curve: Curve) -> nn.Module:
+    return copy_sharing_weights(network, lambda module: Activation(module, curve) if type(module) in MODULES else None)
 
 
 def _refuse(network: nn.Module) -> None:
@@ -225,7 +229,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def bent(network: nn.Module, steering: Steering, example: Tensor | None = None) -> Steered:
+def steered_network(network: nn.Module, steering: Steering, example: Tensor | None = None) -> Steered:
     """The network steered, its activations exchanged where that reaches all; see `harness.curvature.steering.steer`.
 
     Args:
@@ -235,12 +239,12 @@ def bent(network: nn.Module, steering: Steering, example: Tensor | None = None) 
     """
     steered = steer(network, steering.beta, steering.c, steering.sites, example, steering.family)
     if example is not None:
-        steered.exchange(example)
+        steered.replace_modules(example)
     return steered
 
 
-def reach(network: nn.Module, sites: Sites, example: Tensor, family: FamilyName) -> Coverage:
+def coverage_of(network: nn.Module, sites: Sites, example: Tensor, family: FamilyName) -> Coverage:
     """What steering ``network`` reaches; see `Scorable.coverage`."""
-    coverage = bent(network, Steering(0.75, 1.0, sites, family), example).coverage
+    coverage = steered_network(network, Steering(0.75, 1.0, sites, family), example).coverage
     assert coverage is not None
     return coverage

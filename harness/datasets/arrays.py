@@ -14,7 +14,7 @@ from harness.errors import DataError, DataMissing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from harness.datasets.sources.in_memory import Images
+    from harness.datasets.sources.in_memory import ArraySource
 
 WRITE = "write it with numpy.savez(path, x=images, y=labels)"
 
@@ -28,19 +28,19 @@ class Arrays(Dataset):
     """
 
     kind: ClassVar[str] = "arrays"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"path"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"path"})
 
     path: str
 
-    def open(self, *, offline: bool = False) -> Images:
+    def open(self, *, offline: bool = False) -> ArraySource:
         """See `Dataset.open`."""
-        from harness.datasets.sources.in_memory import Images
+        from harness.datasets.sources.in_memory import ArraySource
 
         path = Path(self.path).absolute()
         arrays = _read(path)
         _check_images(arrays["x"], f"{path}: x")
         _check_labels(arrays["y"], len(arrays["x"]), f"{path}: y")
-        return Images(arrays["x"], arrays["y"])
+        return ArraySource(arrays["x"], arrays["y"])
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

@@ -12,18 +12,18 @@ from harness.errors import DataError, DataMissing
 from harness.util.downloads import BadFile, Remote
 
 if TYPE_CHECKING:
-    from harness.datasets.sources.in_memory import Images
+    from harness.datasets.sources.in_memory import ArraySource
 
 
 class CIFAR10(Dataset):
     """The 10,000 test images of CIFAR-10, in the file ``<root>/cifar-10-batches-py/test_batch``."""
 
     kind: ClassVar[str] = "cifar10"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
 
     root: str = "data"
 
-    def open(self, *, offline: bool = False) -> Images:
+    def open(self, *, offline: bool = False) -> ArraySource:
         """See `Dataset.open`; downloads the archive when the file is not there."""
         return _test_set("CIFAR10", Path(self.root), offline)
 
@@ -32,21 +32,21 @@ class CIFAR100(Dataset):
     """The 10,000 test images of CIFAR-100, with fine labels, in the file ``<root>/cifar-100-python/test``."""
 
     kind: ClassVar[str] = "cifar100"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
 
     root: str = "data"
 
-    def open(self, *, offline: bool = False) -> Images:
+    def open(self, *, offline: bool = False) -> ArraySource:
         """See `Dataset.open`; downloads the archive when the file is not there."""
         return _test_set("CIFAR100", Path(self.root), offline)
 
 
-def _test_set(name: Literal["CIFAR10", "CIFAR100"], root: Path, offline: bool) -> Images:
+def _test_set(name: Literal["CIFAR10", "CIFAR100"], root: Path, offline: bool) -> ArraySource:
     import numpy as np
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
 
-    from harness.datasets.sources.in_memory import Images
+    from harness.datasets.sources.in_memory import ArraySource
 
     official: Any = getattr(datasets, name)
 
@@ -73,4 +73,4 @@ def _test_set(name: Literal["CIFAR10", "CIFAR100"], root: Path, offline: bool) -
         raise DataError(f"{file}: damaged, its MD5 is not {md5}; {remedy}")
     with redirect_stdout(sys.stderr):
         found = TestBatch(root, train=False, download=True)  # unpacks the archive where the batch is not there
-    return Images(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)), np.asarray(found.targets))
+    return ArraySource(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)), np.asarray(found.targets))

@@ -51,7 +51,7 @@ class Digits(Dataset):
         import numpy as np
         from sklearn.datasets import load_digits
 
-        from harness.datasets.sources.in_memory import Images
+        from harness.datasets.sources.in_memory import ArraySource
 
         pixels, labels = load_digits(return_X_y=True)
         chosen = split_of(len(labels), self.split)
@@ -59,7 +59,7 @@ class Digits(Dataset):
             chosen = chosen[np.isin(labels[chosen], self.classes)]
             labels = np.array([self.classes.index(label) if label in self.classes else -1 for label in labels])
         greys = pixels[chosen].reshape(-1, 1, 8, 8)
-        return Images(greys / 16, labels[chosen])  # sixteenths: exact in float32
+        return ArraySource(greys / 16, labels[chosen])  # sixteenths: exact in float32
 
 
 def split_of(size: int, split: Literal["test", "train"]) -> np.ndarray:

@@ -10,25 +10,25 @@ from pydantic import Field, field_validator
 
 from harness.api.dataset import Dataset
 from harness.api.records import Target
-from harness.datasets.sources.providers import DSprites, Hub, MedMNIST, Origin, Split, TorchVision
+from harness.datasets.sources.providers import DSprites, Hub, MedMNIST, Provider, Split, TorchVision
 from harness.errors import DataError
 from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
-    from harness.datasets.sources.lazy import Decoded
+    from harness.datasets.sources.lazy import LazySource
 
 
-class Entry(NamedTuple):
+class CatalogueEntry(NamedTuple):
     """What is known of a data set.
 
     Args:
-        origin: where it comes from, and what there is called train and test.
+        provider: where it comes from, and what there is called train and test.
         images: how many the splits have, train and test; None where the copy may have more or fewer than the original.
         source: its authors, and whose splits these are.
         target: what its labels are.
     """
 
-    origin: Origin
+    provider: Provider
     images: tuple[int, int] | None
     source: str
     target: Target = "class"
@@ -39,20 +39,20 @@ PARQUET = "refs/convert/parquet"
 IDX = "train- and t10k-images-idx3-ubyte and -labels-idx1-ubyte"
 HALVES = {"train": {"train": True}, "test": {"train": False}}
 
-SETS: Mapping[str, Entry] = {
-    "mnist": Entry(
+SETS: Mapping[str, CatalogueEntry] = {
+    "mnist": CatalogueEntry(
         TorchVision("MNIST", "MNIST/raw", IDX, "https://ossci-datasets.s3.amazonaws.com/mnist/*.gz", **HALVES),
         (60_000, 10_000),
         "LeCun, Cortes & Burges 1998; the official splits",
     ),
-    "fashion_mnist": Entry(
+    "fashion_mnist": CatalogueEntry(
         TorchVision(
             "FashionMNIST", "FashionMNIST/raw", IDX, "https://github.com/zalandoresearch/fashion-mnist", **HALVES
         ),
         (60_000, 10_000),
         "Xiao, Rasul & Vollgraf 2017; the official splits",
     ),
-    "cifar10": Entry(
+    "cifar10": CatalogueEntry(
         TorchVision(
             "CIFAR10",
             "cifar-10-batches-py",
@@ -63,7 +63,7 @@ SETS: Mapping[str, Entry] = {
         (50_000, 10_000),
         "Krizhevsky 2009; the official splits",
     ),
-    "cifar100": Entry(
+    "cifar100": CatalogueEntry(
         TorchVision(
             "CIFAR100",
             "cifar-100-python",
@@ -74,27 +74,27 @@ SETS: Mapping[str, Entry] = {
         (50_000, 10_000),
         "Krizhevsky 2009, fine labels; the official splits",
     ),
-    "arabic_characters": Entry(
+    "arabic_characters": CatalogueEntry(
         Hub("arabic_characters", "randall-lab/arabic-characters", revision=PARQUET),
         None,
         "El-Sawy, Loey & El-Bakry 2017; the official splits, in the copy of the paper's authors",
     ),
-    "arabic_digits": Entry(
+    "arabic_digits": CatalogueEntry(
         Hub("arabic_digits", "randall-lab/arabic-digits", revision=PARQUET),
         None,
         "El-Sherif & Abdelazeem 2007; the official splits, in the copy of the paper's authors",
     ),
-    "beans": Entry(
+    "beans": CatalogueEntry(
         Hub("beans", "AI-Lab-Makerere/beans", label="labels"),
         None,
         "Makerere AI Lab 2020; the official train and test splits, without validation",
     ),
-    "cub200": Entry(
+    "cub200": CatalogueEntry(
         Hub("cub200", "randall-lab/cub200", revision=PARQUET),
         None,
         "Wah, Branson, Welinder, Perona & Belongie 2011; the official splits, in the copy of the paper's authors",
     ),
-    "dtd": Entry(
+    "dtd": CatalogueEntry(
         TorchVision(
             "DTD",
             "dtd/dtd",
@@ -104,12 +104,12 @@ SETS: Mapping[str, Entry] = {
         (1_880, 1_880),
         "Cimpoi, Maji, Kokkinos, Mohamed & Vedaldi 2014; train and test of the official partition 1, without val",
     ),
-    "food101": Entry(
+    "food101": CatalogueEntry(
         TorchVision("Food101", "food-101", "images and meta", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),
         (75_750, 25_250),
         "Bossard, Guillaumin & Van Gool 2014; the official splits",
     ),
-    "fgvc_aircraft": Entry(
+    "fgvc_aircraft": CatalogueEntry(
         TorchVision(
             "FGVCAircraft",
             "fgvc-aircraft-2013b",
@@ -121,7 +121,7 @@ SETS: Mapping[str, Entry] = {
         (6_667, 3_333),
         "Maji, Kannala, Rahtu, Blaschko & Vedaldi 2013, by variant; the official trainval and test splits",
     ),
-    "flowers102": Entry(
+    "flowers102": CatalogueEntry(
         TorchVision(
             "Flowers102",
             "flowers-102",
@@ -131,23 +131,23 @@ SETS: Mapping[str, Entry] = {
         (1_020, 6_149),
         "Nilsback & Zisserman 2008; the official train and test splits, without validation",
     ),
-    "pathmnist": Entry(
+    "pathmnist": CatalogueEntry(
         MedMNIST("pathmnist"),
         (89_996, 7_180),
         "Kather et al. 2019, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without validation",
     ),
-    "octmnist": Entry(
+    "octmnist": CatalogueEntry(
         MedMNIST("octmnist"),
         (97_477, 1_000),
         "Kermany et al. 2018, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without validation",
     ),
-    "dermamnist": Entry(
+    "dermamnist": CatalogueEntry(
         MedMNIST("dermamnist"),
         (7_007, 2_005),
         "Tschandl, Rosendahl & Kittler 2018, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without "
         "validation",
     ),
-    "imagenette": Entry(
+    "imagenette": CatalogueEntry(
         TorchVision(
             "Imagenette",
             "imagenette2-320",
@@ -159,7 +159,7 @@ SETS: Mapping[str, Entry] = {
         (9_469, 3_925),
         "Howard 2019, the shorter side 320 pixels; the official splits, of which val is our test",
     ),
-    "celeba": Entry(
+    "celeba": CatalogueEntry(
         TorchVision(
             "CelebA",
             "celeba",
@@ -173,7 +173,7 @@ SETS: Mapping[str, Entry] = {
         "Liu, Luo, Wang & Tang 2015; the official train and test splits, without validation",
         "attributes",
     ),
-    "dsprites": Entry(
+    "dsprites": CatalogueEntry(
         DSprites(),
         (50_000, 10_000),
         "Matthey, Higgins, Hassabis & Lerchner 2017; there are no official splits: of all sprites in the order of "
@@ -199,7 +199,7 @@ class Downstream(Dataset):
     """
 
     kind: ClassVar[str] = "downstream"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
 
     name: Annotated[str, Field(json_schema_extra={"enum": list(SETS)})]
     split: Split
@@ -228,12 +228,12 @@ class Downstream(Dataset):
         """Its name, and the split if that is train."""
         return self.name if self.split == "test" else f"{self.name} {self.split}"
 
-    def open(self, *, offline: bool = False) -> Decoded:
+    def open(self, *, offline: bool = False) -> LazySource:
         """See `Dataset.open`; downloads what is not there."""
         from harness.datasets.sources.image_files import square
 
-        origin, images, _, target = SETS[self.name]
-        source = origin.open(Path(self.root).absolute(), self.split, target, offline=offline)
+        provider, images, _, target = SETS[self.name]
+        source = provider.open(Path(self.root).absolute(), self.split, target, offline=offline)
         if images is not None and len(source) != (expected := images[self.split == "test"]):
             raise DataError(
                 f"{source.where}: {len(source):,} pictures of the {self.split} split, expected {expected:,}; was it "

@@ -16,7 +16,7 @@ from harness.errors import DataError, DataMissing, SpecError
 from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
-    from harness.datasets.sources.lazy import Decoded
+    from harness.datasets.sources.lazy import LazySource
 
 
 class HuggingFace(Dataset):
@@ -58,12 +58,12 @@ class HuggingFace(Dataset):
         """The ends of the path, the configuration and the split."""
         return " ".join(filter(None, ["/".join(Path(self.path).parts[-2:]), self.config, self.split]))
 
-    def open(self, *, offline: bool = False) -> Decoded:
+    def open(self, *, offline: bool = False) -> LazySource:
         """See `Dataset.open`; downloads what is not in the cache of the hub's library."""
         return read(self, offline, "copy it here and give its folder as dataset.path")
 
 
-def read(dataset: HuggingFace, offline: bool, by_hand: str) -> Decoded:
+def read(dataset: HuggingFace, offline: bool, by_hand: str) -> LazySource:
     """The pictures and labels of ``dataset``.
 
     Args:
@@ -79,7 +79,7 @@ def read(dataset: HuggingFace, offline: bool, by_hand: str) -> Decoded:
     import datasets
 
     from harness.datasets.sources.image_files import square
-    from harness.datasets.sources.lazy import Decoded, as_labels
+    from harness.datasets.sources.lazy import LazySource, as_labels
 
     for key, column in (("image_column", dataset.image_column), ("label_column", dataset.label_column)):
         _check_name(f"dataset.{key}", "column", column, found.column_names, dataset.path)
@@ -94,7 +94,7 @@ def read(dataset: HuggingFace, offline: bool, by_hand: str) -> Decoded:
     )
     pictures = found.select_columns([dataset.image_column]).cast_column(dataset.image_column, datasets.Image())
     where = f"{dataset.path} ({dataset.split})"
-    return Decoded(lambda index: pictures[index][dataset.image_column], y, where, square(dataset.size))
+    return LazySource(lambda index: pictures[index][dataset.image_column], y, where, square(dataset.size))
 
 
 def _loaded(dataset: HuggingFace, offline: bool, by_hand: str) -> Any:

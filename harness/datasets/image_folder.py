@@ -11,7 +11,7 @@ from harness.api.dataset import Dataset
 from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:
-    from harness.datasets.sources.image_files import Pictures
+    from harness.datasets.sources.image_files import ImageFileSource
 
 
 class ImageFolder(Dataset):
@@ -26,16 +26,16 @@ class ImageFolder(Dataset):
     """
 
     kind: ClassVar[str] = "image_folder"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
 
     root: str
     size: Annotated[int, Field(strict=True, gt=0)] | None = None
 
-    def open(self, *, offline: bool = False) -> Pictures:
+    def open(self, *, offline: bool = False) -> ImageFileSource:
         """See `Dataset.open`; never downloads."""
         from torchvision import datasets
 
-        from harness.datasets.sources.image_files import Pictures, square
+        from harness.datasets.sources.image_files import ImageFileSource, square
 
         root = Path(self.root).absolute()
         if not root.is_dir():
@@ -46,4 +46,4 @@ class ImageFolder(Dataset):
             why = " ".join(str(error).split())
             raise DataError(f"{root}: {why} Expected a folder of pictures for each class in it") from error
         files = [Path(file).relative_to(root).as_posix() for file, _ in samples]
-        return Pictures(root, files, [label for _, label in samples], square(self.size))
+        return ImageFileSource(root, files, [label for _, label in samples], square(self.size))

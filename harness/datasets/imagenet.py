@@ -13,7 +13,7 @@ from harness.api.dataset import Dataset
 from harness.errors import DataError, DataMissing
 
 if TYPE_CHECKING:
-    from harness.datasets.sources.image_files import Pictures
+    from harness.datasets.sources.image_files import ImageFileSource
 
 PER_CLASS = 50
 GET = (
@@ -35,15 +35,15 @@ class ImageNet(Dataset):
     """
 
     kind: ClassVar[str] = "imagenet"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
 
     root: str = "data/imagenet"
     ids: Literal["robustbench", "all"] = "robustbench"
     size: Annotated[int, Field(strict=True, gt=0)] | None = None
 
-    def open(self, *, offline: bool = False) -> Pictures:
+    def open(self, *, offline: bool = False) -> ImageFileSource:
         """See `Dataset.open`; never downloads."""
-        from harness.datasets.sources.image_files import Pictures, square
+        from harness.datasets.sources.image_files import ImageFileSource, square
 
         val = Path(self.root).absolute() / "val"
         classes = _classes()
@@ -55,7 +55,7 @@ class ImageNet(Dataset):
         if files is None:
             files = _all_files(val, classes)
         labels = [classes[Path(file).parts[0]] for file in files]
-        return Pictures(val, files, labels, square(self.size))
+        return ImageFileSource(val, files, labels, square(self.size))
 
 
 def _helper(name: str) -> Path:

@@ -24,7 +24,7 @@ COMPILATIONS = 64
 """Of one function, for other shapes and with or without a gradient, before torch gives up; its own default is 8."""
 
 
-def lay_out(network: nn.Module, example: Tensor) -> None:
+def to_channels_last(network: nn.Module, example: Tensor) -> None:
     """Lay the weights of convolutions out with the channels last, which a CPU computes faster; in place.
 
     Args:
@@ -45,7 +45,7 @@ def wants_compiling(compile: Compile, device: str) -> bool:
     return compile == "always" or (compile == "auto" and device.startswith("cuda"))
 
 
-class Dialled(nn.Module):
+class ParametricNetwork(nn.Module):
     """One compiled network for every steering of a model: β and c are its inputs, so a grid is compiled once.
 
     Args:
@@ -55,30 +55,30 @@ class Dialled(nn.Module):
     def __init__(self, steered: Steered) -> None:
         super().__init__()
         family = FAMILIES[steered.steering.family]
-        self.dials: Tensor | None = None
-        self.run = compiled(steered.along(lambda x, *which: family.dialled(x, *which, self.dials)))
+        self.curve_parameters: Tensor | None = None
+        self.run = compiled(steered.with_curve(lambda x, *which: family.parametric(x, *which, self.curve_parameters)))
 
-    def forward(self, x: Tensor, dials: Tensor) -> Any:
+    def forward(self, x: Tensor, curve_parameters: Tensor) -> Any:
         """The network's results at these dials."""
-        self.dials = dials
+        self.curve_parameters = curve_parameters
         return self.run(x)
 
 
-class At(nn.Module):
+class AtBeta(nn.Module):
     """A dialled network at one steering.
 
     Args:
         network: shared by all steerings.
-        dials: this one's; see `harness.curvature.families.Family`.
+        curve_parameters: this one's; see `harness.curvature.families.Family`.
     """
 
-    def __init__(self, network: Dialled, dials: Tensor) -> None:
+    def __init__(self, network: ParametricNetwork, curve_parameters: Tensor) -> None:
         super().__init__()
-        self.network, self.dials = network, dials
+        self.network, self.curve_parameters = network, curve_parameters
 
     def forward(self, x: Tensor) -> Any:
         """The network's own results."""
-        return self.network(x, self.dials)
+        return self.network(x, self.curve_parameters)
 
 
 def compiled(network: nn.Module) -> nn.Module:
@@ -87,12 +87,12 @@ def compiled(network: nn.Module) -> nn.Module:
     return torch.compile(network, dynamic=True)  # type: ignore[return-value]
 
 
-def lowered(network: nn.Module, precision: Precision) -> nn.Module:
+def half_precision(network: nn.Module, precision: Precision) -> nn.Module:
     """The network in ``precision``, where that is a half one."""
-    return Lowered(network, HALF[precision]) if precision in HALF else network
+    return HalfPrecision(network, HALF[precision]) if precision in HALF else network
 
 
-def tried(fast: nn.Module, network: nn.Module, example: Tensor) -> nn.Module:
+def checked(fast: nn.Module, network: nn.Module, example: Tensor) -> nn.Module:
     """``fast``, after a look at whether it compiles here and does what ``network`` does, forward and backward.
 
     Raises:
@@ -115,7 +115,7 @@ def tried(fast: nn.Module, network: nn.Module, example: Tensor) -> nn.Module:
     )
 
 
-class Lowered(nn.Module):
+class HalfPrecision(nn.Module):
     """A network in half precision, from and to float32."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:

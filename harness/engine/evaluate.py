@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.analysis.task_types import QUESTIONS
+from harness.analysis.task_types import TASK_TYPES
 from harness.api.records import Batch
 from harness.api.threat import Flag
 from harness.api.work import Adversaries, Cell, Outcome
@@ -19,7 +19,7 @@ from harness.engine.acceleration import attacking
 from harness.engine.images import source
 from harness.engine.numerics import reproducible, resolve
 from harness.engine.provenance import provenance
-from harness.engine.session import Workbench, workbench
+from harness.engine.session import ModelSession, model_session
 from harness.engine.verification import allowed, logits
 from harness.errors import ModelError
 from harness.scheduling.trials import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
@@ -37,38 +37,38 @@ def evaluate(cell: Cell) -> Outcome:
     """
     task = cell.task
     device = resolve(task.device)
-    bench = workbench(task.model, device, task.offline, task.normalised)
-    if bench.loaded.sha256 != task.weights_sha256:
+    session = model_session(task.model, device, task.offline, task.normalised)
+    if session.loaded.sha256 != task.weights_sha256:
         raise ModelError(
             f"its weights changed while the benchmark ran ({task.weights_sha256[:12]} before); run it again"
         )
     if cell.stage == TRAINING:
-        return _rehearse(cell, bench, device)
-    batch = bench.enter(source(task.dataset, task.preprocessing, task.offline).read(cell.standing).to(device))
+        return _score_training(cell, session, device)
+    batch = session.enter(source(task.dataset, task.preprocessing, task.offline).read(cell.surviving).to(device))
     with reproducible(), _flags() as flags:
-        bench.lay_out(batch.x[:1])
+        session.to_channels_last(batch.x[:1])
         started = time.perf_counter()  # what is fitted for a steering is part of its price
-        network = bench.steered(cell.steering, batch.x[:1])
-        attacked = bench.attacked(cell, batch.x[:2]) if cell.stage in task.attacks else network
+        network = session.steered(cell.steering, batch.x[:1])
+        attacked = session.attacked(cell, batch.x[:2]) if cell.stage in task.attacks else network
         scores, images = _run_stage(cell, network, attacked, batch)
         seconds = time.perf_counter() - started
     values = np.zeros(len(cell.shard.images), np.float32)
-    values[np.isin(cell.shard.images, cell.standing)] = scores.cpu().numpy()
-    adversaries, lost = None, scores == 0
-    if cell.stage in (REPLAY_FIRST, *task.attacks) and lost.any():
-        adversaries = Adversaries(images[lost].cpu(), tuple(batch.indices[lost].tolist()))
-    known = provenance(device) | bench.loaded.fitted(cell.steering)
+    values[np.isin(cell.shard.images, cell.surviving)] = scores.cpu().numpy()
+    adversaries, fooled = None, scores == 0
+    if cell.stage in (REPLAY_FIRST, *task.attacks) and fooled.any():
+        adversaries = Adversaries(images[fooled].cpu(), tuple(batch.indices[fooled].tolist()))
+    known = provenance(device) | session.loaded.fitted(cell.steering)
     return Outcome(cell.key, values, seconds, tuple(sorted(flags)), known, adversaries)
 
 
-def _rehearse(cell: Cell, bench: Workbench, device: str) -> Outcome:
+def _score_training(cell: Cell, session: ModelSession, device: str) -> Outcome:
     """How well what is fitted on some of the training images does on the others."""
     task, started = cell.task, time.perf_counter()
     assert task.model.training is not None
-    first = source(task.model.training, task.preprocessing, task.offline).read(cell.standing[:1])
+    first = source(task.model.training, task.preprocessing, task.offline).read(cell.surviving[:1])
     with reproducible(), _flags() as flags:
-        bench.lay_out(first.x.to(device))
-        values = bench.loaded.rehearsed(cell.steering)
+        session.to_channels_last(first.x.to(device))
+        values = session.loaded.training_scores(cell.steering)
     return Outcome(cell.key, values, time.perf_counter() - started, tuple(sorted(flags)), provenance(device))
 
 
@@ -77,13 +77,13 @@ def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch
 
     What the attack made of them with ``attacked`` is judged by ``network``.
     """
-    threat, question = cell.task.threat, QUESTIONS[cell.task.dataset.target]
+    threat, task_type = cell.task.threat, TASK_TYPES[cell.task.dataset.target]
     if cell.stage == MARGIN:
-        return question.margin(logits(network, batch.x), batch.y), batch.x
+        return task_type.margin(logits(network, batch.x), batch.y), batch.x
     if cell.stage in (REPLAY, REPLAY_FIRST):
         return _replay(cell, network, batch)
     if cell.stage == CLEAN:
-        question.admit(logits(network, batch.x), batch.y)
+        task_type.check_answers(logits(network, batch.x), batch.y)
         if not cell.task.normalised:
             threat.inspect(network, batch)
         images = batch.x
@@ -91,20 +91,20 @@ def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch
         with attacking(cell.task.precision):
             images = threat.perturb(cell.stage, attacked, batch, cell.seed).detach()
         allowed(threat, batch.x, images, anywhere=cell.task.normalised)
-    return question.outcome(logits(network, images), batch.y), images
+    return task_type.outcome(logits(network, images), batch.y), images
 
 
 def _replay(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Which images survive everything that is shown of them, [n], and what they are then; all checked again."""
-    assert cell.shown is not None
+    assert cell.candidates is not None
     survived = torch.ones(len(batch), device=batch.x.device)
-    if not cell.shown.indices:
+    if not cell.candidates.indices:
         return survived, batch.x
-    position = {image: number for number, image in enumerate(cell.standing)}
-    owners = torch.tensor([position[image] for image in cell.shown.indices], device=batch.x.device)
+    position = {image: number for number, image in enumerate(cell.surviving)}
+    owners = torch.tensor([position[image] for image in cell.candidates.indices], device=batch.x.device)
     became = batch.x.clone()
     for owner, images in zip(
-        torch.split(owners, SHOWN), torch.split(cell.shown.images.to(batch.x.device), SHOWN), strict=True
+        torch.split(owners, SHOWN), torch.split(cell.candidates.images.to(batch.x.device), SHOWN), strict=True
     ):
         allowed(cell.task.threat, batch.x[owner], images, anywhere=cell.task.normalised)
         fooled = logits(network, images).argmax(1) != batch.y[owner]

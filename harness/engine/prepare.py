@@ -13,7 +13,7 @@ from harness.api.dataset import Data
 from harness.api.records import Preprocessing, Steering
 from harness.config.benchmark import Benchmark
 from harness.engine.images import open_data, source
-from harness.engine.session import workbench
+from harness.engine.session import model_session
 from harness.errors import ModelError, SpecError
 from harness.scheduling.trials import grid
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from harness.analysis.task_types import QUESTIONS
+from harness.analysis.task_types import TASK_TYPES
 from harness.api.model import Model, Scorable
 from harness.api.records import Coverage
 from harness.api.work import Task
@@ -36,7 +36,7 @@ SHARED = 0.01
 
 
 @dataclass(frozen=True)
-class Admission:
+class PreparedModel:
     """A model that can be scored: its task and what the steering reaches. Or why it cannot.
 
     Args:
@@ -53,7 +53,7 @@ class Admission:
     failure: ModelError | None = None
 
 
-def can_be_asked(benchmark: Benchmark, loaded: Scorable, scored: Collection[str]) -> None:
+def check_training_images(benchmark: Benchmark, loaded: Scorable, scored: Collection[str]) -> None:
     """Refuse, before anything is fitted, a model of which the benchmark asks what it cannot honestly answer.
 
     Args:
@@ -79,26 +79,26 @@ def can_be_asked(benchmark: Benchmark, loaded: Scorable, scored: Collection[str]
         )
 
 
-def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -> Admission:
+def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -> PreparedModel:
     """Load the model, run it on a few images, and prove that the steering reaches all of it."""
     try:
         device = resolve(benchmark.device)
-        bench = workbench(model, device, offline, benchmark.normalised)
-        loaded = bench.loaded
+        session = model_session(model, device, offline, benchmark.normalised)
+        loaded = session.loaded
         preprocessing = model.preprocessing(offline=offline)
         few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:8])
-        batch = bench.enter(few.to(device))
-        can_be_asked(benchmark, loaded, data.pixels)
+        batch = session.enter(few.to(device))
+        check_training_images(benchmark, loaded, data.pixels)
         with reproducible():
-            bench.lay_out(batch.x[:1])
+            session.to_channels_last(batch.x[:1])
             steering = benchmark.steering
             coverage = loaded.coverage(steering.sites, batch.x[:1], steering.family)
-            QUESTIONS[benchmark.dataset.target].admit(logits(loaded.network, batch.x), batch.y)
+            TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
-        return Admission(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
+        return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
-        return Admission(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
+        return PreparedModel(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
     task = Task(
         label=model.label,
         model=model,
@@ -115,10 +115,10 @@ def admit_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
     )
-    return Admission(model, data, task, coverage, loaded.training, trainable)
+    return PreparedModel(model, data, task, coverage, loaded.training, trainable)
 
 
-def enough_for(benchmark: Benchmark, n: int) -> None:
+def check_enough_images(benchmark: Benchmark, n: int) -> None:
     """Refuse a choice of β that ``n`` images are too few for.
 
     Raises:
@@ -135,27 +135,27 @@ def enough_for(benchmark: Benchmark, n: int) -> None:
         )
 
 
-def _admissions(benchmark: Benchmark, offline: bool) -> list[Admission]:
+def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
     """Each model, with the images as it sees them: those that want the same preprocessing share them."""
     seen: dict[Preprocessing, Data] = {}
-    admissions = []
+    prepared_models = []
     for model in benchmark.models:
         try:
             preprocessing = model.preprocessing(offline=offline)
         except ModelError as error:
-            admissions.append(Admission(model, failure=error))
+            prepared_models.append(PreparedModel(model, failure=error))
             continue
         if preprocessing not in seen:
             seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
-            enough_for(benchmark, len(seen[preprocessing].labels))
+            check_enough_images(benchmark, len(seen[preprocessing].labels))
             few = tuple(seen[preprocessing].digests)[:8]
             benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
-        admissions.append(admit_model(benchmark, model, seen[preprocessing], offline))
-    return admissions
+        prepared_models.append(prepare_model(benchmark, model, seen[preprocessing], offline))
+    return prepared_models
 
 
-def _grid(benchmark: Benchmark, admission: Admission) -> tuple[Steering, ...]:
+def _grid(benchmark: Benchmark, prepared_model: PreparedModel) -> tuple[Steering, ...]:
     """All that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
-    assert admission.coverage is not None
+    assert prepared_model.coverage is not None
     beta, c, sites, family = (getattr(benchmark.steering, name) for name in ("beta", "c", "sites", "family"))
-    return grid(beta, c, sites, family, admission.coverage.native, admission.model.adaptations)
+    return grid(beta, c, sites, family, prepared_model.coverage.native, prepared_model.model.adaptations)

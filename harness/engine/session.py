@@ -12,7 +12,15 @@ from harness.api.model import Model, Scorable
 from harness.api.records import Batch, Compile, Precision, Steering
 from harness.api.work import Cell
 from harness.curvature.steering import Steered
-from harness.engine.acceleration import At, Dialled, compiled, lay_out, lowered, tried, wants_compiling
+from harness.engine.acceleration import (
+    AtBeta,
+    ParametricNetwork,
+    checked,
+    compiled,
+    half_precision,
+    to_channels_last,
+    wants_compiling,
+)
 from harness.engine.normalised_space import in_normalised_space, normalised
 from harness.errors import HarnessError, ModelError
 from harness.models.normalisation import Normalised
@@ -20,15 +28,15 @@ from harness.transfer.probe_network import Probed
 
 
 @dataclass
-class Workbench:
+class ModelSession:
     """A model in this process, on its device, with the steered networks made so far (they share its weights)."""
 
     loaded: Scorable
     normalising: Normalised | None = None
     steered_so_far: dict[Steering, nn.Module] = field(default_factory=dict)
     attacked_so_far: dict[tuple[Steering, Compile, Precision], nn.Module] = field(default_factory=dict)
-    dialled: Dialled | None = None
-    laid_out: bool = False
+    parametric: ParametricNetwork | None = None
+    is_channels_last: bool = False
 
     def steered(self, steering: Steering, example: Tensor) -> nn.Module:
         """The network to score under ``steering``, made once."""
@@ -40,11 +48,11 @@ class Workbench:
         """The images as the network here takes them."""
         return batch if self.normalising is None else normalised(batch, self.normalising)
 
-    def lay_out(self, example: Tensor) -> None:
-        """See `harness.engine.acceleration.lay_out`; once, before anything is steered."""
-        if not self.laid_out:
-            lay_out(self.loaded.body, example)
-            self.laid_out = True
+    def to_channels_last(self, example: Tensor) -> None:
+        """See `harness.engine.acceleration.to_channels_last`; once, before anything is steered."""
+        if not self.is_channels_last:
+            to_channels_last(self.loaded.body, example)
+            self.is_channels_last = True
 
     def attacked(self, cell: Cell, example: Tensor) -> nn.Module:
         """The same network as attacks run it, made once; see `harness.engine.acceleration`.
@@ -60,18 +68,18 @@ class Workbench:
             network = self.steered(cell.steering, example)
             if wants_compiling(task.compile, task.device):
                 network = self._compiled(network, example, must=task.compile == "always")
-            self.attacked_so_far[key] = lowered(network, task.precision)
+            self.attacked_so_far[key] = half_precision(network, task.precision)
         return self.attacked_so_far[key]
 
     def _compiled(self, network: nn.Module, example: Tensor, must: bool) -> nn.Module:
         if isinstance(network, Probed):  # of a grid only the probes differ otherwise than in β and c
             return Probed(self._compiled(network.features, example, must), network.head)
         fast = compiled(network)
-        if isinstance(network, Steered) and (dials := network.dials()) is not None:
-            self.dialled = self.dialled or Dialled(network)
-            fast = At(self.dialled, torch.tensor(dials, device=example.device))
+        if isinstance(network, Steered) and (curve_parameters := network.curve_parameters()) is not None:
+            self.parametric = self.parametric or ParametricNetwork(network)
+            fast = AtBeta(self.parametric, torch.tensor(curve_parameters, device=example.device))
         try:
-            return tried(fast, network, example)
+            return checked(fast, network, example)
         except ModelError:
             if must:
                 raise
@@ -79,7 +87,7 @@ class Workbench:
 
 
 @lru_cache(maxsize=2)
-def workbench(model: Model, device: str, offline: bool, normalised: bool = False) -> Workbench:
+def model_session(model: Model, device: str, offline: bool, normalised: bool = False) -> ModelSession:
     """Load ``model`` once a process; with ``normalised`` the network that takes normalised images.
 
     Raises:
@@ -95,4 +103,4 @@ def workbench(model: Model, device: str, offline: bool, normalised: bool = False
     if training:
         raise ModelError(f"it is in training mode ({training[0]}); call network.eval() where it is built")
     loaded.body.requires_grad_(False).to(device)
-    return Workbench(*in_normalised_space(loaded)) if normalised else Workbench(loaded)
+    return ModelSession(*in_normalised_space(loaded)) if normalised else ModelSession(loaded)

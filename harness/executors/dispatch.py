@@ -90,7 +90,7 @@ class Dispatcher:
             return
         cell = work.cell
         work.settle(ModelError(
-            f"its worker was lost {ATTEMPTS} times on stage {cell.stage} of {len(cell.standing)} images "
+            f"its worker was lost {ATTEMPTS} times on stage {cell.stage} of {len(cell.surviving)} images "
             f"(out of memory?); {remedy}. {reason}"
         ))  # fmt: skip
 

@@ -90,7 +90,7 @@ class Local(Executor):
                 self._start(cell, promise, attempt + 1)
             else:
                 promise.set_exception(ModelError(
-                    f"its worker died {ATTEMPTS} times on stage {cell.stage} of {len(cell.standing)} images "
+                    f"its worker died {ATTEMPTS} times on stage {cell.stage} of {len(cell.surviving)} images "
                     f"(out of memory?); lower batch_size. {error}"
                 ))  # fmt: skip
 

@@ -34,7 +34,7 @@ class Ray(Distributed):
 
     kind = "ray"
     package = "ray"
-    whereabouts = frozenset({"address"})
+    location_fields = frozenset({"address"})
 
     address: Annotated[str, Field(min_length=1)] = "auto"
 

@@ -41,7 +41,7 @@ class Slurm(Distributed):
 
     kind = "slurm"
     package = "submitit"
-    whereabouts = frozenset({"folder"})
+    location_fields = frozenset({"folder"})
 
     workers: Count = 16
     partition: Annotated[str, Field(min_length=1)] | None = None
@@ -96,7 +96,7 @@ class _Jobs:
 
     def __init__(self, submitter: Any, of: Slurm) -> None:
         self._submitter, self._of = submitter, of
-        self._flying: dict[Any, Work] = {}
+        self._in_flight: dict[Any, Work] = {}
         self._ended: dict[Any, float] = {}
         """Since when a job has been over without a result."""
 
@@ -105,14 +105,14 @@ class _Jobs:
         fresh = [dispatcher.waiting.popleft() for _ in range(len(dispatcher.waiting))]
         if fresh:
             self._submit(fresh, dispatcher)
-        for job in list(self._flying):
+        for job in list(self._in_flight):
             if job.done():
                 self._collect(job, dispatcher)
         time.sleep(TICK)
 
     def cancel(self) -> None:
         """End all of them, whatever they are doing."""
-        for job in self._flying:
+        for job in self._in_flight:
             job.cancel(check=False)
 
     def _submit(self, works: list[Work], dispatcher: Dispatcher) -> None:
@@ -125,7 +125,7 @@ class _Jobs:
             for work in works:
                 dispatcher.again(work, reason, REMEDY)
         else:
-            self._flying |= dict(zip(jobs, works, strict=True))
+            self._in_flight |= dict(zip(jobs, works, strict=True))
 
     def _collect(self, job: Any, dispatcher: Dispatcher) -> None:
         """Settle the cell of a job that is over, or have it computed again."""
@@ -141,10 +141,10 @@ class _Jobs:
         except Exception as error:  # its cell or its outcome could not be unpickled
             self._lose(job, last_line(str(error)), dispatcher)
             return
-        work = self._flying.pop(job)
+        work = self._in_flight.pop(job)
         if isinstance(result, UncompletedJobError):  # submitit raises it in the job when Slurm is about to end it
             result = ModelError(
-                f"stage {work.cell.stage} of {len(work.cell.standing)} images took longer than a job may, "
+                f"stage {work.cell.stage} of {len(work.cell.surviving)} images took longer than a job may, "
                 f"{self._of.time} minutes; raise executor.time, or lower batch_size"
             )
         job.paths.submitted_pickle.unlink(missing_ok=True)
@@ -155,4 +155,4 @@ class _Jobs:
         self._ended.pop(job, None)
         reason = last_line(job.stderr() or "") or "it left no message"
         told = f"Job {job.job_id} ({state}): {reason}; see {job.paths.stderr}"
-        dispatcher.again(self._flying.pop(job), told, REMEDY)
+        dispatcher.again(self._in_flight.pop(job), told, REMEDY)

@@ -42,7 +42,7 @@ ANYONES = ("arrays", "image_folder")
 """Titles of data sets that do not say which images they are: their hash does."""
 
 
-class Question(NamedTuple):
+class Setting(NamedTuple):
     """What was asked of every set, as the columns of a board have it; and what everything is held against."""
 
     threat: str
@@ -78,7 +78,7 @@ class Gain(NamedTuple):
         trained: numbers that were fitted; None where that is not known.
     """
 
-    question: Question
+    question: Setting
     model: str
     method: str
     images: str
@@ -94,7 +94,7 @@ class Gain(NamedTuple):
     flags: tuple[str, ...]
 
 
-class Row(NamedTuple):
+class MethodSummary(NamedTuple):
     """One model and method over its sets.
 
     Args:
@@ -124,11 +124,11 @@ class Row(NamedTuple):
     trained: tuple[int, int] | None
 
 
-class Group(NamedTuple):
+class SettingSummary(NamedTuple):
     """The rows of one question, and the gains behind them."""
 
-    question: Question
-    rows: tuple[Row, ...]
+    question: Setting
+    rows: tuple[MethodSummary, ...]
     gains: tuple[Gain, ...]
 
     @property
@@ -145,14 +145,14 @@ class Group(NamedTuple):
         )  # fmt: skip
 
 
-class Several(NamedTuple):
+class AcrossDatasets(NamedTuple):
     """The boards summed up; and a sentence for each thing that is left out."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[SettingSummary, ...]
     left_out: tuple[str, ...]
 
 
-def sum_up(boards: Mapping[str, pd.DataFrame]) -> Several:
+def sum_up(boards: Mapping[str, pd.DataFrame]) -> AcrossDatasets:
     """The boards by question, clean ones first; their order does not matter.
 
     Args:
@@ -167,11 +167,11 @@ def sum_up(boards: Mapping[str, pd.DataFrame]) -> Several:
         gains += own
         left_out += without or ([] if own else [f"{name}: has no headline and no method beside its baseline"])
     _independent(gains)
-    by_question: dict[Question, list[Gain]] = {}
+    by_question: dict[Setting, list[Gain]] = {}
     for gain in sorted(gains, key=lambda gain: (gain.question.threat != "clean", gain.question)):
         by_question.setdefault(gain.question, []).append(gain)
-    return Several(
-        tuple(Group(question, _rows(own), tuple(own)) for question, own in by_question.items()),
+    return AcrossDatasets(
+        tuple(SettingSummary(question, _rows(own), tuple(own)) for question, own in by_question.items()),
         tuple(dict.fromkeys(left_out)),
     )
 
@@ -219,7 +219,7 @@ def _gain(board: str, model: str, baseline: str, row: Mapping[Any, Any]) -> Gain
     metric = of_row(row).name
     title, label = str(row["dataset"]).partition("[")[0], str(row["dataset"])
     return Gain(
-        question=Question(threat, eps, attack, protocol, family, baseline),
+        question=Setting(threat, eps, attack, protocol, family, baseline),
         model=model,
         method=str(row["method"]),
         images=f"{title} {row['data_sha256']}" if title in ANYONES else title,
@@ -249,7 +249,7 @@ def _independent(gains: Iterable[Gain]) -> None:
             )
 
 
-def _rows(gains: Sequence[Gain]) -> tuple[Row, ...]:
+def _rows(gains: Sequence[Gain]) -> tuple[MethodSummary, ...]:
     """One for each model and method; of a model CT first, then what trains the least."""
     found: dict[tuple[str, str], list[Gain]] = {}
     for gain in gains:
@@ -259,12 +259,12 @@ def _rows(gains: Sequence[Gain]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (row.model, row.method != CT, row.trained or (0, 0), row.method)))
 
 
-def _row(gains: Sequence[Gain], of: int) -> Row:
+def _row(gains: Sequence[Gain], of: int) -> MethodSummary:
     deltas = [gain.delta for gain in gains]
     won, lost = sum(delta > 0 for delta in deltas), sum(delta < 0 for delta in deltas)
     low, high = interval(deltas)
     trained = [gain.trained for gain in gains if gain.trained is not None]
-    return Row(
+    return MethodSummary(
         model=gains[0].model,
         method=gains[0].method,
         sets=len(gains),
@@ -301,8 +301,8 @@ def relative(gains: Sequence[Gain]) -> float | None:
 # --- as people read it ---
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """What stands in the columns of a `Group`; a dash where there is no number."""
+def cells(row: MethodSummary) -> tuple[str, ...]:
+    """What stands in the columns of a `SettingSummary`; a dash where there is no number."""
     return (
         row.model,
         row.method,
@@ -318,7 +318,7 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-class Line(NamedTuple):
+class DatasetLine(NamedTuple):
     """One model on one set: its board, the headline's flags, and the cells of `behind`."""
 
     model: str
@@ -328,7 +328,7 @@ class Line(NamedTuple):
     cells: tuple[str, ...]
 
 
-def behind(group: Group) -> tuple[tuple[str, ...], tuple[Line, ...]]:
+def behind(group: SettingSummary) -> tuple[tuple[str, ...], tuple[DatasetLine, ...]]:
     """The sets behind the means: the headings of the cells, then a line for each model, set and board."""
     others = list(dict.fromkeys(row.method for row in group.rows if row.method != CT))
     found: dict[tuple[str, str, str], dict[str, Gain]] = {}
@@ -338,7 +338,7 @@ def behind(group: Group) -> tuple[tuple[str, ...], tuple[Line, ...]]:
     return heads, tuple(_line(found[key], others) for key in sorted(found))
 
 
-def _line(by_method: Mapping[str, Gain], others: Iterable[str]) -> Line:
+def _line(by_method: Mapping[str, Gain], others: Iterable[str]) -> DatasetLine:
     headline = by_method.get(CT)
     one = headline or next(iter(by_method.values()))
     of_ct = ("", "", "", "") if headline is None else (
@@ -347,10 +347,10 @@ def _line(by_method: Mapping[str, Gain], others: Iterable[str]) -> Line:
     )  # fmt: skip
     deltas = (signed(by_method[method].delta) if method in by_method else "–" for method in others)
     met = tuple(dict.fromkeys(flag for gain in by_method.values() for flag in gain.flags))
-    return Line(one.model, one.dataset, one.board, met, (f"{one.baseline:.1f}", *of_ct, *deltas))
+    return DatasetLine(one.model, one.dataset, one.board, met, (f"{one.baseline:.1f}", *of_ct, *deltas))
 
 
-def page(found: Several, links: Mapping[str, str] | None = None, pages: Mapping[str, str] | None = None) -> str:
+def page(found: AcrossDatasets, links: Mapping[str, str] | None = None, pages: Mapping[str, str] | None = None) -> str:
     """The boards summed up as one page that needs no network.
 
     Args:
@@ -368,5 +368,5 @@ def page(found: Several, links: Mapping[str, str] | None = None, pages: Mapping[
     )
 
 
-def _flags(found: Several) -> Iterator[str]:
+def _flags(found: AcrossDatasets) -> Iterator[str]:
     return (flag for group in found.groups for gain in group.gains for flag in gain.flags)

@@ -15,11 +15,11 @@ from harness.api.dataset import Data
 from harness.api.records import Published, Steering
 from harness.api.work import Outcome, Task
 from harness.config.benchmark import Benchmark
-from harness.engine.prepare import Admission
+from harness.engine.prepare import PreparedModel
 from harness.leaderboard import csv_file, flags
-from harness.leaderboard.csv_file import Entry, Headline, Score
-from harness.scheduling.state import State
-from harness.scheduling.trials import Lane
+from harness.leaderboard.csv_file import Headline, ModelEntry, Score
+from harness.scheduling.state import RunProgress
+from harness.scheduling.trials import TrialChain
 
 Replayed = Mapping[int, np.ndarray]
 """What stands after the replay, [n], by the number of the lane; for lanes that had something to be shown."""
@@ -27,14 +27,14 @@ Replayed = Mapping[int, np.ndarray]
 
 def entry(
     benchmark: Benchmark,
-    admission: Admission,
-    state: State[Lane],
+    prepared_model: PreparedModel,
+    state: RunProgress[TrialChain],
     replayed: Replayed,
-    rehearsed: Sequence[Scored] = (),
-) -> Entry:
-    """What the board says of one model; ``rehearsed`` are its scores on training images, if β is chosen there."""
-    label, data = admission.model.label, admission.data
-    published = admission.model.published(benchmark.dataset.kind, benchmark.threat.kind)
+    training_scores: Sequence[Scored] = (),
+) -> ModelEntry:
+    """What the board says of one model; ``training_scores`` are its scores on training images, if β is chosen there."""
+    label, data = prepared_model.model.label, prepared_model.data
+    published = prepared_model.model.published(benchmark.dataset.kind, benchmark.threat.kind)
     shared: dict[str, object] = {
         "model": label,
         "family": benchmark.steering.family,
@@ -48,28 +48,30 @@ def entry(
     }
     if data is not None:
         shared |= {"n": len(data.digests), "data_sha256": data.sha256}
-    failure = admission.failure or state.failures.get(label)
-    if admission.task is None or admission.coverage is None or data is None or failure is not None:
-        return Entry(shared, failure=str(failure), flag=failure.flag if failure else None)
-    shared["weights_sha256"] = admission.task.weights_sha256
+    failure = prepared_model.failure or state.failures.get(label)
+    if prepared_model.task is None or prepared_model.coverage is None or data is None or failure is not None:
+        return ModelEntry(shared, failure=str(failure), flag=failure.flag if failure else None)
+    shared["weights_sha256"] = prepared_model.task.weights_sha256
     shared |= {"fitted_from": "", "train": ""}
-    if admission.training is not None:
-        shared |= {"fitted_from": admission.task.weights_sha256, "train": admission.model.trained_how}
+    if prepared_model.training is not None:
+        shared |= {"fitted_from": prepared_model.task.weights_sha256, "train": prepared_model.model.trained_how}
     by_steering: dict[Steering, list[int]] = {}
-    for number, lane in state.of(label).items():
-        by_steering.setdefault(lane.steering, []).append(number)
+    for number, chain in state.of(label).items():
+        by_steering.setdefault(chain.steering, []).append(number)
     images = {image: position for position, image in enumerate(data.digests)}
-    marks = flags.of_coverage(admission.coverage, benchmark.steering.family) | flags.of_protocol(benchmark.protocol)
-    if admission.training is not None:
-        marks |= flags.of_training(admission.training.pixels, data.pixels)
+    marks = flags.of_coverage(prepared_model.coverage, benchmark.steering.family) | flags.of_protocol(
+        benchmark.protocol
+    )
+    if prepared_model.training is not None:
+        marks |= flags.of_training(prepared_model.training.pixels, data.pixels)
     scores = [
         _score(steering, state, numbers, images, replayed, benchmark.replay_points, marks)
         for steering, numbers in by_steering.items()
     ]
     scores = [_compared(score, published) for score in scores]
-    headline = _headline(benchmark, scores, data, rehearsed)
+    headline = _headline(benchmark, scores, data, training_scores)
     metric = METRICS[benchmark.dataset.target]
-    return Entry(shared, scores, headline, admission.coverage, admission.trainable, metric)
+    return ModelEntry(shared, scores, headline, prepared_model.coverage, prepared_model.trainable, metric)
 
 
 def _threat(benchmark: Benchmark) -> dict[str, str]:
@@ -107,13 +109,13 @@ def _compared(score: Score, published: Published | None) -> Score:
     return replace(score, flags=score.flags | found)
 
 
-def _headline(benchmark: Benchmark, every: Sequence[Score], data: Data, rehearsed: Sequence[Scored]) -> Headline:
+def _headline(benchmark: Benchmark, every: Sequence[Score], data: Data, training_scores: Sequence[Scored]) -> Headline:
     """What choosing β gives; the other methods are not chosen from."""
     selection, scores = benchmark.selection, [score for score in every if not score.steering.method]
     setting = {"cross_validation": "folds", "holdout": "share"}.get(selection.kind)
     name = f"{selection.kind}:{getattr(selection, setting):g}" if setting else selection.kind
     status = csv_file.IN_SAMPLE if isinstance(selection, InSample) else csv_file.SELECTED
-    choice = choose(selection, scores, data.strata, benchmark.seed, rehearsed)
+    choice = choose(selection, scores, data.strata, benchmark.seed, training_scores)
     if isinstance(selection, CrossValidation):
         gain = of_procedure(scores, selection_sets(selection, data.strata, benchmark.seed), benchmark.seed)
     else:  # the choice is made on other images altogether, or is not to be trusted anyway
@@ -124,7 +126,7 @@ def _headline(benchmark: Benchmark, every: Sequence[Score], data: Data, rehearse
 
 def _score(
     steering: Steering,
-    state: State[Lane],
+    state: RunProgress[TrialChain],
     numbers: Sequence[int],
     images: Mapping[int, int],
     replayed: Replayed,
@@ -132,27 +134,29 @@ def _score(
     marks: set[str],
 ) -> Score:
     """One steering's shards put together again, in the order of the data, whose ``images`` have these positions."""
-    lanes = [state.lanes[number] for number in numbers]
+    chains = [state.chains[number] for number in numbers]
     values = [state.values(number) for number in numbers]
-    complete = all(lane.next(done) is None for lane, done in zip(lanes, values, strict=True))
-    order = np.argsort([images[image] for lane in lanes for image in lane.shard.images])
-    bounds = [lane.bounds(done) for lane, done in zip(lanes, values, strict=True)]
+    complete = all(chain.next(done) is None for chain, done in zip(chains, values, strict=True))
+    order = np.argsort([images[image] for chain in chains for image in chain.shard.images])
+    bounds = [chain.bounds(done) for chain, done in zip(chains, values, strict=True)]
     clean, robust = (np.concatenate(parts)[order] for parts in zip(*bounds, strict=True))
     stages = {
-        stage: np.concatenate([_after(lane, done, position) for lane, done in zip(lanes, values, strict=True)])[order]
-        for position, stage in enumerate(lanes[0].stages)
+        stage: np.concatenate([_after(chain, done, position) for chain, done in zip(chains, values, strict=True)])[
+            order
+        ]
+        for position, stage in enumerate(chains[0].stages)
     }
-    replay, summary = None, {}
+    replay, summary_columns = None, {}
     if complete:
-        summary = lanes[0].task.threat.summary(
+        summary_columns = chains[0].task.threat.summary_columns(
             {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
         )
-        if lanes[0].task.attacks and not steering.method:
+        if chains[0].task.attacks and not steering.method:
             stands = [replayed.get(number, part) for number, (_, part) in zip(numbers, bounds, strict=True)]
             replay = np.concatenate(stands)[order]
             marks = marks | flags.of_stages(stages) | flags.of_replay(robust, replay, replay_points)
     outcomes = [outcome for number in numbers for outcome in state.done[number]]
-    versions = _versions(lanes[0].task, outcomes)
+    versions = _versions(chains[0].task, outcomes)
     marks = marks | flags.of_weights(versions["weights_sha256"])
     return Score(
         steering=steering,
@@ -160,7 +164,7 @@ def _score(
         robust=robust,
         complete=complete,
         stages=stages,
-        summary=summary,
+        summary_columns=summary_columns,
         replay=replay,
         flags=frozenset(marks | {flag for outcome in outcomes for flag in outcome.flags}),
         seconds=sum(outcome.seconds for outcome in outcomes),
@@ -180,11 +184,11 @@ def _versions(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
     return dict([*versions, joined("weights_sha256", weights or [task.weights_sha256])])
 
 
-def _after(lane: Lane, done: Sequence[np.ndarray], position: int) -> np.ndarray:
+def _after(chain: TrialChain, done: Sequence[np.ndarray], position: int) -> np.ndarray:
     """What stands after a stage, [n]; NaN where it was not run, unless there was nothing left to attack."""
     if position < len(done):
         return done[position]
-    unknown = np.full(len(lane.shard.images), np.nan, np.float32)
-    if lane.task.threat.reduction == "mean" or not done:
+    unknown = np.full(len(chain.shard.images), np.nan, np.float32)
+    if chain.task.threat.reduction == "mean" or not done:
         return unknown
     return np.where(done[-1] > 0, unknown, done[-1])

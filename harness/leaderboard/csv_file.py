@@ -54,7 +54,7 @@ class Score(Scored):
     Args:
         complete: whether every stage was run; otherwise the scores are what they can be at most.
         stages: what stands after each stage, in order, the clean one first; float32 [n] each, NaN where it was not run.
-        summary: further columns, of the threat.
+        summary_columns: further columns, of the threat.
         replay: `robust` when the images found under other steerings count too, [n]; None where there are none.
         flags: of all its cells, and of these scores.
         seconds: of all its cells.
@@ -63,7 +63,7 @@ class Score(Scored):
 
     complete: bool
     stages: Mapping[str, np.ndarray]
-    summary: Mapping[str, float]
+    summary_columns: Mapping[str, float]
     replay: np.ndarray | None
     flags: frozenset[str]
     seconds: float
@@ -88,7 +88,7 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """What the board says of one model: the columns that its rows share, and its scores, or why there are none.
 
     Args:
@@ -105,7 +105,7 @@ class Entry:
     flag: str | None = None
 
 
-def board(entries: Iterable[Entry]) -> pd.DataFrame:
+def board(entries: Iterable[ModelEntry]) -> pd.DataFrame:
     """The leaderboard: models in the benchmark's order; of each the headline, then its steerings, best first."""
     import pandas as pd
 
@@ -113,7 +113,7 @@ def board(entries: Iterable[Entry]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(FORMATS))
 
 
-def _scored(entry: Entry) -> list[dict[str, object]]:
+def _scored(entry: ModelEntry) -> list[dict[str, object]]:
     (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
     ordered = sorted(entry.scores, key=_rank)
     gains = {score.steering: paired(baseline.robust, score.robust) for score in ordered if score.complete}
@@ -121,7 +121,7 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
     rows = [
         (_row(entry, score, score.replay, gains[score.steering]) if score.complete else _bounded(entry, score))
         | score.versions
-        | dict(score.summary)
+        | dict(score.summary_columns)
         | {
             "rank": rank,
             "method": method_of(entry, score.steering),
@@ -138,7 +138,7 @@ def _scored(entry: Entry) -> list[dict[str, object]]:
     return [_headline(entry, entry.headline, baseline), *rows] if entry.headline else rows
 
 
-def method_of(entry: Entry, steering: Steering) -> str:
+def method_of(entry: ModelEntry, steering: Steering) -> str:
     """How the network of a row came about, in the column ``method``."""
     if steering.is_baseline:
         return LINEAR_PROBE if entry.trainable[""] else UNTOUCHED
@@ -162,7 +162,7 @@ def _adjusted(gains: Mapping[Steering, Paired], scores: Sequence[Score]) -> dict
     return adjusted
 
 
-def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, object]:
+def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> dict[str, object]:
     """The accuracy of the procedure that chooses β, beside the baseline on the same images."""
     choice = headline.choice
     clean, robust = choice.scores(entry.scores)
@@ -188,7 +188,7 @@ def _headline(entry: Entry, headline: Headline, baseline: Score) -> dict[str, ob
     )
 
 
-def _bounded(entry: Entry, scored: Scored) -> dict[str, object]:
+def _bounded(entry: ModelEntry, scored: Scored) -> dict[str, object]:
     """The numbers of a row that was given up: what its accuracies can be at most."""
     assert entry.coverage is not None
     return entry.shared | {
@@ -201,7 +201,7 @@ def _bounded(entry: Entry, scored: Scored) -> dict[str, object]:
     }
 
 
-def _row(entry: Entry, scored: Scored, replay: np.ndarray | None, against: Paired) -> dict[str, object]:
+def _row(entry: ModelEntry, scored: Scored, replay: np.ndarray | None, against: Paired) -> dict[str, object]:
     """The numbers of any finished row, with the comparison with the baseline on the same images."""
     shown, ends = entry.metric.shown, entry.metric.interval
     low, high = ends(*interval(scored.robust, graded=entry.metric is not METRICS["class"]))
@@ -223,7 +223,7 @@ def _short(steering: Steering) -> str:
     return f"{steering.beta:g}" if steering.c == 0.5 else f"{steering.beta:g}/{steering.c:g}"
 
 
-def _failed(entry: Entry) -> list[dict[str, object]]:
+def _failed(entry: ModelEntry) -> list[dict[str, object]]:
     """One row that says why."""
     reason = " ".join(f"{FAILED}: {entry.failure}".split())
     return [{**entry.shared, "status": reason, "flags": entry.flag or ""}]

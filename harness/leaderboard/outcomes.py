@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import LeaderboardError
-from harness.leaderboard.csv_file import Entry, Key, method_of
+from harness.leaderboard.csv_file import Key, ModelEntry, method_of
 from harness.scheduling.trials import CLEAN, REPLAY
 from harness.util.files import write_whole
 
@@ -37,14 +37,14 @@ def is_one(path: Path) -> bool:
     return path.name.endswith(SUFFIX)
 
 
-def table(entries: Iterable[Entry]) -> pd.DataFrame:
+def table(entries: Iterable[ModelEntry]) -> pd.DataFrame:
     """The outcomes of every scored model, stage by stage, and after the replay."""
     import pandas as pd
 
     return pd.DataFrame(list(_rows(entries)), columns=list(COLUMNS))
 
 
-def _rows(entries: Iterable[Entry]) -> Iterator[tuple[str, ...]]:
+def _rows(entries: Iterable[ModelEntry]) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         for score in sorted(entry.scores, key=lambda score: (-score.steering.beta, score.steering.c)):
             stages = dict(score.stages) | ({REPLAY: score.replay} if score.replay is not None else {})

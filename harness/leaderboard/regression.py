@@ -44,11 +44,11 @@ HASHES = {"weights_sha256": "weights", "data_sha256": "data"}
 FITTED = {"fitted_from": "backbone or the training images", "data_sha256": "data"}
 """Of a row whose weights were fitted: a fit has other last bits on another machine, what it is made from has not."""
 
-Verdict = Literal["held", "moved", "improved", "regressed"]
+GateVerdict = Literal["held", "moved", "improved", "regressed"]
 
 
 @dataclass(frozen=True)
-class Row:
+class RowVerdict:
     """The verdict on one row.
 
     Args:
@@ -61,7 +61,7 @@ class Row:
     """
 
     key: Key
-    verdict: Verdict
+    verdict: GateVerdict
     why: str
     clean_pp: float | None = None
     robust_pp: float | None = None
@@ -81,7 +81,7 @@ class Board:
     outcomes: pd.DataFrame
 
 
-def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list[Row]:
+def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list[RowVerdict]:
     """Hold ``fresh`` against ``committed``, row by row; rows that only the fresh board has are not judged.
 
     Args:
@@ -93,8 +93,8 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
         LeaderboardError: the boards do not answer the same question.
     """
     _same_question(fresh.table, committed.table)
-    expected, given_up = csv_file.scored_rows(committed.table), csv_file.scored_rows(fresh.table, BOUNDED)
-    found = csv_file.scored_rows(fresh.table) | given_up
+    expected, pruned = csv_file.scored_rows(committed.table), csv_file.scored_rows(fresh.table, BOUNDED)
+    found = csv_file.scored_rows(fresh.table) | pruned
     before, after = outcomes.scores(committed.outcomes), outcomes.scores(fresh.outcomes)
     broken = {key: why for key in expected if (why := _broken(key, expected[key], found, fresh.table))}
     judged = [key for key in expected if key not in broken]
@@ -104,14 +104,14 @@ def check(fresh: Board, committed: Board, max_drop: float | None = None) -> list
             f"the committed outcome file has no row that fits {missing[0]}; accept a new one (--update)"
         )
     significant = _significant(judged, before, after)
-    rows = [Row(key, "regressed", why) for key, why in broken.items()]
+    rows = [RowVerdict(key, "regressed", why) for key, why in broken.items()]
     rows += [_judge(key, before[key], after[key], significant[key], max_drop) for key in judged]
-    rows = [_given_up(row, given_up[row.key]) if row.key in given_up else row for row in rows]
+    rows = [_pruned(row, pruned[row.key]) if row.key in pruned else row for row in rows]
     order = list(expected)
     return sorted(rows, key=lambda row: order.index(row.key))
 
 
-def failed(rows: Sequence[Row]) -> bool:
+def failed(rows: Sequence[RowVerdict]) -> bool:
     """Whether the gate is shut."""
     return any(row.verdict == "regressed" for row in rows)
 
@@ -167,18 +167,22 @@ def _by_chance(before: np.ndarray, after: np.ndarray) -> float:
     return flipped(np.where(np.abs(change) > NOISE * before.std(), change, 0.0), alternative="less")
 
 
-def _given_up(row: Row, fresh: pd.Series) -> Row:
+def _pruned(row: RowVerdict, fresh: pd.Series) -> RowVerdict:
     """The verdict on a row whose fresh scores are only bounds: a fall of the bound is a fall, and no more is known."""
     if row.verdict == "regressed":
         return row
-    return Row(row.key, "moved", f"given up at ≤ {fresh['robust']:.1%}, another β being ahead", flipped=row.flipped)
+    return RowVerdict(
+        row.key, "moved", f"given up at ≤ {fresh['robust']:.1%}, another β being ahead", flipped=row.flipped
+    )
 
 
-def _judge(key: Key, before: Scores, after: Scores, p: tuple[list[float], list[float]], max_drop: float | None) -> Row:
+def _judge(
+    key: Key, before: Scores, after: Scores, p: tuple[list[float], list[float]], max_drop: float | None
+) -> RowVerdict:
     clean_pp, robust_pp = (100 * float(b.mean() - a.mean()) for a, b in zip(before, after, strict=True))
     changed = [np.abs(a - b) > NOISE * a.std() for a, b in zip(before, after, strict=True)]
     flipped = int(np.any(changed, axis=0).sum())
-    verdict: Verdict = "moved" if flipped else "held"
+    verdict: GateVerdict = "moved" if flipped else "held"
     why = f"{flipped} images flipped, as chance allows" if flipped else "every image as before"
     falls, rises = p
     if min(rises) < ALPHA:
@@ -187,4 +191,4 @@ def _judge(key: Key, before: Scores, after: Scores, p: tuple[list[float], list[f
         verdict, why = "regressed", f"fell by more than chance allows (p = {min(falls):.2g}, Holm)"
     elif max_drop is not None and min(clean_pp, robust_pp) < -max_drop - 1e-9:
         verdict, why = "regressed", f"fell by more than {max_drop:g} points"
-    return Row(key, verdict, why, clean_pp, robust_pp, flipped)
+    return RowVerdict(key, verdict, why, clean_pp, robust_pp, flipped)

@@ -50,7 +50,7 @@ class Checkpoint(Model):
     """
 
     kind: ClassVar[str] = "checkpoint"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"weights", "name"})  # the weights are hashed
+    location_fields: ClassVar[frozenset[str]] = frozenset({"weights", "name"})  # the weights are hashed
 
     builder: str
     weights: str | None = None

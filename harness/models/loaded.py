@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from harness.api.records import Coverage, FamilyName, Sites, Steering
-from harness.curvature.steering import bent, reach
+from harness.curvature.steering import coverage_of, steered_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,11 +44,11 @@ class Loaded:
 
     def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
         """See `Scorable.steered`."""
-        return self.network if steering.is_baseline else bent(self.network, steering, example)
+        return self.network if steering.is_baseline else steered_network(self.network, steering, example)
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
         """See `Scorable.coverage`."""
-        return reach(self.network, sites, example, family)
+        return coverage_of(self.network, sites, example, family)
 
     def trainable_parameters(self, method: str = "") -> int:
         """None."""
@@ -58,6 +58,6 @@ class Loaded:
         """Nothing is."""
         return {}
 
-    def rehearsed(self, steering: Steering) -> np.ndarray:
+    def training_scores(self, steering: Steering) -> np.ndarray:
         """Never asked for, since there are no training images."""
         raise NotImplementedError

@@ -36,7 +36,7 @@ class RobustBench(Model):
     """
 
     kind: ClassVar[str] = "robustbench"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"model_dir"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"model_dir"})
 
     name: str
     dataset: Literal["cifar10", "cifar100", "imagenet"] = "cifar10"

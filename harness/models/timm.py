@@ -40,7 +40,7 @@ class Timm(Model):
     """
 
     kind: ClassVar[str] = "timm"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"file"})  # the weights are hashed
+    location_fields: ClassVar[frozenset[str]] = frozenset({"file"})  # the weights are hashed
 
     name: str
     file: str | None = None

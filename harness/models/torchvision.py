@@ -34,7 +34,7 @@ class TorchVision(Model):
     """
 
     kind: ClassVar[str] = "torchvision"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"file"})  # the weights are hashed
+    location_fields: ClassVar[frozenset[str]] = frozenset({"file"})  # the weights are hashed
 
     name: str
     weights: str = DEFAULT

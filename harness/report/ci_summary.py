@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from harness.leaderboard.regression import Row, failed
+from harness.leaderboard.regression import RowVerdict, failed
 
 
-def headline(name: str, rows: Sequence[Row]) -> str:
+def headline(name: str, rows: Sequence[RowVerdict]) -> str:
     """One line: held or regressed, and how many rows of which verdict."""
     counts = Counter(row.verdict for row in rows)
     verdicts = ", ".join(
@@ -18,7 +18,7 @@ def headline(name: str, rows: Sequence[Row]) -> str:
     return f"{name}: {'REGRESSED' if failed(rows) else 'held'} ({verdicts})"
 
 
-def markdown(name: str, rows: Sequence[Row]) -> str:
+def markdown(name: str, rows: Sequence[RowVerdict]) -> str:
     """A heading and a table, the rows that matter first."""
     order = ["regressed", "improved", "moved", "held"]
     lines = [
@@ -40,7 +40,7 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def junit(name: str, rows: Sequence[Row]) -> str:
+def junit(name: str, rows: Sequence[RowVerdict]) -> str:
     """A test suite with a case for each row; a regressed one has failed."""
     regressed = [row for row in rows if row.verdict == "regressed"]
     suite = ElementTree.Element("testsuite", name=name, tests=str(len(rows)), failures=str(len(regressed)), errors="0")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HEADLINES = (SELECTED, IN_SAMPLE)
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """One accuracy at one β, in percent, or whatever the metric is read in.
 
     Args:
@@ -39,12 +39,12 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Curve:
+class AccuracyCurve:
     """The accuracies of one c, β ascending, the untouched network's among them."""
 
     c: float
-    clean: tuple[Point, ...]
-    robust: tuple[Point, ...]
+    clean: tuple[CurvePoint, ...]
+    robust: tuple[CurvePoint, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Panel:
     clean: float
     robust: float
     chosen: Mapping[float, int]
-    curves: tuple[Curve, ...]
+    curves: tuple[AccuracyCurve, ...]
     others: Mapping[str, float] = field(default_factory=dict)
     metric: Metric = METRICS["class"]
     attacked: bool = True
@@ -146,23 +146,23 @@ def baseline_of(model: str, rows: Sequence[Mapping[Any, Any]]) -> Mapping[Any, A
     return found[0]
 
 
-def _curve(c: float, rows: Sequence[Mapping[Any, Any]]) -> Curve:
+def _curve(c: float, rows: Sequence[Mapping[Any, Any]]) -> AccuracyCurve:
     ordered = sorted(rows, key=lambda row: float(row["beta"]))
-    return Curve(c, tuple(map(_clean, ordered)), tuple(map(_robust, ordered)))
+    return AccuracyCurve(c, tuple(map(_clean, ordered)), tuple(map(_robust, ordered)))
 
 
-def _clean(row: Mapping[Any, Any]) -> Point:
+def _clean(row: Mapping[Any, Any]) -> CurvePoint:
     if not is_attacked(row):
         return _robust(row)
     n = int(row["n"])
     return _point(row, "clean", *wilson(row["clean"] * n, n))
 
 
-def _robust(row: Mapping[Any, Any]) -> Point:
+def _robust(row: Mapping[Any, Any]) -> CurvePoint:
     return _point(row, "robust", row["robust_low"], row["robust_high"])
 
 
-def _point(row: Mapping[Any, Any], name: str, low: float, high: float) -> Point:
+def _point(row: Mapping[Any, Any], name: str, low: float, high: float) -> CurvePoint:
     known, read = row["status"] == OK, of_row(row).read
     ends = (read(float(low)), read(float(high))) if known else (None, None)
-    return Point(float(row["beta"]), read(float(row[name])), ends[0], ends[1], bool(row["flags"]))
+    return CurvePoint(float(row["beta"]), read(float(row[name])), ends[0], ends[1], bool(row["flags"]))

@@ -45,7 +45,7 @@ Field = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainedNetwork:
     """A network and what it was trained on.
 
     Args:
@@ -60,7 +60,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Panel:
+class DemoPanel:
     """What a network does at one β.
 
     Args:
@@ -75,14 +75,14 @@ class Panel:
     boundary: tuple[np.ndarray, ...] = ()
 
 
-def wave(seed: int = 0) -> Task:
+def wave(seed: int = 0) -> TrainedNetwork:
     """One-dimensional regression of a wave that grows."""
     x = torch.linspace(*INTERVAL, 80, dtype=torch.float64)[:, None]
     y = torch.sin(2.5 * np.pi * x) * (0.6 + 0.4 * x) + 0.5 * x
     return _trained(x, y, F.mse_loss, seed)
 
 
-def spirals(seed: int = 0) -> Task:
+def spirals(seed: int = 0) -> TrainedNetwork:
     """Two-dimensional classification of two spirals, one the other by half a turn; 80 points each, some noise."""
     noise = np.random.default_rng(seed).normal(0, 0.02, (160, 2))
     radius = np.sqrt(np.linspace(0.06, 1, 80))
@@ -92,7 +92,7 @@ def spirals(seed: int = 0) -> Task:
     return _trained(torch.from_numpy(np.concatenate([arm, -arm]) + noise), y, F.binary_cross_entropy_with_logits, seed)
 
 
-def _trained(x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], seed: int) -> Task:
+def _trained(x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], seed: int) -> TrainedNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
@@ -105,24 +105,24 @@ def _trained(x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], see
         torch.autograd.backward(loss(network(x), y))
         optimizer.step()
         schedule.step()
-    return Task(x, y, network.requires_grad_(False).eval())
+    return TrainedNetwork(x, y, network.requires_grad_(False).eval())
 
 
-def fit(task: Task, beta: float, c: float = C) -> Panel:
+def fit(task: TrainedNetwork, beta: float, c: float = C) -> DemoPanel:
     """The fitted curve of a regression at one β."""
     x = np.linspace(*INTERVAL, POINTS)
     values = steer(task.network, beta, c)(torch.from_numpy(x)[:, None])[:, 0].numpy()
-    return Panel(beta, values, slope_variation(x, values))
+    return DemoPanel(beta, values, slope_variation(x, values))
 
 
-def division(task: Task, beta: float, c: float = C) -> Panel:
+def division(task: TrainedNetwork, beta: float, c: float = C) -> DemoPanel:
     """The decision boundary of a classification at one β."""
     network = steer(task.network, beta, c)
     side = np.linspace(*SQUARE, SIDE)
     grid = torch.from_numpy(np.stack(np.meshgrid(side, side), -1))
     values = network(grid.reshape(-1, 2)).reshape(SIDE, SIDE).numpy()
     boundary = level_set(side, values)
-    return Panel(beta, values, turning(network, boundary), boundary)
+    return DemoPanel(beta, values, turning(network, boundary), boundary)
 
 
 def slope_variation(x: np.ndarray, values: np.ndarray) -> float:
@@ -206,7 +206,7 @@ def draw(seed: int = 0) -> Figure:
     return figure
 
 
-def _draw_division(axis: Axes, panel: Panel, task: Task) -> None:
+def _draw_division(axis: Axes, panel: DemoPanel, task: TrainedNetwork) -> None:
     side = np.linspace(*SQUARE, SIDE)
     fills = [region for _, region, _ in CLASSES]
     axis.contourf(side, side, panel.values, [-np.inf, 0.0, np.inf], colors=fills)
@@ -218,13 +218,13 @@ def _draw_division(axis: Axes, panel: Panel, task: Task) -> None:
     axis.set(xlim=SQUARE, ylim=SQUARE, xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 
 
-def _draw_fit(axis: Axes, panel: Panel, task: Task) -> None:
+def _draw_fit(axis: Axes, panel: DemoPanel, task: TrainedNetwork) -> None:
     axis.plot(task.x[:, 0], task.y[:, 0], "o", color=CLEAN, markersize=2.2, markeredgewidth=0)
     axis.plot(np.linspace(*INTERVAL, POINTS), panel.values, color=ROBUST, linewidth=1.8)
     axis.set(xlim=INTERVAL, ylim=(-2, 2), xticks=[-0.5, 0, 0.5], yticks=[-2, 0, 2])
 
 
-def _measured(axes: Sequence[Axes], panels: Sequence[Panel], name: str) -> None:
+def _measured(axes: Sequence[Axes], panels: Sequence[DemoPanel], name: str) -> None:
     """Below each picture what was measured of it, and beside the first what that is."""
     for axis, panel in zip(axes, panels, strict=True):
         axis.tick_params(labelsize=8, color=INK, labelcolor=INK, labelleft=axis is axes[0])

@@ -19,7 +19,7 @@ from harness.leaderboard.flags import explained
 from harness.report import curves, plot
 from harness.report.html import inlined, render
 from harness.report.table import Column, Line, listed
-from harness.report.verdict import Summary, summary
+from harness.report.verdict import ModelVerdict, model_verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +60,7 @@ class View:
 
     name: str
     question: str
-    summaries: tuple[Summary, ...]
+    verdicts: tuple[ModelVerdict, ...]
     pictures: tuple[Picture, ...]
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
@@ -89,7 +89,7 @@ def view(name: str, table: pd.DataFrame, bits: pd.DataFrame | None, benchmark: b
     return View(
         name,
         question(rows),
-        tuple(summary(model, part) for model, part in curves.models(table).items()),
+        tuple(model_verdict(model, part) for model, part in curves.models(table).items()),
         tuple(_picture(number, panel) for number, panel in enumerate(curves.panels(table), start=1)),
         columns,
         lines,
@@ -167,7 +167,7 @@ def words(panel: curves.Panel) -> str:
     """A model's curves in words, for those who do not see them."""
     points = [(point, curve.c) for curve in panel.curves for point in curve.robust]
     scored = [(point, c) for point, c in points if not point.bounded]
-    given_up = [point.value for point, _ in points if point.bounded]
+    pruned = [point.value for point, _ in points if point.bounded]
 
     metric = panel.metric
     unit = " %" if metric.is_share else ""
@@ -175,12 +175,12 @@ def words(panel: curves.Panel) -> str:
     def read(value: float) -> str:
         return f"{value:{metric.form}}{unit}"
 
-    def at(point: curves.Point, c: float) -> str:
+    def at(point: curves.CurvePoint, c: float) -> str:
         return f"{read(point.value)} at β = {point.beta:g}" + (f", c = {c:g}" if len(panel.curves) > 1 else "")
 
     best, worst = (extreme(scored, key=lambda one: metric.sign * one[0].value) for extreme in (max, min))
     lowest = (
-        f"{len(given_up)} steerings were given up, each at {read(max(given_up))} or less" if given_up
+        f"{len(pruned)} steerings were given up, each at {read(max(pruned))} or less" if pruned
         else f"the worst is {at(*worst)}"
     )  # fmt: skip
     name = spoken(metric)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ARROW = "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}"
 
 
-class Question(NamedTuple):
+class PaperSetting(NamedTuple):
     """What was asked, as the columns of a board have it; of the data set only the kind."""
 
     dataset: str
@@ -60,7 +60,7 @@ class Measured(NamedTuple):
 
     board: str
     identity: tuple[str, ...]
-    question: Question
+    question: PaperSetting
     protocol: str
     network: str
     n: int
@@ -88,10 +88,10 @@ class Measured(NamedTuple):
         return f"{signed(self.low)}{TO}{signed(self.high)}"
 
 
-class Row(NamedTuple):
+class PaperRow(NamedTuple):
     """One network under one question; None where nothing was published, or nothing was run."""
 
-    question: Question
+    question: PaperSetting
     network: str
     claim: Claim | None
     paper: Measured | None = None
@@ -103,7 +103,7 @@ class Row(NamedTuple):
         return tuple(one for one in (self.paper, self.pixel) if one)
 
 
-class Group(NamedTuple):
+class PaperGroup(NamedTuple):
     """The rows of one question.
 
     Args:
@@ -113,7 +113,7 @@ class Group(NamedTuple):
 
     title: str
     benchmark: str
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
 
 
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
@@ -137,14 +137,14 @@ COUNTED = {"paper": IN_SAMPLE, "pixel": SELECTED}
 """The headline that each protocol goes with: in pixels an in-sample choice is no result."""
 
 
-def _published() -> dict[tuple[Question, str], Row]:
+def _published() -> dict[tuple[PaperSetting, str], PaperRow]:
     """A row for every published value, by its question and the network's plain name."""
     found = {}
     for (dataset, network), claims in TABLE.items():
         for (threat, (eps, _)), values in zip(THREATS.items(), claims, strict=True):
             attack = f"{DATASETS[dataset]}-C" if threat == "corruptions" else "standard"
-            question = Question(dataset, threat, eps, attack)
-            found[question, plain(network)] = Row(question, network, Claim(*values))
+            question = PaperSetting(dataset, threat, eps, attack)
+            found[question, plain(network)] = PaperRow(question, network, Claim(*values))
     return found
 
 
@@ -153,24 +153,24 @@ def plain(network: str) -> str:
     return network.lower().replace("-", "").replace("_", "")
 
 
-PUBLISHED: Mapping[tuple[Question, str], Row] = _published()
+PUBLISHED: Mapping[tuple[PaperSetting, str], PaperRow] = _published()
 
 
-def groups(boards: Mapping[str, pd.DataFrame]) -> list[Group]:
+def groups(boards: Mapping[str, pd.DataFrame]) -> list[PaperGroup]:
     """The table: questions that a board answers, then the others; published ones in their order, then further pairs.
 
     Args:
         boards: each by its name; those that answer none of these questions are left out.
     """
-    found: dict[tuple[Question, str], list[Row]] = {}
+    found: dict[tuple[PaperSetting, str], list[PaperRow]] = {}
     for row in _paired(one for name, table in boards.items() for one in _measured(name, table)):
         found.setdefault((row.question, plain(row.network)), []).append(row)
-    by_question: dict[Question, list[Row]] = {}
+    by_question: dict[PaperSetting, list[PaperRow]] = {}
     for key in [*PUBLISHED, *(key for key in found if key not in PUBLISHED)]:
         by_question.setdefault(key[0], []).extend(found[key] if key in found else [PUBLISHED[key]])
     asked = {question for question, _ in PUBLISHED}
     table = [
-        Group(title(question), benchmark(question) if question in asked else "", tuple(rows))
+        PaperGroup(title(question), benchmark(question) if question in asked else "", tuple(rows))
         for question, rows in by_question.items()
     ]
     return sorted(table, key=lambda group: not belongs([group]))
@@ -187,7 +187,7 @@ def _measured(board: str, table: pd.DataFrame) -> Iterator[Measured]:
         yield Measured(
             board=board,
             identity=(*asked, *alike),
-            question=Question(asked[0].partition("[")[0], *asked[1:]),
+            question=PaperSetting(asked[0].partition("[")[0], *asked[1:]),
             protocol=str(row["protocol"]),
             network=str(row["model"]),
             n=int(row["n"]),
@@ -201,7 +201,7 @@ def _measured(board: str, table: pd.DataFrame) -> Iterator[Measured]:
         )
 
 
-def _paired(measured: Iterable[Measured]) -> Iterator[Row]:
+def _paired(measured: Iterable[Measured]) -> Iterator[PaperRow]:
     """The rows that belong to the table: of a published network, or with both protocols."""
     alike: dict[tuple[str, ...], list[Measured]] = {}
     for one in measured:
@@ -211,11 +211,11 @@ def _paired(measured: Iterable[Measured]) -> Iterator[Row]:
         keys = [(one.question, plain(one.network)) for one in same]
         entry = next((PUBLISHED[key] for key in keys if key in PUBLISHED), None)
         if entry or (papers and pixels):
-            blank = entry or Row(same[0].question, same[0].network, None)
+            blank = entry or PaperRow(same[0].question, same[0].network, None)
             yield from (blank._replace(paper=paper, pixel=pixel) for paper, pixel in zip_longest(papers, pixels))
 
 
-def title(question: Question) -> str:
+def title(question: PaperSetting) -> str:
     """The question in words: ``CIFAR-10 · Linf, ε = 8/255``."""
     dataset, threat, eps, attack = question
     published = THREATS.get(threat)
@@ -224,17 +224,19 @@ def title(question: Question) -> str:
     return " · ".join([name, words, *([] if attack in ("standard", f"{name}-C") else [attack])])
 
 
-def benchmark(question: Question) -> str:
+def benchmark(question: PaperSetting) -> str:
     """The file that asks a published question."""
     return f"benchmarks/paper_{question.dataset}_{question.threat.lower()}.yaml"
 
 
-def belongs(table: Iterable[Group]) -> bool:
+def belongs(table: Iterable[PaperGroup]) -> bool:
     """Whether any of the boards has something to say here."""
     return any(row.measured for group in table for row in group.rows)
 
 
-def page(table: Iterable[Group], links: Mapping[str, str] | None = None, pages: Mapping[str, str] | None = None) -> str:
+def page(
+    table: Iterable[PaperGroup], links: Mapping[str, str] | None = None, pages: Mapping[str, str] | None = None
+) -> str:
     """The table as one page that needs no network.
 
     Args:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.analysis.metrics import spoken
 from harness.errors import LeaderboardError
-from harness.report.curves import Panel, Point, failure, models, panels
+from harness.report.curves import CurvePoint, Panel, failure, models, panels
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _draw(axis: Axes, panel: Panel, titled: bool) -> None:
     _legend(axis)
 
 
-def _line(axis: Axes, points: Sequence[Point], name: str, look: Mapping[str, Any]) -> None:
+def _line(axis: Axes, points: Sequence[CurvePoint], name: str, look: Mapping[str, Any]) -> None:
     """The scores joined, their intervals as a band; bounds alone and open, for they are no scores."""
     scores = [point for point in points if not point.bounded]
     bounds = [point for point in points if point.bounded]

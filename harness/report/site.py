@@ -17,7 +17,7 @@ from harness.leaderboard import across_datasets, csv_file, outcomes
 from harness.report import curves, paper_table
 from harness.report.html import render
 from harness.report.page import facts, report
-from harness.report.verdict import SHORT, Summary, summary
+from harness.report.verdict import SHORT, ModelVerdict, model_verdict
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Listed(NamedTuple):
     dataset: str
     threat: str
     n: str
-    summaries: tuple[Summary, ...]
+    verdicts: tuple[ModelVerdict, ...]
     counts: dict[str, int]
     best: float | None
     flagged: int
@@ -118,7 +118,7 @@ def read(boards: Iterable[Path]) -> dict[str, pd.DataFrame]:
     return {board.stem: _read(board) for board in boards}
 
 
-def summed_up(tables: Mapping[str, pd.DataFrame]) -> tuple[across_datasets.Several | None, str]:
+def summed_up(tables: Mapping[str, pd.DataFrame]) -> tuple[across_datasets.AcrossDatasets | None, str]:
     """The boards of transfers, where two or more are of one clean question; or why they cannot be summed up."""
     asked = {
         name: table
@@ -159,7 +159,7 @@ def index(boards: Iterable[Listed], table: Path, published: str, summed: str = "
 def _listed(board: Path, table: pd.DataFrame) -> Listed:
     rows = table.to_dict("records")
     known = facts(rows)
-    told = tuple(summary(model, part) for model, part in curves.models(table).items())
+    told = tuple(model_verdict(model, part) for model, part in curves.models(table).items())
     return Listed(
         board.stem,
         f"{BOARDS}/{quote(board.stem)}.html",

@@ -14,18 +14,18 @@ ALPHA = 0.05
 """A headline whose p is below this is evidence."""
 
 Row = Mapping[Any, Any]
-Verdict = Literal["gain", "loss", "neither", "untrusted", "failed"]
-WORDS: Mapping[Verdict, str] = {
+HeadlineVerdict = Literal["gain", "loss", "neither", "untrusted", "failed"]
+WORDS: Mapping[HeadlineVerdict, str] = {
     "gain": "Evidence of a gain", "loss": "Evidence of a loss", "neither": "No evidence of a gain or a loss",
     "untrusted": "Not to be trusted", "failed": "Not scored",
 }  # fmt: skip
-SHORT: Mapping[Verdict, str] = {
+SHORT: Mapping[HeadlineVerdict, str] = {
     "gain": "gain", "loss": "loss", "neither": "without evidence", "untrusted": "not to be trusted",
     "failed": "not scored",
 }  # fmt: skip
 
 
-class Summary(NamedTuple):
+class ModelVerdict(NamedTuple):
     """What came out for one model.
 
     Args:
@@ -35,7 +35,7 @@ class Summary(NamedTuple):
     """
 
     model: str
-    verdict: Verdict
+    verdict: HeadlineVerdict
     gain: float | None
     sentence: str
     plain: str
@@ -57,13 +57,13 @@ class Summary(NamedTuple):
         return unit(self.metric)
 
 
-def summary(model: str, rows: Sequence[Row]) -> Summary:
+def model_verdict(model: str, rows: Sequence[Row]) -> ModelVerdict:
     """The headline of a model in a sentence, and what it means in plain words."""
     if why := curves.failure(rows):
-        return Summary(model, "failed", None, f"No score: {why}", "The other models are not touched by this.")
+        return ModelVerdict(model, "failed", None, f"No score: {why}", "The other models are not touched by this.")
     headlines = [row for row in rows if row["status"] in curves.HEADLINES]
     if not headlines:
-        return Summary(model, "neither", None, "No β was selected.", "Nothing is claimed.")
+        return ModelVerdict(model, "neither", None, "No β was selected.", "Nothing is claimed.")
     row = headlines[0]
     metric = of_row(row)
     p_value = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.2g}"
@@ -75,10 +75,10 @@ def summary(model: str, rows: Sequence[Row]) -> Summary:
     found = verdict(row)
     flags = str(row["flags"]).replace(";", ", ")
     doubt = f" The row is flagged ({flags}): read what that means before believing its numbers." if flags else ""
-    return Summary(model, found, float(row["delta_pp"]), sentence, _plain(found, row, rows) + doubt, metric)
+    return ModelVerdict(model, found, float(row["delta_pp"]), sentence, _plain(found, row, rows) + doubt, metric)
 
 
-def verdict(row: Row) -> Verdict:
+def verdict(row: Row) -> HeadlineVerdict:
     """What a headline is evidence of: nothing where β was chosen on the images that it is reported on."""
     if row["status"] == IN_SAMPLE:
         return "untrusted"
@@ -87,7 +87,7 @@ def verdict(row: Row) -> Verdict:
     return "gain" if of_row(row).sign * row["delta_pp"] > 0 else "loss"
 
 
-def _plain(found: Verdict, row: Row, rows: Sequence[Row]) -> str:
+def _plain(found: HeadlineVerdict, row: Row, rows: Sequence[Row]) -> str:
     n = f"{row['n']:.0f} images"
     untouched = curves.baseline_of(str(row["model"]), rows)["beta"]
     if set(curves.chosen(row)) == {untouched}:

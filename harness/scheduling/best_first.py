@@ -15,17 +15,17 @@ import numpy as np
 
 from harness.analysis.selection import Scored, better
 from harness.api.records import Steering
-from harness.scheduling.trials import Lane
+from harness.scheduling.trials import TrialChain
 
 
-class Race:
+class BestFirstSearch:
     """One model's steerings, each with a bound that falls as its cells are done.
 
     Its course follows from the outcomes alone: it asks for one cell after another, and which it asks for does not
     depend on what else has been computed, by whom or when.
 
     Args:
-        lanes: of this model, by number; a steering's most fragile shard first.
+        chains: of this model, by number; a steering's most fragile shard first.
         images: the numbers of all its images, in the order of the data.
         sets: positions in ``images`` that each choice of β is made on, [k] each.
         top: how many of the best on all images to finish.
@@ -34,7 +34,7 @@ class Race:
 
     def __init__(
         self,
-        lanes: Mapping[int, Lane],
+        chains: Mapping[int, TrialChain],
         images: Sequence[int],
         sets: Sequence[np.ndarray],
         top: int,
@@ -42,14 +42,14 @@ class Race:
     ) -> None:
         self.asked = asked
         place = {image: position for position, image in enumerate(images)}
-        self.lanes = lanes
+        self.chains = chains
         self.top = top
         self.sets = [np.arange(len(images)), *sets]
-        self.places = {number: [place[image] for image in lane.shard.images] for number, lane in lanes.items()}
-        self.done: dict[int, list[np.ndarray]] = {number: [] for number in lanes}
+        self.places = {number: [place[image] for image in chain.shard.images] for number, chain in chains.items()}
+        self.done: dict[int, list[np.ndarray]] = {number: [] for number in chains}
         self.open: dict[Steering, list[int]] = {}
-        for number, lane in lanes.items():
-            self.open.setdefault(lane.steering, []).append(number)
+        for number, chain in chains.items():
+            self.open.setdefault(chain.steering, []).append(number)
         ones = np.ones(len(images), np.float32)
         self.bounds = {steering: Scored(steering, ones, ones) for steering in self.open}
         self.ranks = {steering: self._ranked(steering) for steering in self.open}
@@ -61,26 +61,26 @@ class Race:
                 return min(self.open[steering], key=lambda number: (len(self.done[number]), number))
         return None
 
-    def advance(self, number: int, values: np.ndarray) -> None:
+    def tell(self, number: int, values: np.ndarray) -> None:
         """Take note of what the next cell of a lane gave, [n] of its shard."""
-        lane, done = self.lanes[number], [*self.done[number], values]
-        steering, place = lane.steering, self.places[number]
+        chain, done = self.chains[number], [*self.done[number], values]
+        steering, place = chain.steering, self.places[number]
         self.done[number] = done
-        if lane.next(done) is None:
+        if chain.next(done) is None:
             self.open[steering] = [other for other in self.open[steering] if other != number]
         clean, robust = self.bounds[steering].clean.copy(), self.bounds[steering].robust.copy()
-        clean[place], robust[place] = lane.bounds(done)
+        clean[place], robust[place] = chain.bounds(done)
         self.bounds[steering] = Scored(steering, clean, robust)
         self.ranks[steering] = self._ranked(steering)
 
-    def hopeful(self, number: int) -> np.ndarray:
+    def if_none_fooled(self, number: int) -> np.ndarray:
         """What the next cell of a lane gives if nothing falls."""
-        lane, done = self.lanes[number], self.done[number]
-        standing = set(lane.standing(done))
-        return np.array([image in standing for image in lane.shard.images], np.float32)
+        chain, done = self.chains[number], self.done[number]
+        surviving = set(chain.surviving(done))
+        return np.array([image in surviving for image in chain.shard.images], np.float32)
 
-    def copy(self) -> Race:
-        """One that can be tried out; `advance` puts new values in place of the old ones, so they can be shared."""
+    def copy(self) -> BestFirstSearch:
+        """One that can be tried out; `tell` puts new values in place of the old ones, so they can be shared."""
         other = copy.copy(self)
         other.done, other.open = dict(self.done), dict(self.open)
         other.bounds, other.ranks = dict(self.bounds), dict(self.ranks)

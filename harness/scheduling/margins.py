@@ -42,7 +42,7 @@ def margins(task: Task, digests: Mapping[int, str], batch_size: int) -> list[Mar
     return [Margins(task, shard) for shard in shards(digests, batch_size)]
 
 
-def most_fragile_first(digests: Mapping[int, str], found: Iterable[np.ndarray]) -> dict[int, str]:
+def smallest_margin_first(digests: Mapping[int, str], found: Iterable[np.ndarray]) -> dict[int, str]:
     """``digests`` in the order of the margins, smallest first; equal ones in the order of the data.
 
     Args:

@@ -20,10 +20,10 @@ import numpy as np
 
 from harness.api.work import Cell, Outcome, Task
 from harness.engine.ledger import Ledger
-from harness.scheduling.trials import REPLAY, Lane
+from harness.scheduling.trials import REPLAY, TrialChain
 
 if TYPE_CHECKING:
-    from harness.scheduling.state import State
+    from harness.scheduling.state import RunProgress
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,29 @@ class Replay:
         return None if done else self.cell
 
 
-def replays(state: State[Lane], ledger: Ledger) -> dict[int, Replay]:
+def replays(state: RunProgress[TrialChain], ledger: Ledger) -> dict[int, Replay]:
     """What is to be shown to which lane, by its number, once the search is over: to steerings that were finished."""
-    given_up = {(lane.task.label, lane.steering) for number, lane in enumerate(state.lanes) if state.next(number)}
+    pruned = {(chain.task.label, chain.steering) for number, chain in enumerate(state.chains) if state.next(number)}
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for number, lane in enumerate(state.lanes):
-        steered = lane.task.threat.reduction == "worst" and not lane.steering.method  # others have other weights
-        if steered and lane.task.label not in state.failures:
-            groups[lane.task.label, lane.shard.sha256].append(number)
+    for number, chain in enumerate(state.chains):
+        steered = chain.task.threat.reduction == "worst" and not chain.steering.method  # others have other weights
+        if steered and chain.task.label not in state.failures:
+            groups[chain.task.label, chain.shard.sha256].append(number)
     found = {}
     for group in groups.values():
-        lost = {number: _lost(state.done[number], state.lanes[number].shard.images) for number in group}
+        fooled = {number: fooled_by(state.done[number], state.chains[number].shard.images) for number in group}
         for number in group:
-            lane = state.lanes[number]
-            standing = lane.standing(state.values(number))
-            keys = [key for other in group if other != number for key in _fooling(lost[other], standing)]
-            if keys and (lane.task.label, lane.steering) not in given_up:
+            chain = state.chains[number]
+            surviving = chain.surviving(state.values(number))
+            keys = [key for other in group if other != number for key in outcomes_with(fooled[other], surviving)]
+            if keys and (chain.task.label, chain.steering) not in pruned:
                 found[number] = Replay(
-                    Cell(lane.task, lane.steering, lane.shard, REPLAY, standing, sources=tuple(keys))
+                    Cell(chain.task, chain.steering, chain.shard, REPLAY, surviving, sources=tuple(keys))
                 )
     return found
 
 
-def _lost(done: Sequence[Outcome], images: Sequence[int]) -> dict[str, set[int]]:
+def fooled_by(done: Sequence[Outcome], images: Sequence[int]) -> dict[str, set[int]]:
     """Which images each attack of a lane fooled, by the outcome's key; the clean stage is no attack."""
     return {
         after.key: {image for image, a, b in zip(images, before.values, after.values, strict=True) if a > b}
@@ -85,6 +85,6 @@ def _lost(done: Sequence[Outcome], images: Sequence[int]) -> dict[str, set[int]]
     }
 
 
-def _fooling(lost: Mapping[str, set[int]], standing: Sequence[int]) -> list[str]:
-    """The outcomes that hold an adversarial image made from one of ``standing``."""
-    return [key for key, images in lost.items() if images.intersection(standing)]
+def outcomes_with(fooled: Mapping[str, set[int]], surviving: Sequence[int]) -> list[str]:
+    """The outcomes that hold an adversarial image made from one of ``surviving``."""
+    return [key for key, images in fooled.items() if images.intersection(surviving)]

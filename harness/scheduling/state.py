@@ -12,8 +12,8 @@ from harness.engine.ledger import Ledger
 from harness.errors import ModelError
 
 
-class Track(Protocol):
-    """Cells that follow one another; see `harness.scheduling.trials.Lane`."""
+class Chain(Protocol):
+    """Cells that follow one another; see `harness.scheduling.trials.TrialChain`."""
 
     @property
     def task(self) -> Task:
@@ -27,37 +27,37 @@ class Track(Protocol):
         """The cell after those that gave ``done``."""
 
     @property
-    def follows(self) -> Track | None:
+    def follows(self) -> Chain | None:
         """Another one that must be finished before this one goes on."""
 
 
-T = TypeVar("T", bound=Track)
+T = TypeVar("T", bound=Chain)
 
 
-class State(Generic[T]):
+class RunProgress(Generic[T]):
     """How far each lane has come.
 
     Args:
-        lanes: all of them, in the order in which they should be computed.
+        chains: all of them, in the order in which they should be computed.
         ledger: what it holds is taken as done.
     """
 
-    def __init__(self, lanes: Sequence[T], ledger: Ledger) -> None:
-        self.lanes = lanes
-        self.done: list[list[Outcome]] = [[] for _ in lanes]
+    def __init__(self, chains: Sequence[T], ledger: Ledger) -> None:
+        self.chains = chains
+        self.done: list[list[Outcome]] = [[] for _ in chains]
         self.failures: dict[str, ModelError] = {}
-        numbers: dict[object, int] = {lane: number for number, lane in enumerate(lanes)}
-        self.followed = {number: numbers[lane.follows] for number, lane in enumerate(lanes) if lane.follows}
-        for number in range(len(lanes)):
+        numbers: dict[object, int] = {chain: number for number, chain in enumerate(chains)}
+        self.followed = {number: numbers[chain.follows] for number, chain in enumerate(chains) if chain.follows}
+        for number in range(len(chains)):
             while (cell := self.next(number)) and (outcome := ledger.get(cell.key)):
                 self.done[number].append(outcome)
 
     def next(self, number: int) -> Cell | None:
         """The next cell of a lane; None when it is finished or its model has failed."""
-        lane = self.lanes[number]
-        if lane.task.label in self.failures:
+        chain = self.chains[number]
+        if chain.task.label in self.failures:
             return None
-        return lane.next(self.values(number))
+        return chain.next(self.values(number))
 
     def ready(self, number: int) -> bool:
         """Whether a lane can go on now: not before the one that it follows is finished."""
@@ -65,7 +65,7 @@ class State(Generic[T]):
 
     def of(self, label: str) -> dict[int, T]:
         """The lanes of one model, by number."""
-        return {number: lane for number, lane in enumerate(self.lanes) if lane.task.label == label}
+        return {number: chain for number, chain in enumerate(self.chains) if chain.task.label == label}
 
     def values(self, number: int) -> list[np.ndarray]:
         """What the finished stages of a lane gave, [n] each."""

@@ -15,11 +15,11 @@ from harness.api.work import Cell, Shard, Task
 from harness.scheduling.trials import TRAINING
 
 if TYPE_CHECKING:
-    from harness.scheduling.state import State
+    from harness.scheduling.state import RunProgress
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class TrainingScores:
     """One steering on all training images, fold by fold. Runs like a lane of one stage."""
 
     task: Task
@@ -40,16 +40,16 @@ class Rehearsal:
         return None if done else Cell(self.task, self.steering, self.training, TRAINING, self.training.images)
 
 
-def rehearsals(task: Task, steerings: Sequence[Steering], training: Data) -> list[Rehearsal]:
+def training_score_chains(task: Task, steerings: Sequence[Steering], training: Data) -> list[TrainingScores]:
     """One for each steering; other methods are not chosen from."""
     shard = Shard(tuple(training.digests), training.sha256)
-    return [Rehearsal(task, steering, shard) for steering in steerings if not steering.method]
+    return [TrainingScores(task, steering, shard) for steering in steerings if not steering.method]
 
 
-def scored(state: State[Any], label: str) -> list[Scored]:
+def scored(state: RunProgress[Any], label: str) -> list[Scored]:
     """What the finished rehearsals of a model gave; of no image is anything known but this one score."""
     found = []
-    for number, lane in state.of(label).items():
+    for number, chain in state.of(label).items():
         [values] = state.values(number)
-        found.append(Scored(lane.steering, values, values))
+        found.append(Scored(chain.steering, values, values))
     return found

@@ -26,7 +26,7 @@ REPLAY = "replay"
 
 
 @dataclass(frozen=True)
-class Lane:
+class TrialChain:
     """One shard under one steering: its stages follow one another, and no lane waits for another."""
 
     task: Task
@@ -40,7 +40,7 @@ class Lane:
         return (CLEAN, *replayed, *self.task.threat.stages)
 
     @property
-    def follows(self) -> Lane | None:
+    def follows(self) -> TrialChain | None:
         """The untouched network's lane, where it must be finished before this one is attacked."""
         task = self.task
         if not task.replay_first or self.steering.is_baseline or task.threat.reduction == "mean":
@@ -54,12 +54,12 @@ class Lane:
         """
         if len(done) == len(self.stages):
             return None
-        standing = self.standing(done)
-        if not standing:
+        surviving = self.surviving(done)
+        if not surviving:
             return None
-        return Cell(self.task, self.steering, self.shard, self.stages[len(done)], standing)
+        return Cell(self.task, self.steering, self.shard, self.stages[len(done)], surviving)
 
-    def standing(self, done: Sequence[np.ndarray]) -> tuple[int, ...]:
+    def surviving(self, done: Sequence[np.ndarray]) -> tuple[int, ...]:
         """The images that the stages which gave ``done`` left to attack."""
         if not done or self.task.threat.reduction == "mean":
             return self.shard.images
@@ -110,12 +110,12 @@ def shards(digests: Mapping[int, str], batch_size: int) -> tuple[Shard, ...]:
     return tuple(Shard(part, sha256([digests[image] for image in part])) for part in batched(digests, batch_size))
 
 
-def lanes(task: Task, steerings: Sequence[Steering], cut: Sequence[Shard]) -> list[Lane]:
+def chains(task: Task, steerings: Sequence[Steering], cut: Sequence[Shard]) -> list[TrialChain]:
     """All lanes of one model, the baseline's first.
 
     Where something is fitted for each steering, the first of its cells does that and others would wait: so workers are
     sent to different steerings first.
     """
     if task.model.training is None:
-        return [Lane(task, steering, shard) for steering in steerings for shard in cut]
-    return [Lane(task, steering, shard) for shard in cut for steering in steerings]
+        return [TrialChain(task, steering, shard) for steering in steerings for shard in cut]
+    return [TrialChain(task, steering, shard) for shard in cut for steering in steerings]

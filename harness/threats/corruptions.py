@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from harness.api.threat import Threat
-from harness.threats.corruption_sources.base import Origin
+from harness.threats.corruption_sources.base import CorruptionSource
 from harness.threats.corruption_sources.generated import Generated
 from harness.threats.corruption_sources.official import CIFARC, ImageNetC
 from harness.util.text import did_you_mean
@@ -39,7 +39,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
-ORIGINS: Mapping[str, Origin] = {
+CORRUPTION_SOURCES: Mapping[str, CorruptionSource] = {
     "CIFAR-10-C": CIFARC("CIFAR-10-C", record="2535967"),
     "CIFAR-100-C": CIFARC("CIFAR-100-C", record="3555552"),
     "ImageNet-C": ImageNetC("ImageNet-C", url="https://zenodo.org/records/2235448"),
@@ -56,7 +56,7 @@ class Corrupted(Threat):
     """
 
     reduction = "mean"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"root"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
     known: ClassVar[tuple[str, ...]]
     """All corruptions of this kind."""
 
@@ -77,7 +77,7 @@ class Corrupted(Threat):
 
     def prepare(self, batch: Batch | None, *, offline: bool = False) -> None:
         """The official set is there and whole, and is of these images; downloads CIFAR's where it is missing."""
-        self._origin.prepare(Path(self.root), list(self._stages.values()), batch, offline)
+        self._corruption_source.prepare(Path(self.root), list(self._stages.values()), batch, offline)
 
     def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
         """The corrupted images, the same for every network; downloads nothing.
@@ -85,11 +85,11 @@ class Corrupted(Threat):
         Raises:
             DataError: they are not there, or are of other images.
         """
-        return self._origin.images(Path(self.root), *self._stages[stage], batch, seed).to(batch.x.device)
+        return self._corruption_source.images(Path(self.root), *self._stages[stage], batch, seed).to(batch.x.device)
 
     def identity(self) -> dict[str, Any]:
         """Where the images come from, the generator's version included."""
-        return {"kind": self.kind, "source": self._origin.label}
+        return {"kind": self.kind, "source": self._corruption_source.label}
 
     def columns(self) -> dict[str, str]:
         """Where the images come from, and which they are where not all of the set."""
@@ -97,16 +97,16 @@ class Corrupted(Threat):
         if self.severities != SEVERITIES:
             parts.append("at " + "+".join(map(str, self.severities)))
         subset = f"[{' '.join(parts)}]" if parts else ""
-        return {"threat": self.kind, "eps": "", "attack": f"{self._origin.label}{subset}"}
+        return {"threat": self.kind, "eps": "", "attack": f"{self._corruption_source.label}{subset}"}
 
-    def summary(self, accuracy: Mapping[str, float]) -> dict[str, float]:
+    def summary_columns(self, accuracy: Mapping[str, float]) -> dict[str, float]:
         """The mean corruption error, where AlexNet has been scored on this set and every stage of it was run."""
         reference = alexnet().get(self.source, {})
         return {"mce": mce(accuracy, reference)} if reference and accuracy.keys() >= reference.keys() else {}
 
     @property
-    def _origin(self) -> Origin:
-        return ORIGINS[self.source]
+    def _corruption_source(self) -> CorruptionSource:
+        return CORRUPTION_SOURCES[self.source]
 
     @property
     def _stages(self) -> dict[str, tuple[str, int]]:
@@ -158,7 +158,7 @@ class Corruptions3D(Corrupted):
 def mce(accuracy: Mapping[str, float], reference: Mapping[str, float]) -> float:
     """The mean corruption error, in percent: 100 for the reference itself, lower is better.
 
-    ``mCE = mean over corruptions of Σ_s (1 − accuracy) / Σ_s (1 − reference)``, the sums over the severities
+    ``mCE = mean is_done corruptions of Σ_s (1 − accuracy) / Σ_s (1 − reference)``, the sums over the severities
     (Hendrycks & Dietterich 2019, section 4.1; as RobustBench has it).
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.curvature.shared_copy import twin
+from harness.curvature.shared_copy import copy_sharing_weights
 from harness.errors import ModelError
 from harness.util.text import did_you_mean
 
@@ -47,7 +47,7 @@ class Features(nn.Module):
     def __init__(self, network: nn.Module, classifier: str) -> None:
         super().__init__()
         self.classifier = classifier
-        self.network = twin(network, lambda module: None)
+        self.network = copy_sharing_weights(network, lambda module: None)
         self.network.set_submodule(classifier, Tap().train(network.training))
         self.training = network.training
 
@@ -95,13 +95,13 @@ def without_classifier(network: nn.Module, example: Tensor, classifier: str | No
     return features
 
 
-Call = tuple[Tensor, Tensor]
+LayerCall = tuple[Tensor, Tensor]
 """What went in, and what came out."""
 
 
-def _linear_calls(network: nn.Module, example: Tensor) -> tuple[dict[str, Call], Tensor]:
+def _linear_calls(network: nn.Module, example: Tensor) -> tuple[dict[str, LayerCall], Tensor]:
     """The last call of every linear layer and convolution, in the order of the calls; and the logits."""
-    calls: dict[str, Call] = {}
+    calls: dict[str, LayerCall] = {}
 
     def note(name: str) -> Any:
         def hook(_: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], result: Tensor) -> None:
@@ -119,7 +119,7 @@ def _linear_calls(network: nn.Module, example: Tensor) -> tuple[dict[str, Call],
             hook.remove()
 
 
-def _last(calls: dict[str, Call], logits: Tensor) -> str:
+def _last(calls: dict[str, LayerCall], logits: Tensor) -> str:
     classes = logits.shape[-1]
     found = [name for name, (_, result) in calls.items() if pooled(result).shape[1:] == (classes,)]
     if not found:

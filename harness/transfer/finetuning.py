@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.analysis.selection import Holdout, selection_sets
-from harness.analysis.task_types import Question
+from harness.analysis.task_types import TaskType
 from harness.errors import ModelError
 from harness.transfer.probe_network import Probed
 from harness.transfer.settings import Tuning
@@ -28,18 +28,18 @@ from harness.util.batching import batched
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingData:
     """Training images.
 
     Args:
         read: from positions to images [n, c, h, w] and labels, on the network's device.
         strata: what a share of them is balanced by, int [n].
-        question: how answers are judged.
+        task_type: how answers are judged.
     """
 
     read: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
     strata: np.ndarray
-    question: Question
+    task_type: TaskType
 
 
 AT_ONCE = 64
@@ -49,26 +49,28 @@ Begin = Callable[[np.ndarray | None], Probed]
 """The linear probe fitted on the training images at these positions, or on all, on the untouched backbone."""
 
 
-def adapted(method: str, begin: Begin, lesson: Lesson, settings: Tuning) -> Probed:
+def adapted(method: str, begin: Begin, training_data: TrainingData, settings: Tuning) -> Probed:
     """The backbone and its probe, trained by ``method``; an ordinary network, LoRA's matrices merged into its weights.
 
     Raises:
         ModelError: the training images are too few, or peft is missing.
     """
-    everything = np.arange(len(lesson.strata))
-    held, rest = _share(lesson.strata, settings)
+    everything = np.arange(len(training_data.strata))
+    held, rest = _share(training_data.strata, settings)
     if not len(held):
         raise ModelError(
             f"tuning.share: {settings.share:g} of {len(everything)} training images leaves none to choose on"
         )
     start = begin(rest)
-    found = {(settings.learning_rates[0], 0): merit(start, lesson, held)}
+    found = {(settings.learning_rates[0], 0): merit(start, training_data, held)}
     for rate in settings.learning_rates:
-        for epoch, network in enumerate(training(method, start, lesson, rest, rate, settings), start=1):
-            found[rate, epoch] = merit(network, lesson, held)
-    rate, epochs = max(found, key=lambda tried: found[tried])
+        for epoch, network in enumerate(training(method, start, training_data, rest, rate, settings), start=1):
+            found[rate, epoch] = merit(network, training_data, held)
+    rate, epochs = max(found, key=lambda checked: found[checked])
     network = begin(None)
-    for _, trained in zip(range(epochs), training(method, network, lesson, everything, rate, settings), strict=False):
+    for _, trained in zip(
+        range(epochs), training(method, network, training_data, everything, rate, settings), strict=False
+    ):
         network = trained
     return merged(network).eval().requires_grad_(False)
 
@@ -81,7 +83,7 @@ def _share(strata: np.ndarray, settings: Tuning) -> tuple[np.ndarray, np.ndarray
 
 
 def training(
-    method: str, start: Probed, lesson: Lesson, positions: np.ndarray, rate: float, settings: Tuning
+    method: str, start: Probed, training_data: TrainingData, positions: np.ndarray, rate: float, settings: Tuning
 ) -> Iterator[Probed]:
     """The network after each epoch, always the same object; ``start`` is left alone."""
     with torch.random.fork_rng():
@@ -92,23 +94,23 @@ def training(
     for _ in range(settings.epochs):
         shuffled = positions[torch.randperm(len(positions), generator=order).numpy()]
         for batch in batched(shuffled.tolist(), settings.batch_size):
-            x, y = lesson.read(batch)
+            x, y = training_data.read(batch)
             optimiser.zero_grad()
             with torch.enable_grad():
-                torch.autograd.backward(lesson.question.loss(network(x), y))
+                torch.autograd.backward(training_data.task_type.loss(network(x), y))
             optimiser.step()
         yield network
 
 
 @torch.no_grad()
-def merit(network: Probed, lesson: Lesson, positions: np.ndarray) -> tuple[float, float]:
+def merit(network: Probed, training_data: TrainingData, positions: np.ndarray) -> tuple[float, float]:
     """The mean outcome on these training images, and the negative of the loss."""
     outcome = loss = 0.0
     for part in batched(positions.tolist(), AT_ONCE):
-        x, y = lesson.read(part)
+        x, y = training_data.read(part)
         answers = network(x)
-        outcome += float(lesson.question.outcome(answers, y).double().sum())
-        loss += float(lesson.question.loss(answers, y)) * len(part)
+        outcome += float(training_data.task_type.outcome(answers, y).double().sum())
+        loss += float(training_data.task_type.loss(answers, y)) * len(part)
     return round(outcome / len(positions), 9), -loss / len(positions)
 
 

@@ -50,7 +50,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenC:
     """What cross-validation chose.
 
     Args:
@@ -67,7 +67,7 @@ def fit(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) 
     return fitted(features, y, target, choose_C(features, y, target, settings).C)
 
 
-def choose_C(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> Chosen:
+def choose_C(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> ChosenC:
     """The C that does best on folds that it was not fitted on.
 
     Args:
@@ -79,8 +79,8 @@ def choose_C(features: np.ndarray, y: np.ndarray, target: Target, settings: Prob
     Raises:
         ModelError: these images cannot be fitted.
     """
-    tried = [Chosen(C, out_of_fold(features, features, y, target, C, settings)) for C in sorted(settings.C)]
-    return max(tried, key=lambda chosen: round(float(chosen.outcomes.mean()), 12))
+    checked = [ChosenC(C, out_of_fold(features, features, y, target, C, settings)) for C in sorted(settings.C)]
+    return max(checked, key=lambda chosen: round(float(chosen.outcomes.mean()), 12))
 
 
 def out_of_fold(

@@ -50,7 +50,7 @@ class Probe(Model):
     """
 
     kind: ClassVar[str] = "probe"
-    whereabouts: ClassVar[frozenset[str]] = frozenset({"methods", "cache", "name"})
+    location_fields: ClassVar[frozenset[str]] = frozenset({"methods", "cache", "name"})
 
     backbone: Annotated[Model, *_built("models")]
     train: Annotated[Dataset, *_built("datasets")]
@@ -125,8 +125,8 @@ class Probe(Model):
             data = open_data(self.train, offline, preprocessing)
         except DataError as error:
             raise type(error)(f"train: {error}") from error
-        lesson = TrainingSet(source(self.train, preprocessing, offline), data, self.train.target)
-        example, _ = lesson.read([0])
+        training_data = TrainingSet(source(self.train, preprocessing, offline), data, self.train.target)
+        example, _ = training_data.read([0])
         features = without_classifier(backbone.network.eval(), example, self.classifier)
         given = sha256([self.backbone.identity(), backbone.sha256, features.classifier])
-        return Transferred(features, given, lesson, self.probe, self.tuning, Path(self.cache))
+        return Transferred(features, given, training_data, self.probe, self.tuning, Path(self.cache))

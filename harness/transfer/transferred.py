@@ -14,19 +14,19 @@ import sklearn
 import torch
 from torch import Tensor, nn
 
-from harness.analysis.task_types import QUESTIONS
+from harness.analysis.task_types import TASK_TYPES
 from harness.api.dataset import Data
 from harness.api.records import BASELINE, Coverage, FamilyName, Sites, Steering, Target
 from harness.api.work import SCORING_VERSION
-from harness.curvature.steering import bent, reach
+from harness.curvature.steering import coverage_of, steered_network
 from harness.transfer import finetuning, linear_probe
 from harness.transfer.backbone import Features
-from harness.transfer.finetuning import AT_ONCE, Lesson
+from harness.transfer.finetuning import AT_ONCE, TrainingData
 from harness.transfer.linear_probe import Fit
 from harness.transfer.probe_network import Head, Probed
 from harness.transfer.settings import Probing, Tuning
 from harness.util.batching import batched
-from harness.util.cache import Arrays, cached
+from harness.util.cache import CachedArrays, cached
 from harness.util.hashing import sha256, sha256_of_weights
 
 if TYPE_CHECKING:
@@ -67,19 +67,19 @@ class Transferred:
     Args:
         features: the backbone without its classifier, in eval mode.
         given: SHA-256 of the backbone: what it is, its weights, and the name of its classifier.
-        lesson: what it is transferred to.
+        training_data: what it is transferred to.
         probing: how the probe is fitted.
         tuning: how weights are trained, by the methods that do.
         folder: of the cache.
     """
 
     def __init__(
-        self, features: Features, given: str, lesson: TrainingSet, probing: Probing, tuning: Tuning, folder: Path
+        self, features: Features, given: str, training_data: TrainingSet, probing: Probing, tuning: Tuning, folder: Path
     ) -> None:
         self.body = features
-        self.training = lesson.data
-        self.sha256 = sha256([given, lesson.data.sha256])
-        self._lesson, self._probing, self._tuning, self._folder = lesson, probing, tuning, folder
+        self.training = training_data.data
+        self.sha256 = sha256([given, training_data.data.sha256])
+        self._training_data, self._probing, self._tuning, self._folder = training_data, probing, tuning, folder
         self._made: dict[Steering, nn.Module] = {}
         self._hashes: dict[Steering, str] = {}
 
@@ -97,11 +97,11 @@ class Transferred:
     def _make(self, steering: Steering) -> nn.Module:
         if steering.method:
             return self._adapted(steering)
-        return Probed(self._bent(steering), self._head(self._fit(self._fitted_at(steering))))
+        return Probed(self._steered_backbone(steering), self._head(self._fit(self._fitted_at(steering))))
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
         """See `Scorable.coverage`: of the backbone, since a probe has no activation."""
-        return reach(self.body, sites, example, family)
+        return coverage_of(self.body, sites, example, family)
 
     def trainable_parameters(self, method: str = "") -> int:
         """The probe's weights and biases; of another method also what that trains."""
@@ -117,15 +117,15 @@ class Transferred:
             self._hashes[steering] = sha256_of_weights(self.steered(steering))
         return {"weights_sha256": self._hashes[steering]}
 
-    def rehearsed(self, steering: Steering) -> np.ndarray:
-        """See `Scorable.rehearsed`: fold by fold, with the C that was chosen for all."""
+    def training_scores(self, steering: Steering) -> np.ndarray:
+        """See `Scorable.training_scores`: fold by fold, with the C that was chosen for all."""
         at = self._fitted_at(steering)
         if at == steering:
             return self._kept_fit(at)["outcomes"]
 
-        def compute() -> Arrays:
+        def compute() -> CachedArrays:
             outcomes = linear_probe.out_of_fold(
-                self._features(at), self._features(steering), self.training.labels, self._lesson.target,
+                self._features(at), self._features(steering), self.training.labels, self._training_data.target,
                 self._fit(at).C, self._probing,
             )  # fmt: skip
             return {"outcomes": outcomes.astype(np.float32)}
@@ -136,32 +136,32 @@ class Transferred:
         """On which features the probe of a steering is fitted."""
         return steering if self._probing.order == "steer_first" else steering.baseline
 
-    def _bent(self, steering: Steering) -> nn.Module:
+    def _steered_backbone(self, steering: Steering) -> nn.Module:
         if steering.is_baseline:
             return self.body
-        return bent(self.body, steering, self._images([0])[0])
+        return steered_network(self.body, steering, self._images([0])[0])
 
     def _images(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
         device = next(self.body.parameters()).device
-        x, y = self._lesson.read(positions)
+        x, y = self._training_data.read(positions)
         return x.to(device), y.to(device)
 
     def _features(self, steering: Steering) -> np.ndarray:
         """Of all training images under a steering, float32 [n, d]; computed once."""
 
         @torch.no_grad()
-        def compute() -> Arrays:
-            network = self._bent(steering)
+        def compute() -> CachedArrays:
+            network = self._steered_backbone(steering)
             parts = batched(range(len(self.training.labels)), AT_ONCE)
             return {"features": np.concatenate([network(self._images(part)[0]).cpu().numpy() for part in parts])}
 
         return self._cached(["features", steering.identity()], compute)["features"]
 
-    def _kept_fit(self, steering: Steering) -> Arrays:
+    def _kept_fit(self, steering: Steering) -> CachedArrays:
         """The numbers of the probe on the features of a steering, and its out-of-fold outcomes; computed once."""
 
-        def compute() -> Arrays:
-            features, labels, target = self._features(steering), self.training.labels, self._lesson.target
+        def compute() -> CachedArrays:
+            features, labels, target = self._features(steering), self.training.labels, self._training_data.target
             chosen = linear_probe.choose_C(features, labels, target, self._probing)
             numbers = asdict(linear_probe.fitted(features, labels, target, chosen.C))
             outcomes = {"outcomes": chosen.outcomes.astype(np.float32)}
@@ -178,7 +178,7 @@ class Transferred:
     def _fit_on(self, steering: Steering, positions: np.ndarray) -> Fit:
         """The same on these training images alone: of the others nothing is known to it, C included."""
         features, labels = self._features(steering)[positions], self.training.labels[positions]
-        return linear_probe.fit(features, labels, self._lesson.target, self._probing)
+        return linear_probe.fit(features, labels, self._training_data.target, self._probing)
 
     def _head(self, fit: Fit) -> Head:
         return Head(fit).to(next(self.body.parameters()).device)
@@ -191,9 +191,9 @@ class Transferred:
             fit = self._fit(untouched) if positions is None else self._fit_on(untouched, positions)
             return Probed(self.body, self._head(fit))
 
-        def compute() -> Arrays:
-            lesson = Lesson(self._images, self.training.strata, QUESTIONS[self._lesson.target])
-            network = finetuning.adapted(steering.method, begin, lesson, self._tuning)
+        def compute() -> CachedArrays:
+            training_data = TrainingData(self._images, self.training.strata, TASK_TYPES[self._training_data.target])
+            network = finetuning.adapted(steering.method, begin, training_data, self._tuning)
             return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
         how = [finetuning.peft_version(steering.method), self._tuning.model_dump(mode="json")]
@@ -215,6 +215,6 @@ class Transferred:
     def _versions(self) -> list[Any]:
         return [FORMAT, SCORING_VERSION, torch.__version__, sklearn.__version__]
 
-    def _cached(self, what: Sequence[Any], compute: Any) -> Arrays:
+    def _cached(self, what: Sequence[Any], compute: Any) -> CachedArrays:
         where = next(self.body.parameters()).device.type
         return cached(self._folder, sha256([*self._versions, where, self.sha256, *what]), compute)

@@ -13,10 +13,10 @@ import numpy as np
 from harness.errors import ModelError
 from harness.util.files import write_whole
 
-Arrays = Mapping[str, np.ndarray]
+CachedArrays = Mapping[str, np.ndarray]
 
 
-def cached(folder: Path, key: str, compute: Callable[[], Arrays]) -> Arrays:
+def cached(folder: Path, key: str, compute: Callable[[], CachedArrays]) -> CachedArrays:
     """The arrays kept under ``key``; others who ask meanwhile wait for the one that computes them.
 
     Args:
@@ -57,7 +57,7 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _kept(path: Path) -> Arrays | None:
+def _kept(path: Path) -> CachedArrays | None:
     """What is kept there; None where nothing is, or nothing whole."""
     try:
         with np.load(path) as kept:
@@ -66,7 +66,7 @@ def _kept(path: Path) -> Arrays | None:
         return None
 
 
-def _packed(arrays: Arrays) -> bytes:
+def _packed(arrays: CachedArrays) -> bytes:
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
     return content.getvalue()

@@ -18,7 +18,7 @@ LOCK = "models.lock"
 ON_PURPOSE = f"to take it on purpose, delete the entry in {LOCK}"
 
 
-class Print(NamedTuple):
+class Fingerprint(NamedTuple):
     """What ``models.lock`` knows of a file."""
 
     size: int
@@ -28,10 +28,10 @@ class Print(NamedTuple):
         return f"SHA-256 {self.sha256[:16]}…, {self.size:,} bytes"
 
 
-def fingerprint(path: Path) -> Print:
+def fingerprint(path: Path) -> Fingerprint:
     """Size and SHA-256 of a file."""
     with path.open("rb") as file:
-        return Print(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        return Fingerprint(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def differs(url: str, path: Path) -> str | None:
@@ -47,7 +47,7 @@ def differs(url: str, path: Path) -> str | None:
     return f"is not what {Path(LOCK).absolute()} recorded for {url}: expected {expected}, found {found}"
 
 
-def _record(url: str, found: Print) -> Print:
+def _record(url: str, found: Fingerprint) -> Fingerprint:
     """Write ``found`` into ``models.lock``; if another process has been quicker, what that has written is returned."""
     try:
         with _alone(Path(LOCK)):
@@ -73,11 +73,11 @@ def _alone(path: Path) -> Iterator[None]:
                 return
 
 
-def _read() -> dict[str, Print]:
+def _read() -> dict[str, Fingerprint]:
     path = Path(LOCK)
     text = path.read_text() if path.exists() else ""
     try:
-        return {url: Print(**entry) for url, entry in json.loads(text or "{}").items()}
+        return {url: Fingerprint(**entry) for url, entry in json.loads(text or "{}").items()}
     except (ValueError, TypeError, AttributeError) as error:
         remedy = "mend it, or delete it to record every file afresh"
         raise HarnessError(f"{path.absolute()}: not a {LOCK} ({error}); {remedy}") from error

@@ -51,9 +51,9 @@ def test_it_is_the_procedure_repeated(seed, monkeypatch):
     totals = [slow_total(grid, sets, row) for row in signs]
     own = slow_total(grid, sets, np.ones(len(labels)))
     assert found.delta == pytest.approx(own / len(labels))
-    reach = np.sort(np.abs([*totals, own]))
-    assert found.p_value == pytest.approx((reach >= abs(own)).mean())
-    width = reach[int(np.ceil(0.95 * 151)) - 1] / len(labels)
+    coverage_of = np.sort(np.abs([*totals, own]))
+    assert found.p_value == pytest.approx((coverage_of >= abs(own)).mean())
+    width = coverage_of[int(np.ceil(0.95 * 151)) - 1] / len(labels)
     assert (found.low, found.high) == pytest.approx((max(found.delta - width, -1), min(found.delta + width, 1)))
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, tensor
 from harness import pipeline
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
-from harness.analysis.task_types import QUESTIONS
+from harness.analysis.task_types import TASK_TYPES
 from harness.api.records import Batch
 from harness.config.benchmark import parse_benchmark
 from harness.datasets.hugging_face import HuggingFace
@@ -51,11 +51,11 @@ LOGITS = tensor([[2.0, 0.5, -1.0], [0.0, 3.0, 2.0], [1.0, 1.0, 0.0]])
     ],
 )  # fmt: skip
 def test_by_hand(target: Any, answers: Tensor, y: Tensor, outcome: Any, margin: Any, loss: Any) -> None:
-    question = QUESTIONS[target]
+    question = TASK_TYPES[target]
     np.testing.assert_allclose(question.outcome(answers, y), outcome, rtol=1e-6)
     np.testing.assert_allclose(question.margin(answers, y), margin, rtol=1e-6)
     assert float(question.loss(answers, y)) == pytest.approx(np.mean(loss), rel=1e-6)
-    question.admit(answers, y)
+    question.check_answers(answers, y)
 
 
 @pytest.mark.parametrize("target", ["class", "attributes", "values"])
@@ -72,7 +72,7 @@ def test_what_was_fitted_and_what_is_scored_are_judged_alike(target: Any) -> Non
     fit = linear_probe.fitted(features, y, target, 0.5)
     answers = torch.from_numpy((features - fit.mean) / fit.scale @ fit.weight.T + fit.bias)
     judged = linear_probe.judged(np.asarray(pipeline.predict(features)), y, target)
-    np.testing.assert_allclose(QUESTIONS[target].outcome(answers, torch.from_numpy(y)), judged, rtol=1e-5)
+    np.testing.assert_allclose(TASK_TYPES[target].outcome(answers, torch.from_numpy(y)), judged, rtol=1e-5)
     assert judged.std() > 0
 
 
@@ -87,7 +87,7 @@ def test_what_was_fitted_and_what_is_scored_are_judged_alike(target: Any) -> Non
 )
 def test_answers_that_do_not_fit_the_labels_are_refused(target: Any, shape: Any, y: Tensor) -> None:
     with pytest.raises(ModelError, match="the data have"):
-        QUESTIONS[target].admit(torch.randn(shape), y)
+        TASK_TYPES[target].check_answers(torch.randn(shape), y)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def expected() -> dict[str, dict[float, tuple[np.ndarray, float]]]:
             features = by_hand(x, beta)
             C = hand_C(features, y, target)
             predicted = ORACLES[target](features, y, C)(by_hand(shown, beta))
-            rehearsed = float(rehearsal(features, y, target, C).mean())
-            found[target][beta] = graded(predicted, asked, target), rehearsed
+            training_scores = float(rehearsal(features, y, target, C).mean())
+            found[target][beta] = graded(predicted, asked, target), training_scores
     return found
 
 
@@ -442,7 +442,7 @@ def test_a_parquet_file_is_trained_on(tmp_path: Path, monkeypatch: Any, target: 
     x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     answers = loaded.network(x)
     assert answers.shape == (30, 2)
-    assert QUESTIONS[target].outcome(answers, torch.from_numpy(loaded.training.labels)).mean() > -0.02
+    assert TASK_TYPES[target].outcome(answers, torch.from_numpy(loaded.training.labels)).mean() > -0.02
     assert loaded.training.strata.sum() == 0
 
 

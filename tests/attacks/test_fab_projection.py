@@ -167,8 +167,8 @@ def test_few_steps_also_where_weights_span_many_orders_of_magnitude(norm, monkey
     drawn = torch.Generator().manual_seed(0)
     points = torch.rand(100, 3072, generator=drawn) ** 8
     normals = torch.randn(100, 3072, generator=drawn).sign() * 10 ** (12 * torch.rand(100, 3072, generator=drawn) - 8)
-    reach = normals.clamp(min=0).sum(1) - (normals * points).sum(1)
-    offsets = (normals * points).sum(1) + torch.rand(100, generator=drawn) * reach
+    coverage_of = normals.clamp(min=0).sum(1) - (normals * points).sum(1)
+    offsets = (normals * points).sum(1) + torch.rand(100, generator=drawn) * coverage_of
     moves = OURS[norm](points, normals, offsets)
     assert len(steps) <= 20
     left = ((normals * (points + moves)).double().sum(1) - offsets).abs() / normals.abs().double().sum(1)

@@ -312,7 +312,7 @@ def test_a_model_of_the_zoo_is_held_against_its_published_accuracy(
     wrong: int, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.datasets.cifar import CIFAR10
-    from harness.datasets.sources.in_memory import Images
+    from harness.datasets.sources.in_memory import ArraySource
     from harness.models.loaded import Loaded
     from harness.models.robustbench import RobustBench
 
@@ -320,7 +320,7 @@ def test_a_model_of_the_zoo_is_held_against_its_published_accuracy(
     x = np.full((64, 3, 32, 32), 0.5, np.float32)
     x[:, 0, 0, 0] = y / 10
     y[:wrong] = (y[:wrong] + 1) % 10
-    monkeypatch.setattr(CIFAR10, "open", lambda self, *, offline: Images(x, y))
+    monkeypatch.setattr(CIFAR10, "open", lambda self, *, offline: ArraySource(x, y))
     monkeypatch.setattr(RobustBench, "load", lambda self, *, offline: Loaded(Labelled().eval(), "0" * 64))
     changes = {"models": [{"kind": "robustbench", "name": "Standard"}], "dataset": {"kind": "cifar10"}}
     found = look(mapping_of_digits(changes))
@@ -358,7 +358,7 @@ def costs(**changes: Any) -> Costs:
     return Costs(**(usual | {"classes": 10} | changes))
 
 
-class Counting(nn.Module):
+class CountBar(nn.Module):
     """Far from every boundary, so that no attack ends early; counts what passes through."""
 
     def __init__(self) -> None:
@@ -374,7 +374,7 @@ class Counting(nn.Module):
 def counted(attack: Any) -> Iterator[tuple[str, Counter[str]]]:
     for stage in attack.stages if isinstance(attack, Custom) else VERSIONS[attack]:
         torch.manual_seed(0)
-        net = Counting().eval()
+        net = CountBar().eval()
         x = torch.rand(2, 1, 4, 4)
         with torch.no_grad():
             y = net.linear(x.flatten(1)).argmax(1)

@@ -35,8 +35,8 @@ def rounded_off(plain: Callable[[Tensor], Tensor], kinks: Sequence[float], beta:
     slopes = np.diff(values) / np.diff(ends)
     x = GRID.numpy()
     result = values[0] + slopes[0] * (x - ends[0])
-    for kink, change in zip(kinks, np.diff(slopes), strict=True):
-        result = result + change * eq_7(x - kink, beta, c)
+    for original_op, change in zip(kinks, np.diff(slopes), strict=True):
+        result = result + change * eq_7(x - original_op, beta, c)
     return torch.from_numpy(result)
 
 
@@ -146,8 +146,8 @@ def test_a_replaced_module_is_the_original_at_beta_1_and_smooth_below(module: nn
     module.double().eval()
     x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
     assert torch.equal(Activation(module, torch.relu)(x), module(x))
-    kink = Activation(module, lambda v: v.clamp(min=0))
-    assert kink.name == type(module).__name__.lower().replace("leakyrelu", "leaky_relu")
-    torch.testing.assert_close(kink(x), module(x), rtol=0, atol=1e-14)
+    original_op = Activation(module, lambda v: v.clamp(min=0))
+    assert original_op.name == type(module).__name__.lower().replace("leakyrelu", "leaky_relu")
+    torch.testing.assert_close(original_op(x), module(x), rtol=0, atol=1e-14)
     assert (Activation(module, lambda v: phi(v, 0.5))(x) - module(x)).abs().max() > 0.05
     assert type(module) in MODULES

@@ -19,7 +19,7 @@ from harness.config.benchmark import parse_benchmark
 from harness.curvature.activation_names import STEERED
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import phi
-from harness.curvature.smooth import NATIVE, dilated, native, stand_in, with_plain_silu
+from harness.curvature.smooth import NATIVE, dilated, native, shadow_op, with_plain_silu
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import IncompleteSteering, NothingToSteer, SpecError
@@ -119,7 +119,7 @@ def test_the_gradient_is_right_and_half_types_are_float32_rounded(kind: Any, bet
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stand_in_computes_the_same(kind: Any) -> None:
     x = torch.linspace(-200, 200, 4001)
-    torch.testing.assert_close(stand_in(x, kind), native(x, kind), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(shadow_op(x, kind), native(x, kind), atol=1e-6, rtol=1e-5)
 
 
 # --- networks ---
@@ -128,9 +128,9 @@ def test_the_stand_in_computes_the_same(kind: Any) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_every_style_is_steered(style: str) -> None:
     make, kind = STYLES[style]
-    bent = network(Call(lambda x: dilated(x, kind, 0.8)))  # type: ignore[arg-type]
+    steered_network = network(Call(lambda x: dilated(x, kind, 0.8)))  # type: ignore[arg-type]
     steered = steer(network(make()), 0.8, example=X, family="smooth")
-    torch.testing.assert_close(steered(X), bent(X), atol=1e-12, rtol=0)
+    torch.testing.assert_close(steered(X), steered_network(X), atol=1e-12, rtol=0)
     assert steered.coverage is not None
     assert (steered.coverage.sites, steered.coverage.steered) == (1, 1)
     assert steered.coverage.native == NATIVE[kind.partition("_")[0]]
@@ -169,8 +169,8 @@ def test_an_output_map_is_left_alone() -> None:
     steered = steer(plain, 0.9, example=X, family="smooth")
     assert steered.coverage is not None
     assert (steered.coverage.steered, steered.coverage.kinds) == (1, {"gelu": 2})
-    bent = network(Call(lambda x: dilated(x, "gelu", 0.9)))
-    torch.testing.assert_close(steered(X), F.gelu(bent(X) - 0.1))
+    steered_network = network(Call(lambda x: dilated(x, "gelu", 0.9)))
+    torch.testing.assert_close(steered(X), F.gelu(steered_network(X) - 0.1))
 
 
 def test_relu_is_another_family() -> None:

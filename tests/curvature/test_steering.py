@@ -25,7 +25,7 @@ import harness.curvature.steering
 from harness.api.records import Sites, Steering
 from harness.curvature.phi import phi
 from harness.curvature.piecewise_affine import FUNCTIONS
-from harness.curvature.reroute import Reroute, Tally
+from harness.curvature.reroute import CallCounts, Reroute
 from harness.curvature.steering import Steered, steer
 from harness.errors import IncompleteSteering, ModelError, NothingToSteer, SpecError
 
@@ -250,8 +250,8 @@ def test_c_1_beta_0_is_an_affine_network(share: float, seed: int) -> None:
 def test_c_below_1_and_beta_above_0_are_not_affine() -> None:
     a, b = images(2, 4, 3, 8, 8)
     for beta, c in ((0.0, 0.9), (0.1, 1.0)):
-        bent = steer(NETWORK, beta, c, example=IMAGE)
-        assert (bent((a + b) / 2) - (bent(a) + bent(b)) / 2).abs().max() > 1e-4
+        steered_network = steer(NETWORK, beta, c, example=IMAGE)
+        assert (steered_network((a + b) / 2) - (steered_network(a) + steered_network(b)) / 2).abs().max() > 1e-4
 
 
 @settings(deadline=None, max_examples=25)
@@ -352,12 +352,12 @@ def test_the_weights_are_shared_not_copied(sites: Sites) -> None:
 def test_copies_and_pickles_give_the_same_outputs(sites: Sites, beta: float, copied: Callable[[Any], Any]) -> None:
     network = nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(0.2), nn.Linear(5, 5), nn.ReLU6(), nn.Linear(5, 2)).double()
     steered = steer(network, beta, C, sites)
-    twin = copied(steered)
-    assert isinstance(twin, Steered)
-    assert same_bits(twin, steered)
-    assert twin.coverage == steered.coverage
-    assert twin.steering == steered.steering == Steering(beta, C, sites)
-    assert twin.network[0].weight.data_ptr() != network[0].weight.data_ptr()
+    copy_sharing_weights = copied(steered)
+    assert isinstance(copy_sharing_weights, Steered)
+    assert same_bits(copy_sharing_weights, steered)
+    assert copy_sharing_weights.coverage == steered.coverage
+    assert copy_sharing_weights.steering == steered.steering == Steering(beta, C, sites)
+    assert copy_sharing_weights.network[0].weight.data_ptr() != network[0].weight.data_ptr()
 
 
 # --- modules only ---
@@ -487,12 +487,12 @@ def test_a_network_steered_already_has_nothing_left_to_steer() -> None:
 
 
 def test_of_nested_reroutes_the_inner_decides_alone() -> None:
-    tally = Tally()
-    with Reroute(torch.zeros_like, tally=tally), Reroute(torch.relu):
+    counts = CallCounts()
+    with Reroute(torch.zeros_like, counts=counts), Reroute(torch.relu):
         found = [F.relu(X), F.leaky_relu(X, 0.5), X.clone().relu_()]
     for value, expected in zip(found, [F.relu(X), F.leaky_relu(X, 0.5), F.relu(X)], strict=True):
         torch.testing.assert_close(value, expected)
-    assert not tally.calls
+    assert not counts.calls
 
 
 def test_the_steering_ends_with_the_forward_pass_and_with_an_error() -> None:
@@ -633,7 +633,7 @@ def test_a_relu_with_a_gradient_of_its_own_is_refused_or_steered_whole() -> None
 
 
 def test_a_network_that_changes_between_passes_is_refused() -> None:
-    class Counting(Between):
+    class CountBar(Between):
         passes = 0
 
         def forward(self, x: Tensor) -> Tensor:
@@ -641,7 +641,7 @@ def test_a_network_that_changes_between_passes_is_refused() -> None:
             return super().forward(x) * self.passes
 
     with pytest.raises(IncompleteSteering, match="rerouting the activations unbent does not reproduce the plain net"):
-        steer(Counting(torch.relu), BETA, example=X)
+        steer(CountBar(torch.relu), BETA, example=X)
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

@@ -34,7 +34,7 @@ from harness.datasets import downstream
 from harness.datasets.downstream import SETS, Downstream
 from harness.datasets.hugging_face import HuggingFace
 from harness.datasets.sources import providers
-from harness.datasets.sources.lazy import Decoded, as_labels
+from harness.datasets.sources.lazy import LazySource, as_labels
 from harness.errors import DataError, DataMissing, SpecError
 from harness.testing import DatasetContract
 from harness.util.downloads import MIRROR
@@ -291,7 +291,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downstream, "SETS", {name: entry._replace(images=None) for name, entry in SETS.items()})
 
 
-def compare(source: Decoded, planted: Planted, split: str) -> None:
+def compare(source: LazySource, planted: Planted, split: str) -> None:
     assert len(source) == len(planted.labels[split])
     some = (2, 0, 3, 1)
     batch = source.read(some)

@@ -20,12 +20,12 @@ from harness.api.records import AS_STORED, Preprocessing
 from harness.api.registry import build
 from harness.datasets.image_folder import ImageFolder
 from harness.datasets.imagenet import ImageNet
-from harness.datasets.sources.image_files import Pictures, read_picture, square
+from harness.datasets.sources.image_files import ImageFileSource, read_picture, square
 from harness.errors import DataError, DataMissing, SpecError
 from harness.models.robustbench import RobustBench, import_robustbench
 from harness.testing import DatasetContract
 
-HELPERS = Path(str(find_spec("robustbench").origin)).parent / "helper_files"  # type: ignore[union-attr]
+HELPERS = Path(str(find_spec("robustbench").provider)).parent / "helper_files"  # type: ignore[union-attr]
 IDS = (HELPERS / "imagenet_test_image_ids.txt").read_text().split()
 CLASSES: dict[str, int] = json.loads((HELPERS / "imagenet_class_to_id_map.json").read_text())
 SIZES = [(331, 257), (300, 443), (500, 375), (224, 224), (190, 601)]
@@ -276,7 +276,7 @@ def test_a_folder_is_torchvisions(folder: Path) -> None:
 
 def test_a_folder_is_prepared_as_the_model_wants(folder: Path) -> None:
     source = ImageFolder(root=str(folder), size=16).open()
-    assert isinstance(source, Pictures)
+    assert isinstance(source, ImageFileSource)
     assert source.read((0, 1)).x.shape == (2, 3, 16, 16)
     assert source.prepared(Preprocessing((20, 24), None, "bicubic")).read((0,)).x.shape == (1, 3, 20, 24)
 

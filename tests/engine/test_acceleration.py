@@ -17,7 +17,15 @@ from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.steering import Steered, steer
 from harness.engine import acceleration, evaluate
-from harness.engine.acceleration import At, Dialled, attacking, lay_out, lowered, tried, wants_compiling
+from harness.engine.acceleration import (
+    AtBeta,
+    ParametricNetwork,
+    attacking,
+    checked,
+    half_precision,
+    to_channels_last,
+    wants_compiling,
+)
 from harness.errors import ModelError, SpecError
 from harness.models.demo import Demo
 
@@ -33,10 +41,10 @@ def gradient(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.autograd.grad(network(x).square().sum(), x)[0]
 
 
-def exchanged(network: nn.Module, beta: float, c: float = 0.5, example: Tensor = X, **options: Any) -> Steered:
+def modules_replaced(network: nn.Module, beta: float, c: float = 0.5, example: Tensor = X, **options: Any) -> Steered:
     """As the harness steers a network of its own."""
     steered = steer(network, beta, 1.0 if options else c, example=example, **options)
-    steered.exchange(example)
+    steered.replace_modules(example)
     return steered
 
 
@@ -48,25 +56,27 @@ def exchanged(network: nn.Module, beta: float, c: float = 0.5, example: Tensor =
 def test_a_dialled_curve_is_the_curve(family: FamilyName, beta: float) -> None:
     """Value and gradient, at 0 too, where a softplus put together by hand has none."""
     kind, c = FAMILIES[family], 0.5 if family == "relu" else 1.0
-    numbers = kind.dials(beta, c)
+    numbers = kind.curve_parameters(beta, c)
     assert numbers is not None
-    dials = torch.tensor(numbers, dtype=torch.float64)
+    curve_parameters = torch.tensor(numbers, dtype=torch.float64)
     x = torch.cat([torch.linspace(-20, 20, 401, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)])
     for which in [()] if family == "relu" else [("silu",), ("gelu",), ("gelu_tanh",)]:
         curve = kind.curve(beta, c)
-        torch.testing.assert_close(kind.dialled(x, *which, dials), curve(x, *which), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            kind.parametric(x, *which, curve_parameters), curve(x, *which), rtol=1e-12, atol=1e-12
+        )
         found, expected = (gradient(lambda x, f=f: f(x), x) for f in  # type: ignore[misc]
-                           (lambda x: kind.dialled(x, *which, dials), lambda x: curve(x, *which)))  # noqa: B023  # fmt: skip
+                           (lambda x: kind.parametric(x, *which, curve_parameters), lambda x: curve(x, *which)))  # noqa: B023  # fmt: skip
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-        half = kind.dialled(x.half(), *which, dials.float())
+        half = kind.parametric(x.half(), *which, curve_parameters.float())
         assert half.dtype == torch.float16
         torch.testing.assert_close(half, curve(x.half(), *which))
 
 
 def test_an_end_of_a_family_has_no_dials() -> None:
-    assert FAMILIES["relu"].dials(1.0, 0.5) is None
-    assert FAMILIES["relu"].dials(0.0, 0.5) == (1.0, 0.0, 0.5)
-    assert FAMILIES["smooth"].dials(0.0, 1.0) is FAMILIES["smooth"].dials(1.0, 1.0) is None
+    assert FAMILIES["relu"].curve_parameters(1.0, 0.5) is None
+    assert FAMILIES["relu"].curve_parameters(0.0, 0.5) == (1.0, 0.0, 0.5)
+    assert FAMILIES["smooth"].curve_parameters(0.0, 1.0) is FAMILIES["smooth"].curve_parameters(1.0, 1.0) is None
 
 
 class Registered(nn.Sequential):
@@ -83,15 +93,15 @@ class Registered(nn.Sequential):
 @pytest.mark.parametrize("build", [demo, Registered])
 def test_one_compilation_serves_the_whole_grid(build: Callable[[], nn.Module]) -> None:
     network = build()
-    first = exchanged(network, 0.9)
-    assert first.exchanged == (build is Registered)
-    shared = Dialled(first)
+    first = modules_replaced(network, 0.9)
+    assert first.modules_replaced == (build is Registered)
+    shared = ParametricNetwork(first)
     graphs = []
     for beta, c in ((0.9, 0.5), (0.5, 1.0), (0.7, 0.0), (0.99, 0.5)):
-        steered = exchanged(network, beta, c)
-        dials = steered.dials()
-        assert dials is not None
-        fast = At(shared, torch.tensor(dials))
+        steered = modules_replaced(network, beta, c)
+        curve_parameters = steered.curve_parameters()
+        assert curve_parameters is not None
+        fast = AtBeta(shared, torch.tensor(curve_parameters))
         torch.testing.assert_close(fast(X), steered(X), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(gradient(fast, X), gradient(steered, X), rtol=1e-3, atol=1e-3)
         with torch.no_grad():
@@ -137,14 +147,14 @@ def test_what_cannot_be_compiled_is_refused_where_it_must_be_and_left_where_it_n
     network = demo()
     told = r"^compile: the network cannot be compiled \(RuntimeError: no compiler\); a CPU needs a C\+\+ compiler"
     with pytest.raises(ModelError, match=told):
-        tried(Broken(), network, X)
+        checked(Broken(), network, X)
     with pytest.raises(ModelError, match="compiled, it computes something else"):
-        tried(nn.Sequential(network, nn.ReLU()), network, X)
+        checked(nn.Sequential(network, nn.ReLU()), network, X)
     monkeypatch.setattr(evaluate, "compiled", lambda network: Broken())
-    bench = evaluate.Workbench(Demo(name="digits_plain").load())
-    assert bench._compiled(network, X, must=False) is network
+    session = evaluate.ModelSession(Demo(name="digits_plain").load())
+    assert session._compiled(network, X, must=False) is network
     with pytest.raises(ModelError, match="no compiler"):
-        bench._compiled(network, X, must=True)
+        session._compiled(network, X, must=True)
 
 
 # --- laid out ---
@@ -152,7 +162,7 @@ def test_what_cannot_be_compiled_is_refused_where_it_must_be_and_left_where_it_n
 
 def test_the_weights_of_convolutions_have_their_channels_last() -> None:
     network, plain = demo(), demo()
-    lay_out(network, X)
+    to_channels_last(network, X)
     weights = [parameter for parameter in network.parameters() if parameter.ndim == 4 and parameter.shape[1] > 1]
     assert weights
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
@@ -172,7 +182,7 @@ def test_a_network_that_does_not_run_that_way_is_left() -> None:
     network = Viewing()
     x = torch.rand(2, 3, 8, 8)
     before = network(x)
-    lay_out(network, x)
+    to_channels_last(network, x)
     assert network.first.weight.is_contiguous()
     assert torch.equal(network(x), before)
 
@@ -184,11 +194,11 @@ def test_a_lowered_network_computes_in_half_and_answers_in_full() -> None:
     network = demo()
     seen = []
     network.get_submodule("stem").register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    low = lowered(network, "bfloat16")
+    low = half_precision(network, "bfloat16")
     assert low(X).dtype == torch.float32
     assert seen == [torch.bfloat16]
     torch.testing.assert_close(low(X), network(X), rtol=0.05, atol=0.2)
-    assert lowered(network, "float32") is lowered(network, "tf32") is network
+    assert half_precision(network, "float32") is half_precision(network, "tf32") is network
 
 
 def test_tf32_is_on_for_the_attack_alone() -> None:
@@ -234,9 +244,9 @@ class Wrong(nn.Module):
 
 def test_modules_are_exchanged_where_that_reaches_all_and_gives_the_same_bits() -> None:
     network = Registered()
-    steered, by_mode = exchanged(network, 0.8), steer(network, 0.8, example=X)
-    assert steered.exchanged
-    assert not by_mode.exchanged
+    steered, by_mode = modules_replaced(network, 0.8), steer(network, 0.8, example=X)
+    assert steered.modules_replaced
+    assert not by_mode.modules_replaced
     assert type(network[1]) is nn.ReLU
     assert torch.equal(steered(X), by_mode(X))
     assert torch.equal(gradient(steered, X), gradient(by_mode, X))
@@ -284,7 +294,7 @@ class Ignored(nn.Module):
 def test_otherwise_they_are_rerouted(build: Callable[[], nn.Module]) -> None:
     network = build()
     family: FamilyName = "smooth" if isinstance(network, nn.Sequential) else "relu"
-    assert not exchanged(network, 0.8, family=family, example=torch.randn(3, 4)).exchanged
+    assert not modules_replaced(network, 0.8, family=family, example=torch.randn(3, 4)).modules_replaced
 
 
 def test_modules_that_would_give_other_bits_are_not_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +304,7 @@ def test_modules_that_would_give_other_bits_are_not_exchanged(monkeypatch: pytes
     monkeypatch.setitem(
         piecewise_affine.MODULES, nn.ReLU, (name, lambda curve, x: smooth(curve, x) * (1 + 1e-6), arguments)
     )
-    assert not exchanged(Registered(), 0.8).exchanged
+    assert not modules_replaced(Registered(), 0.8).modules_replaced
 
 
 def test_what_is_about_attacks_is_refused_where_there_are_none(here: Any, mapping: Any) -> None:

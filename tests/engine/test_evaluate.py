@@ -13,11 +13,11 @@ from harness.api.work import Shard, Task
 from harness.datasets.digits import Digits
 from harness.engine.evaluate import evaluate, source
 from harness.engine.numerics import reproducible
-from harness.engine.session import workbench
+from harness.engine.session import model_session
 from harness.errors import InvalidAdversary, ModelError
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded
-from harness.scheduling.trials import Lane
+from harness.scheduling.trials import TrialChain
 from harness.threats.lp import L1, L2, Linf, Lp
 from harness.util.hashing import sha256_of_weights
 
@@ -78,16 +78,16 @@ class MiddleData(Dataset):
         return Middle(Affine().eval(), self.size)
 
 
-def play(lane):
+def play(chain):
     """All stages of a lane: the scores, and the outcome of each stage."""
     outcomes = []
-    while cell := lane.next([outcome.values for outcome in outcomes]):
+    while cell := chain.next([outcome.values for outcome in outcomes]):
         outcomes.append(evaluate(cell))
-    return lane.bounds([outcome.values for outcome in outcomes]), outcomes
+    return chain.bounds([outcome.values for outcome in outcomes]), outcomes
 
 
 def task(model, dataset, threat, seed=0):
-    return Task(model.label, model, dataset, threat, seed, "cpu", workbench(model, "cpu", False).loaded.sha256)
+    return Task(model.label, model, dataset, threat, seed, "cpu", model_session(model, "cpu", False).loaded.sha256)
 
 
 def exact_radius(x, y, weight, bias, order):
@@ -110,7 +110,7 @@ def test_linear_network_has_its_exact_robust_accuracy(cls, eps, beta):
     data, model = MiddleData(), AffineModel()
     images = tuple(range(data.size))
     steering = BASELINE if beta == 1.0 else Steering(beta, 1.0)
-    (clean, robust), _ = play(Lane(task(model, data, threat), steering, Shard(images, "")))
+    (clean, robust), _ = play(TrialChain(task(model, data, threat), steering, Shard(images, "")))
     batch = data.open().read(images)
     network = Affine()
     scale = 1.0 if beta == 1.0 else 0.5
@@ -128,11 +128,11 @@ def test_agrees_with_autoattack_run_directly(steering):
     """The same images are lost, batch by batch, at the same seed; and stage by stage."""
     threat, model, data = Linf(eps=0.1), Demo(name="digits_plain"), Digits()
     for images in (tuple(range(10)), tuple(range(10, 20))):
-        lane = Lane(task(model, data, threat), steering, Shard(images, str(images[0])))
-        (_, robust), outcomes = play(lane)
+        chain = TrialChain(task(model, data, threat), steering, Shard(images, str(images[0])))
+        (_, robust), outcomes = play(chain)
         batch = source(data, Preprocessing(), False).read(images)
-        network = workbench(model, "cpu", False).steered(steering, batch.x[:1])
-        seed = lane.next([]).seed
+        network = model_session(model, "cpu", False).steered(steering, batch.x[:1])
+        seed = chain.next([]).seed
         with reproducible():
             tool = AutoAttack(network, norm="Linf", eps=0.1, seed=seed, device="cpu")
             adversarial, _ = tool.run_standard_evaluation(batch.x, batch.y, batch_size=len(images))
@@ -153,8 +153,8 @@ def test_agrees_with_autoattack_run_directly(steering):
 def test_survivors_alone_are_attacked_and_kept_images_fool_the_network():
     threat = Linf.model_validate({"eps": 0.1, "attack": {"stages": ["apgd-ce", "square"], "queries": 200}})
     model, data, images = Demo(name="digits_plain"), Digits(), tuple(range(30))
-    (clean, robust), outcomes = play(Lane(task(model, data, threat), BASELINE, Shard(images, "")))
-    network = workbench(model, "cpu", False).loaded.network
+    (clean, robust), outcomes = play(TrialChain(task(model, data, threat), BASELINE, Shard(images, "")))
+    network = model_session(model, "cpu", False).loaded.network
     batch = source(data, Preprocessing(), False).read(images)
     lost = set()
     for outcome in outcomes:
@@ -205,23 +205,29 @@ class Cheating(Lp):
     ],
 )
 def test_invalid_adversaries_are_never_scored(how, message):
-    lane = Lane(task(Demo(name="digits_plain"), Digits(), Cheating(eps=0.1, how=how)), BASELINE, Shard((0, 1), ""))
+    chain = TrialChain(
+        task(Demo(name="digits_plain"), Digits(), Cheating(eps=0.1, how=how)), BASELINE, Shard((0, 1), "")
+    )
     with pytest.raises(InvalidAdversary, match=message) as caught:
-        play(lane)
+        play(chain)
     assert caught.value.flag == "invalid"
 
 
 def test_an_image_that_fools_nobody_is_not_lost():
     """The attack claims nothing; the harness asks the network."""
-    lane = Lane(
+    chain = TrialChain(
         task(Demo(name="digits_plain"), Digits(), Cheating(eps=0.1, how="nothing")), BASELINE, Shard((0, 1, 2), "")
     )
-    (clean, robust), _ = play(lane)
+    (clean, robust), _ = play(chain)
     assert np.array_equal(clean, robust)
 
 
 def test_rounding_is_forgiven():
-    play(Lane(task(Demo(name="digits_plain"), Digits(), Cheating(eps=0.1, how="rounding")), BASELINE, Shard((0,), "")))
+    play(
+        TrialChain(
+            task(Demo(name="digits_plain"), Digits(), Cheating(eps=0.1, how="rounding")), BASELINE, Shard((0,), "")
+        )
+    )
 
 
 class Odd(Model):
@@ -273,17 +279,17 @@ class OddNetwork(nn.Module):
 def test_networks_that_cannot_be_scored(fault, message):
     threat = Linf.model_validate({"eps": 0.1, "attack": {"stages": ["apgd-ce"], "iterations": 2}})
     with pytest.raises(ModelError, match=message):
-        play(Lane(task(Odd(fault=fault), Digits(), threat), BASELINE, Shard(tuple(range(20)), "")))
+        play(TrialChain(task(Odd(fault=fault), Digits(), threat), BASELINE, Shard(tuple(range(20)), "")))
 
 
 def test_a_randomised_network_is_flagged_and_an_honest_one_is_not():
     threat = Linf.model_validate({"eps": 0.1, "attack": {"stages": ["apgd-ce"], "iterations": 2}})
     for model, flags in ((Odd(fault="randomized"), {"randomized"}), (Odd(fault="none"), set())):
-        _, outcomes = play(Lane(task(model, Digits(), threat), BASELINE, Shard(tuple(range(20)), "")))
+        _, outcomes = play(TrialChain(task(model, Digits(), threat), BASELINE, Shard(tuple(range(20)), "")))
         assert {flag for outcome in outcomes for flag in outcome.flags} == flags
 
 
 def test_few_classes_are_flagged_and_the_targets_fitted():
     threat = Linf.model_validate({"eps": 0.02, "attack": "standard"})
-    _, outcomes = play(Lane(task(AffineModel(), MiddleData(), threat), BASELINE, Shard(tuple(range(3)), "")))
+    _, outcomes = play(TrialChain(task(AffineModel(), MiddleData(), threat), BASELINE, Shard(tuple(range(3)), "")))
     assert "few_classes" in outcomes[0].flags

@@ -89,7 +89,7 @@ def test_whatever_may_change_an_outcome_changes_the_key(other: Cell) -> None:
         cell(task=task(label="another name")),
         cell(task=task(device="cuda:1")),
         cell(task=task(offline=True)),
-        cell(standing=(3,)),
+        cell(surviving=(3,)),
         cell(task=task(threat=Linf(eps=8 / 255))),
     ],
 )
@@ -194,12 +194,12 @@ def test_adversarial_images_are_those_lost_in_the_very_stage_and_lie_in_the_ball
         for row in rows(resumed / "runs").values()
     }
     found = 0
-    for (*lane, stage), row in kept.items():
+    for (*chain, stage), row in kept.items():
         key, numbers = row["key"], np.array(row["identity"]["shard"]["images"])
         path = resumed / "runs" / "tiny" / "adversaries" / key[:2] / f"{key}.safetensors"
         before = {"apgd-ce": "clean", "square": "apgd-ce"}.get(stage)
         alive = np.frombuffer(row["outcome"], "<f4") > 0
-        stood = np.frombuffer(kept[*lane, before]["outcome"], "<f4") > 0 if before else alive
+        stood = np.frombuffer(kept[*chain, before]["outcome"], "<f4") > 0 if before else alive
         lost = numbers[stood & ~alive]
         assert path.exists() == bool(len(lost))
         if not len(lost):
@@ -212,7 +212,7 @@ def test_adversarial_images_are_those_lost_in_the_very_stage_and_lie_in_the_ball
         assert adversarial.max() <= 1
         distance = np.abs(adversarial.astype("float64") - clean[lost]).reshape(len(lost), -1).max(1)
         assert (distance <= 0.1 * (1 + 1e-4) + 1e-6).all()
-        if lane[0] == "baseline":
+        if chain[0] == "baseline":
             assert (mixed()(stored["images"]).argmax(1).numpy() != labels[lost]).all()
         found += len(lost)
     assert found > 0

@@ -20,7 +20,7 @@ from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.leaderboard import csv_file, outcomes
 from harness.models.demo import Demo
-from harness.scheduling.trials import Lane
+from harness.scheduling.trials import TrialChain
 
 N, BETA = 40, 0.5
 ATTACK = {"stages": ["apgd-ce", "square"], "iterations": 6, "queries": 60}
@@ -72,9 +72,9 @@ def test_an_image_is_lost_first_where_an_image_that_fooled_the_baseline_fools(
                 continue
             path = folder / "adversaries" / key[:2] / f"{key}.safetensors"
             if path.exists():
-                shown = load_file(path)
-                wrong = network(shown["images"]).argmax(1) != batch.y[shown["indices"]]
-                expected[shown["indices"][wrong]] = False
+                candidates = load_file(path)
+                wrong = network(candidates["images"]).argmax(1) != batch.y[candidates["indices"]]
+                expected[candidates["indices"][wrong]] = False
                 fooled_any |= bool(wrong.any())
     assert fooled_any
     assert bits(table, BETA, "replay-first") == expected.tolist()
@@ -85,8 +85,8 @@ def test_what_fell_first_stays_lost_and_the_baseline_is_left_alone(answers: dict
     for stage in ("clean", *ATTACK["stages"]):
         assert bits(plain, 1.0, stage) == bits(replayed, 1.0, stage)
     assert "replay-first" not in set(plain["stage"])
-    shown = bits(replayed, BETA, "replay-first")
-    assert all(a <= b for a, b in zip(bits(replayed, BETA, "square"), shown, strict=True))
+    candidates = bits(replayed, BETA, "replay-first")
+    assert all(a <= b for a, b in zip(bits(replayed, BETA, "square"), candidates, strict=True))
 
 
 def test_the_images_that_fell_first_are_kept_and_fool(answers: dict[str, Any], rows: Any) -> None:
@@ -118,13 +118,13 @@ def test_it_is_the_same_with_two_workers(answers: dict[str, Any], untimed: Calla
 
 
 def test_best_first_finds_the_same_winner(answers: dict[str, Any]) -> None:
-    shown = ["beta", "clean", "robust"]
-    winners = [answers[name][0].query("rank == 1")[shown].to_numpy().tolist() for name in ("with", "best")]
+    candidates = ["beta", "clean", "robust"]
+    winners = [answers[name][0].query("rank == 1")[candidates].to_numpy().tolist() for name in ("with", "best")]
     assert winners[0] == winners[1]
 
 
 def test_corruptions_know_no_such_thing() -> None:
     """What a "mean" threat finds is no adversary: the option changes nothing."""
-    lane = Lane(replace(task(Mean(how_many=2)), replay_first=True), Steering(0.5), Shard((1,), "d"))
-    assert lane.follows is None
-    assert "replay-first" not in lane.stages
+    chain = TrialChain(replace(task(Mean(how_many=2)), replay_first=True), Steering(0.5), Shard((1,), "d"))
+    assert chain.follows is None
+    assert "replay-first" not in chain.stages

@@ -17,7 +17,7 @@ from harness.config.benchmark import parse_benchmark
 from harness.errors import ModelError
 from harness.executors import dispatch
 from harness.executors.local import ATTEMPTS, Local
-from harness.scheduling.trials import CLEAN, MARGIN, grid, lanes, shards
+from harness.scheduling.trials import CLEAN, MARGIN, chains, grid, shards
 
 Mapping = Callable[..., dict[str, Any]]
 Rows = Callable[..., dict[str, dict[str, Any]]]
@@ -73,14 +73,14 @@ def test_a_model_that_fails_in_the_middle_keeps_what_it_had(
 
 
 def some_cells(mapping: Mapping, builder: str = "mixed") -> list[Cell]:
-    from harness.engine.session import workbench
+    from harness.engine.session import model_session
 
     benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models
-    weights = workbench(one, "cpu", True).loaded.sha256
+    weights = model_session(one, "cpu", True).loaded.sha256
     task = Task(one.label, one, benchmark.dataset, benchmark.threat, 0, "cpu", weights)
     cut = shards(dict.fromkeys(range(24), "d"), 8)
-    every = [lane.next([]) for lane in lanes(task, grid([0.5], [0.5], "all"), cut)]
+    every = [chain.next([]) for chain in chains(task, grid([0.5], [0.5], "all"), cut)]
     return [cell for cell in every if cell]
 
 

@@ -20,7 +20,7 @@ from harness.errors import ModelError, SpecError
 from harness.executors.dispatch import Dispatcher
 from harness.executors.local import ATTEMPTS
 from harness.executors.ray import Ray
-from harness.scheduling.trials import grid, lanes, shards
+from harness.scheduling.trials import chains, grid, shards
 from harness.testing import ExecutorContract
 
 library = pytest.importorskip("ray")
@@ -165,14 +165,14 @@ def model(builder: str, **fields: Any) -> dict[str, Any]:
 
 
 def some_cells(mapping: Mapping, builder: str = "mixed", device: str = "cpu") -> list[Cell]:
-    from harness.engine.session import workbench
+    from harness.engine.session import model_session
 
     benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models
-    weights = workbench(one, "cpu", True).loaded.sha256
+    weights = model_session(one, "cpu", True).loaded.sha256
     task = Task(one.label, one, benchmark.dataset, benchmark.threat, 0, device, weights)
     cut = shards(dict.fromkeys(range(24), "d"), 8)
-    every = [lane.next([]) for lane in lanes(task, grid([0.5], [0.5], "all"), cut)]
+    every = [chain.next([]) for chain in chains(task, grid([0.5], [0.5], "all"), cut)]
     return [cell for cell in every if cell]
 
 
@@ -260,10 +260,10 @@ def test_errors_idle_deaths_and_leaving(cluster: Any, mapping: Mapping, monkeypa
         assert len(lost) == 1
         # leaving lets go at once
         assert processes_of(session, "ray::Worker")
-        flying = ray.submit(slow)
+        in_flight = ray.submit(slow)
         started = time.monotonic()
     assert time.monotonic() - started < 5
-    assert flying.done()
+    assert in_flight.done()
     assert gone(lambda: processes_of(session, "ray::Worker"), 5)
 
 

@@ -94,11 +94,11 @@ def jobs(cluster: str, **fields: Any) -> dict[str, Any]:
 
 
 def one_cell(mapping: Mapping, builder: str) -> Cell:
-    from harness.engine.session import workbench
+    from harness.engine.session import model_session
 
     benchmark = parse_benchmark({"name": "tiny"} | mapping(models=[model(builder)]))
     (one,) = benchmark.models
-    weights = workbench(one, "cpu", True).loaded.sha256
+    weights = model_session(one, "cpu", True).loaded.sha256
     task = Task(one.label, one, benchmark.dataset, benchmark.threat, 0, "cpu", weights)
     return Cell(task, BASELINE, Shard(tuple(range(8)), "d"), CLEAN, tuple(range(8)))
 
@@ -162,13 +162,13 @@ def test_errors_are_told_as_they_are(mapping: Mapping) -> None:
 def test_leaving_cancels_the_jobs(mapping: Mapping) -> None:
     with Slurm(cluster="local", workers=1) as executor:
         promise = executor.submit(one_cell(mapping, "mixed"))
-        while not (flying := list(executor._dispatcher._step.__self__._flying)):
+        while not (in_flight := list(executor._dispatcher._step.__self__._in_flight)):
             time.sleep(0.05)
         time.sleep(1)
         started = time.monotonic()
     assert time.monotonic() - started < 5
     assert promise.cancelled()
-    assert flying[0]._process.wait(10) != 0
+    assert in_flight[0]._process.wait(10) != 0
 
 
 SBATCH = """#!/bin/sh

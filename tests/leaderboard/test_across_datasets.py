@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from harness.errors import LeaderboardError
 from harness.leaderboard import across_datasets
-from harness.leaderboard.across_datasets import Group, Question, Row, sum_up
+from harness.leaderboard.across_datasets import MethodSummary, Setting, SettingSummary, sum_up
 from harness.report import site
 
 CLEAN = {
@@ -49,12 +49,12 @@ def transfer(
     return boards.table(*rows)
 
 
-def only(found: across_datasets.Several) -> Group:
+def only(found: across_datasets.AcrossDatasets) -> SettingSummary:
     (group,) = found.groups
     return group
 
 
-def by_method(found: across_datasets.Several) -> dict[str, Row]:
+def by_method(found: across_datasets.AcrossDatasets) -> dict[str, MethodSummary]:
     return {row.method: row for row in only(found).rows}
 
 
@@ -250,11 +250,11 @@ def test_anyones_folders_have_one_name_and_are_told_apart_by_their_images(other:
 
 def test_what_is_not_averaged_is_named_with_its_reason() -> None:
     gone = boards.failed("gone", "no such file") | {"dataset": "cub"} | CLEAN
-    given_up = boards.bounded("m", 1.0, 0, 0, dataset="cub", **CLEAN, method="lora-1")
+    pruned = boards.bounded("m", 1.0, 0, 0, dataset="cub", **CLEAN, method="lora-1")
     tables = three() | {
         "mse": transfer("dsprites", 50, 2.0, metric="mse"),
         "sample": transfer("svhn", 50, 30.0, status="in-sample").iloc[:1],
-        "failed": boards.table(gone, given_up),
+        "failed": boards.table(gone, pruned),
         "nothing": transfer("food101", 50, None),
     }
     found = sum_up(tables)
@@ -453,6 +453,6 @@ def test_where_the_boards_cannot_be_summed_up_the_index_says_why_and_the_site_is
 
 
 def test_a_question_has_a_name_of_its_own() -> None:
-    assert Question("Linf", "0.1", "standard", "paper", "relu", "untouched").title == (
+    assert Setting("Linf", "0.1", "standard", "paper", "relu", "untouched").title == (
         "Linf, ε = 0.1 · standard · protocol: paper · against the network untouched"
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness.analysis.statistics import wilson
 from harness.api.records import Coverage, Steering
 from harness.errors import LeaderboardError
-from harness.leaderboard.csv_file import FORMATS, TEXT, Entry, Score, board, read, to_csv, write
+from harness.leaderboard.csv_file import FORMATS, TEXT, ModelEntry, Score, board, read, to_csv, write
 
 COLUMNS = [
     "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "delta_pp",
@@ -40,9 +40,9 @@ def score(beta: float, robust: list[float], clean: list[float], c: float = 0.5, 
     return Score(**(fields | changes))
 
 
-def entry(*scores: Score, **changes: Any) -> Entry:
+def entry(*scores: Score, **changes: Any) -> ModelEntry:
     fields = {"shared": SHARED, "scores": scores, "coverage": Coverage(3, 2, {})}
-    return Entry(**(fields | changes))
+    return ModelEntry(**(fields | changes))
 
 
 # --- the columns ---
@@ -55,7 +55,7 @@ def test_the_columns_and_every_format_are_fixed() -> None:
                 score(1.0, [1, 0, 0, 0], [1, 1, 0, 1]),
                 score(0.95, [1, 1, 0, 0], [1, 1, 0, 0], flags=frozenset({"zero_gradient", "few_classes"})),
             ),
-            Entry(SHARED | {"model": "n"}, failure="no\n  such  file", flag="probabilities"),
+            ModelEntry(SHARED | {"model": "n"}, failure="no\n  such  file", flag="probabilities"),
         ]
     )
     assert list(table.columns) == COLUMNS
@@ -169,7 +169,7 @@ def test_a_board_survives_the_way_to_a_file_and_back(
     path = tmp_path_factory.getbasetemp() / "round.csv"
     shared = SHARED | {"model": name}
     plain, steered = score(1.0, [1, 0, 0, 1], values), score(beta, [0, 1, 1, 1], [1, 1, 0, 1])
-    table = board([entry(plain, steered, shared=shared), Entry(shared, failure=name)])
+    table = board([entry(plain, steered, shared=shared), ModelEntry(shared, failure=name)])
     write(table, path)
     back = read(path)
     assert to_csv(back) == to_csv(table)

@@ -50,9 +50,12 @@ def test_it_is_the_function_of_robustbenchs(depth: str, block: str, blocks: tupl
 def test_replacing_modules_misses_the_relu_after_each_sum(depth: str, modules: int, all_: int) -> None:
     """The counts of the paper's networks."""
     x = torch.rand(1, 3, 32, 32)
-    reach = partial(steer, built(depth, 10), 0.9, example=x)
-    assert (reach(sites="modules").coverage.steered, reach(sites="modules").coverage.sites) == (modules, all_)
-    assert (reach().coverage.steered, reach().coverage.sites) == (all_, all_)
+    coverage_of = partial(steer, built(depth, 10), 0.9, example=x)
+    assert (coverage_of(sites="modules").coverage.steered, coverage_of(sites="modules").coverage.sites) == (
+        modules,
+        all_,
+    )
+    assert (coverage_of().coverage.steered, coverage_of().coverage.sites) == (all_, all_)
 
 
 def test_the_keys_are_those_of_the_authors_checkpoints() -> None:

@@ -17,7 +17,7 @@ from harness.report.demo_figure import (
     INTERVAL,
     SIDE,
     SQUARE,
-    Task,
+    TrainedNetwork,
     division,
     fit,
     level_set,
@@ -27,12 +27,12 @@ from harness.report.demo_figure import (
 
 
 @pytest.fixture(scope="module")
-def spirals() -> Task:
+def spirals() -> TrainedNetwork:
     return demo_figure.spirals()
 
 
 @pytest.fixture(scope="module")
-def wave() -> Task:
+def wave() -> TrainedNetwork:
     return demo_figure.wave()
 
 
@@ -72,13 +72,15 @@ def circle_at_infinity(points: Tensor) -> Tensor:
     return torch.ones(len(points), 1)
 
 
-def test_the_networks_have_learned_their_tasks(spirals: Task, wave: Task) -> None:
+def test_the_networks_have_learned_their_tasks(spirals: TrainedNetwork, wave: TrainedNetwork) -> None:
     right = (spirals.network(spirals.x) > 0) == (spirals.y > 0.5)
     assert right.double().mean() > 0.95
     assert (wave.network(wave.x) - wave.y).square().mean() < 0.01
 
 
-def test_at_one_it_is_the_untouched_network_and_at_zero_nearly_linear(spirals: Task, wave: Task) -> None:
+def test_at_one_it_is_the_untouched_network_and_at_zero_nearly_linear(
+    spirals: TrainedNetwork, wave: TrainedNetwork
+) -> None:
     x = torch.linspace(*INTERVAL, demo_figure.POINTS, dtype=torch.float64)[:, None]
     panels = {beta: fit(wave, beta) for beta in BETAS}
     np.testing.assert_allclose(panels[1.0].values, wave.network(x)[:, 0].numpy(), atol=1e-12)

@@ -16,7 +16,7 @@ from harness.leaderboard.flags import MEANING
 from harness.report import verdict
 from harness.report.page import commands as repeating
 from harness.report.page import report, staged
-from harness.report.verdict import Summary
+from harness.report.verdict import ModelVerdict
 
 BITS = pd.DataFrame(
     [
@@ -28,8 +28,8 @@ BITS = pd.DataFrame(
 )  # fmt: skip
 
 
-def told(*rows: dict[str, Any]) -> Summary:
-    return verdict.summary("m", boards.table(*rows).to_dict("records"))
+def told(*rows: dict[str, Any]) -> ModelVerdict:
+    return verdict.model_verdict("m", boards.table(*rows).to_dict("records"))
 
 
 def page_of(tmp_path: Path, table: pd.DataFrame, bits: pd.DataFrame | None = None) -> boards.Element:
@@ -44,7 +44,7 @@ def test_the_sentence_has_the_numbers_of_the_headline() -> None:
         "m", "0.8;0.8;0.8;0.8;0.8", beta=0.8, c=0.5, delta_pp=1.1, delta_low=-0.2, delta_high=2.4, gained=14, lost=3,
         p_value=0.1734,
     )  # fmt: skip
-    assert told(row, boards.untouched("m")) == Summary(
+    assert told(row, boards.untouched("m")) == ModelVerdict(
         "m", "neither", 1.1,
         "β = 0.8, cross-validated: +1.1 points, 95 % −0.2 … +2.4, 14 gained, 3 lost, p = 0.17",
         "On 200 images chance alone may explain the difference; more images would tell.",
@@ -63,9 +63,9 @@ def test_the_sentence_has_the_numbers_of_the_headline() -> None:
 def test_only_a_p_below_5_percent_of_a_fair_choice_is_evidence(
     changes: dict[str, Any], verdict: str, word: str
 ) -> None:
-    summary = told(boards.selected("m", "0.9", **changes), boards.untouched("m"))
-    assert (summary.verdict, summary.word) == (verdict, word)
-    assert ("no evidence" in summary.plain) == (verdict == "untrusted")
+    model_verdict = told(boards.selected("m", "0.9", **changes), boards.untouched("m"))
+    assert (model_verdict.verdict, model_verdict.word) == (verdict, word)
+    assert ("no evidence" in model_verdict.plain) == (verdict == "untrusted")
 
 
 def test_the_folds_that_chose_otherwise_are_told_most_frequent_first() -> None:

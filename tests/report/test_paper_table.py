@@ -16,12 +16,22 @@ from helpers.boards import board
 
 from harness.config.benchmark import load_benchmark
 from harness.report import paper_table, site
-from harness.report.paper_table import PUBLISHED, Claim, Group, Question, Row, belongs, groups, page, plain
+from harness.report.paper_table import (
+    PUBLISHED,
+    Claim,
+    PaperGroup,
+    PaperRow,
+    PaperSetting,
+    belongs,
+    groups,
+    page,
+    plain,
+)
 
 ROOT = Path(__file__).parents[2]
 
 
-def rows(*tables: pd.DataFrame) -> list[Row]:
+def rows(*tables: pd.DataFrame) -> list[PaperRow]:
     """The rows to which the boards a, b, … have given something."""
     table = groups(dict(zip("abcdef", tables, strict=False)))
     return [row for group in table for row in group.rows if row.measured]
@@ -47,7 +57,7 @@ def test_the_values_are_those_published(
 ) -> None:
     sets = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
     attack = sets[dataset] if threat == "corruptions" else "standard"
-    assert PUBLISHED[Question(dataset, threat, eps, attack), plain(network)].claim == claim
+    assert PUBLISHED[PaperSetting(dataset, threat, eps, attack), plain(network)].claim == claim
 
 
 def test_each_network_has_a_value_for_each_threat_and_none_is_a_loss() -> None:
@@ -65,7 +75,7 @@ def test_our_benchmarks_ask_the_published_questions_of_the_published_networks() 
         asked.setdefault(question, set()).add(network)
     for question, networks in asked.items():
         benchmark = load_benchmark(ROOT / paper_table.benchmark(question))
-        assert Question(benchmark.dataset.kind, **benchmark.threat.columns()) == question
+        assert PaperSetting(benchmark.dataset.kind, **benchmark.threat.columns()) == question
         assert {plain(model.label) for model in benchmark.models} == networks
 
 
@@ -178,7 +188,7 @@ def test_a_baseline_of_nothing_is_zero_and_not_minus_zero() -> None:
 # --- the page ---
 
 
-def shown(table: list[Group], **options: Any) -> boards.Element:
+def shown(table: list[PaperGroup], **options: Any) -> boards.Element:
     return boards.parsed(page(table, **options))
 
 

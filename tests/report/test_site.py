@@ -92,8 +92,8 @@ def test_the_index_tells_what_each_board_found(folder: Path, tmp_path: Path) -> 
         "1 gain, 1 without evidence, 1 loss, 1 not scored "
         f"+6.0 WideResNet-28-10 with a rather long name +0.0 {boards.SCRIPT} −4.0 loser – gone $x_1$"
     )
-    (reach,) = page.all("table", id="reach")
-    assert [[cell.text for cell in row.children] for row in reach.all("tr")[1:]] == [
+    (coverage_of,) = page.all("table", id="reach")
+    assert [[cell.text for cell in row.children] for row in coverage_of.all("tr")[1:]] == [
         ["cifar10/Linf", "2", "2", "1", "0", "1", "1", "0", "1"],
         ["all", "2", "2", "1", "0", "1", "1", "0", "1"],
     ]

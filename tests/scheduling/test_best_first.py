@@ -22,11 +22,11 @@ from harness.api.threat import Threat
 from harness.api.work import Cell, Outcome
 from harness.config.benchmark import parse_benchmark
 from harness.leaderboard import csv_file, outcomes
-from harness.scheduling.best_first import Race
-from harness.scheduling.margins import most_fragile_first
-from harness.scheduling.policies import Everything, Races
-from harness.scheduling.state import State
-from harness.scheduling.trials import REPLAY_FIRST, Lane, grid, lanes, shards
+from harness.scheduling.best_first import BestFirstSearch
+from harness.scheduling.margins import smallest_margin_first
+from harness.scheduling.policies import BestFirstPolicy, FullGridPolicy
+from harness.scheduling.state import RunProgress
+from harness.scheduling.trials import REPLAY_FIRST, TrialChain, chains, grid, shards
 
 
 class Nothing:
@@ -52,19 +52,19 @@ class Table:
         self.images = [7 + 2 * k for k in range(n)]
         self.steerings = grid(self.betas, [0.5], "all")
         digests = dict.fromkeys(self.images, "d")
-        fragile = most_fragile_first(digests, [np.arange(n) % 5])
+        fragile = smallest_margin_first(digests, [np.arange(n) % 5])
         asked = replace(task(self.threat), replay_first=self.replay_first)
-        self.lanes = lanes(asked, self.steerings, shards(fragile, self.size))
+        self.chains = chains(asked, self.steerings, shards(fragile, self.size))
         self.sets = [on for on, _ in selection_sets(CrossValidation(folds=2), np.arange(n) % 2, 0)]
 
     def outcome(self, cell: Cell) -> np.ndarray:
         rows = self.values[self.steerings.index(cell.steering)]
-        of = dict(zip(("clean", *self.threat.stages), rows, strict=True)) | {REPLAY_FIRST: self.shown(rows)}
+        of = dict(zip(("clean", *self.threat.stages), rows, strict=True)) | {REPLAY_FIRST: self.candidates(rows)}
         row = of[cell.stage]
-        standing = set(cell.standing)
-        return np.array([image in standing and row[self.images.index(image)] for image in cell.shard.images], "f4")
+        surviving = set(cell.surviving)
+        return np.array([image in surviving and row[self.images.index(image)] for image in cell.shard.images], "f4")
 
-    def shown(self, rows: np.ndarray) -> np.ndarray:
+    def candidates(self, rows: np.ndarray) -> np.ndarray:
         """Which images survive what fooled the baseline: some."""
         return np.roll(rows[0], 1)
 
@@ -74,12 +74,12 @@ class Table:
         for steering, rows in zip(self.steerings, self.values, strict=True):
             robust = rows.all(0) if self.threat.reduction == "worst" else rows[1:].mean(0)
             if self.replay_first and self.threat.reduction == "worst" and not steering.is_baseline:
-                robust = robust * self.shown(rows)
+                robust = robust * self.candidates(rows)
             found[steering] = Scored(steering, rows[0].astype("f4"), robust.astype("f4"))
         return found
 
-    def race(self) -> Race:
-        return Race(dict(enumerate(self.lanes)), self.images, self.sets, self.top)
+    def search(self) -> BestFirstSearch:
+        return BestFirstSearch(dict(enumerate(self.chains)), self.images, self.sets, self.top)
 
 
 @st.composite
@@ -97,41 +97,41 @@ def on(scored: Scored, where: np.ndarray) -> Scored:
     return Scored(scored.steering, scored.clean[where], scored.robust[where])
 
 
-def run(table: Table) -> Race:
+def run(table: Table) -> BestFirstSearch:
     """One cell after another; each must belong to a steering that may still win, or to the baseline."""
-    race, everything = table.race(), table.full()
-    while (number := race.next()) is not None:
-        lane = table.lanes[number]
-        finished = [steering for steering in table.steerings if not race.open[steering]]
-        bound = race.bounds[lane.steering]
+    search, everything = table.search(), table.full()
+    while (number := search.next()) is not None:
+        chain = table.chains[number]
+        finished = [steering for steering in table.steerings if not search.open[steering]]
+        bound = search.bounds[chain.steering]
         excluded = [
             sum(better(on(everything[one], where)) < better(on(bound, where)) for one in finished)
             >= (table.top if position == 0 else 1)
-            for position, where in enumerate(race.sets)
+            for position, where in enumerate(search.sets)
         ]
-        assert lane.steering.is_baseline or not all(excluded)
-        cell = lane.next(race.done[number])
+        assert chain.steering.is_baseline or not all(excluded)
+        cell = chain.next(search.done[number])
         assert cell is not None
-        race.advance(number, table.outcome(cell))
-    return race
+        search.tell(number, table.outcome(cell))
+    return search
 
 
 @given(tables())
 def test_the_winners_are_those_of_the_full_grid(table: Table) -> None:
-    race, everything = run(table), table.full()
-    for position, where in enumerate(race.sets):
+    search, everything = run(table), table.full()
+    for position, where in enumerate(search.sets):
         ranked = sorted(table.steerings, key=lambda steering: better(on(everything[steering], where)))
         for winner in ranked[: table.top if position == 0 else 1]:
-            assert not race.open[winner]
-            np.testing.assert_allclose(race.bounds[winner].robust, everything[winner].robust, atol=1e-6)
-        assert min(table.steerings, key=lambda one: better(on(race.bounds[one], where))) == ranked[0]
-    assert not race.open[table.steerings[0]]
+            assert not search.open[winner]
+            np.testing.assert_allclose(search.bounds[winner].robust, everything[winner].robust, atol=1e-6)
+        assert min(table.steerings, key=lambda one: better(on(search.bounds[one], where))) == ranked[0]
+    assert not search.open[table.steerings[0]]
 
 
 @given(tables())
 def test_a_bound_is_never_below_what_it_bounds(table: Table) -> None:
-    race, everything = run(table), table.full()
-    for steering, bound in race.bounds.items():
+    search, everything = run(table), table.full()
+    for steering, bound in search.bounds.items():
         assert (bound.robust >= everything[steering].robust - 1e-6).all()
         assert (bound.clean >= everything[steering].clean).all()
 
@@ -140,52 +140,52 @@ def test_a_bound_is_never_below_what_it_bounds(table: Table) -> None:
 @given(tables(), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_the_course_is_the_same_whoever_computes_and_in_which_order(table: Table, slots: int, chance: Random) -> None:
     alone = run(table)
-    state: State[Lane] = State(table.lanes, Nothing())  # type: ignore[arg-type]
-    races = Races(state, {"m": table.race()})
-    flying: dict[int, Cell] = {}
-    while not races.over():
-        while len(flying) < slots and (number := races.pick(flying)) is not None:
-            assert number not in flying
+    state: RunProgress[TrialChain] = RunProgress(table.chains, Nothing())  # type: ignore[arg-type]
+    searches = BestFirstPolicy(state, {"m": table.search()})
+    in_flight: dict[int, Cell] = {}
+    while not searches.is_done():
+        while len(in_flight) < slots and (number := searches.next_ready(in_flight)) is not None:
+            assert number not in in_flight
             cell = state.next(number)
             assert cell is not None
-            untouched = replace(state.lanes[number], steering=table.steerings[0])
+            untouched = replace(state.chains[number], steering=table.steerings[0])
             if cell.stage == REPLAY_FIRST:
-                assert state.next(table.lanes.index(untouched)) is None
-            flying[number] = cell
-        assert flying, "nothing is computed, and yet something is asked for"
-        number = chance.choice(sorted(flying))
-        cell = flying.pop(number)
+                assert state.next(table.chains.index(untouched)) is None
+            in_flight[number] = cell
+        assert in_flight, "nothing is computed, and yet something is asked for"
+        number = chance.choice(sorted(in_flight))
+        cell = in_flight.pop(number)
         state.done[number].append(Outcome(cell.key, table.outcome(cell), 1.0))
-    races.forget_what_nobody_asked_for()
-    assert [len(done) for done in state.done] == [len(alone.done[number]) for number in range(len(state.lanes))]
+    searches.discard_unasked()
+    assert [len(done) for done in state.done] == [len(alone.done[number]) for number in range(len(state.chains))]
 
 
 @given(tables())
 def test_what_is_known_is_not_asked_for(table: Table) -> None:
-    state: State[Lane] = State(table.lanes, Nothing())  # type: ignore[arg-type]
-    everything = Everything(state)
-    while (number := everything.pick(())) is not None:
+    state: RunProgress[TrialChain] = RunProgress(table.chains, Nothing())  # type: ignore[arg-type]
+    everything = FullGridPolicy(state)
+    while (number := everything.next_ready(())) is not None:
         cell = state.next(number)
         assert cell is not None
         state.done[number].append(Outcome(cell.key, table.outcome(cell), 1.0))
-    assert everything.over()
-    races = Races(state, {"m": table.race()})
-    assert races.pick(()) is None
-    assert races.over()
-    assert not races.remaining()
+    assert everything.is_done()
+    searches = BestFirstPolicy(state, {"m": table.search()})
+    assert searches.next_ready(()) is None
+    assert searches.is_done()
+    assert not searches.remaining()
 
 
 def test_a_loser_is_given_up_after_its_most_fragile_shard() -> None:
     values = np.ones((3, 3, 8))
     values[1, 1, :2] = 0  # β = 0.9 loses two images to the first attack, β = 0.8 none
     table = Table(Stages(how_many=2), [0.9, 0.8], values, 2, 1)
-    table.lanes = lanes(task(table.threat), table.steerings, shards(dict.fromkeys(table.images, "d"), 2))
+    table.chains = chains(task(table.threat), table.steerings, shards(dict.fromkeys(table.images, "d"), 2))
 
     def cells() -> list[list[int]]:
         """How many stages were run: a list for each steering, most fragile shard first."""
-        race = run(table)
-        numbers = [[k for k, lane in enumerate(table.lanes) if lane.steering == one] for one in table.steerings]
-        return [[len(race.done[number]) for number in own] for own in numbers]
+        search = run(table)
+        numbers = [[k for k, chain in enumerate(table.chains) if chain.steering == one] for one in table.steerings]
+        return [[len(search.done[number]) for number in own] for own in numbers]
 
     assert cells() == [[3, 3, 3, 3], [0, 0, 0, 0], [0, 0, 0, 0]]  # ties: β = 1 wins
     values[0, 1, :1] = 0  # now β = 0.8 is best
@@ -194,7 +194,7 @@ def test_a_loser_is_given_up_after_its_most_fragile_shard() -> None:
 
 def test_margins_order_the_images() -> None:
     digests = {5: "a", 1: "b", 9: "c", 3: "d"}
-    found = most_fragile_first(digests, [np.array([0.5, -1.0]), np.array([np.inf, 0.5])])
+    found = smallest_margin_first(digests, [np.array([0.5, -1.0]), np.array([np.inf, 0.5])])
     assert list(found.items()) == [(1, "b"), (5, "a"), (3, "d"), (9, "c")]
 
 
@@ -245,10 +245,10 @@ def test_the_demo_networks_have_the_winners_of_the_full_grid(boards: dict[str, A
     (best, _), (full, _) = boards["one"], boards["full"]
     assert set(full["status"]) == {"selected", "ok"}
     assert "bounded" in set(best["status"])
-    shown = ["model", "beta", "chosen", "clean", "robust", "delta_pp", "gained", "lost", "robust_low"]
-    headlines = [board[board["status"] == "selected"][shown].reset_index(drop=True) for board in (best, full)]
+    candidates = ["model", "beta", "chosen", "clean", "robust", "delta_pp", "gained", "lost", "robust_low"]
+    headlines = [board[board["status"] == "selected"][candidates].reset_index(drop=True) for board in (best, full)]
     pd.testing.assert_frame_equal(*headlines, check_dtype=False)
-    winners = [board[board["rank"] == 1][shown].reset_index(drop=True) for board in (best, full)]
+    winners = [board[board["rank"] == 1][candidates].reset_index(drop=True) for board in (best, full)]
     pd.testing.assert_frame_equal(*winners, check_dtype=False)
     exact = {key: row["robust"] for key, row in csv_file.scored_rows(full).items()}
     assert {key: row["robust"] for key, row in csv_file.scored_rows(best).items()}.items() <= exact.items()

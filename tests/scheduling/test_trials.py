@@ -13,7 +13,7 @@ from harness.api.records import BASELINE, Steering
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import parse_benchmark
-from harness.scheduling.trials import CLEAN, Lane, grid, lanes, shards
+from harness.scheduling.trials import CLEAN, TrialChain, chains, grid, shards
 from harness.util.batching import batched
 
 BENCHMARK = parse_benchmark(
@@ -52,14 +52,14 @@ def task(threat: Threat) -> Task:
     return Task("m", BENCHMARK.models[0], BENCHMARK.dataset, threat, 0, "cpu", "ab")
 
 
-def walk(lane: Lane, outcomes: np.ndarray) -> tuple[list[np.ndarray], list[tuple[str, tuple[int, ...]]]]:
+def walk(chain: TrialChain, outcomes: np.ndarray) -> tuple[list[np.ndarray], list[tuple[str, tuple[int, ...]]]]:
     """Run a lane on a table of outcomes [stages, images], a stage judging only what still stands."""
     done: list[np.ndarray] = []
     ran = []
-    images = lane.shard.images
-    while cell := lane.next(done):
-        ran.append((cell.stage, cell.standing))
-        values = np.where(np.isin(images, cell.standing), outcomes[lane.stages.index(cell.stage)], 0)
+    images = chain.shard.images
+    while cell := chain.next(done):
+        ran.append((cell.stage, cell.surviving))
+        values = np.where(np.isin(images, cell.surviving), outcomes[chain.stages.index(cell.stage)], 0)
         done.append(values.astype(np.float32))
     return done, ran
 
@@ -76,14 +76,14 @@ def test_worst_is_the_and_of_all_stages_and_each_sees_only_survivors(table: list
     outcomes = np.array(table, np.float32)
     images = tuple(10 + 3 * i for i in reversed(range(outcomes.shape[1])))  # neither sorted nor from nought
     (shard,) = shards(dict.fromkeys(images, "d"), len(images))
-    lane = Lane(task(Stages(how_many=len(outcomes) - 1)), BASELINE, shard)
-    done, ran = walk(lane, outcomes)
-    clean, robust = lane.bounds(done)
+    chain = TrialChain(task(Stages(how_many=len(outcomes) - 1)), BASELINE, shard)
+    done, ran = walk(chain, outcomes)
+    clean, robust = chain.bounds(done)
     np.testing.assert_array_equal(clean, outcomes[0])
     np.testing.assert_array_equal(robust, outcomes.all(axis=0))
     alive = np.logical_and.accumulate(np.vstack([np.ones_like(outcomes[:1]), outcomes]))[:-1]
     expected = [tuple(np.array(images)[row.astype(bool)].tolist()) for row in alive]
-    assert ran == [(stage, stands) for stage, stands in zip(lane.stages, expected, strict=True) if stands]
+    assert ran == [(stage, stands) for stage, stands in zip(chain.stages, expected, strict=True) if stands]
 
 
 @given(tables)
@@ -91,19 +91,19 @@ def test_mean_is_the_share_of_stages_survived_by_all_images(table: list[list[int
     outcomes = np.array(table, np.float32)
     images = tuple(range(outcomes.shape[1]))
     (shard,) = shards(dict.fromkeys(images, "d"), len(images))
-    lane = Lane(task(Mean(how_many=len(outcomes) - 1)), BASELINE, shard)
-    done, ran = walk(lane, outcomes)
-    clean, robust = lane.bounds(done)
-    assert ran == [(stage, images) for stage in lane.stages]
+    chain = TrialChain(task(Mean(how_many=len(outcomes) - 1)), BASELINE, shard)
+    done, ran = walk(chain, outcomes)
+    clean, robust = chain.bounds(done)
+    assert ran == [(stage, images) for stage in chain.stages]
     np.testing.assert_array_equal(clean, outcomes[0])
     np.testing.assert_allclose(robust, outcomes[1:].mean(axis=0) if len(outcomes) > 1 else outcomes[0], rtol=1e-6)
 
 
 def test_a_lane_begins_with_the_clean_images() -> None:
     (shard,) = shards({7: "a", 2: "b"}, 5)
-    first = Lane(task(Stages(how_many=1)), BASELINE, shard).next([])
+    first = TrialChain(task(Stages(how_many=1)), BASELINE, shard).next([])
     assert first is not None
-    assert (first.stage, first.standing) == (CLEAN, (7, 2))
+    assert (first.stage, first.surviving) == (CLEAN, (7, 2))
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True, min_size=1, max_size=40), st.integers(1, 12))
@@ -136,7 +136,7 @@ def test_the_grid_is_the_baseline_and_every_other_pair_once(betas: list[float], 
 
 def test_lanes_are_every_steering_on_every_shard_the_baseline_first() -> None:
     cut = shards(dict.fromkeys(range(5), "d"), 2)
-    made = lanes(task(Stages(how_many=1)), grid([0.5, 0.9], [0.5], "all"), cut)
-    assert [(lane.steering.beta, lane.shard.images[0]) for lane in made] == [
+    made = chains(task(Stages(how_many=1)), grid([0.5, 0.9], [0.5], "all"), cut)
+    assert [(chain.steering.beta, chain.shard.images[0]) for chain in made] == [
         (beta, first) for beta in (1, 0.9, 0.5) for first in (0, 2, 4)
     ]

@@ -507,12 +507,12 @@ def test_alexnet_has_100():
     for threat in (part(source="ImageNet-C"), Corruptions3D()):
         accuracy = alexnet()[threat.source]
         assert tuple(sorted(accuracy)) == tuple(sorted(threat.stages))
-        assert threat.summary(accuracy) == {"mce": pytest.approx(100, abs=1e-9)}
+        assert threat.summary_columns(accuracy) == {"mce": pytest.approx(100, abs=1e-9)}
         perfect, blind = dict.fromkeys(accuracy, 1.0), dict.fromkeys(accuracy, 0.0)
-        assert threat.summary(perfect) == {"mce": 0}
-        assert threat.summary(blind)["mce"] > 100
+        assert threat.summary_columns(perfect) == {"mce": 0}
+        assert threat.summary_columns(blind)["mce"] > 100
         halved = {stage: (1 + value) / 2 for stage, value in accuracy.items()}  # half of its errors
-        assert threat.summary(halved) == {"mce": pytest.approx(50, abs=1e-9)}
+        assert threat.summary_columns(halved) == {"mce": pytest.approx(50, abs=1e-9)}
 
 
 def test_alexnets_figures_are_those_that_robustbench_publishes():
@@ -528,9 +528,9 @@ def test_mce_is_a_mean_of_ratios():
 
 def test_mce_of_part_of_a_set_or_of_another_is_not_told():
     whole = alexnet()["ImageNet-C"]
-    assert part(source="ImageNet-C").summary({stage: 0.5 for stage in whole if stage != "fog-3"}) == {}
-    assert part(source="CIFAR-10-C").summary(whole) == {}
-    assert part(source="generated").summary(whole) == {}
+    assert part(source="ImageNet-C").summary_columns({stage: 0.5 for stage in whole if stage != "fog-3"}) == {}
+    assert part(source="CIFAR-10-C").summary_columns(whole) == {}
+    assert part(source="generated").summary_columns(whole) == {}
 
 
 # From the file to the leaderboard

@@ -50,7 +50,7 @@ class Pooling(nn.Module):
         return self.last(torch.relu(self.stem(x))).mean((2, 3))
 
 
-class Bent(Pooling):
+class SteeredOp(Pooling):
     """As in SqueezeNet, a ReLU comes after its classifier."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +178,9 @@ def test_a_classifier_called_by_keyword_is_found_or_told() -> None:
 # --- steered, too, they are what goes into the classifier ---
 
 
-@pytest.mark.parametrize("network", [Headed(), Pooling(), Bent()], ids=["linear", "1×1 convolution", "ReLU after it"])
+@pytest.mark.parametrize(
+    "network", [Headed(), Pooling(), SteeredOp()], ids=["linear", "1×1 convolution", "ReLU after it"]
+)
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 @torch.no_grad()
 def test_features_of_the_steered_network_are_what_goes_into_its_classifier(network: nn.Module, beta: float) -> None:

@@ -22,7 +22,7 @@ from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
 from harness.transfer import finetuning
 from harness.transfer.backbone import without_classifier
-from harness.transfer.finetuning import Lesson, count, merged, trainable
+from harness.transfer.finetuning import TrainingData, count, merged, trainable
 from harness.transfer.linear_probe import Fit, fitted
 from harness.transfer.probe_model import Probe
 from harness.transfer.probe_network import Head, Probed
@@ -161,11 +161,11 @@ def test_fine_tuning_trains_every_parameter(start: tuple[Probed, Tensor]) -> Non
 def test_training_moves_these_and_nothing_else() -> None:
     """Statistics stay, and so do mean and scale of the probe; with LoRA biases and norms too."""
     x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    lesson, probe = lesson_of(x, np.arange(24) % 3), probed(Mixed(), x)
+    training_data, probe = lesson_of(x, np.arange(24) % 3), probed(Mixed(), x)
     before = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
     settings = Tuning(epochs=2, batch_size=5)
     for method in METHODS:
-        *_, trained = finetuning.training(method, probe, lesson, np.arange(24), 0.05, settings)
+        *_, trained = finetuning.training(method, probe, training_data, np.arange(24), 0.05, settings)
         assert not any(module.training for module in trained.modules())
         after = merged(trained).state_dict()
         moved = {name for name in before if not torch.equal(after[name], before[name])}
@@ -179,9 +179,9 @@ def test_training_moves_these_and_nothing_else() -> None:
 # --- against a loop by hand ---
 
 
-def lesson_of(x: Tensor, y: np.ndarray) -> Lesson:
+def lesson_of(x: Tensor, y: np.ndarray) -> TrainingData:
     labels = torch.from_numpy(y)
-    return Lesson(lambda positions: (x[list(positions)], labels[list(positions)]), y, Class())
+    return TrainingData(lambda positions: (x[list(positions)], labels[list(positions)]), y, Class())
 
 
 def held_of(y: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -248,7 +248,7 @@ def test_fine_tuning_is_what_a_loop_by_hand_gives(tmp_path: Path, seed: int) -> 
     for rate in rates:
         trained = by_hand_epochs(start, x[rest].double(), labels[rest], rate, epochs, batch, seed)
         found |= {(rate, epoch): merit(weights) for epoch, weights in enumerate(trained, start=1)}
-    rate, best = max(found, key=lambda tried: found[tried])
+    rate, best = max(found, key=lambda checked: found[checked])
     assert seed != 5 or best > 0
     begun = by_hand_start(x, y, C)
     *_, expected = begun, *by_hand_epochs(begun, x.double(), labels, rate, best, batch, seed)
@@ -331,7 +331,7 @@ def test_training_finds_what_the_frozen_features_do_not_hold(method: str) -> Non
     (x, y), (shown, asked) = sided(120, 0), sided(200, 1)
     features = without_classifier(blind().eval(), x[:1])
     assert torch.allclose(features(x), features(x.flip(3)), atol=1e-5)
-    lesson = lesson_of(x, y)
+    training_data = lesson_of(x, y)
 
     def begin(positions: np.ndarray | None) -> Probed:
         positions = np.arange(120) if positions is None else positions
@@ -339,7 +339,7 @@ def test_training_finds_what_the_frozen_features_do_not_hold(method: str) -> Non
         return Probed(features, Head(fit)).eval()
 
     settings = Tuning(epochs=15, learning_rates=(0.003, 0.02))
-    network = finetuning.adapted(method, begin, lesson, settings)
+    network = finetuning.adapted(method, begin, training_data, settings)
 
     def right(one: nn.Module, images: Tensor, labels: np.ndarray) -> float:
         return float((one(images).argmax(1).numpy() == labels).mean())

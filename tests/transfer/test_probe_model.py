@@ -168,7 +168,7 @@ def test_a_training_image_is_answered_by_a_probe_fitted_without_it(
         return sklearns(fitted_on[others], y[others], C).predict(by_hand(x[fold], beta)) == y[fold]
 
     loaded = toy_probe(toys, probe={"order": order, "folds": folds, "seed": seed}).load()
-    found = loaded.rehearsed(Steering(beta))
+    found = loaded.training_scores(Steering(beta))
     assert found.dtype == np.float32
     assert np.array_equal(found, cross_validated(y, folds, seed, graded))
     assert 0.3 < found.mean() < 1
@@ -413,12 +413,12 @@ def test_features_are_computed_once_for_each_steering(toys: Path) -> None:
     loaded = probe.load()
     for steering, seen in ((BASELINE, 60), (Steering(0.5), 120), (Steering(0.2), 180), (Steering(0.5), 180)):
         loaded.steered(steering)
-        loaded.rehearsed(steering)
+        loaded.training_scores(steering)
         assert parts.SEEN["images"] == seen
     again = probe.load()
     for steering in (BASELINE, Steering(0.5), Steering(0.2)):
         again.steered(steering)
-        again.rehearsed(steering)
+        again.training_scores(steering)
     assert parts.SEEN["images"] == 180
 
 
@@ -427,7 +427,7 @@ def test_a_second_load_computes_nothing_and_gives_the_same_bits(toys: Path, monk
     probe = toy_probe(toys, **METHODS)
     first = probe.load()
     before = [first.fitted(steering) for steering in steerings]
-    rehearsed = first.rehearsed(Steering(0.5))
+    training_scores = first.training_scores(Steering(0.5))
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("fitted again")
@@ -435,7 +435,7 @@ def test_a_second_load_computes_nothing_and_gives_the_same_bits(toys: Path, monk
     monkeypatch.setattr(LogisticRegression, "fit", refuse)
     monkeypatch.setattr(torch.optim.Adam, "step", refuse)
     again = probe.load()
-    assert np.array_equal(again.rehearsed(Steering(0.5)), rehearsed)
+    assert np.array_equal(again.training_scores(Steering(0.5)), training_scores)
     assert [again.fitted(steering) for steering in steerings[:2]] == before[:2]
 
 

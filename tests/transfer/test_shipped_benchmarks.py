@@ -158,26 +158,26 @@ def test_hashes_of_steered_and_adapted_networks_are_those_of_what_is_scored(tmp_
 def test_a_probe_compiles_once_for_all_beta(tmp_path, monkeypatch) -> None:
     """And answers as it does uncompiled, as far as attacks go."""
     from harness.engine import acceleration
-    from harness.engine.session import workbench
+    from harness.engine.session import model_session
 
     monkeypatch.chdir(tmp_path)
     model = probe(tmp_path)
-    bench = workbench(model, "cpu", True)
+    session = model_session(model, "cpu", True)
     x = Digits(classes=FIVE).open().read((0, 1, 2, 3)).x
     threat = build("threats", {"kind": "Linf", "eps": 0.1}, "threat")
-    task = Task("m", model, Digits(classes=FIVE), threat, 0, "cpu", bench.loaded.sha256, compile="always")
+    task = Task("m", model, Digits(classes=FIVE), threat, 0, "cpu", session.loaded.sha256, compile="always")
     made: list[object] = []
-    original = acceleration.Dialled.__init__
+    original = acceleration.ParametricNetwork.__init__
 
     def noted(self: object, steered: object) -> None:
         made.append(steered)
         original(self, steered)
 
-    monkeypatch.setattr(acceleration.Dialled, "__init__", noted)
+    monkeypatch.setattr(acceleration.ParametricNetwork, "__init__", noted)
     for beta in (0.9, 0.6):
         cell = Cell(task, Steering(beta), Shard((0, 1), "ab"), "apgd-ce", (0, 1))
         with reproducible():
-            fast, plain = bench.attacked(cell, x[:2]), bench.steered(cell.steering, x[:2])
+            fast, plain = session.attacked(cell, x[:2]), session.steered(cell.steering, x[:2])
             assert torch.allclose(fast(x), plain(x), atol=1e-3)
     assert len(made) == 1
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures(Source):
+class ImageFileSource(Source):
     """Labelled picture files.
 
     Args:
@@ -52,7 +52,7 @@ class Pictures(Source):
         y = torch.tensor([self.classes[index] for index in indices], dtype=torch.int64)
         return Batch(stacked(images, names, self.root), y, torch.tensor(indices, dtype=torch.int64), names)
 
-    def prepared(self, preprocessing: Preprocessing) -> Pictures:
+    def prepared(self, preprocessing: Preprocessing) -> ImageFileSource:
         """The same pictures as a model wants them; a model that does not say gets them as they are here."""
         return self if preprocessing == AS_STORED else replace(self, preprocessing=preprocessing)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Images(Source):
+class ArraySource(Source):
     """Images and labels in two arrays.
 
     Args:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded(Source):
+class LazySource(Source):
     """Labelled pictures.
 
     Args:
@@ -56,7 +56,7 @@ class Decoded(Source):
         x = stacked(images, [f"picture {index}" for index in indices], self.where)
         return Batch(x, torch.from_numpy(self.y[list(indices)]), torch.tensor(indices, dtype=torch.int64))
 
-    def prepared(self, preprocessing: Preprocessing) -> Decoded:
+    def prepared(self, preprocessing: Preprocessing) -> LazySource:
         """The same pictures as a model wants them; a model that does not say gets them as they are here."""
         return self if preprocessing == AS_STORED else replace(self, preprocessing=preprocessing)
 

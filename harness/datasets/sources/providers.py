@@ -18,15 +18,15 @@ from harness.util.downloads import BadFile, Remote
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from harness.datasets.sources.lazy import Decoded
+    from harness.datasets.sources.lazy import LazySource
 
 Split = Literal["train", "test"]
 
 
-class Origin(Protocol):
+class Provider(Protocol):
     """Somewhere that a data set comes from."""
 
-    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> Decoded:
+    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> LazySource:
         """The pictures of ``split``, below ``root`` if they are there, else fetched.
 
         Raises:
@@ -54,13 +54,13 @@ class TorchVision:
     train: Mapping[str, Any] = field(default_factory=lambda: {"split": "train"})
     test: Mapping[str, Any] = field(default_factory=lambda: {"split": "test"})
 
-    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> Decoded:
-        """See `Origin.open`; what is there is never touched."""
-        from harness.datasets.sources.lazy import Decoded, as_labels
+    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> LazySource:
+        """See `Provider.open`; what is there is never touched."""
+        from harness.datasets.sources.lazy import LazySource, as_labels
 
         found = self._made(root, split, offline)
         place = str(root / self.place)
-        return Decoded(lambda index: found[index][0], as_labels(_labels(found), target, place), place)
+        return LazySource(lambda index: found[index][0], as_labels(_labels(found), target, place), place)
 
     def _made(self, root: Path, split: Split, offline: bool) -> Any:
         """The data set, of torchvision's class."""
@@ -123,8 +123,8 @@ class Hub:
     label: str = "label"
     revision: str | None = None
 
-    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> Decoded:
-        """See `Origin.open`."""
+    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> LazySource:
+        """See `Provider.open`."""
         from harness.datasets.hugging_face import HuggingFace, read
 
         place = root / self.folder
@@ -149,25 +149,25 @@ class MedMNIST:
 
     name: str
 
-    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> Decoded:
-        """See `Origin.open`."""
-        from harness.datasets.sources.lazy import Decoded, as_labels, in_memory
+    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> LazySource:
+        """See `Provider.open`."""
+        from harness.datasets.sources.lazy import LazySource, as_labels, in_memory
 
         path = root / "medmnist" / f"{self.name}.npz"
         url = f"https://zenodo.org/records/10519652/files/{self.name}.npz?download=1"
         images, labels = f"{split}_images", f"{split}_labels"
         _fetched(path, url, (images, labels), offline)
         y = _array(path, labels)
-        return Decoded(in_memory(_array(path, images)), as_labels(y.reshape(len(y)), target, str(path)), str(path))
+        return LazySource(in_memory(_array(path, images)), as_labels(y.reshape(len(y)), target, str(path)), str(path))
 
 
 @dataclass(frozen=True)
 class DSprites:
     """The 737,280 sprites, in ``<root>/dsprites``, of which the splits are a sample; black is 0, white 255."""
 
-    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> Decoded:
-        """See `Origin.open`."""
-        from harness.datasets.sources.lazy import Decoded, as_labels, in_memory
+    def open(self, root: Path, split: Split, target: Target, *, offline: bool) -> LazySource:
+        """See `Provider.open`."""
+        from harness.datasets.sources.lazy import LazySource, as_labels, in_memory
 
         path = root / "dsprites" / "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
         url = f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{path.name}"
@@ -176,7 +176,7 @@ class DSprites:
         chosen = sprites(len(latents), split)
         pixels = _rows(path, "imgs", chosen)
         pixels *= 255
-        return Decoded(in_memory(pixels), as_labels(latents[chosen, ORIENTATION], target, str(path)), str(path))
+        return LazySource(in_memory(pixels), as_labels(latents[chosen, ORIENTATION], target, str(path)), str(path))
 
 
 ORIENTATION = 3

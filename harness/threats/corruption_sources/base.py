@@ -16,7 +16,7 @@ Stage = tuple[str, int]
 """A corruption and a severity."""
 
 
-class Origin(ABC):
+class CorruptionSource(ABC):
     """A place that has the corrupted twin of every image."""
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, SpecError
-from harness.threats.corruption_sources.base import Origin, Stage
+from harness.threats.corruption_sources.base import CorruptionSource, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.api.records import Batch
 
 
-class Generated(Origin):
+class Generated(CorruptionSource):
     """Made of the clean images by the library ``imagecorruptions-imaug``, with ImageNet-C's strengths at any size.
 
     The clean images are rounded to 8 bits first, as the library takes no others.
@@ -43,7 +43,7 @@ class Generated(Origin):
             ) from error
 
     def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
-        """See `Origin.prepare`."""
+        """See `CorruptionSource.prepare`."""
         self._library()
         if batch is None:
             return
@@ -55,7 +55,7 @@ class Generated(Origin):
             )
 
     def images(self, root: Path, corruption: str, severity: int, batch: Batch, seed: int) -> Tensor:
-        """See `Origin.images`; an image's noise follows from the seed and its number, not from its companions."""
+        """See `CorruptionSource.images`; an image's noise depends on the seed and its number alone."""
         import numpy as np
         import torch
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api.records import Preprocessing
 from harness.errors import DataError, DataMissing
-from harness.threats.corruption_sources.base import Origin, Stage
+from harness.threats.corruption_sources.base import CorruptionSource, Stage
 from harness.util.downloads import BadFile, Remote
 from harness.util.lockfile import ON_PURPOSE, differs
 
@@ -27,7 +27,7 @@ SIZE = 10_000
 
 
 @dataclass(frozen=True)
-class CIFARC(Origin):
+class CIFARC(CorruptionSource):
     """CIFAR-10-C or CIFAR-100-C: ``<root>/<name>/<corruption>.npy``, the test images at severity 1, then at 2, ….
 
     Args:
@@ -49,7 +49,7 @@ class CIFARC(Origin):
         return f"https://zenodo.org/records/{self.record}/files/{self.name}.tar"
 
     def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
-        """See `Origin.prepare`; holds every file against ``models.lock``, and downloads a set that is not there."""
+        """See `CorruptionSource.prepare`; checks every file against ``models.lock`` and downloads a missing set."""
         folder = root.absolute() / self.name
         corruptions = tuple(dict.fromkeys(corruption for corruption, _ in stages))
         if not folder.is_dir():
@@ -64,7 +64,7 @@ class CIFARC(Origin):
             self._of_these_images(folder, batch)
 
     def images(self, root: Path, corruption: str, severity: int, batch: Batch, seed: int) -> Tensor:
-        """See `Origin.images`; reads no more of the file than these images."""
+        """See `CorruptionSource.images`; reads no more of the file than these images."""
         import torch
 
         folder = root.absolute() / self.name
@@ -159,7 +159,7 @@ def _array(folder: Path, name: str) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class ImageNetC(Origin):
+class ImageNetC(CorruptionSource):
     """ImageNet-C or ImageNet-3DCC: ``<root>/<name>/<corruption>/<severity>/<wnid>/<file>.JPEG``.
 
     Args:
@@ -176,7 +176,7 @@ class ImageNetC(Origin):
         return self.name
 
     def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
-        """See `Origin.prepare`; the sets are too large to be downloaded unasked."""
+        """See `CorruptionSource.prepare`; the sets are too large to be downloaded unasked."""
         folder = root.absolute() / self.name
         if batch is not None and len(batch.names) != len(batch):
             raise DataError(
@@ -194,7 +194,7 @@ class ImageNetC(Origin):
                     raise DataMissing(f"{path}: no such file; {self._by_hand(folder)}")
 
     def images(self, root: Path, corruption: str, severity: int, batch: Batch, seed: int) -> Tensor:
-        """See `Origin.images`.
+        """See `CorruptionSource.images`.
 
         The pictures were cut to 224×224 when they were corrupted, so they are not cut again, whatever the model's
         preprocessing: as in RobustBench they are at most resized, bilinearly, to what the model takes.
