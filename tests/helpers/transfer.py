@@ -28,7 +28,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from harness.api.contracts import Dataset, Source, Threat
+from harness.api.dataset import Dataset, Source
+from harness.api.threat import Threat
 from harness.api.records import Batch, Target
 
 

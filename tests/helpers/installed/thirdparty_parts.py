@@ -1,0 +1,77 @@
+"""A third party's parts: one of each kind."""
+
+from concurrent.futures import Future
+from typing import ClassVar
+
+import torch
+
+from harness.api.dataset import Dataset, Source
+from harness.api.executor import Executor
+from harness.api.model import Model
+from harness.api.records import Batch
+from harness.api.threat import Threat
+
+
+class Training(Model):
+    """A network left in training mode."""
+
+    kind: ClassVar[str] = "training"
+    label: ClassVar[str] = "left training"
+
+    def load(self, *, offline=False):
+        from torch import nn
+
+        from harness.models.loaded import Loaded
+        from harness.util.hashing import sha256_of_weights
+
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU())
+        return Loaded(network, sha256_of_weights(network))
+
+
+class Normalised(Dataset, Source):
+    """Images that were normalised already."""
+
+    kind: ClassVar[str] = "normalised"
+
+    def open(self, *, offline=False):
+        return self
+
+    def __len__(self):
+        return 8
+
+    def read(self, indices):
+        chosen = torch.tensor(indices)
+        return Batch(torch.randn(len(chosen), 1, 8, 8, generator=torch.Generator().manual_seed(0)), chosen % 4, chosen)
+
+
+class Dim(Threat):
+    """Every pixel a tenth darker, then two tenths: a threat without an eps."""
+
+    kind: ClassVar[str] = "dim"
+    stages: ClassVar[tuple[str, ...]] = ("dim-1", "dim-2")
+
+    def perturb(self, stage, network, batch, seed):
+        return (batch.x - int(stage[-1]) / 10).clamp(0, 1)
+
+
+class Inline(Executor):
+    """In this process, at once."""
+
+    kind: ClassVar[str] = "inline"
+    slots: ClassVar[int] = 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def submit(self, cell):
+        from harness.engine.evaluate import evaluate
+
+        future = Future()
+        try:
+            future.set_result(evaluate(cell))
+        except Exception as error:
+            future.set_exception(error)
+        return future
