@@ -15,9 +15,9 @@ from harness.engine.prepare import PreparedModel, _grid, prepare_models
 from harness.engine.scheduler import ProgressListener, Scheduler
 from harness.engine.session import model_session
 from harness.errors import ModelError
-from harness.leaderboard import csv_file
 from harness.leaderboard.assemble import entry
-from harness.leaderboard.csv_file import ModelEntry
+from harness.leaderboard.ranking import board
+from harness.leaderboard.scores import ModelEntry
 from harness.scheduling.best_first import BestFirstSearch
 from harness.scheduling.margins import Margins, margins, smallest_margin_first
 from harness.scheduling.policies import BestFirstPolicy, FullGridPolicy, SchedulingPolicy
@@ -71,7 +71,7 @@ def run(
     """
     if not isinstance(benchmark, Benchmark):
         benchmark = load_benchmark(benchmark, overrides)
-    return csv_file.board(entries(benchmark, runs=runs, offline=offline, listener=listener))
+    return board(entries(benchmark, runs=runs, offline=offline, listener=listener))
 
 
 def entries(
