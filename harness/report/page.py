@@ -139,12 +139,16 @@ def stage_table(marks: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
     lines = []
     for key, texts in found.items():
         cells = {"model": key.model, "method": key.method, "β": f"{key.beta:g}", "c": f"{key.c:g}"}
-        lines.append((*(cells[name] for name in shown), *(_surviving(texts.get(name, "")) for name in names)))
+        lines.append((*(cells[name] for name in shown), *(surviving(texts.get(name, "")) for name in names)))
     return ((*shown, *names), *lines)
 
 
-def _surviving(marks: str) -> str:
-    """Format the share of images that survive, or may, in percent; the mean where answers are graded."""
+def surviving(marks: str) -> str:
+    """Format the share of images that survive a stage, or may, in percent; the mean where answers are graded.
+
+    Args:
+        marks: outcomes as the outcome file has them.
+    """
     if set(marks) - set("01?"):
         mean = float(outcomes.values_of(marks).mean())
         text = f"{-mean:.4g}" if mean < 0 else f"{100 * mean:.1f}"  # an error, or a share

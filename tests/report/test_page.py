@@ -14,9 +14,9 @@ from helpers import boards
 
 from harness.leaderboard.flags import MEANING
 from harness.report import verdict
-from harness.report.formats import AT_MOST, TO
+from harness.report.formats import AT_LEAST, AT_MOST, TO
 from harness.report.page import commands as repeating
-from harness.report.page import report, stage_table
+from harness.report.page import report, stage_table, surviving
 from harness.report.verdict import ModelVerdict
 
 OUTCOMES = pd.DataFrame(
@@ -152,6 +152,15 @@ def test_the_stages_are_those_of_the_outcome_file(tmp_path: Path) -> None:
     assert "≤ 75.0" in page.all("section", aria_labelledby="stages")[0].text
     (tmp_path / "x.outcomes.csv").unlink()
     assert page_of(tmp_path, board).all("section", aria_labelledby="stages") == []
+
+
+@pytest.mark.parametrize(
+    ("marks", "shown"),
+    [("0110", "50.0"), ("01?0", f"{AT_MOST}50.0"), ("0.5 1 0.75", "75.0"), ("0.5 ?", f"{AT_MOST}75.0"),
+     ("-0.5 -1.5", "1"), ("-1 ?", f"{AT_LEAST}0.5")],
+)  # fmt: skip
+def test_the_stages_of_graded_answers_are_read_as_their_metric(marks: str, shown: str) -> None:
+    assert surviving(marks) == shown
 
 
 def test_where_the_numbers_come_from_is_told(tmp_path: Path) -> None:
