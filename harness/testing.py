@@ -30,7 +30,7 @@ from harness.api.threat import Threat
 from harness.api.work import Cell, Outcome, Shard, Task
 from harness.engine.evaluate import evaluate
 from harness.engine.numerics import reproducible
-from harness.errors import DataError
+from harness.errors import DataError, ModelError
 from harness.scheduling.trials import CLEAN
 from harness.util.hashing import canonical
 
@@ -113,6 +113,30 @@ class ModelContract(PartContract):
         assert 0 < coverage.steered <= coverage.sites
         with torch.no_grad(), reproducible():
             assert not torch.equal(loaded.steered(Steering(0.5), x)(x), loaded.network(x))
+
+    def test_is_compiled_as_what_it_is(self, loaded: Scorable) -> None:
+        """Hand a part of the steered network to the compiler, and compute the same with what comes back."""
+        x = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(3))
+        compiled: list[nn.Module] = []
+
+        def compile(part: nn.Module) -> nn.Module:
+            compiled.append(part)
+            return part
+
+        steered = loaded.steered(Steering(0.5), x)
+        with torch.no_grad(), reproducible():
+            assert torch.equal(loaded.compiled(steered, compile)(x), steered(x))
+        assert len(compiled) == 1
+
+    def test_in_normalised_space_it_is_the_same_network(self, loaded: Scorable) -> None:
+        """Normalise first and ask the inner model, or refuse."""
+        x = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(4))
+        try:
+            inner, normalise = loaded.normalised_space()
+        except ModelError:  # it does not say how it normalises
+            return
+        with torch.no_grad(), reproducible():
+            assert torch.equal(inner.network(normalise(x)), loaded.network(x))
 
     def test_has_a_label(self, part: Model) -> None:
         """One line."""
@@ -208,6 +232,25 @@ class ThreatContract(PartContract):
             assert torch.equal(once, again)
             assert torch.equal(drawn, torch.rand(4))
 
+    def test_says_what_it_takes(self, part: Threat, batch: Batch) -> None:
+        """Count passes through the network for each stage, or say that they are not known; leave the images alone."""
+        before = batch.x.clone()
+        part.own_work(batch.x)
+        assert torch.equal(batch.x, before)
+        for stage in part.stages:
+            passes = part.passes(stage, classes=10)
+            assert passes is None or min(passes.forwards, passes.gradients, passes.own_steps) >= 0
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_smoke_test_makes_images_that_it_allows(self, part: Threat, network: nn.Module, batch: Batch) -> None:
+        """Name what was tried, and return an image for each."""
+        if not part.stages:
+            return
+        stage, images = part.smoke_test(network, batch.part([0, 1]))
+        assert stage
+        assert images.shape == batch.x[:2].shape
+        part.check(batch.x[:2], images)
+
     def test_fills_its_columns(self, part: Threat) -> None:
         """Those of the leaderboard."""
         assert set(part.columns()) == {"threat", "eps", "attack"}
@@ -227,14 +270,15 @@ class ExecutorContract(PartContract):
     @pytest.fixture
     def cells(self) -> list[Cell]:
         """Eight cells on the demo network and the digits."""
-        from harness.datasets.digits import Digits
-        from harness.models.demo import Demo
-        from harness.threats.lp import Linf
-
-        model, attack = Demo(name="digits_plain"), {"stages": ["apgd-ce"], "iterations": 3}
-        threat = Linf.model_validate({"eps": 0.1, "attack": attack})
+        attack = {"stages": ["apgd-ce"], "iterations": 3}
+        model = registry.build("models", {"kind": "demo", "name": "digits_plain"}, "model")
+        dataset = registry.build("datasets", {"kind": "digits", "n": 8}, "dataset")
+        threat = registry.build("threats", {"kind": "Linf", "eps": 0.1, "attack": attack}, "threat")
+        assert isinstance(model, Model)
+        assert isinstance(dataset, Dataset)
+        assert isinstance(threat, Threat)
         sha = model.load().sha256
-        task = Task(model.label, model, Digits(n=8), threat, seed=0, device="cpu", weights_sha256=sha)
+        task = Task(model.label, model, dataset, threat, seed=0, device="cpu", weights_sha256=sha)
         shards = [Shard((0, 1, 2, 3), "a"), Shard((4, 5), "b")]
         return [
             Cell(task, Steering(beta), shard, stage, shard.images)

@@ -146,10 +146,23 @@ def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment for looking at all of them (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests
+    """Adjust p-values for multiple testing (Holm 1979, step-down).
 
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+    statsmodels' ``multipletests`` gives the same numbers, which a test holds this against, but collects garbage at each
+    call: 0.2 s, of which a simulation makes thousands.
+
+    Args:
+        p_values: one for each hypothesis, in [0, 1].
+
+    Returns:
+        The adjusted p-values in the same order, in [0, 1].
+    """
+    values = np.asarray(p_values, np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)).clip(max=1.0)
+    adjusted = np.empty_like(values)
+    adjusted[order] = stepped
+    return [float(p) for p in adjusted]
 
 
 def unpaired(first: float, n_first: int, second: float, n_second: int) -> tuple[float, float, float]:

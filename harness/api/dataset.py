@@ -5,15 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from harness.api.part import Part
 from harness.api.records import Batch, Preprocessing, Target
 from harness.errors import DataError
 from harness.util.hashing import sha256
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Dataset(Part):
@@ -151,4 +153,6 @@ class Data:
 
 def strata(labels: np.ndarray) -> np.ndarray:
     """What folds are balanced by, int [n]: the classes, where labels are that."""
+    import numpy as np
+
     return labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from harness.api.part import Part
@@ -65,6 +66,13 @@ class Model(Part):
         """
 
 
+NO_NORMALISATION = (
+    "protocol: paper attacks normalised images, but this model does not say what its images are normalised by; "
+    "give mean and std (kind: checkpoint), or set protocol=pixel"
+)
+"""Why `Scorable.normalised_space` may refuse."""
+
+
 class Scorable(Protocol):
     """What `Model.load` returns: `Loaded`, or `harness.transfer.transferred.Transferred`."""
 
@@ -94,6 +102,22 @@ class Scorable(Protocol):
         Args:
             steering: of the family's curve, or another method of adapting the network.
             example: images that it takes [1, c, h, w], to prove on that nothing was missed.
+        """
+
+    def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """Compile a network that `steered` returned.
+
+        Args:
+            network: the network to score under some steering.
+            compile: compiles a module. Where it is a steered network, all β and c share one compilation; so a part that
+                differs between steerings in more than that (a head fitted for each of them) is better left out.
+        """
+
+    def normalised_space(self) -> tuple[Scorable, Callable[[Tensor], Tensor]]:
+        """Split the model for ``protocol: paper``: the model of normalised images, and what normalises them.
+
+        Raises:
+            ModelError: the model does not say how its images are normalised (`NO_NORMALISATION`).
         """
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.api.part import Part
@@ -17,6 +18,21 @@ SLACK = 1e-4
 """The share of ε by which float32 rounding may carry an image out of the ball."""
 SLACK_BOX = 1e-6
 """In pixels, for the box [0, 1] and, on top of `SLACK`, for the ball."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of one image through the network that a stage needs at most.
+
+    Args:
+        forwards: forward passes.
+        gradients: forward passes with a backward pass.
+        own_steps: steps of the stage's work beside the network; see `Threat.own_work`.
+    """
+
+    forwards: int = 0
+    gradients: int = 0
+    own_steps: int = 0
 
 
 class Threat(Part):
@@ -85,6 +101,41 @@ class Threat(Part):
         Raises:
             InvalidAdversary: one of them is outside of what the threat allows.
         """
+
+    def passes(self, stage: str, classes: int) -> Passes | None:
+        """Return what ``stage`` needs at most for one image that it does not fool; None where that is not known.
+
+        ``ct-harness doctor`` estimates time from it. A "mean" stage needs the forward pass that judges its image; the
+        making of that image is timed.
+
+        Args:
+            stage: one of `stages`.
+            classes: number of logits.
+        """
+        return Passes(forwards=1) if self.reduction == "mean" else None
+
+    def own_work(self, x: Tensor) -> None:
+        """Do one step of the work that the attack does beside the network, for ``ct-harness doctor`` to time.
+
+        Args:
+            x: images [n, c, h, w] in [0, 1].
+        """
+
+    def smoke_test(self, network: nn.Module, batch: Batch) -> tuple[str, Tensor]:
+        """Try the threat on a few images in seconds, as ``ct-harness doctor`` does.
+
+        Args:
+            network: images in [0, 1] to logits, in eval mode.
+            batch: at most a few images that the network classifies correctly (with "mean": any).
+
+        Returns:
+            The stage that was tried, and the images that it made [n, c, h, w]; the harness checks them.
+
+        Raises:
+            ModelError: the network cannot be attacked; says why.
+        """
+        stage = self.stages[0]
+        return stage, self.perturb(stage, network, batch, seed=0).detach()
 
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """Look at the network on clean images for what would mislead an attack; warn with `Flag`."""

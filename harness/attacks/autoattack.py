@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness.api.threat import Flag
+from harness.api.threat import Flag, Passes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +32,9 @@ VERSIONS: dict[str, tuple[Name, ...]] = {
 
 FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 """Least number of classes, since the DLR losses rank the three (targeted: four) largest logits."""
+
+PLUS_RESTARTS, RAND_GRADIENTS = 5, 20
+"""AutoAttack "plus" restarts its untargeted attacks; "rand" averages each gradient of APGD."""
 
 FLAGS = {
     "randomized defense": "randomized",
@@ -188,6 +191,35 @@ def _with_own_projections(fab: Any) -> MethodType:
     loop = type(fab).attack_single_run
     names = loop.__globals__ | {"projection_linf": fab_projection.linf, "projection_l2": fab_projection.l2}
     return MethodType(FunctionType(loop.__code__, names, loop.__name__, loop.__defaults__), fab)
+
+
+def passes(stage: str, attack: Attack, classes: int) -> Passes:
+    """What AutoAttack's ``stage`` needs for an image that it does not defeat (arXiv 2003.01690, Section 4)."""
+    budget = attack if isinstance(attack, Custom) else Custom(stages=stages(attack))
+    untargeted = stage in ("apgd-ce", "apgd-dlr", "fab")
+    restarts = PLUS_RESTARTS if attack == "plus" and untargeted else budget.restarts
+    targets = min(budget.targets, classes - 1)
+    if stage in ("apgd-ce", "apgd-dlr"):
+        return Passes(gradients=restarts * (budget.iterations + 1) * (RAND_GRADIENTS if attack == "rand" else 1))
+    if stage == "apgd-t":
+        return Passes(gradients=targets * restarts * (budget.iterations + 1))
+    if stage == "square":
+        return Passes(forwards=restarts * (budget.queries + 1))
+    steps = budget.iterations * (targets if stage == "fab-t" else restarts)
+    backward = 1 if stage == "fab-t" else classes  # one for each class
+    return Passes(forwards=steps, gradients=steps * backward, own_steps=steps)
+
+
+def project(x: Tensor, norm: Norm) -> None:
+    """Project two points for each image on a hyperplane, as one step of FAB does, for its cost to be measured."""
+    from pyautoattack import fab_projections
+
+    from harness.attacks import fab_projection
+
+    points = x.flatten(1).repeat(2, 1)
+    own = {"Linf": fab_projection.linf, "L2": fab_projection.l2, "L1": fab_projections.projection_l1}[norm]
+    normals = points - points.mean(1, keepdim=True)
+    own(points, normals, (normals * points).sum(1) + 0.1 * normals.abs().sum(1))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from harness.api.threat import Flag
+from harness.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,8 +48,34 @@ def inspect(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> None:
         warnings.warn(Flag("large_eps", f"{left} of {len(x)} images survive in the whole pixel box"), stacklevel=2)
 
 
+def refuse_blind(network: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Refuse a network on whose gradient no attack can move.
+
+    Args:
+        network: images in [0, 1] to logits.
+        x: clean images, float32 [n, c, h, w].
+        y: their labels, int64 [n].
+
+    Raises:
+        ModelError: the gradient of the loss is zero everywhere, or not finite.
+    """
+    gradient = _gradient(network, x, y)
+    if not gradient.isfinite().all():
+        raise ModelError("its gradient is NaN or infinite; check its weights and its normalisation")
+    if not gradient.any():
+        raise ModelError(
+            "its gradient is zero, so gradient attacks are blind; take out of the network what rounds, detaches or "
+            "saturates"
+        )
+
+
 def _zero_gradients(network: nn.Module, x: Tensor, y: Tensor) -> int:
     """Count the images at which the gradient of the loss is exactly zero, or the loss does not depend on the pixels."""
+    return int((_gradient(network, x, y).flatten(1) == 0).all(1).sum())
+
+
+def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the gradient of the cross-entropy with respect to the pixels [n, c, h, w]; 0 where no path leads there."""
     import torch
     from torch.nn import functional as F
 
@@ -56,9 +83,9 @@ def _zero_gradients(network: nn.Module, x: Tensor, y: Tensor) -> int:
         x = x.detach().requires_grad_()
         loss = F.cross_entropy(network(x), y, reduction="sum")
         if not loss.requires_grad:
-            return len(x)
+            return torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
-    return len(x) if gradient is None else int((gradient.flatten(1) == 0).all(1).sum())
+    return torch.zeros_like(x) if gradient is None else gradient
 
 
 def _left_by_the_whole_box(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> tuple[int, int]:

@@ -12,18 +12,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from harness.attacks.autoattack import Custom, stages
-from harness.threats.lp import Lp
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.api.records import Batch
     from harness.api.threat import Threat
-    from harness.attacks.autoattack import Attack
 
-PLUS_RESTARTS, RAND_GRADIENTS = 5, 20
-"""AutoAttack "plus" restarts its untargeted attacks; "rand" averages each gradient of APGD."""
 WITH_GRAPH, WITHOUT_GRAPH = 1.5, 0.25
 """The most that a process holds at once, as a share of what is kept for a backward pass: with the gradients on their
 way back (measured: 1.45), and where nothing is kept (a network holds a few layers of it; generous)."""
@@ -45,7 +39,7 @@ class Costs:
     Args:
         forward: seconds of a forward pass.
         gradient: seconds of a forward and a backward pass.
-        projection: seconds of FAB's projection; 0 where there is none.
+        own_step: seconds of one step of the attack's work beside the network.
         stage: seconds to have the images of a stage of a "mean" threat, on the average; 0 for others.
         activations: bytes that the network keeps for a backward pass.
         image: bytes of the image itself.
@@ -55,7 +49,7 @@ class Costs:
 
     forward: float
     gradient: float
-    projection: float
+    own_step: float
     stage: float
     activations: int
     image: int
@@ -63,47 +57,16 @@ class Costs:
     classes: int
 
 
-@dataclass(frozen=True)
-class Passes:
-    """How often an attack runs an image through the network, and how often FAB projects it."""
-
-    forwards: int = 0
-    gradients: int = 0
-    projections: int = 0
-
-    def seconds(self, costs: Costs) -> float:
-        """For one image."""
-        through = self.forwards * costs.forward + self.gradients * costs.gradient
-        return through + self.projections * costs.projection
-
-
-def passes(stage: str, attack: Attack, classes: int) -> Passes:
-    """What AutoAttack's ``stage`` needs for an image that it does not defeat (arXiv 2003.01690, Section 4)."""
-    budget = attack if isinstance(attack, Custom) else Custom(stages=stages(attack))
-    untargeted = stage in ("apgd-ce", "apgd-dlr", "fab")
-    restarts = PLUS_RESTARTS if attack == "plus" and untargeted else budget.restarts
-    targets = min(budget.targets, classes - 1)
-    if stage in ("apgd-ce", "apgd-dlr"):
-        return Passes(gradients=restarts * (budget.iterations + 1) * (RAND_GRADIENTS if attack == "rand" else 1))
-    if stage == "apgd-t":
-        return Passes(gradients=targets * restarts * (budget.iterations + 1))
-    if stage == "square":
-        return Passes(forwards=restarts * (budget.queries + 1))
-    steps = budget.iterations * (targets if stage == "fab-t" else restarts)
-    backward = 1 if stage == "fab-t" else classes  # one for each class
-    return Passes(forwards=steps, gradients=steps * backward, projections=steps)
-
-
 def seconds(threat: Threat, costs: Costs) -> float | None:
-    """Of one process, for all stages on one image under one steering; None for a threat whose price is not known."""
-    if isinstance(threat, Lp):
-        total = costs.forward
-        for stage in threat.stages:
-            total += passes(stage, threat.attack, costs.classes).seconds(costs)
-        return total
-    if not threat.attacks:
-        return costs.forward + len(threat.stages) * (costs.forward + costs.stage)
-    return None
+    """Return the seconds that all stages take for one image under one steering; None where the threat does not say."""
+    total = costs.forward
+    for stage in threat.stages:
+        passes = threat.passes(stage, costs.classes)
+        if passes is None:
+            return None
+        total += costs.stage + passes.forwards * costs.forward
+        total += passes.gradients * costs.gradient + passes.own_steps * costs.own_step
+    return total
 
 
 def memory(threat: Threat, costs: Costs, batch_size: int) -> int:
@@ -118,7 +81,7 @@ def measure(network: nn.Module, batch: Batch, threat: Threat) -> Costs:
     Args:
         network: images in [0, 1] to logits, on the device of ``batch``.
         batch: at least one image.
-        threat: says whether there is a projection of FAB to time.
+        threat: its own work, and the making of its images where it is a "mean" threat, are timed too.
     """
     import torch
 
@@ -135,7 +98,7 @@ def measure(network: nn.Module, batch: Batch, threat: Threat) -> Costs:
         forward=forward / len(x),
         gradient=(_timed(lambda: gradient(network, x, y), x) if first < QUICK else first) / len(x),
         stage=_stage(threat, network, batch),
-        projection=_timed(lambda: _project(x, threat.norm), x) / len(x) if isinstance(threat, Lp) else 0.0,
+        own_step=_timed(lambda: threat.own_work(x), x) / len(x),
         activations=kept // min(FEW, len(batch)),
         image=x[0].numel() * x.element_size(),
         weights=sum(tensor.numel() * tensor.element_size() for tensor in state),
@@ -176,18 +139,6 @@ def gradient(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
             return torch.zeros_like(x), 0
         (result,) = torch.autograd.grad(loss, x, allow_unused=True)
     return torch.zeros_like(x) if result is None else result, sum(kept.values())
-
-
-def _project(x: Tensor, norm: str) -> None:
-    """FAB's projection of two points an image on a hyperplane."""
-    from pyautoattack import fab_projections
-
-    from harness.attacks import fab_projection
-
-    points = x.flatten(1).repeat(2, 1)
-    project = {"Linf": fab_projection.linf, "L2": fab_projection.l2, "L1": fab_projections.projection_l1}[norm]
-    normals = points - points.mean(1, keepdim=True)
-    project(points, normals, (normals * points).sum(1) + 0.1 * normals.abs().sum(1))
 
 
 def _timed(step: Callable[[], object], x: Tensor) -> float:

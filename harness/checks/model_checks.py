@@ -12,8 +12,7 @@ from harness.analysis.statistics import unlike
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.model import Model
 from harness.api.records import Batch, Coverage
-from harness.attacks.autoattack import Custom
-from harness.checks.cost import Costs, gradient, measure
+from harness.checks.cost import Costs, measure
 from harness.checks.findings import Finding, problem
 from harness.config.benchmark import Benchmark
 from harness.engine.images import of_pixels
@@ -23,10 +22,7 @@ from harness.engine.session import ModelSession, model_session
 from harness.engine.verification import allowed, logits
 from harness.errors import ModelError
 from harness.leaderboard import flags
-from harness.models.published import published
-from harness.models.robustbench import RobustBench
 from harness.scheduling.trials import grid
-from harness.threats.lp import Lp
 
 STEERED, ATTACKED = 8, 2
 """Images that the steered network classifies, and those of them that are attacked."""
@@ -110,15 +106,13 @@ def _clean(benchmark: Benchmark, model: Model, scores: Tensor, y: Tensor) -> Fin
             "clean", model.label, "problem", f"{text}, not above chance (1 in {classes})",
             "check its weights, its normalisation (mean, std) and the order of its classes",
         )  # fmt: skip
-    if not isinstance(model, RobustBench) or benchmark.dataset.kind != model.dataset:
-        return Finding("clean", model.label, "ok", text)
-    figures = published(model.dataset, model.threat, model.name)
+    figures = model.published(benchmark.dataset.kind, benchmark.threat.kind)
     if figures is None:
         return Finding("clean", model.label, "ok", text)
-    text += f"; RobustBench has {100 * figures.clean:.2f} %"
+    text += f"; published: {100 * figures.clean:.2f} %"
     if not unlike(correct, n, figures.clean):
         return Finding("clean", model.label, "ok", text)
-    remedy = "check that the checkpoint is RobustBench's, and the images those of the official test set"
+    remedy = "check that the checkpoint and the images are those that the figure was published for"
     return Finding("clean", model.label, "warning", f"{text}, further off than chance explains", remedy)
 
 
@@ -138,7 +132,7 @@ def _steering(benchmark: Benchmark, model: Model, coverage: Coverage) -> Finding
 
 def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, batch: Batch) -> Finding:
     """One step of the threat on two images, on the network that is steered furthest."""
-    threat, stage = benchmark.threat, benchmark.threat.stages[0]
+    threat = benchmark.threat
     few = batch.part(range(min(len(batch), STEERED)))
     if threat.reduction == "worst":
         right = (logits(network, few.x).argmax(1) == few.y).nonzero().flatten().tolist()
@@ -147,21 +141,10 @@ def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, 
             return Finding("attack", model.label, "warning", text, "let the grid of β end nearer to 1")
         few = few.part(right)
     few = few.part(range(min(len(few), ATTACKED)))
-    if isinstance(threat, Lp):
-        _refuse_blind(gradient(network, few.x, few.y)[0], where)
-        stage = "apgd-ce"
-        threat = threat.model_copy(update={"attack": Custom(stages=(stage,), iterations=1)})
-    images = threat.perturb(stage, network, few, seed=0).detach()
+    try:
+        stage, images = threat.smoke_test(network, few)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
     allowed(threat, few.x, images, anywhere=benchmark.normalised)
     logits(network, images)
     return Finding("attack", model.label, "ok", f"a step of {stage} works {where}")
-
-
-def _refuse_blind(slope: Tensor, where: str) -> None:
-    if not slope.isfinite().all():
-        raise ModelError(f"its gradient {where} is NaN or infinite; check its weights and its normalisation")
-    if not slope.any():
-        raise ModelError(
-            f"its gradient {where} is zero, so gradient attacks are blind; "
-            "take out of the network what rounds, detaches or saturates"
-        )

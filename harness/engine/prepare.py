@@ -5,31 +5,22 @@ A fault of the data stops the benchmark; a fault of a model is that model's alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from harness.analysis.selection import CrossValidation, Holdout, OnTraining
-from harness.api.dataset import Data
-from harness.api.records import Preprocessing, Steering
-from harness.config.benchmark import Benchmark
-from harness.engine.images import open_data, source
-from harness.engine.session import model_session
-from harness.errors import ModelError, SpecError
-from harness.scheduling.trials import grid
-
-if TYPE_CHECKING:
-    pass
-
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from harness.analysis.selection import CrossValidation, Holdout, OnTraining
 from harness.analysis.task_types import TASK_TYPES
+from harness.api.dataset import Data
 from harness.api.model import Model, Scorable
-from harness.api.records import Coverage
+from harness.api.records import Coverage, Preprocessing, Steering
 from harness.api.work import Task
+from harness.config.benchmark import Benchmark
+from harness.engine.images import open_data, source
 from harness.engine.numerics import reproducible, resolve
+from harness.engine.session import model_session
 from harness.engine.verification import logits
-from harness.errors import HarnessError
+from harness.errors import HarnessError, ModelError, SpecError
+from harness.scheduling.trials import grid
 
 SHARED = 0.01
 """Of the scored images, as many may be among the training images too, and the row says so."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -21,10 +22,7 @@ from harness.engine.acceleration import (
     to_channels_last,
     wants_compiling,
 )
-from harness.engine.normalised_space import in_normalised_space, normalised
 from harness.errors import HarnessError, ModelError
-from harness.models.normalisation import Normalised
-from harness.transfer.probe_network import Probed
 
 
 @dataclass
@@ -32,7 +30,7 @@ class ModelSession:
     """A model in this process, on its device, with the steered networks made so far (they share its weights)."""
 
     loaded: Scorable
-    normalising: Normalised | None = None
+    normalise: Callable[[Tensor], Tensor] | None = None
     steered_so_far: dict[Steering, nn.Module] = field(default_factory=dict)
     attacked_so_far: dict[tuple[Steering, Compile, Precision], nn.Module] = field(default_factory=dict)
     parametric: ParametricNetwork | None = None
@@ -46,7 +44,7 @@ class ModelSession:
 
     def enter(self, batch: Batch) -> Batch:
         """The images as the network here takes them."""
-        return batch if self.normalising is None else normalised(batch, self.normalising)
+        return batch if self.normalise is None else replace(batch, x=self.normalise(batch.x))
 
     def to_channels_last(self, example: Tensor) -> None:
         """See `harness.engine.acceleration.to_channels_last`; once, before anything is steered."""
@@ -67,13 +65,12 @@ class ModelSession:
         if key not in self.attacked_so_far:
             network = self.steered(cell.steering, example)
             if wants_compiling(task.compile, task.device):
-                network = self._compiled(network, example, must=task.compile == "always")
+                must = task.compile == "always"
+                network = self.loaded.compiled(network, lambda part: self._compiled(part, example, must))
             self.attacked_so_far[key] = half_precision(network, task.precision)
         return self.attacked_so_far[key]
 
     def _compiled(self, network: nn.Module, example: Tensor, must: bool) -> nn.Module:
-        if isinstance(network, Probed):  # of a grid only the probes differ otherwise than in β and c
-            return Probed(self._compiled(network.features, example, must), network.head)
         fast = compiled(network)
         if isinstance(network, Steered) and (curve_parameters := network.curve_parameters()) is not None:
             self.parametric = self.parametric or ParametricNetwork(network)
@@ -103,4 +100,4 @@ def model_session(model: Model, device: str, offline: bool, normalised: bool = F
     if training:
         raise ModelError(f"it is in training mode ({training[0]}); call network.eval() where it is built")
     loaded.body.requires_grad_(False).to(device)
-    return ModelSession(*in_normalised_space(loaded)) if normalised else ModelSession(loaded)
+    return ModelSession(*loaded.normalised_space()) if normalised else ModelSession(loaded)

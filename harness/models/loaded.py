@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from harness.api.model import NO_NORMALISATION
 from harness.api.records import Coverage, FamilyName, Sites, Steering
 from harness.curvature.steering import coverage_of, steered_network
+from harness.errors import ModelError
+from harness.models.normalisation import Normalised
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +49,16 @@ class Loaded:
     def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
         """See `Scorable.steered`."""
         return self.network if steering.is_baseline else steered_network(self.network, steering, example)
+
+    def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """See `Scorable.compiled`; all of it."""
+        return compile(network)
+
+    def normalised_space(self) -> tuple[Loaded, Callable[[Tensor], Tensor]]:
+        """See `Scorable.normalised_space`; for networks wrapped in `Normalised`."""
+        if not isinstance(self.network, Normalised):
+            raise ModelError(NO_NORMALISATION)
+        return replace(self, network=self.network.network), self.network.normalise
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
         """See `Scorable.coverage`."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from harness.api.threat import SLACK, SLACK_BOX, Threat
+from harness.api.threat import SLACK, SLACK_BOX, Passes, Threat
 from harness.attacks import autoattack, gradient_masking
 from harness.attacks.autoattack import Attack, Norm
 from harness.errors import InvalidAdversary
@@ -63,6 +63,22 @@ class Lp(Threat):
         return autoattack.perturb(
             stage, self.attack, network, batch.x, batch.y, norm=self.norm, eps=self.eps, seed=seed
         )
+
+    def passes(self, stage: str, classes: int) -> Passes:
+        """See `harness.attacks.autoattack.passes`."""
+        return autoattack.passes(stage, self.attack, classes)
+
+    def own_work(self, x: Tensor) -> None:
+        """Project as FAB does."""
+        autoattack.project(x, self.norm)
+
+    def smoke_test(self, network: nn.Module, batch: Batch) -> tuple[str, Tensor]:
+        """Run the shortest APGD, after a look at the gradient that it follows; see `Threat.smoke_test`."""
+        gradient_masking.refuse_blind(network, batch.x, batch.y)
+        stage: autoattack.Name = "apgd-ce"
+        steps = 3 if self.norm == "L1" else 1  # under L1 APGD takes at least one with each of three radii
+        shortest = self.model_copy(update={"attack": autoattack.Custom(stages=(stage,), iterations=steps)})
+        return stage, shortest.perturb(stage, network, batch, seed=0).detach()
 
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """AutoAttack's checks of the defence, and ours of its gradient."""

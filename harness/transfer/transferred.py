@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.dataset import Data
+from harness.api.model import NO_NORMALISATION, Scorable
 from harness.api.records import BASELINE, Coverage, FamilyName, Sites, Steering, Target
 from harness.api.work import SCORING_VERSION
 from harness.curvature.steering import coverage_of, steered_network
+from harness.errors import ModelError
 from harness.transfer import finetuning, linear_probe
 from harness.transfer.backbone import Features
 from harness.transfer.finetuning import AT_ONCE, TrainingData
@@ -98,6 +100,16 @@ class Transferred:
         if steering.method:
             return self._adapted(steering)
         return Probed(self._steered_backbone(steering), self._head(self._fit(self._fitted_at(steering))))
+
+    def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """See `Scorable.compiled`; the backbone alone, since every steering has its own probe."""
+        if not isinstance(network, Probed):
+            return compile(network)
+        return Probed(compile(network.features), network.head)
+
+    def normalised_space(self) -> tuple[Scorable, Callable[[Tensor], Tensor]]:
+        """See `Scorable.normalised_space`; refused, since a probe is fitted on images in [0, 1]."""
+        raise ModelError(NO_NORMALISATION)
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
         """See `Scorable.coverage`: of the backbone, since a probe has no activation."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from harness.analysis.statistics import fell, holm, interval, mcnemar, newcombe, paired, unpaired, wilson
@@ -99,6 +100,13 @@ def test_holm_by_its_definition(p_values):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         expected[index] = running
     assert holm(p_values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 400])
+def test_holm_is_statsmodels_to_the_last_bit(n: int) -> None:
+    p_values = np.random.default_rng(n).beta(0.2, 1, n).round(2)  # many ties, many small
+    assert holm(p_values) == multipletests(p_values, method="holm")[1].tolist()
+    assert holm([]) == []
 
 
 def test_unpaired_by_brute_force():

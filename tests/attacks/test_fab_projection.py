@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from harness import steer
 from harness.attacks import autoattack, fab_projection
 from harness.attacks.autoattack import Custom, perturb
-from harness.checks.cost import _project
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
 
@@ -253,7 +252,7 @@ def test_the_attack_and_its_estimate_use_our_projections(
     theirs = counter(monkeypatch, fab_base, f"projection_{name}")
     attacked(Demo(name="digits_robust").load().network, 4, norm, 0.1, iterations=3, targets=2)
     assert (len(ours), len(theirs)) == (6, 0)
-    _project(torch.rand(2, 1, 8, 8), norm)
+    autoattack.project(torch.rand(2, 1, 8, 8), norm)
     assert len(ours) == 7
 
 
