@@ -34,7 +34,7 @@ FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 """Least number of classes, since the DLR losses rank the three (targeted: four) largest logits."""
 
 PLUS_RESTARTS, RAND_GRADIENTS = 5, 20
-"""AutoAttack "plus" restarts its untargeted attacks; "rand" averages each gradient of APGD."""
+"""Restarts of the untargeted attacks in version "plus"; gradients averaged in each step of APGD in "rand"."""
 
 FLAGS = {
     "randomized defense": "randomized",
@@ -194,7 +194,13 @@ def _with_own_projections(fab: Any) -> MethodType:
 
 
 def passes(stage: str, attack: Attack, classes: int) -> Passes:
-    """What AutoAttack's ``stage`` needs for an image that it does not defeat (arXiv 2003.01690, Section 4)."""
+    """Count the passes that a stage of AutoAttack makes for an image that survives it (arXiv 2003.01690, Section 4).
+
+    Args:
+        stage: name of the attack, one of ``stages(attack)``.
+        attack: version of AutoAttack, or a custom budget.
+        classes: number of logits.
+    """
     budget = attack if isinstance(attack, Custom) else Custom(stages=stages(attack))
     untargeted = stage in ("apgd-ce", "apgd-dlr", "fab")
     restarts = PLUS_RESTARTS if attack == "plus" and untargeted else budget.restarts
@@ -211,7 +217,7 @@ def passes(stage: str, attack: Attack, classes: int) -> Passes:
 
 
 def project(x: Tensor, norm: Norm) -> None:
-    """Project two points for each image on a hyperplane, as one step of FAB does, for its cost to be measured."""
+    """Project two points for each image onto a hyperplane, as one step of FAB does, to measure its cost."""
     from pyautoattack import fab_projections
 
     from harness.attacks import fab_projection

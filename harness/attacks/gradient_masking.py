@@ -49,11 +49,11 @@ def inspect(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> None:
 
 
 def refuse_blind(network: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Refuse a network on whose gradient no attack can move.
+    """Refuse a network whose gradient is of no use to any attack.
 
     Args:
-        network: images in [0, 1] to logits.
-        x: clean images, float32 [n, c, h, w].
+        network: classifier from images in [0, 1] to logits.
+        x: clean images, float32 [n, c, h, w] in [0, 1].
         y: their labels, int64 [n].
 
     Raises:
@@ -75,7 +75,7 @@ def _zero_gradients(network: nn.Module, x: Tensor, y: Tensor) -> int:
 
 
 def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy with respect to the pixels [n, c, h, w]; 0 where no path leads there."""
+    """Return the gradient of the cross-entropy with respect to the pixels, [n, c, h, w]; 0 where it does not exist."""
     import torch
     from torch.nn import functional as F
 

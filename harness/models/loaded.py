@@ -51,11 +51,11 @@ class Loaded:
         return self.network if steering.is_baseline else steered_network(self.network, steering, example)
 
     def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
-        """See `Scorable.compiled`; all of it."""
+        """See `Scorable.compiled`; the whole network is compiled."""
         return compile(network)
 
     def normalised_space(self) -> tuple[Loaded, Callable[[Tensor], Tensor]]:
-        """See `Scorable.normalised_space`; for networks wrapped in `Normalised`."""
+        """See `Scorable.normalised_space`; defined for networks wrapped in `Normalised`."""
         if not isinstance(self.network, Normalised):
             raise ModelError(NO_NORMALISATION)
         return replace(self, network=self.network.network), self.network.normalise
