@@ -21,7 +21,7 @@ from torchvision.transforms import Compose, Normalize
 from harness.api.model import Model
 from harness.api.records import Preprocessing
 from harness.curvature.steering import steer
-from harness.datasets.sources.image_files import read_picture
+from harness.datasets.sources.image_files import read_image
 from harness.errors import ModelError
 from harness.models.architectures.relu_swin import relu_swin_small, relu_swin_tiny
 from harness.models.checkpoint import Checkpoint
@@ -119,7 +119,7 @@ def test_images_are_preprocessed_as_torchvision_does_for_all_its_weights(tmp_pat
             if (ours, *transforms.mean) in seen:
                 continue
             seen.add((ours, *transforms.mean))
-            image = Normalize(transforms.mean, transforms.std)(read_picture(path, ours))
+            image = Normalize(transforms.mean, transforms.std)(read_image(path, ours))
             with Image.open(path) as opened:
                 assert torch.equal(image, transforms(opened)), (name, entry)
     assert len(seen) > 20
@@ -241,7 +241,7 @@ def test_images_are_preprocessed_as_timm_does_for_all_its_models(tmp_path: Path)
             continue
         *steps, _ = create_transform(**config).transforms  # without its normalisation
         with Image.open(path) as opened:
-            assert torch.equal(read_picture(path, ours), Compose(steps)(opened)), name
+            assert torch.equal(read_image(path, ours), Compose(steps)(opened)), name
     assert len(seen) > 20
     assert refused <= {"border"}
 
