@@ -1,1 +1,1 @@
-"""Nothing of the field: files, caches, downloads."""
+"""Utilities without a word of the field: files, hashes, caches, downloads."""
