@@ -1,4 +1,4 @@
-"""Proof that a steering misses no activation: one run with the original activation, computed otherwise, in place of φ.
+"""Proof that a steering misses no activation: one run with a shadow op, equal to the original, in place of φ.
 
 The outputs must be the plain network's, no activation of the family may have been computed below Python, and the
 gradient must have passed through the replacements. The same run counts the activations that are reached.

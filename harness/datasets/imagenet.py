@@ -93,7 +93,7 @@ def _check_layout(val: Path, classes: dict[str, int], needed: set[str]) -> None:
     loose = sorted(name for name in found if name.lower().endswith(".jpeg"))
     if loose:
         raise DataError(
-            f"{val}: {len(loose):,} images lie in it directly, such as {loose[0]}; sort them into a folder for each "
+            f"{val}: {len(loose):,} images directly in it, such as {loose[0]}; sort them into a folder for each "
             f"class, as {val}/n01440764/ILSVRC2012_val_00000293.JPEG: labels are read from the folders' names"
         )
     missing = sorted(needed - found)

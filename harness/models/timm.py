@@ -106,8 +106,8 @@ def _card(name: str, offline: bool) -> _Card:
         raise ModelError(f"timm has no model {architecture!r}{hint}; `ct-harness list models` names them all")
     known = [full for full in timm.list_pretrained() if full.partition(".")[0] == architecture]
     if not known or (tag and name not in known):
-        wanted = f"{name!r}{did_you_mean(name, known)}" if tag else f"{architecture!r}"
-        raise ModelError(f"timm has no weights {wanted}; of {architecture} it has: {', '.join(known) or 'none'}")
+        missing = f"{name!r}{did_you_mean(name, known)}" if tag else f"{architecture!r}"
+        raise ModelError(f"timm has no weights {missing}; of {architecture} it has: {', '.join(known) or 'none'}")
     return _Card(name, architecture, timm.get_pretrained_cfg(name), {})
 
 
