@@ -372,7 +372,7 @@ def test_missing_pictures_are_told(tmp_path):
         threat.prepare(batch)
     (tmp_path / "ImageNet-C/snow/1/n01440764").mkdir()
     (tmp_path / "ImageNet-C/snow/1/n01440764/a.JPEG").write_bytes(b"<html>")
-    with pytest.raises(DataError, match=r"snow/1/n01440764/a\.JPEG: no picture"):
+    with pytest.raises(DataError, match=r"snow/1/n01440764/a\.JPEG: not an image"):
         threat.perturb("snow-1", None, batch, seed=0)
 
 

@@ -201,11 +201,11 @@ class ImageNetC(CorruptionSource):
         """
         import torch
 
-        from harness.datasets.sources.image_files import read_picture
+        from harness.datasets.sources.image_files import read_image
 
         folder = root.absolute() / self.name / corruption / str(severity)
         height, width = batch.x.shape[-2:]
-        return torch.stack([read_picture(folder / name, Preprocessing(resize=(height, width))) for name in batch.names])
+        return torch.stack([read_image(folder / name, Preprocessing(resize=(height, width))) for name in batch.names])
 
     def _by_hand(self, folder: Path) -> str:
         return f"get {self.name} from {self.url} and unpack it so that {folder}/<corruption>/<severity>/<wnid> is there"
