@@ -183,13 +183,13 @@ def idle(ray: Ray) -> list[Any]:
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the cells whose worker is lost from now on."""
     lost: list[str] = []
-    again = Dispatcher.again
+    retry = Dispatcher.retry
 
     def noted(dispatcher: Dispatcher, work: Any, *told: str) -> None:
         lost.append(work.cell.key)
-        again(dispatcher, work, *told)
+        retry(dispatcher, work, *told)
 
-    monkeypatch.setattr(Dispatcher, "again", noted)
+    monkeypatch.setattr(Dispatcher, "retry", noted)
     return lost
 
 

@@ -190,7 +190,7 @@ def test_what_slurm_refuses_is_told(driver: Path, mapping: Mapping, monkeypatch:
         executor._dispatcher.waiting.extend(works)  # at once
         for work in works:
             with pytest.raises(ModelError, match=told):
-                work.promise.result(20)
+                work.future.result(20)
     text = Path("submitted.sh").read_text()
     for line_ in ("--partition=moon", "--time=30", "--mem=500M", "--cpus-per-task=1", "--array=0-2%3"):
         assert f"#SBATCH {line_}\n" in text
