@@ -83,7 +83,7 @@ def _untrained_on_cpu() -> Iterator[None]:
         return create(name, *args, **kwargs | {"pretrained": False})
 
     def refuse(*_: Any, **__: Any) -> Any:
-        raise ModelError("it wants to download weights")
+        raise ModelError("it tries to download weights")
 
     def unchanged(self: Any, *_: Any, **__: Any) -> Any:
         return self
