@@ -1,1 +1,1 @@
-"""Utilities without a word of the field: files, hashes, caches, downloads."""
+"""Files, hashing, downloads and caches; nothing of the field."""
