@@ -116,7 +116,7 @@ def test_training_images_know_which_are_scored_whatever_their_labels(tmp_path: P
     ("changes", "message"),
     [
         ({"models": [{"kind": "probe", "backbone": {"kind": "demo", "name": "digits_plain_0to4"},
-                      "train": {"kind": "digits", "classes": list(FIVE)}}]}, "are among its training images"),
+                      "train": {"kind": "digits", "classes": list(FIVE)}}]}, "among its training images"),
         ({"models": [{"kind": "demo", "name": "digits_plain_0to4"}], "selection": {"kind": "training"}},
          "nothing is fitted"),
     ],
