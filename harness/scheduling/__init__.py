@@ -1,1 +1,1 @@
-"""Which cell next? Decided from outcomes alone. Pure."""
+"""Order of computation: which cell comes next, decided from outcomes alone. Pure."""

@@ -96,13 +96,13 @@ def idle(ray: Ray) -> list[Any]:
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys of the cells whose worker is lost from now on."""
     lost: list[str] = []
-    again = Dispatcher.again
+    retry = Dispatcher.retry
 
     def noted(dispatcher: Dispatcher, work: Work, reason: str, remedy: str) -> None:
         lost.append(work.cell.key)
-        again(dispatcher, work, reason, remedy)
+        retry(dispatcher, work, reason, remedy)
 
-    monkeypatch.setattr(Dispatcher, "again", noted)
+    monkeypatch.setattr(Dispatcher, "retry", noted)
     return lost
 
 

@@ -124,7 +124,7 @@ def test_what_slurm_refuses_is_told(driver: Path, monkeypatch: pytest.MonkeyPatc
         executor._dispatcher.waiting.extend(works)  # at once
         for work in works:
             with pytest.raises(ModelError, match=told):
-                work.promise.result(20)
+                work.future.result(20)
     text = Path("submitted.sh").read_text()
     for line in ("--partition=moon", "--time=30", "--mem=500M", "--cpus-per-task=1", "--array=0-2%3"):
         assert f"#SBATCH {line}\n" in text
