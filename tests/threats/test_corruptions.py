@@ -25,7 +25,7 @@ from harness.api.records import BASELINE, Batch
 from harness.api.work import Cell, Shard, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import DataError, DataMissing, SpecError
-from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard import outcomes, ranking
 from harness.models.robustbench import import_robustbench
 from harness.testing import ThreatContract
 from harness.threats.corruptions import (
@@ -606,7 +606,7 @@ def by_hand(network: nn.Module, labels: np.ndarray) -> np.ndarray:
 def test_a_board_is_the_mean_over_the_stages(benchmark: Colourful) -> None:
     mapping, network, labels = benchmark
     [entry] = pipeline.entries(parse_benchmark(mapping), runs="runs")
-    board = csv_file.board([entry])
+    board = ranking.board([entry])
     survived = by_hand(network, labels)
     assert 0 < survived.mean() < 1
     base = board[(board["beta"] == 1) & (board["status"] == "ok")].iloc[0]

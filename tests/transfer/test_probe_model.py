@@ -31,8 +31,8 @@ from harness.curvature.steering import steer
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
 from harness.errors import HarnessError, ModelError, SpecError
-from harness.leaderboard import csv_file, outcomes
-from harness.leaderboard.csv_file import Key
+from harness.leaderboard import csv_file, outcomes, ranking
+from harness.leaderboard.row import RowKey
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
 from harness.testing import ModelContract
@@ -223,7 +223,7 @@ class Boards:
         with working(folder, self.site):
             entries = pipeline.entries(parse_benchmark(toy_board(**changes)))
             path = folder / "board.csv"
-            table = csv_file.board(entries)
+            table = ranking.board(entries)
             csv_file.write(table, path)
             outcomes.write(outcomes.table(entries), path)
             return csv_file.read(path)
@@ -289,7 +289,7 @@ def test_every_row_is_what_numpy_and_sklearn_compute(first: tuple[Path, pd.DataF
     for beta in BETAS:
         method = "linear_probe" if beta == 1 else "ct"
         correct, row = by_hand_correct(beta), rows(table).loc[(method, beta), :]
-        clean, robust = found[Key("toy", method, beta, 0.5)]
+        clean, robust = found[RowKey("toy", method, beta, 0.5)]
         assert np.array_equal(clean, correct)
         assert np.array_equal(robust, correct)
         assert row["clean"] == pytest.approx(correct.mean(), abs=1e-6)

@@ -24,7 +24,6 @@ from harness.errors import DataError, ModelError, SpecError
 from harness.leaderboard import flags
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded
-from harness.report import page
 from harness.threats.lp import Linf
 from harness.transfer.backbone import FeatureExtractor
 from harness.transfer.probe_model import Probe
@@ -184,15 +183,6 @@ def test_a_probe_compiles_once_for_all_beta(tmp_path: Path, monkeypatch: pytest.
             fast, plain = session.attacked(cell, x[:2]), session.steered(cell.steering, x[:2])
             assert torch.allclose(fast(x), plain(x), atol=1e-3)
     assert len(compiled) == 1
-
-
-@pytest.mark.parametrize(
-    ("marks", "shown"),
-    [("0110", "50.0"), ("01?0", "≤ 50.0"), ("0.5 1 0.75", "75.0"), ("0.5 ?", "≤ 75.0"), ("-0.5 -1.5", "1"),
-     ("-1 ?", "≥ 0.5")],
-)  # fmt: skip
-def test_the_stages_of_graded_answers_are_read_as_their_metric(marks: str, shown: str) -> None:
-    assert page._standing(marks) == shown
 
 
 def test_a_faulty_training_set_is_the_models_fault(tmp_path: Path) -> None:
