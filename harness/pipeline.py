@@ -1,4 +1,4 @@
-"""The line: from a benchmark to its leaderboard. The only place where all the parts meet."""
+"""The pipeline: a benchmark in, its leaderboard out. The only place where all the parts meet."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from harness.api.work import Cell, Outcome
 from harness.config.benchmark import Benchmark, Full, load_benchmark
 from harness.engine.images import source
 from harness.engine.ledger import Ledger
-from harness.engine.prepare import PreparedModel, _grid, prepare_models
+from harness.engine.prepare import PreparedModel, prepare_models, steerings_of
 from harness.engine.scheduler import ProgressListener, Scheduler
 from harness.engine.session import model_session
 from harness.errors import ModelError
-from harness.leaderboard.assemble import entry
+from harness.leaderboard import assemble
 from harness.leaderboard.ranking import board
 from harness.leaderboard.scores import ModelEntry
 from harness.scheduling.best_first import BestFirstSearch
-from harness.scheduling.margins import Margins, margins, smallest_margin_first
+from harness.scheduling.margins import Margins, margin_chains, smallest_margin_first
 from harness.scheduling.policies import BestFirstPolicy, FullGridPolicy, SchedulingPolicy
 from harness.scheduling.replay import replays
 from harness.scheduling.state import RunProgress
-from harness.scheduling.training_scores import TrainingScores, scored, training_score_chains
+from harness.scheduling.training_scores import TrainingScores, scores_of, training_score_chains
 from harness.scheduling.trials import TrialChain, chains, shards
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class NullListener:
-    """An observer that looks away."""
+    """A progress listener that ignores every event."""
 
     def started(self, policy: SchedulingPolicy, known: int, slots: int) -> None:
         """See `ProgressListener`."""
@@ -54,14 +54,14 @@ def run(
 ) -> pd.DataFrame:
     """Run a benchmark and return its leaderboard: a row for each model and steering, best first.
 
-    What the ledger under ``runs`` already holds is not computed again.
+    Cells whose outcomes are in the ledger under ``runs`` are not computed again.
 
     Args:
-        benchmark: the YAML file, or what `harness.config.benchmark.load_benchmark` made of one.
-        overrides: ``key.path=value``, as of ``ct-harness run --set``.
-        runs: the folder of the ledgers.
-        offline: refuse to download anything.
-        listener: told of the progress.
+        benchmark: path of the YAML file, or a benchmark from `harness.config.benchmark.load_benchmark`.
+        overrides: changes to the YAML, ``key.path=value`` each, as for ``ct-harness run --set``.
+        runs: directory of the ledgers.
+        offline: whether to refuse every download.
+        listener: receives the events of the run, to display its progress.
 
     Raises:
         HarnessError: the benchmark cannot be run at all. A model that fails is a row whose ``status`` says why.
@@ -77,124 +77,117 @@ def run(
 def entries(
     benchmark: Benchmark, *, runs: str | Path = "runs", offline: bool = False, listener: ProgressListener | None = None
 ) -> list[ModelEntry]:
-    """Run a benchmark and return what the board says of each model, with the scores of every image; see `run`."""
+    """Run a benchmark and return each model's part of the leaderboard, with the scores of every image; see `run`."""
     listener = listener or NullListener()
-    model_session.cache_clear()  # files may have changed since an earlier run of this process
+    model_session.cache_clear()  # files may have changed since an earlier run in this process
     source.cache_clear()
-    with Ledger(Path(runs) / benchmark.name) as ledger:  # first: an unwritable folder is told at once
-        prepared_models = prepare_models(benchmark, offline)
-        for prepared_model in prepared_models:
-            if prepared_model.failure is not None:
-                listener.failed(prepared_model.model.label, prepared_model.failure)
+    with Ledger(Path(runs) / benchmark.name) as ledger:  # opened first, so that an unwritable directory fails at once
+        models = prepare_models(benchmark, offline)
+        for model in models:
+            if model.failure is not None:
+                listener.failed(model.label, model.failure)
         with benchmark.executor as executor:
             scheduler = Scheduler(executor, ledger, listener)
-            first = RunProgress(_margins(benchmark, prepared_models), scheduler.ledger)
-            scheduler.compute(first, FullGridPolicy(first))
-            training_scores = _scored_on_training(benchmark, prepared_models, first.failures, scheduler)
-            state = _searched(benchmark, prepared_models, first, training_scores, scheduler)
-            replayed = _replayed(state, scheduler)
-    return [entry(benchmark, one, state, replayed, training_scores.get(one.model.label, ())) for one in prepared_models]
-
-
-ScoresOnTraining = Mapping[str, Sequence[Scored]]
-"""The scores on training images by the model's label, where β is chosen on those."""
-
-
-def _scored_on_training(
-    benchmark: Benchmark,
-    prepared_models: Sequence[PreparedModel],
-    failures: dict[str, ModelError],
-    scheduler: Scheduler,
-) -> ScoresOnTraining:
-    """Every steering's scores on the training images; what fails is added to ``failures``."""
-    if not isinstance(benchmark.selection, OnTraining):
-        return {}
-    ready = [one for one in prepared_models if one.training is not None and one.model.label not in failures]
-    state = RunProgress([chain for one in ready for chain in _training_score_chains(benchmark, one)], scheduler.ledger)
-    scheduler.compute(state, FullGridPolicy(state))
-    failures |= state.failures
-    labels = (one.model.label for one in ready)
-    return {label: scored(state, label) for label in labels if label not in failures}
-
-
-def _training_score_chains(benchmark: Benchmark, prepared_model: PreparedModel) -> list[TrainingScores]:
-    assert prepared_model.task is not None
-    assert prepared_model.training is not None
-    return training_score_chains(prepared_model.task, _grid(benchmark, prepared_model), prepared_model.training)
-
-
-def _searched(
-    benchmark: Benchmark,
-    prepared_models: Sequence[PreparedModel],
-    first: RunProgress[Margins],
-    training_scores: ScoresOnTraining,
-    scheduler: Scheduler,
-) -> RunProgress[TrialChain]:
-    """The lanes of all models, as far as the search took them."""
-    state = RunProgress(_chains(benchmark, prepared_models, first), scheduler.ledger)
-    state.failures |= first.failures
-    if isinstance(benchmark.search, Full) or not benchmark.threat.stages:  # nothing to give up
-        scheduler.compute(state, FullGridPolicy(state))
-    else:
-        searches = BestFirstPolicy(
-            state, _searches(benchmark, benchmark.search.top, prepared_models, state, training_scores)
-        )
-        scheduler.compute(state, searches)
-        searches.discard_unasked()
-    return state
-
-
-def _replayed(state: RunProgress[TrialChain], scheduler: Scheduler) -> dict[int, np.ndarray]:
-    """What stands after the replay, [n], by the number of the lane; for lanes that had something to be shown."""
-    candidates = replays(state, scheduler.ledger)
-    replay = RunProgress(list(candidates.values()), scheduler.ledger)
-    scheduler.compute(replay, FullGridPolicy(replay))
-    state.failures |= replay.failures
-    return {number: replay.values(position)[-1] for position, number in enumerate(candidates) if replay.done[position]}
-
-
-def _margins(benchmark: Benchmark, prepared_models: Sequence[PreparedModel]) -> list[Margins]:
-    if not benchmark.threat.stages:
-        return []  # nothing is given up, so the order is of no account
+            margins = scheduler.compute_all(_margin_chains(benchmark, models))
+            training_scores = _score_training_folds(benchmark, models, scheduler)
+            progress = _search(benchmark, models, margins, training_scores, scheduler)
+            replayed = _replay(progress, scheduler)
     return [
-        chain
-        for prepared_model in prepared_models
-        if prepared_model.task is not None and prepared_model.data is not None
-        for chain in margins(prepared_model.task, prepared_model.data.digests, benchmark.batch_size)
+        assemble.entry(benchmark, model, progress, replayed, training_scores.get(model.label, ())) for model in models
     ]
 
 
-def _chains(
-    benchmark: Benchmark, prepared_models: Sequence[PreparedModel], first: RunProgress[Margins]
+ScoresByModel = Mapping[str, Sequence[Scored]]
+"""Scores on the training images by the model's label; empty unless β is chosen on them."""
+
+
+def _margin_chains(benchmark: Benchmark, models: Sequence[PreparedModel]) -> list[Margins]:
+    """Return the chains that measure the margin of every image, by which the images are ordered."""
+    if not benchmark.threat.stages:
+        return []  # without attacks there is nothing to prune, and the order does not matter
+    return [
+        chain
+        for model in models
+        if model.task is not None and model.data is not None
+        for chain in margin_chains(model.task, model.data.digests, benchmark.batch_size)
+    ]
+
+
+def _score_training_folds(benchmark: Benchmark, models: Sequence[PreparedModel], scheduler: Scheduler) -> ScoresByModel:
+    """Score every steering by cross-validation on the training images, if β is chosen on them."""
+    if not isinstance(benchmark.selection, OnTraining):
+        return {}
+    fitted = [model for model in models if model.training is not None and model.label not in scheduler.failures]
+    progress = scheduler.compute_all([chain for model in fitted for chain in _training_chains(benchmark, model)])
+    return {model.label: scores_of(progress, model.label) for model in fitted if model.label not in scheduler.failures}
+
+
+def _training_chains(benchmark: Benchmark, model: PreparedModel) -> list[TrainingScores]:
+    assert model.task is not None
+    assert model.training is not None
+    return training_score_chains(model.task, steerings_of(benchmark, model), model.training)
+
+
+def _search(
+    benchmark: Benchmark,
+    models: Sequence[PreparedModel],
+    margins: RunProgress[Margins],
+    training_scores: ScoresByModel,
+    scheduler: Scheduler,
+) -> RunProgress[TrialChain]:
+    """Score the grid of every model: all of it, or as much as the best-first search needs."""
+    progress = scheduler.progress(_trial_chains(benchmark, models, margins))
+    if isinstance(benchmark.search, Full) or not benchmark.threat.stages:  # without attacks there is nothing to prune
+        scheduler.compute(progress, FullGridPolicy(progress))
+        return progress
+    policy = BestFirstPolicy(progress, _searches(benchmark, benchmark.search.top, models, progress, training_scores))
+    scheduler.compute(progress, policy)
+    policy.discard_unasked()
+    return progress
+
+
+def _trial_chains(
+    benchmark: Benchmark, models: Sequence[PreparedModel], margins: RunProgress[Margins]
 ) -> list[TrialChain]:
-    """Of every model whose margins are known, its data cut most fragile first."""
-    made: list[TrialChain] = []
-    for prepared_model in prepared_models:
-        task, data = prepared_model.task, prepared_model.data
-        if task is None or data is None or task.label in first.failures:
+    """Return the chains of every model that has not failed, over its images with the smallest margin first."""
+    result: list[TrialChain] = []
+    for model in models:
+        task, data = model.task, model.data
+        if task is None or data is None or model.label in margins.failures:
             continue
-        own = [first.values(number)[0] for number in first.of(task.label)]
-        ordered = smallest_margin_first(data.digests, own) if own else data.digests
-        cut = shards(ordered, benchmark.batch_size)
-        made += chains(task, _grid(benchmark, prepared_model), cut)
-    return made
+        by_shard = [margins.values(number)[0] for number in margins.of(model.label)]
+        ordered = smallest_margin_first(data.digests, by_shard) if by_shard else data.digests
+        result += chains(task, steerings_of(benchmark, model), shards(ordered, benchmark.batch_size))
+    return result
 
 
 def _searches(
     benchmark: Benchmark,
     top: int,
-    prepared_models: Sequence[PreparedModel],
-    state: RunProgress[TrialChain],
-    training_scores: ScoresOnTraining,
+    models: Sequence[PreparedModel],
+    progress: RunProgress[TrialChain],
+    training_scores: ScoresByModel,
 ) -> dict[str, BestFirstSearch]:
-    """For each model; the other methods are always finished, and so is the β that training images chose."""
+    """Return a search for each model. Other methods are always finished, and so is a β chosen on training images."""
     searches = {}
-    for prepared_model in prepared_models:
-        label, data = prepared_model.model.label, prepared_model.data
-        own = state.of(label)
-        if own and data is not None:
-            sets = [chosen_on for chosen_on, _ in selection_sets(benchmark.selection, data.strata, benchmark.seed)]
-            asked = {chain.steering for chain in own.values() if chain.steering.method}
-            asked |= {min(scores, key=better).steering for scores in (training_scores.get(label),) if scores}
-            searches[label] = BestFirstSearch(own, list(data.digests), sets, top, asked)
+    for model in models:
+        own = progress.of(model.label)
+        if own and model.data is not None:
+            choices = selection_sets(benchmark.selection, model.data.strata, benchmark.seed)
+            required = {chain.steering for chain in own.values() if chain.steering.method}
+            if scores := training_scores.get(model.label):
+                required.add(min(scores, key=better).steering)
+            images, sets = list(model.data.digests), [chosen_on for chosen_on, _ in choices]
+            searches[model.label] = BestFirstSearch(own, images, sets, top, required)
     return searches
+
+
+def _replay(progress: RunProgress[TrialChain], scheduler: Scheduler) -> dict[int, np.ndarray]:
+    """Replay what fooled any steering on the others.
+
+    Returns:
+        The outcome after the replay, [n], by the chain's number; only for chains that had a replay.
+    """
+    wanted = replays(progress)
+    replayed = scheduler.compute_all(list(wanted.values()))
+    return {number: replayed.values(position)[-1] for position, number in enumerate(wanted) if replayed.done[position]}

@@ -1,1 +1,1 @@
-"""What a plug-in implements, and the records that travel."""
+"""Contracts that plug-ins implement, and the records that pass between the parts."""

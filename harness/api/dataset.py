@@ -1,4 +1,4 @@
-"""The contract of a data set: labelled images that are read by number."""
+"""The contract of a dataset: labelled images that are read by number."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Dataset(Part):
-    """Labelled images, of which a benchmark takes the first ``n``, those named by ``indices``, or all.
+    """Labelled images, of which a benchmark scores a subset, or all if none is chosen.
 
     Args:
-        n: the first so many.
-        indices: these, in this order.
-        per_class: the first so many of each class, in the order of the data.
+        n: number of images to score, the first of the dataset.
+        indices: numbers of the images to score, in this order.
+        per_class: number of images to score of each class, the first of each, in the order of the data.
     """
 
     n: Annotated[int, Field(strict=True, gt=0)] | None = None
@@ -39,25 +39,28 @@ class Dataset(Part):
 
     @abstractmethod
     def open(self, *, offline: bool = False) -> Source:
-        """The images, ready to be read.
+        """Return the images, ready to be read.
+
+        Args:
+            offline: whether to refuse every download.
 
         Raises:
-            DataError: they are not there or damaged; says what to do.
+            DataError: they are missing or damaged; the message says what to do.
         """
 
     @property
     def target(self) -> Target:
-        """What its labels are."""
+        """Type of the labels: classes, attributes or values."""
         return "class"
 
     @property
     def title(self) -> str:
-        """Its name, whichever images are chosen."""
+        """Name of the dataset, without the subset."""
         return self.kind
 
     @property
     def label(self) -> str:
-        """Its name on the leaderboard: the title and the subset."""
+        """Name on the leaderboard: the title with the subset."""
         if self.indices is not None:
             return f"{self.title}[{len(self.indices)} by index {sha256(self.indices)[:8]}]"
         if self.per_class is not None:
@@ -65,17 +68,18 @@ class Dataset(Part):
         return f"{self.title}[:{self.n}]" if self.n else self.title
 
     def chosen(self, source: Source) -> tuple[int, ...]:
-        """The numbers of the chosen images of ``source``.
+        """Return the numbers of the chosen images of ``source``.
 
         Raises:
-            DataError: more are asked for than there are, or one twice, or so many of each class where there are none.
+            DataError: the subset asks for more images than there are, for one twice, or for classes where there are
+                none.
         """
         if self.per_class is None:
             return self.subset(len(source))
         if self.target != "class":
             raise DataError(
-                f"dataset.per_class: the labels of {self.title} are {self.target}, and it has no classes to take "
-                f"{self.per_class} images of each from; give n or indices in its place"
+                f"dataset.per_class: the labels of {self.title} are {self.target}, so there are no classes to take "
+                f"{self.per_class} images of; give n or indices instead"
             )
         members: dict[int, list[int]] = {}
         for image, label in enumerate(source.labels()):
@@ -84,15 +88,18 @@ class Dataset(Part):
         if len(members[fewest]) < self.per_class:
             raise DataError(
                 f"dataset.per_class: class {fewest} of {self.kind} has {len(members[fewest])} images, but per_class = "
-                f"{self.per_class} were asked for; lower per_class"
+                f"{self.per_class}; lower per_class"
             )
         return tuple(sorted(image for images in members.values() for image in images[: self.per_class]))
 
     def subset(self, size: int) -> tuple[int, ...]:
-        """The numbers of the chosen images, out of ``size``, where no label need be known.
+        """Return the numbers of the chosen images, where ``per_class`` is not used and so no label is needed.
+
+        Args:
+            size: number of images in the dataset.
 
         Raises:
-            DataError: more are asked for than there are, or one twice.
+            DataError: the subset asks for more images than there are, or for one twice.
         """
         name = self.kind
         if self.indices is None:
@@ -100,7 +107,9 @@ class Dataset(Part):
                 raise DataError(f"dataset.n: {name} has {size} images, but n = {self.n} were asked for; lower n")
             return tuple(range(self.n or size))
         if max(self.indices) >= size:
-            raise DataError(f"dataset.indices: {name} has {size} images (0 … {size - 1}), no {max(self.indices)}")
+            raise DataError(
+                f"dataset.indices: {name} has {size} images (0 … {size - 1}), found {max(self.indices)}; leave it out"
+            )
         if len(set(self.indices)) < len(self.indices):
             raise DataError("dataset.indices: an image is named twice; name each once")
         return self.indices
@@ -111,29 +120,30 @@ class Source(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of images."""
 
     @abstractmethod
     def read(self, indices: tuple[int, ...]) -> Batch:
-        """The images ``indices``, in that order: x float32 [n, c, h, w] in [0, 1], and y as `Batch` has it."""
+        """Return the images ``indices``, in that order: x float32 [n, c, h, w] in [0, 1], y as in `Batch`."""
 
     def labels(self) -> Sequence[int]:
-        """The class of every image; reads them all where a source does not know better."""
+        """Return the class of every image. Reads all images; override it where labels can be had without."""
         slices = (tuple(range(start, min(start + 256, len(self)))) for start in range(0, len(self), 256))
         return [label for part in slices for label in self.read(part).y.tolist()]
 
     def prepared(self, preprocessing: Preprocessing) -> Source:
-        """The same images as a model wants them; images that have one size are taken as they are."""
+        """Return the same images with a model's preprocessing; by default they have one size, and stay as they are."""
         return self
 
 
 @dataclass(frozen=True)
 class Data:
-    """The chosen images: their numbers, in order, with a hash of each one's pixels and label; and the labels.
+    """Hashes and labels of the chosen images.
 
     Args:
-        labels: int [n] of classes, int [n, k] of attributes, float [n, k] of values.
-        pixels: a hash of each one's pixels alone.
+        digests: a hash of each image's pixels and label, by image number, in the order of the images.
+        labels: int [n] of classes, int [n, k] of attributes, or float [n, k] of values.
+        pixels: hashes of the pixels alone.
     """
 
     digests: Mapping[int, str]
@@ -142,17 +152,17 @@ class Data:
 
     @property
     def sha256(self) -> str:
-        """Names the whole subset."""
+        """Hash of the whole subset, order included."""
         return sha256([[image, digest] for image, digest in self.digests.items()])
 
     @property
     def strata(self) -> np.ndarray:
-        """What folds are balanced by, int [n]; see `harness.api.dataset.strata`."""
+        """Strata by which folds are balanced, int [n]; see `harness.api.dataset.strata`."""
         return strata(self.labels)
 
 
 def strata(labels: np.ndarray) -> np.ndarray:
-    """What folds are balanced by, int [n]: the classes, where labels are that."""
+    """Return the strata by which folds are balanced, int [n]: the classes, or a single stratum for other labels."""
     import numpy as np
 
     return labels if labels.ndim == 1 else np.zeros(len(labels), np.int64)

@@ -1,4 +1,4 @@
-"""The contract of an executor: where cells are computed."""
+"""The contract of an executor: a place where cells are computed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from harness.api.work import Cell, Outcome
 
 
 class Executor(Part):
-    """Where cells are computed. Use as a context manager; a lost worker costs at most its own cells."""
+    """A place where cells are computed, used as a context manager. A lost worker costs at most its own cells."""
 
     @abstractmethod
     def __enter__(self) -> Executor:
-        """Get ready."""
+        """Start the workers, or prepare to start them."""
 
     @abstractmethod
     def __exit__(self, *exception: object) -> None:
-        """Let go of the workers, without waiting for cells in flight."""
+        """Release the workers, without waiting for cells in flight."""
 
     @property
     @abstractmethod
     def slots(self) -> int:
-        """How many cells to hold in flight: enough to keep every worker busy."""
+        """Number of cells to keep in flight: enough to keep every worker busy."""
 
     @abstractmethod
     def submit(self, cell: Cell) -> Future[Outcome]:
-        """Compute ``cell`` some time: `harness.engine.evaluate.evaluate` of it, wherever that runs."""
+        """Run `harness.engine.evaluate.evaluate` on ``cell`` on a worker; the future holds its result or its error."""

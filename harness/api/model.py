@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Model(Part):
-    """A pretrained classifier."""
+    """A pretrained network as the YAML describes it."""
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """Its name on the leaderboard."""
+        """Name on the leaderboard."""
 
     def preprocessing(self, *, offline: bool = False) -> Preprocessing:
-        """What it wants done with pictures of any size; of no account where images have one size.
+        """Return how to resize and crop pictures of any size; ignored for datasets whose images have one size.
 
         Args:
-            offline: refuse to download anything.
+            offline: whether to refuse every download.
 
         Raises:
             ModelError: the model is not known.
@@ -36,72 +36,80 @@ class Model(Part):
         return AS_STORED
 
     def published(self, dataset: str, threat: str) -> Published | None:
-        """What others have measured of it on ``dataset`` under ``threat`` (their kinds); None if nobody has."""
+        """Return the published accuracy; None if there is none.
+
+        Args:
+            dataset: kind of the dataset.
+            threat: kind of the threat.
+        """
         return None
 
     @property
     def training(self) -> Dataset | None:
-        """The images that a part of it is fitted on; None where nothing is."""
+        """Images that a part of the model is fitted on, such as a probe; None if nothing is fitted."""
         return None
 
     @property
     def trained_how(self) -> str:
-        """The images that it is fitted on and how, on the leaderboard; empty where nothing is."""
+        """Training images and settings of the fit, for the leaderboard; empty if nothing is fitted."""
         return ""
 
     @property
     def adaptations(self) -> tuple[str, ...]:
-        """What to score beside the steerings: other ways to adapt it, each by its name."""
+        """Names of other ways to adapt the model, such as LoRA, to score beside the steerings."""
         return ()
 
     @abstractmethod
     def load(self, *, offline: bool = False) -> Scorable:
-        """The network on the CPU, in eval mode, from images in [0, 1] to logits, its normalisation inside.
+        """Return the network on the CPU, in eval mode, from images in [0, 1] to logits, normalisation included.
 
         Args:
-            offline: refuse to download anything.
+            offline: whether to refuse every download.
 
         Raises:
-            ModelError: the weights are not there, damaged, or of another architecture; says what to do.
+            ModelError: the weights are missing, damaged, or of another architecture; the message says what to do.
         """
 
 
 NO_NORMALISATION = (
-    "protocol: paper attacks normalised images, but this model does not say what its images are normalised by; "
+    "protocol: paper attacks normalised images, but this model does not say how it normalises them; "
     "give mean and std (kind: checkpoint), or set protocol=pixel"
 )
-"""Why `Scorable.normalised_space` may refuse."""
+"""Message of a `Scorable.normalised_space` that refuses."""
 
 
 class Scorable(Protocol):
-    """What `Model.load` returns: `Loaded`, or `harness.transfer.transferred.Transferred`."""
+    """A loaded model that can be steered and scored.
+
+    Implemented by `harness.models.loaded.Loaded` and `harness.transfer.transferred.Transferred`.
+    """
 
     @property
     def sha256(self) -> str:
-        """Names what was given: the weights, and the images that a part is fitted on."""
+        """SHA-256 of the weights, and of the images that a part is fitted on."""
 
     @property
     def recipe(self) -> str:
-        """Names how a part of it is fitted, and with which versions; empty where nothing is."""
+        """How a part is fitted, and with which versions of which packages; empty if nothing is fitted."""
 
     @property
     def network(self) -> nn.Module:
-        """The untouched network, in eval mode: images in [0, 1] (float32 [n, c, h, w]) to logits [n, classes]."""
+        """Untouched network in eval mode, from images in [0, 1] (float32 [n, c, h, w]) to logits [n, classes]."""
 
     @property
     def body(self) -> nn.Module:
-        """What holds the given weights: move it to a device, and lay it out, before anything else is asked for."""
+        """Module that holds the pretrained weights; move it to a device, and set its layout, before anything else."""
 
     @property
     def training(self) -> Data | None:
-        """The images that a part of it is fitted on; None where nothing is."""
+        """Images that a part is fitted on; None if nothing is fitted."""
 
     def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
-        """The network to score: the untouched one at the baseline, otherwise one that shares its weights.
+        """Return the network to score: the untouched one for the baseline, otherwise one that shares its weights.
 
         Args:
-            steering: of the family's curve, or another method of adapting the network.
-            example: images that it takes [1, c, h, w], to prove on that nothing was missed.
+            steering: a point of the grid, or another method of adapting the network.
+            example: images that the network takes, [1, c, h, w], on which to prove that every activation is steered.
         """
 
     def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -109,30 +117,39 @@ class Scorable(Protocol):
 
         Args:
             network: the network to score under some steering.
-            compile: compiles a module. Where it is a steered network, all β and c share one compilation; so a part that
-                differs between steerings in more than that (a head fitted for each of them) is better left out.
+            compile: compiles a module. All β and c share one compilation of a steered network, so leave out any part
+                that differs between steerings in another way, such as a head fitted for each of them.
         """
 
     def normalised_space(self) -> tuple[Scorable, Callable[[Tensor], Tensor]]:
-        """Split the model for ``protocol: paper``: the model of normalised images, and what normalises them.
+        """Split the model for ``protocol: paper``: into a model of normalised images, and their normalisation.
 
         Raises:
             ModelError: the model does not say how its images are normalised (`NO_NORMALISATION`).
         """
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
-        """What steering this model reaches, counted while it runs on ``example`` [1, c, h, w].
+        """Count the activations that the steering reaches while the network runs.
+
+        Args:
+            sites: calls of an activation to steer.
+            example: images that the network takes, [1, c, h, w].
+            family: family of activations to steer.
 
         Raises:
-            NothingToSteer: nothing at all.
-            IncompleteSteering: not everything, where ``sites`` is "all".
+            NothingToSteer: the network runs no activation of the family.
+            IncompleteSteering: an activation is missed, and ``sites`` is "all".
         """
 
     def trainable_parameters(self, method: str = "") -> int:
-        """How many numbers are fitted on the training images, by the method, or for each steering."""
+        """Return the number of parameters fitted on the training images.
+
+        Args:
+            method: another way to adapt the model; empty for a steering.
+        """
 
     def fitted(self, steering: Steering) -> dict[str, str]:
-        """``weights_sha256`` of the network to score, what was fitted included; empty where nothing is."""
+        """Return ``weights_sha256`` of the network to score, fitted part included; empty if nothing is fitted."""
 
     def training_scores(self, steering: Steering) -> np.ndarray:
-        """For each training image how good the answer is of what was fitted without it, float32 [n]."""
+        """Return each training image's score by what was fitted without its fold, float32 [n]."""

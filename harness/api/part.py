@@ -1,4 +1,4 @@
-"""A part of a benchmark: a mapping of the YAML with a ``kind``."""
+"""A part of a benchmark: a mapping in the YAML with a ``kind``."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Part(BaseModel, ABC):
-    """A mapping of the YAML that has a ``kind``. Unknown keys are refused; an instance never changes."""
+    """A mapping in the YAML with a ``kind``: a model, dataset, threat or executor. Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     kind: ClassVar[str]
-    """The name under which it is registered."""
+    """Name under which the part is registered as an entry point."""
     location_fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say where something lies, not what it is: left out of the identity."""
+    """Fields that say where files are, not what is in them; left out of the identity."""
 
     @classmethod
     def names(cls) -> Mapping[str, Sequence[str]]:
-        """What may be given as ``name``, under a heading each; empty where anything may. May be slow."""
+        """Return the values that ``name`` may have, by heading; empty where any value may be given. May be slow."""
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What this part is, as JSON: part of the identity of every cell that it takes part in."""
+        """Return what this part is, as JSON; it enters the identity of every cell computed with this part."""
         return {"kind": self.kind} | self.model_dump(mode="json", exclude=set(self.location_fields))

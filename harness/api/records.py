@@ -1,4 +1,4 @@
-"""The small frozen records that travel down the line."""
+"""Small frozen records that pass between the parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Sites = Literal["all", "modules"]
 FamilyName = Literal["relu", "smooth"]
 
 Target = Literal["class", "attributes", "values"]
-"""What labels are: a class; attributes, each there or not; numbers. See `harness.analysis.task_types`."""
+"""Type of the labels: one class, attributes that are present or not, or numbers; see `harness.analysis.task_types`."""
 Protocol = Literal["pixel", "paper"]
 Compile = Literal["auto", "always", "never"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
@@ -24,12 +24,13 @@ class Steering(NamedTuple):
     """One point of the grid.
 
     Args:
-        beta: in [0, 1].
-        c: in [0, 1].
-        sites: which calls of an activation.
-        family: which activations; see `harness.curvature.families`.
-        native: the β of the untouched network, whatever the rest is.
-        method: another way to adapt the network, its activations as they are; see `Model.adaptations`.
+        beta: steering parameter β, in [0, 1].
+        c: weight of φ's SiLU-like term against its softplus, in [0, 1]; 0.5 in the paper.
+        sites: calls of an activation that are steered: "all", or those of registered "modules".
+        family: family of activations that are steered; see `harness.curvature.families`.
+        native: β at which this family leaves the network untouched.
+        method: name of another way to adapt the network, with its activations as they are (`Model.adaptations`);
+            empty for a steering.
     """
 
     beta: float
@@ -41,16 +42,16 @@ class Steering(NamedTuple):
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is the untouched network."""
+        """True for the untouched network."""
         return self.beta == self.native and not self.method
 
     @property
     def baseline(self) -> Steering:
-        """The untouched network's."""
+        """Steering that leaves the network untouched."""
         return BASELINE if self.native == 1.0 else self._replace(beta=self.native, c=1.0, method="")
 
     def identity(self) -> str | list[Any]:
-        """As JSON."""
+        """Return the steering as JSON, for the identity of a cell."""
         if self.is_baseline:
             return "baseline"
         if self.method:
@@ -62,12 +63,12 @@ BASELINE = Steering(1.0)
 
 
 class Preprocessing(NamedTuple):
-    """How a picture of any size becomes what a model takes, before its pixels are in [0, 1].
+    """Resizing and cropping by which a picture of any size becomes what a model takes.
 
     Args:
-        resize: of the shorter side, or height and width; None leaves the size.
-        crop: side of the square cut from the centre, or None.
-        interpolation: of the resizing: "bilinear", "bicubic", …, as in ``torchvision.transforms.InterpolationMode``.
+        resize: pixels of the shorter side, or height and width; None keeps the size.
+        crop: side of the square cut from the centre, in pixels; None keeps all.
+        interpolation: mode of the resizing, one of ``torchvision.transforms.InterpolationMode``, such as "bicubic".
     """
 
     resize: int | tuple[int, int] | None = None
@@ -76,7 +77,7 @@ class Preprocessing(NamedTuple):
 
 
 AS_STORED = Preprocessing()
-"""Pictures are taken as they are."""
+"""No preprocessing: pictures are taken as they are."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ class Batch:
     """Images and labels.
 
     Args:
-        x: float32 [n, c, h, w] in [0, 1].
-        y: int64 [n], of attributes int64 [n, k] of 0 and 1, of values float32 [n, k]; see `Target`.
-        indices: each image's stable number in its data set; int64 [n].
-        names: each image's file below the root of its data set, where it has one.
+        x: images, float32 [n, c, h, w] in [0, 1].
+        y: labels: classes int64 [n], attributes int64 [n, k] of 0 and 1, or values float32 [n, k]; see `Target`.
+        indices: number of each image in its dataset, int64 [n]; it never changes.
+        names: path of each image's file below the root of its dataset, where images are files.
     """
 
     x: Tensor
@@ -99,25 +100,25 @@ class Batch:
         return len(self.x)
 
     def part(self, which: Sequence[int]) -> Batch:
-        """The images at these positions, in that order."""
+        """Return the images at these positions of the batch, in that order."""
         places = list(which)
         names = tuple(self.names[place] for place in places) if self.names else ()
         return Batch(self.x[places], self.y[places], self.indices[places], names)
 
     def to(self, device: str) -> Batch:
-        """The same batch on ``device``."""
+        """Return the batch on ``device``."""
         return replace(self, x=self.x.to(device), y=self.y.to(device), indices=self.indices.to(device))
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the steering reached while the network ran on one input.
+    """Activations that the steering reached while the network ran on one input.
 
     Args:
-        sites: calls of activations of the family.
-        steered: those of them that are bent.
-        kinds: the calls by activation, of the family and other (``{"relu": 17, "gelu": 2}``).
-        native: the β at which the family is untouched.
+        sites: number of calls of activations of the family.
+        steered: number of those calls that are steered.
+        kinds: number of calls by activation, also of other families (``{"relu": 17, "gelu": 2}``).
+        native: β at which the family leaves the network untouched.
     """
 
     sites: int
@@ -128,14 +129,14 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Published:
-    """The figures of one model on one board, of the whole test set (ImageNet: RobustBench's 5,000 images).
+    """Published accuracies of a model, on the whole test set (ImageNet: RobustBench's 5,000 images).
 
     Args:
         clean: accuracy on clean images, in [0, 1].
-        robust: what the board ranks by, in [0, 1]: the accuracy under AutoAttack, or the mean accuracy over the
-            corruptions; None under another threat than the board's.
-        eps: of the board's ball, in pixels; None where it has none.
-        source: the file of RobustBench's repository in which the figures stand.
+        robust: accuracy under AutoAttack, or mean accuracy over the corruptions, in [0, 1]; None if it was not
+            published for this threat.
+        eps: radius of the threat's ball, in pixels; None where it has none.
+        source: where it was published: for RobustBench, the file in its repository.
     """
 
     clean: float

@@ -1,6 +1,7 @@
-"""From the ``kind`` of a YAML mapping to the class that it names, through entry points alone.
+"""Registry of the parts: from the ``kind`` of a YAML mapping to the class that it names.
 
-The built-in parts are registered in pyproject.toml, third parties' in theirs, in the same way.
+Classes are found through entry points alone. The built-in parts are registered like those of third parties, in
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ GROUPS = ("models", "datasets", "threats", "executors")
 
 
 def registered(group: str) -> dict[str, EntryPoint]:
-    """The entry points of ``group`` by kind, sorted; nothing is imported yet."""
+    """Return the entry points of ``group`` by kind, sorted, without importing them."""
     found = entry_points(group=f"ct_harness.{group}")
     return {point.name: point for point in sorted(found, key=lambda point: point.name)}
 
 
 def part(group: str, kind: str) -> type[Part]:
-    """The class registered as ``kind``.
+    """Return the class registered as ``kind``.
 
     Raises:
-        SpecError: there is none (says what there is), or the plug-in is broken (says whose it is).
+        SpecError: the kind is unknown (the message lists those known), or the plug-in is broken (it names the package).
     """
     points = registered(group)
     if kind not in points:
@@ -48,7 +49,7 @@ def part(group: str, kind: str) -> type[Part]:
 
 
 def described(group: str) -> list[tuple[str, str, str]]:
-    """For each kind of ``group``: its name, its keys (``key?`` may be left out), and its first sentence and owner."""
+    """Return a row for each kind of ``group``: its name, its keys (``key?`` is optional), and what it is."""
     rows = []
     for kind, point in registered(group).items():
         owner = point.dist.name if point.dist else ""
@@ -64,12 +65,15 @@ def described(group: str) -> list[tuple[str, str, str]]:
 
 
 def build(group: str, value: Any, where: str) -> Part:
-    """The part that the mapping ``value`` describes.
+    """Return the part that a mapping describes.
 
     Args:
-        group: one of `GROUPS`.
-        value: the mapping, with its ``kind``.
-        where: the key it stands under, for errors.
+        group: group of entry points in which the kind is looked up, one of `GROUPS`.
+        value: the mapping with its ``kind``; a part is returned as it is.
+        where: key of the mapping in the YAML, for error messages.
+
+    Raises:
+        SpecError: the mapping does not describe a part; one line for each fault.
     """
     if isinstance(value, Part):
         return value
@@ -89,46 +93,61 @@ def build(group: str, value: Any, where: str) -> Part:
 
 
 def explain(error: ValidationError, cls: type[Any], where: str) -> str:
-    """What is wrong with the mapping at ``where``, one line a fault: the key, what was expected, what was found."""
+    """Return a line for each fault of a mapping: the key, what was expected, and what was found.
+
+    Args:
+        error: pydantic's error.
+        cls: class that the mapping was to become.
+        where: key of the mapping in the YAML; empty for the whole file.
+    """
     faults: list[dict[str, Any]] = [dict(fault) for fault in error.errors()]
-    inner = [fault["loc"] for fault in faults]  # a bad entry also makes its list too short: told once, at the entry
-    told = [fault for fault in faults if not any(loc[: len(fault["loc"])] == fault["loc"] != loc for loc in inner)]
-    return "\n".join(_fault(fault, cls, where) for fault in told)
+    keys = [fault["loc"] for fault in faults]  # a bad entry also makes its list too short: report it once, at the entry
+    innermost = [fault for fault in faults if not any(key[: len(fault["loc"])] == fault["loc"] != key for key in keys)]
+    return "\n".join(_explain_one(fault, cls, where) for fault in innermost)
 
 
-def _fault(fault: dict[str, Any], cls: type[Any], where: str) -> str:
+def _explain_one(fault: dict[str, Any], cls: type[Any], where: str) -> str:
+    """Return the line for one fault; a nested part brings a line for each of its own."""
     key = where
     for step in fault["loc"]:
         key += f"[{step}]" if isinstance(step, int) else f".{step}" if key else str(step)
     if fault["type"] == "extra_forbidden":
-        inner = _inner(cls, fault["loc"][:-1])
-        names = [field.alias or name for name, field in inner.model_fields.items()] if inner else []
-        known = f"; known keys: {', '.join(names)}" if inner else ""
+        owner = _class_at(cls, fault["loc"][:-1])
+        names = [field.alias or name for name, field in owner.model_fields.items()] if owner else []
+        known = f"; known keys: {', '.join(names)}" if owner else ""
         return f"{key}: unknown key{did_you_mean(str(fault['loc'][-1]), names)}{known}"
     if fault["type"] == "missing":
         return f"{key}: missing, and it has no default"
     message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == INSIDE:
-        return "\n".join(line.replace(HERE, key, 1) for line in message.splitlines())
-    if not key:  # of the whole mapping, which says itself what it is about
+    if fault["type"] == NESTED:
+        return "\n".join(line.replace(KEY, key, 1) for line in message.splitlines())
+    if not key:  # a fault of the whole file, whose message names the key
         return str(message)
     return f"{key}: {message[0].lower() + message[1:]}, found {fault['input']!r}"
 
 
-HERE, INSIDE = "\0", "inside"
-"""Where the key of a part inside of a part belongs in a message; and the type of such a fault."""
+KEY, NESTED = "\0", "nested"
+"""Placeholder for the key in the message of a nested part; and pydantic's type of such a fault."""
 
 
 def build_inside(group: str, value: Any) -> Part:
-    """As `build`, for a part inside of another one, whose key pydantic knows."""
+    """Return the part that a mapping within another part describes, as `build` does; for a pydantic validator.
+
+    Args:
+        group: group of entry points in which the kind is looked up, one of `GROUPS`.
+        value: the mapping with its ``kind``.
+
+    Raises:
+        PydanticCustomError: the mapping does not describe a part; `explain` puts in its key, which pydantic knows.
+    """
     try:
-        return build(group, value, HERE)
+        return build(group, value, KEY)
     except SpecError as error:
-        raise PydanticCustomError(INSIDE, "{lines}", {"lines": str(error)}) from error
+        raise PydanticCustomError(NESTED, "{lines}", {"lines": str(error)}) from error
 
 
-def _inner(cls: type[Any], steps: Sequence[Any]) -> type[BaseModel] | None:
-    """The class of the mapping that lies there, if it is one of ours."""
+def _class_at(cls: type[Any], steps: Sequence[Any]) -> type[BaseModel] | None:
+    """Return the class of the mapping at ``steps`` below ``cls``, if it is a single one."""
     for step in steps:
         field = cls.model_fields.get(step)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):

@@ -1,4 +1,4 @@
-"""The contract of a threat: what may be done to an image, by which stages, and at what price."""
+"""The contract of a threat: what may be done to an image, in which stages, and at what cost."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from harness.api.records import Batch
 
 SLACK = 1e-4
-"""The share of ε by which float32 rounding may carry an image out of the ball."""
+"""Tolerance of the ball for float32 rounding, as a share of ε."""
 SLACK_BOX = 1e-6
-"""In pixels, for the box [0, 1] and, on top of `SLACK`, for the ball."""
+"""Tolerance in pixels of the box [0, 1] and, on top of `SLACK`, of the ball."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of one image through the network that a stage needs at most.
+    """Passes through the network that a stage needs at most for one image.
 
     Args:
-        forwards: forward passes.
-        gradients: forward passes with a backward pass.
-        own_steps: steps of the stage's work beside the network; see `Threat.own_work`.
+        forwards: number of forward passes.
+        gradients: number of forward passes with a backward pass.
+        own_steps: number of steps of the stage's work outside the network; see `Threat.own_work`.
     """
 
     forwards: int = 0
@@ -36,129 +36,127 @@ class Passes:
 
 
 class Threat(Part):
-    """An ordered list of stages and how their outcomes make one number.
+    """An ordered list of stages, and how their outcomes are reduced to a score.
 
-    A stage proposes images; it is the harness that judges them. With ``reduction`` "worst" an image is robust when
-    it survives the clean stage and every stage; with "mean" its score is the share of the stages that it survives.
+    A stage proposes images; the harness verifies and judges them. With ``reduction`` "worst" an image is robust when it
+    survives the clean stage and every other; with "mean" its score is the share of the stages that it survives.
     """
 
     reduction: ClassVar[Literal["worst", "mean"]] = "worst"
 
     @classmethod
     def defaults(cls, dataset: str) -> dict[str, Any]:
-        """Keys that a benchmark may leave out on ``dataset`` (its kind), and what they then are."""
+        """Return the keys that a benchmark on ``dataset`` (a kind) may leave out, with their values."""
         return {}
 
     @property
     def standard(self) -> bool:
-        """Whether this, ε aside, is what the published boards measure: a result may then stand beside theirs."""
+        """True if this is what the published leaderboards measure, ε aside, so that results can be compared."""
         return False
 
     @property
     @abstractmethod
     def stages(self) -> tuple[str, ...]:
-        """The names of the stages, in order, without the clean stage, which every threat has."""
+        """Names of the stages, in order, without the clean stage, which every threat has."""
 
     @property
     def attacks(self) -> tuple[str, ...]:
-        """The stages of an adversary; a "mean" threat has none."""
+        """Names of the stages that are attacks; none with reduction "mean"."""
         return self.stages if self.reduction == "worst" else ()
 
     def prepare(self, batch: Batch | None, *, offline: bool = False) -> None:
-        """Have ready what the stages need, and refuse images they cannot work on; called before any cell runs.
+        """Provide what the stages need, and refuse images that they cannot work on. Called before any cell is computed.
 
         Args:
-            batch: a few of the images, as a model sees them; None (from ``doctor``) where there are none to look at.
-            offline: refuse to download anything.
+            batch: a few of the images with a model's preprocessing; None from ``doctor`` when the data are missing.
+            offline: whether to refuse every download.
 
         Raises:
-            HarnessError: something is missing, damaged, or does not go with the images; says what to do.
+            HarnessError: something is missing, damaged, or does not suit the images; the message says what to do.
         """
 
     @abstractmethod
     def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
-        """What ``stage`` makes of the images: [n, c, h, w] in [0, 1], in the same order.
+        """Return the images that ``stage`` makes of a batch: [n, c, h, w] in [0, 1], in the same order.
 
-        For "worst" the batch holds the images that still stand. To raise a flag of the row,
-        ``warnings.warn(Flag("name", "why"))``.
+        To flag the row on the leaderboard, ``warnings.warn(Flag("name", "why"))``.
 
         Args:
-            stage: one of `stages`.
-            network: images in [0, 1] to logits, in eval mode.
-            batch: images that the network classifies correctly (with "mean": all).
-            seed: seeds all randomness; the same seed must give the same images.
+            stage: name of the stage, one of `stages`.
+            network: network from images in [0, 1] to logits, in eval mode.
+            batch: the surviving images, which the network classifies correctly; with reduction "mean", all images.
+            seed: seed of all randomness; the same seed must give the same images.
         """
 
     def check(self, x: Tensor, perturbed: Tensor) -> None:
-        """Refuse images that this threat does not allow; called on every output of `perturb`.
-
-        That they are as many, finite and in [0, 1] has been checked before.
+        """Refuse images that this threat does not allow. Called on every output of `perturb`.
 
         Args:
-            x: the clean images [n, c, h, w].
-            perturbed: what the stage made of them.
+            x: clean images [n, c, h, w].
+            perturbed: images that a stage made of them; their shape, and that they are finite and in [0, 1], has been
+                checked before.
 
         Raises:
-            InvalidAdversary: one of them is outside of what the threat allows.
+            InvalidAdversary: an image is outside what the threat allows.
         """
 
     def passes(self, stage: str, classes: int) -> Passes | None:
-        """Return what ``stage`` needs at most for one image that it does not fool; None where that is not known.
+        """Return the passes that ``stage`` needs at most, for an image that survives it; None if they are not known.
 
-        ``ct-harness doctor`` estimates time from it. A "mean" stage needs the forward pass that judges its image; the
-        making of that image is timed.
+        ``ct-harness doctor`` estimates the duration from them. With reduction "mean" a stage needs one forward pass, to
+        judge its image; the time to make that image is measured.
 
         Args:
-            stage: one of `stages`.
+            stage: name of the stage, one of `stages`.
             classes: number of logits.
         """
         return Passes(forwards=1) if self.reduction == "mean" else None
 
     def own_work(self, x: Tensor) -> None:
-        """Do one step of the work that the attack does beside the network, for ``ct-harness doctor`` to time.
+        """Do one step of the work that the attack does outside the network, for ``ct-harness doctor`` to time.
 
         Args:
-            x: images [n, c, h, w] in [0, 1].
+            x: images [n, c, h, w] in [0, 1]; to be left unchanged.
         """
 
     def smoke_test(self, network: nn.Module, batch: Batch) -> tuple[str, Tensor]:
-        """Try the threat on a few images in seconds, as ``ct-harness doctor`` does.
+        """Try the threat on a few images, within seconds. Called by ``ct-harness doctor``.
 
         Args:
-            network: images in [0, 1] to logits, in eval mode.
-            batch: at most a few images that the network classifies correctly (with "mean": any).
+            network: network from images in [0, 1] to logits, in eval mode.
+            batch: a few images that the network classifies correctly; with reduction "mean", any images.
 
         Returns:
-            The stage that was tried, and the images that it made [n, c, h, w]; the harness checks them.
+            The name of the stage that was tried, and the images [n, c, h, w] that it made; the harness verifies them.
 
         Raises:
-            ModelError: the network cannot be attacked; says why.
+            ModelError: the network cannot be attacked; the message says why.
         """
         stage = self.stages[0]
         return stage, self.perturb(stage, network, batch, seed=0).detach()
 
     def inspect(self, network: nn.Module, batch: Batch) -> None:
-        """Look at the network on clean images for what would mislead an attack; warn with `Flag`."""
+        """Look on clean images for signs that attacks on this network are misled, and warn with `Flag`."""
 
     def summary_columns(self, accuracy: Mapping[str, float]) -> dict[str, float]:
-        """More columns of a row, from the share of the images that survive each stage; empty where there are none.
+        """Return further columns of a leaderboard row, such as the mean corruption error.
 
         Args:
-            accuracy: by stage, in [0, 1]; stages may be missing.
+            accuracy: share of the images that survive each stage, in [0, 1], by stage; stages may be missing.
         """
         return {}
 
     def columns(self) -> dict[str, str]:
-        """The threat in the leaderboard: ``threat``, ``eps``, ``attack``; empty where it has no such thing."""
+        """Return the threat's columns on the leaderboard: ``threat``, ``eps``, ``attack``; "" where it has none."""
         return {"threat": self.kind, "eps": "", "attack": ""}
 
 
 class Flag(UserWarning):
-    """A warning that becomes a flag of the row.
+    """A warning that flags the row on the leaderboard.
 
     Args:
         name: the flag, one lower-case word.
-        why: what was seen.
+        why: what the flag is based on.
     """
 
     def __init__(self, name: str, why: str = "") -> None:

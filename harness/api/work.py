@@ -1,4 +1,4 @@
-"""The units of work: a task, its cells, and their outcomes."""
+"""Units of work: a task, its cells, and their outcomes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,28 @@ if TYPE_CHECKING:
     from harness.api.threat import Threat
 
 SCORING_VERSION = 3
-"""Part of every cell's identity: raised when a change of the code could change an outcome."""
+"""Part of every cell's identity; raised when a change of the code could change an outcome."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the cells of one model have in common: the parts to load and the hashes that name what was loaded.
+    """What all cells of one model have in common.
 
     Args:
+        label: the model's name on the leaderboard.
+        model: the model to load.
+        dataset: the dataset to read.
+        threat: the threat to score under.
+        seed: the benchmark's seed.
+        device: device to compute on, such as "cpu" or "cuda:1".
+        weights_sha256: hash of the model that was loaded; a worker must find the same.
+        preprocessing: how the model wants pictures resized and cropped.
+        offline: whether to refuse every download.
         compile: whether attacks run on a compiled network; see `harness.engine.acceleration`.
-        precision: of the attacks alone.
-        replay_first: whether a steering is shown what fooled the untouched network before it is attacked.
+        precision: precision of the network under attack; it is always judged in float32.
+        replay_first: whether what fooled the baseline is replayed on a steering before it is attacked.
         normalised: whether images are normalised before they are attacked; see `harness.config.protocol`.
-        recipe: see `harness.api.model.Scorable.recipe`.
+        recipe: how a part of the model is fitted; see `harness.api.model.Scorable.recipe`.
     """
 
     label: str
@@ -49,7 +58,7 @@ class Task:
     recipe: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """What makes an outcome what it is; where files lie and which device is used are not part of it."""
+        """Return all that an outcome depends on, as JSON; paths and the device are left out."""
         return {
             "scoring": SCORING_VERSION,
             "model": self.model.identity(),
@@ -60,33 +69,38 @@ class Task:
 
     @property
     def attacks(self) -> tuple[str, ...]:
-        """The stages of an adversary; a "mean" threat has none."""
+        """Names of the stages that are attacks; none with reduction "mean"."""
         return self.threat.attacks
 
     def shortcuts(self) -> dict[str, Any]:
-        """What makes the attacks cheaper, and other than AutoAttack's; empty where nothing does."""
+        """Return the settings that make attacks cheaper and different from AutoAttack's, as JSON."""
         precision = {} if self.precision == "float32" else {"precision": self.precision}
         return precision | ({"replay_first": True} if self.replay_first else {})
 
 
 class Shard(NamedTuple):
-    """Images that are attacked as one batch: their numbers, and a hash of their pixels and labels."""
+    """Images that are attacked as one batch.
+
+    Args:
+        images: numbers of the images.
+        sha256: hash of their pixels and labels.
+    """
 
     images: tuple[int, ...]
     sha256: str
 
     def identity(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the shard as JSON, for the identity of a cell."""
         return {"images": list(self.images), "data": self.sha256}
 
 
 @dataclass(frozen=True)
 class Adversaries:
-    """Adversarial images.
+    """Verified adversarial images.
 
     Args:
-        images: float32 [k, c, h, w] in [0, 1].
-        indices: the number of the image that each was made from.
+        images: the adversarial images, float32 [k, c, h, w] in [0, 1].
+        indices: number of the image that each was made from, [k].
     """
 
     images: Tensor
@@ -98,10 +112,13 @@ class Cell:
     """The unit of work, of resume and of distribution: one stage on one shard of one steered model.
 
     Args:
-        shard: the images that are attacked as one batch, all of them.
-        surviving: those of the shard that the stages before have left standing; only these are attacked.
-        sources: for a replay, the keys of the outcomes whose adversarial images are shown.
-        candidates: where images are replayed, these.
+        task: what the cell shares with the model's other cells.
+        steering: the point of the grid, or another method.
+        shard: the batch of images.
+        stage: name of the stage: one of the threat's, or one of `harness.scheduling.trials`.
+        surviving: numbers of the images that survived the stages before; only these are attacked.
+        sources: keys of the outcomes whose adversarial images a replay tries; empty for other stages.
+        candidates: adversarial images that a replay tries; read from the ledger when the cell is sent to a worker.
     """
 
     task: Task
@@ -113,7 +130,7 @@ class Cell:
     candidates: Adversaries | None = field(default=None, compare=False, repr=False)
 
     def identity(self) -> dict[str, Any]:
-        """The cell's whole identity; ``surviving`` follows from it, so it is left out."""
+        """Return the cell's whole identity, as JSON; ``surviving`` follows from it and is left out."""
         replayed = {"sources": list(self.sources)} if self.sources else {}
         fitted = {"recipe": self.task.recipe} if self.task.recipe else {}
         return (
@@ -130,16 +147,16 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """SHA-256 of the identity: the cell's name in the ledger."""
+        """SHA-256 of the identity, by which the ledger finds the outcome."""
         return sha256(self.identity())
 
     @property
     def seed(self) -> int:
-        """The seed of the cell's noise: from the identity less the steering, the stage and the shortcuts.
+        """Seed of the cell's noise: from the identity without steering, stage and shortcuts.
 
-        Every steering sees the same noise (common random numbers), and one seed serves all stages of a shard,
-        so that ``AutoAttack(seed=cell.seed)`` on the same shard loses the same images. With "mean" there is no
-        adversary, and the seed is the benchmark's, so that every model sees the same images.
+        Every steering sees the same noise (common random numbers), and all stages of a shard share a seed, so that
+        ``AutoAttack(seed=cell.seed)`` on the same shard fools the same images. With reduction "mean" there is no
+        attack, and the seed is the benchmark's, so that every model sees the same images.
         """
         if self.task.threat.reduction == "mean":
             return self.task.seed
@@ -148,14 +165,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a cell yields.
+    """Result of a cell.
 
     Args:
-        values: a number for each image of the shard, 1 survived and 0 lost (also lost before), or how good a graded
-            answer is; float32 [n].
-        adversaries: the verified adversarial images of those lost in this very stage.
-        flags: what the attack warned of.
-        provenance: versions and device.
+        key: key of the cell.
+        values: score of each image of the shard, float32 [n]: 1 survived, 0 fooled, in this stage or before; or how
+            good a graded answer is.
+        seconds: time that the cell took.
+        flags: names of the `harness.api.threat.Flag` warnings of the stage.
+        provenance: versions and device that the cell was computed with.
+        adversaries: verified adversarial images of those fooled in this very stage; None if there are none.
     """
 
     key: str

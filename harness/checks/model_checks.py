@@ -19,7 +19,7 @@ from harness.engine.images import of_pixels
 from harness.engine.numerics import reproducible
 from harness.engine.prepare import check_training_images
 from harness.engine.session import ModelSession, model_session
-from harness.engine.verification import allowed, logits
+from harness.engine.verification import logits, verify
 from harness.errors import ModelError
 from harness.leaderboard import flags
 from harness.scheduling.trials import grid
@@ -70,7 +70,7 @@ def checkup(
                 return findings, None
             check = "training"
             check_training_images(benchmark, session.loaded, {of_pixels(x) for x in images.x.numpy()})
-            batch, check = session.enter(images.to(device)), "clean"
+            batch, check = session.to_input_space(images.to(device)), "clean"
             session.to_channels_last(batch.x[:1])
             scores = logits(session.loaded.network, batch.x)
             task_type = TASK_TYPES[benchmark.dataset.target]
@@ -145,6 +145,6 @@ def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, 
         stage, images = threat.smoke_test(network, few)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
-    allowed(threat, few.x, images, anywhere=benchmark.normalised)
+    verify(threat, few.x, images, normalised=benchmark.normalised)
     logits(network, images)
     return Finding("attack", model.label, "ok", f"a step of {stage} works {where}")

@@ -1,1 +1,1 @@
-"""From a benchmark YAML to a `Benchmark`."""
+"""The benchmark YAML: parsing, overrides, protocols and the JSON Schema."""

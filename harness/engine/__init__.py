@@ -1,1 +1,1 @@
-"""Where the work is done: networks on devices, verified adversarial images, the ledger."""
+"""The engine: networks on devices, verified adversarial images, the ledger."""

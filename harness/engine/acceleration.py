@@ -1,8 +1,8 @@
-"""A network as attacks run it, at the speed of the hardware; not as it is judged.
+"""Acceleration of attacks: networks that are compiled, laid out for the hardware, or in half precision.
 
-Whether an image is lost is decided by the network itself, uncompiled and in full float32 (`harness.engine.evaluate`).
-So what is here cannot make a robust image count as lost. It may only lead an attack elsewhere: by float noise where it
-compiles, by more in a lower precision.
+None of them judges: whether an image is fooled is decided by the plain network, uncompiled and in full float32
+(`harness.engine.evaluate`). So nothing here can make a robust image count as fooled. It can only lead an attack along
+another path: by float noise where the network is compiled, by more in a lower precision.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from harness.curvature.steering import Steered
 from harness.errors import ModelError
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-COMPILATIONS = 64
-"""Of one function, for other shapes and with or without a gradient, before torch gives up; its own default is 8."""
+RECOMPILE_LIMIT = 64
+"""Compilations of a function, for other shapes and with or without gradients, before torch gives up; torch has 8."""
 
 
 def to_channels_last(network: nn.Module, example: Tensor) -> None:
-    """Lay the weights of convolutions out with the channels last, which a CPU computes faster; in place.
+    """Lay out convolution weights with the channels last, in place; a CPU computes them faster.
+
+    A network that does not run that way (one that takes a ``view`` of an activation, say) is left as it is.
 
     Args:
-        network: where it does not run that way (a ``view`` of an activation, say), or is not on a CPU, it is left.
-        example: images that it takes, [n, c, h, w].
+        network: the network, on any device; on a GPU it is left as it is.
+        example: images that the network takes, [n, c, h, w].
     """
     if example.is_cuda or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         return
@@ -41,15 +43,15 @@ def to_channels_last(network: nn.Module, example: Tensor) -> None:
 
 
 def wants_compiling(compile: Compile, device: str) -> bool:
-    """``auto`` compiles for a GPU. A CPU gains less than compiling costs, unless the run takes hours."""
+    """Return whether to compile: with ``auto`` on a GPU only, since on a CPU compiling costs more than it saves."""
     return compile == "always" or (compile == "auto" and device.startswith("cuda"))
 
 
 class ParametricNetwork(nn.Module):
-    """One compiled network for every steering of a model: β and c are its inputs, so a grid is compiled once.
+    """One compiled network for all steerings of a model: β and c are inputs, so that a grid is compiled once.
 
     Args:
-        steered: at any of the steerings, proven.
+        steered: the network under any of the steerings.
     """
 
     def __init__(self, steered: Steered) -> None:
@@ -59,17 +61,17 @@ class ParametricNetwork(nn.Module):
         self.run = compiled(steered.with_curve(lambda x, *which: family.parametric(x, *which, self.curve_parameters)))
 
     def forward(self, x: Tensor, curve_parameters: Tensor) -> Any:
-        """The network's results at these dials."""
+        """Return the network's output under these curve parameters."""
         self.curve_parameters = curve_parameters
         return self.run(x)
 
 
 class AtBeta(nn.Module):
-    """A dialled network at one steering.
+    """A parametric network at one steering.
 
     Args:
-        network: shared by all steerings.
-        curve_parameters: this one's; see `harness.curvature.families.Family`.
+        network: the network that all steerings share.
+        curve_parameters: parameters of this steering's curve; see `harness.curvature.families.Family`.
     """
 
     def __init__(self, network: ParametricNetwork, curve_parameters: Tensor) -> None:
@@ -77,26 +79,26 @@ class AtBeta(nn.Module):
         self.network, self.curve_parameters = network, curve_parameters
 
     def forward(self, x: Tensor) -> Any:
-        """The network's own results."""
+        """Return the network's output under this steering."""
         return self.network(x, self.curve_parameters)
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """Compiled at its first call, for batches of any size."""
-    torch._dynamo.config.recompile_limit = COMPILATIONS
+    """Return ``network`` as compiled at its first call, for batches of any size."""
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     return torch.compile(network, dynamic=True)  # type: ignore[return-value]
 
 
-def half_precision(network: nn.Module, precision: Precision) -> nn.Module:
-    """The network in ``precision``, where that is a half one."""
-    return HalfPrecision(network, HALF[precision]) if precision in HALF else network
-
-
 def checked(fast: nn.Module, network: nn.Module, example: Tensor) -> nn.Module:
-    """``fast``, after a look at whether it compiles here and does what ``network`` does, forward and backward.
+    """Return ``fast`` if it compiles here and agrees with ``network``, forward and backward.
+
+    Args:
+        fast: the compiled network.
+        network: the same network, uncompiled.
+        example: images that it takes, [n, c, h, w].
 
     Raises:
-        ModelError: it does not; says why.
+        ModelError: it does not compile, or does not agree.
     """
     try:
         close = all(
@@ -115,22 +117,32 @@ def checked(fast: nn.Module, network: nn.Module, example: Tensor) -> nn.Module:
     )
 
 
+def half_precision(network: nn.Module, precision: Precision) -> nn.Module:
+    """Return ``network`` in half precision if ``precision`` is one, otherwise as it is."""
+    return HalfPrecision(network, HALF[precision]) if precision in HALF else network
+
+
 class HalfPrecision(nn.Module):
-    """A network in half precision, from and to float32."""
+    """A network that computes in half precision, from float32 images to float32 logits.
+
+    Args:
+        network: the network in float32.
+        dtype: bfloat16 or float16.
+    """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.network, self.dtype = network, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images in [0, 1] to logits."""
+        """Return the logits, float32 [n, classes], of images [n, c, h, w] in [0, 1]."""
         with torch.autocast(x.device.type, self.dtype):
             return self.network(x).float()  # type: ignore[no-any-return]
 
 
 @contextmanager
 def attacking(precision: Precision) -> Iterator[None]:
-    """While an attack runs: TF32 where it is asked for."""
+    """Allow TF32 in the block if ``precision`` is "tf32"."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     if precision == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -141,7 +153,7 @@ def attacking(precision: Precision) -> Iterator[None]:
 
 
 def _probe(network: Callable[[Tensor], Any], example: Tensor) -> tuple[Tensor, Tensor]:
-    """The network's logits and a gradient of them."""
+    """Return the network's logits on ``example``, and the gradient of their sum of squares."""
     with torch.enable_grad():
         x = example.detach().clone().requires_grad_()
         logits = network(x)

@@ -1,4 +1,4 @@
-"""One cell → one outcome: run the stage, check what it returned, and judge it by a fresh forward pass."""
+"""Evaluation of a cell: run its stage, verify the images it made, and judge them by a fresh forward pass."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from harness.engine.images import source
 from harness.engine.numerics import reproducible, resolve
 from harness.engine.provenance import provenance
 from harness.engine.session import ModelSession, model_session
-from harness.engine.verification import allowed, logits
+from harness.engine.verification import logits, verify
 from harness.errors import ModelError
 from harness.scheduling.trials import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
 
-SHOWN = 256
-"""Replayed images in one forward pass."""
+REPLAY_BATCH = 256
+"""Candidates of a replay in one forward pass."""
 
 
 def evaluate(cell: Cell) -> Outcome:
-    """Compute ``cell``: the same bits in whichever process, order and company.
+    """Compute the outcome of ``cell``: the same bits in any process and in any order.
 
     Raises:
-        ModelError: the network cannot be scored (NaN logits, probabilities, another number of classes, an attack's
-            output that the threat does not allow).
+        ModelError: the network cannot be scored (NaN logits, probabilities, too few classes, an attack's output that
+            the threat does not allow), or its weights have changed since the run began.
     """
     task = cell.task
     device = resolve(task.device)
@@ -44,10 +44,12 @@ def evaluate(cell: Cell) -> Outcome:
         )
     if cell.stage == TRAINING:
         return _score_training(cell, session, device)
-    batch = session.enter(source(task.dataset, task.preprocessing, task.offline).read(cell.surviving).to(device))
+    batch = session.to_input_space(
+        source(task.dataset, task.preprocessing, task.offline).read(cell.surviving).to(device)
+    )
     with reproducible(), _flags() as flags:
         session.to_channels_last(batch.x[:1])
-        started = time.perf_counter()  # what is fitted for a steering is part of its price
+        started = time.perf_counter()  # a probe's fit under this steering counts as time of its first cell
         network = session.steered(cell.steering, batch.x[:1])
         attacked = session.attacked(cell, batch.x[:2]) if cell.stage in task.attacks else network
         scores, images = _run_stage(cell, network, attacked, batch)
@@ -57,25 +59,32 @@ def evaluate(cell: Cell) -> Outcome:
     adversaries, fooled = None, scores == 0
     if cell.stage in (REPLAY_FIRST, *task.attacks) and fooled.any():
         adversaries = Adversaries(images[fooled].cpu(), tuple(batch.indices[fooled].tolist()))
-    known = provenance(device) | session.loaded.fitted(cell.steering)
-    return Outcome(cell.key, values, seconds, tuple(sorted(flags)), known, adversaries)
+    made_with = provenance(device) | session.loaded.fitted(cell.steering)
+    return Outcome(cell.key, values, seconds, tuple(sorted(flags)), made_with, adversaries)
 
 
 def _score_training(cell: Cell, session: ModelSession, device: str) -> Outcome:
-    """How well what is fitted on some of the training images does on the others."""
+    """Score the training images by cross-validation, each with what was fitted without it."""
     task, started = cell.task, time.perf_counter()
     assert task.model.training is not None
-    first = source(task.model.training, task.preprocessing, task.offline).read(cell.surviving[:1])
+    example = source(task.model.training, task.preprocessing, task.offline).read(cell.surviving[:1])
     with reproducible(), _flags() as flags:
-        session.to_channels_last(first.x.to(device))
+        session.to_channels_last(example.x.to(device))
         values = session.loaded.training_scores(cell.steering)
     return Outcome(cell.key, values, time.perf_counter() - started, tuple(sorted(flags)), provenance(device))
 
 
 def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """How each image fares in the stage, float [n] (or its margin), and what that made of it [n, c, h, w].
+    """Run the stage of ``cell`` on the images of ``batch``.
 
-    What the attack made of them with ``attacked`` is judged by ``network``.
+    Args:
+        cell: says which stage of which task.
+        network: the network that judges.
+        attacked: the same network as attacks run it: compiled, say, or in half precision.
+        batch: the surviving images.
+
+    Returns:
+        A score for each image, float [n] (in the stage `MARGIN`, its margin), and the perturbed images [n, c, h, w].
     """
     threat, task_type = cell.task.threat, TASK_TYPES[cell.task.dataset.target]
     if cell.stage == MARGIN:
@@ -90,32 +99,39 @@ def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch
     else:
         with attacking(cell.task.precision):
             images = threat.perturb(cell.stage, attacked, batch, cell.seed).detach()
-        allowed(threat, batch.x, images, anywhere=cell.task.normalised)
+        verify(threat, batch.x, images, normalised=cell.task.normalised)
     return task_type.outcome(logits(network, images), batch.y), images
 
 
 def _replay(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which images survive everything that is shown of them, [n], and what they are then; all checked again."""
+    """Try all candidates of ``cell``, verified once more, on the network.
+
+    Returns:
+        1 for each image that survives all of its candidates, else 0, float [n]; and the images [n, c, h, w], each of
+        those that do not survive replaced by a candidate that fooled the network.
+    """
     assert cell.candidates is not None
     survived = torch.ones(len(batch), device=batch.x.device)
     if not cell.candidates.indices:
         return survived, batch.x
-    position = {image: number for number, image in enumerate(cell.surviving)}
-    owners = torch.tensor([position[image] for image in cell.candidates.indices], device=batch.x.device)
-    became = batch.x.clone()
-    for owner, images in zip(
-        torch.split(owners, SHOWN), torch.split(cell.candidates.images.to(batch.x.device), SHOWN), strict=True
+    position = {image: index for index, image in enumerate(cell.surviving)}
+    originals = torch.tensor([position[image] for image in cell.candidates.indices], device=batch.x.device)
+    perturbed = batch.x.clone()
+    for original, images in zip(
+        torch.split(originals, REPLAY_BATCH),
+        torch.split(cell.candidates.images.to(batch.x.device), REPLAY_BATCH),
+        strict=True,
     ):
-        allowed(cell.task.threat, batch.x[owner], images, anywhere=cell.task.normalised)
-        fooled = logits(network, images).argmax(1) != batch.y[owner]
-        survived[owner[fooled]] = 0
-        became[owner[fooled]] = images[fooled]
-    return survived, became
+        verify(cell.task.threat, batch.x[original], images, normalised=cell.task.normalised)
+        fooled = logits(network, images).argmax(1) != batch.y[original]
+        survived[original[fooled]] = 0
+        perturbed[original[fooled]] = images[fooled]
+    return survived, perturbed
 
 
 @contextmanager
 def _flags() -> Iterator[set[str]]:
-    """Collect the names of `Flag` warnings; other warnings pass on."""
+    """Collect the names of the `Flag` warnings raised in the block; all other warnings are raised again."""
     names: set[str] = set()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""Images and labels as they lie there: opened once a process, checked, and named by a hash."""
+"""Images and labels of a benchmark: opened once in a process, checked, and identified by hashes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from harness.errors import DataError
 from harness.util.batching import batched
 
 SLICE = 256
-"""Images read at once."""
+"""Images read at a time."""
 
 
 @lru_cache(maxsize=4)
 def source(dataset: Dataset, preprocessing: Preprocessing, offline: bool) -> Source:
-    """Open ``dataset`` once a process for each preprocessing."""
+    """Open ``dataset``, once in a process for each preprocessing."""
     return dataset.open(offline=offline).prepared(preprocessing)
 
 
 def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS_STORED) -> Data:
-    """Read the chosen images once, by slices, as a model that wants ``preprocessing`` sees them.
+    """Read all chosen images and hash them.
+
+    Args:
+        dataset: the dataset, with the subset that the benchmark chooses.
+        offline: whether to refuse every download.
+        preprocessing: resizing and cropping that the model wants; part of what is hashed.
 
     Raises:
-        DataError: they are not there, or not float32 images in [0, 1] with labels.
+        DataError: the images are missing, or not float32 in [0, 1] with labels of the dataset's target.
     """
     opened = source(dataset, preprocessing, offline)
     digests: dict[int, str] = {}
@@ -45,24 +50,25 @@ def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS
 
 
 def of_pixels(x: np.ndarray) -> str:
-    """A hash of an image [c, h, w], whatever its label and number."""
+    """Return a hash of an image's pixels [c, h, w] alone, without its label and number."""
     return hashlib.sha256(x.tobytes()).hexdigest()
 
 
 LABELS: Mapping[Target, tuple[torch.dtype, int]] = {
     "class": (torch.int64, 1), "attributes": (torch.int64, 2), "values": (torch.float32, 2),
 }  # fmt: skip
-"""Of what type they are, and of how many dimensions."""
+"""Dtype and number of dimensions of the labels, by target."""
 
 
 def _check(batch: Batch, dataset: Dataset) -> None:
+    """Refuse images and labels that are not what `Batch` promises."""
     x, y = batch.x, batch.y
     dtype, dimensions = LABELS[dataset.target]
     fits = y.dtype == dtype and y.ndim == dimensions and len(y) == len(x)
     if x.dtype != torch.float32 or x.ndim != 4 or not fits:
-        wanted = f"{str(dtype).removeprefix('torch.')} {['[n]', '[n, k]'][dimensions - 1]}"
+        expected = f"{str(dtype).removeprefix('torch.')} {['[n]', '[n, k]'][dimensions - 1]}"
         raise DataError(
-            f"dataset: {dataset.kind}: expected x float32 [n, c, h, w] and y {wanted}, found x {x.dtype} "
+            f"dataset: {dataset.kind}: expected x float32 [n, c, h, w] and y {expected}, found x {x.dtype} "
             f"{list(x.shape)} and y {y.dtype} {list(y.shape)}"
         )
     if not (x.min() >= 0 and x.max() <= 1):  # NaN fails too

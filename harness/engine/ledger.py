@@ -1,7 +1,7 @@
 """The ledger of a benchmark: one SQLite row for each finished cell, so that nothing computed is ever lost.
 
 A cell is found again by its key alone, so a rerun, a larger grid or another executor computes only what is missing.
-The adversarial images lie beside it, one safetensors file a cell, written before the row that stands for them.
+Adversarial images are kept beside the ledger, one safetensors file for each cell, written before the cell's row.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ CREATE TABLE IF NOT EXISTS cells (
 
 
 class Ledger:
-    """Append and look up. Safe against being killed at any moment; one writer at a time.
+    """Outcomes by the key of their cell. Safe against being killed at any moment; one writer at a time.
 
     Args:
-        folder: ``runs/<benchmark>``; made where it is missing.
+        folder: directory of the ledger, ``runs/<benchmark>``; created if it is missing.
 
     Raises:
-        LedgerError: the folder cannot be written, or the ledger has another schema.
+        LedgerError: the directory cannot be written, or the ledger has another schema.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,10 +72,14 @@ class Ledger:
         self._connection.close()
 
     def append(self, cell: Cell, outcome: Outcome) -> None:
-        """Keep ``outcome`` for good; its adversarial images first."""
+        """Store ``outcome`` for good, its adversarial images first.
+
+        Raises:
+            LedgerError: it cannot be written.
+        """
         try:
             if outcome.adversaries is not None:
-                self._keep_images(outcome)
+                self._write_images(outcome)
             self._connection.execute(
                 "INSERT OR REPLACE INTO cells (key, identity, outcome, seconds, flags, provenance)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
@@ -93,13 +97,18 @@ class Ledger:
             raise LedgerError(f"{self.path}: cannot be written: {error}; free some space and run again") from error
 
     def get(self, key: str) -> Outcome | None:
-        """The outcome of the cell ``key``, without its images; None if it has not been computed."""
+        """Return the outcome of the cell ``key``, without its images; None if it has not been computed.
+
+        Raises:
+            LedgerError: the ledger cannot be read.
+        """
         query = "SELECT outcome, seconds, flags, provenance FROM cells WHERE key = ?"
         try:
             row = self._connection.execute(query, (key,)).fetchone()
         except sqlite3.Error as error:
             raise LedgerError(
-                f"{self.path}: cannot be read: {error}; is another run using it, or is it damaged?"
+                f"{self.path}: cannot be read: {error}; wait for any other run of this benchmark, or move a damaged "
+                "ledger away"
             ) from error
         if row is None:
             return None
@@ -107,37 +116,37 @@ class Ledger:
         return Outcome(key, np.frombuffer(values, "<f4"), seconds, tuple(json.loads(flags)), json.loads(provenance))
 
     def adversaries(self, key: str) -> Path:
-        """The safetensors file with the adversarial ``images`` and their ``indices`` of a cell that lost some.
+        """Return the file with the adversarial images of the cell ``key``; see `read_adversaries`.
 
         Raises:
-            LedgerError: it is not there.
+            LedgerError: the file is missing.
         """
-        path = self._images_of(key)
+        path = self._image_file(key)
         if not path.exists():
             raise LedgerError(
-                f"{path}: missing, but the ledger has the outcome that it belongs to; put the folder back, or move "
+                f"{path}: missing, but the ledger has the outcome that it belongs to; put the directory back, or move "
                 f"{self.path} away to compute the benchmark again"
             )
         return path
 
-    def _images_of(self, key: str) -> Path:
+    def _image_file(self, key: str) -> Path:
         return self.images / key[:2] / f"{key}.safetensors"
 
-    def _keep_images(self, outcome: Outcome) -> None:
+    def _write_images(self, outcome: Outcome) -> None:
         import torch
         from safetensors.torch import save_file
 
         assert outcome.adversaries is not None
-        found = outcome.adversaries
-        path = self._images_of(outcome.key)
+        adversaries = outcome.adversaries
+        path = self._image_file(outcome.key)
         path.parent.mkdir(exist_ok=True)
         draft = path.with_suffix(".part")
-        save_file({"images": found.images.contiguous(), "indices": torch.tensor(found.indices)}, draft)
+        save_file({"images": adversaries.images.contiguous(), "indices": torch.tensor(adversaries.indices)}, draft)
         os.replace(draft, path)
 
 
 def read_adversaries(path: Path) -> Adversaries:
-    """What `Ledger.adversaries` points to."""
+    """Read the adversarial images of a cell from a safetensors file with the tensors ``images`` and ``indices``."""
     from safetensors.torch import load_file
 
     found = load_file(path)

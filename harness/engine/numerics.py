@@ -1,4 +1,4 @@
-"""The numerics of a worker: the same bits wherever a cell is computed."""
+"""Numerical settings under which a cell has the same bits wherever it is computed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """One thread, full float32, deterministic kernels, and no denormals, for the length of the block.
+    """Compute the block on one thread, in full float32, with deterministic kernels and without denormals.
 
-    One thread: a sum over more threads has another order, so another last bit. No denormals: those in φ's tail slow a
-    CPU's convolutions several times over, and are far below what an attack could use.
+    Sums over more threads are taken in another order, so their last bit differs. Denormals arise in φ's tail; they slow
+    a CPU's convolutions several times over, and are far below what an attack could use.
     """
     threads = torch.get_num_threads()
     tf32 = torch.backends.cudnn.allow_tf32
@@ -35,7 +35,7 @@ def reproducible() -> Iterator[None]:
 
 
 def resolve(device: str) -> str:
-    """The device that ``auto`` stands for: a GPU where there is one."""
+    """Return the device that ``auto`` stands for, a GPU where there is one; any other device as it is."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,6 @@
-"""Before anything is computed: are the data images, and can each model be scored?
+"""Preparation of a run: check the data, and that each model can be scored, before anything is computed.
 
-A fault of the data stops the benchmark; a fault of a model is that model's alone.
+A fault of the data stops the benchmark; a fault of a model fails that model alone.
 """
 
 from __future__ import annotations
@@ -22,17 +22,24 @@ from harness.engine.verification import logits
 from harness.errors import HarnessError, ModelError, SpecError
 from harness.scheduling.trials import grid
 
-SHARED = 0.01
-"""Of the scored images, as many may be among the training images too, and the row says so."""
+MAX_OVERLAP = 0.01
+"""Share of the scored images that may be training images too, as in some official splits; their rows are flagged."""
+FEW = 8
+"""Images that a model is tried on."""
 
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model that can be scored: its task and what the steering reaches. Or why it cannot.
+    """A model that is ready to be scored, or the failure that keeps it from being scored.
 
     Args:
-        training: what a part of it is fitted on; None where nothing is.
-        trainable: how many numbers are fitted, by method; "" is that of the steerings.
+        model: the model as the benchmark describes it.
+        data: the chosen images with the model's preprocessing; None if the preprocessing is not known.
+        task: what the model's cells have in common; None if the model has failed.
+        coverage: activations that the steering reaches; None if the model has failed.
+        training: images that a part of the model is fitted on; None if nothing is fitted.
+        trainable: number of parameters fitted on them, by method; "" stands for the steerings.
+        failure: why the model cannot be scored; None if it can.
     """
 
     model: Model
@@ -43,47 +50,48 @@ class PreparedModel:
     trainable: Mapping[str, int] = field(default_factory=dict)
     failure: ModelError | None = None
 
+    @property
+    def label(self) -> str:
+        """The model's name on the leaderboard."""
+        return self.model.label
 
-def check_training_images(benchmark: Benchmark, loaded: Scorable, scored: Collection[str]) -> None:
-    """Refuse, before anything is fitted, a model of which the benchmark asks what it cannot honestly answer.
 
-    Args:
-        benchmark: asks.
-        loaded: the model.
-        scored: hashes of the pixels of the images that are scored. Of official splits a few may be in both.
+def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
+    """Read the images, and prepare each model. Models with the same preprocessing share the images.
 
     Raises:
-        ModelError: β is chosen on training images and there are none, or more than a few of them are scored.
+        HarnessError: the images cannot be used, or are too few, or lack what the threat needs.
     """
-    if loaded.training is None:
-        if isinstance(benchmark.selection, OnTraining):
-            raise ModelError(
-                "selection: training chooses β on the images that a model is fitted on, and on this one nothing is "
-                "fitted; set selection={kind: cross_validation}, or score a probe (kind: probe)"
-            )
-        return
-    both = len(loaded.training.pixels.intersection(scored))
-    if both > SHARED * len(scored):
-        raise ModelError(
-            f"{both} of the {len(scored)} images that are scored are among its training images, pixel by pixel; "
-            "train it on others (train: {…, split: train}, say)"
-        )
+    seen: dict[Preprocessing, Data] = {}
+    prepared = []
+    for model in benchmark.models:
+        try:
+            preprocessing = model.preprocessing(offline=offline)
+        except ModelError as error:
+            prepared.append(PreparedModel(model, failure=error))
+            continue
+        if preprocessing not in seen:
+            seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
+            check_enough_images(benchmark, len(seen[preprocessing].labels))
+            few = tuple(seen[preprocessing].digests)[:FEW]
+            benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
+        prepared.append(prepare_model(benchmark, model, seen[preprocessing], offline))
+    return prepared
 
 
 def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -> PreparedModel:
-    """Load the model, run it on a few images, and prove that the steering reaches all of it."""
+    """Load the model, run it on a few images, and prove that the steering reaches all of its activations."""
     try:
         device = resolve(benchmark.device)
         session = model_session(model, device, offline, benchmark.normalised)
         loaded = session.loaded
         preprocessing = model.preprocessing(offline=offline)
-        few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:8])
-        batch = session.enter(few.to(device))
+        few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:FEW])
+        batch = session.to_input_space(few.to(device))
         check_training_images(benchmark, loaded, data.pixels)
         with reproducible():
             session.to_channels_last(batch.x[:1])
-            steering = benchmark.steering
-            coverage = loaded.coverage(steering.sites, batch.x[:1], steering.family)
+            coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
             TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
@@ -109,11 +117,18 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool)
     return PreparedModel(model, data, task, coverage, loaded.training, trainable)
 
 
+def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steering, ...]:
+    """Return everything that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
+    assert prepared.coverage is not None
+    asked = benchmark.steering
+    return grid(asked.beta, asked.c, asked.sites, asked.family, prepared.coverage.native, prepared.model.adaptations)
+
+
 def check_enough_images(benchmark: Benchmark, n: int) -> None:
     """Refuse a choice of β that ``n`` images are too few for.
 
     Raises:
-        SpecError: more folds than images, or a share that leaves none to choose on.
+        SpecError: there are more folds than images, or the holdout's share leaves none to choose on.
     """
     if isinstance(benchmark.selection, CrossValidation) and benchmark.selection.folds > n:
         raise SpecError(
@@ -126,27 +141,28 @@ def check_enough_images(benchmark: Benchmark, n: int) -> None:
         )
 
 
-def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
-    """Each model, with the images as it sees them: those that want the same preprocessing share them."""
-    seen: dict[Preprocessing, Data] = {}
-    prepared_models = []
-    for model in benchmark.models:
-        try:
-            preprocessing = model.preprocessing(offline=offline)
-        except ModelError as error:
-            prepared_models.append(PreparedModel(model, failure=error))
-            continue
-        if preprocessing not in seen:
-            seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
-            check_enough_images(benchmark, len(seen[preprocessing].labels))
-            few = tuple(seen[preprocessing].digests)[:8]
-            benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
-        prepared_models.append(prepare_model(benchmark, model, seen[preprocessing], offline))
-    return prepared_models
+def check_training_images(benchmark: Benchmark, loaded: Scorable, scored: Collection[str]) -> None:
+    """Refuse, before anything is fitted, a model whose training images do not suit the benchmark.
 
+    Args:
+        benchmark: says how β is chosen.
+        loaded: the model with its training images, if it has any.
+        scored: hashes of the scored images' pixels.
 
-def _grid(benchmark: Benchmark, prepared_model: PreparedModel) -> tuple[Steering, ...]:
-    """All that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
-    assert prepared_model.coverage is not None
-    beta, c, sites, family = (getattr(benchmark.steering, name) for name in ("beta", "c", "sites", "family"))
-    return grid(beta, c, sites, family, prepared_model.coverage.native, prepared_model.model.adaptations)
+    Raises:
+        ModelError: β is chosen on training images and the model has none, or more than `MAX_OVERLAP` of the scored
+            images are training images.
+    """
+    if loaded.training is None:
+        if isinstance(benchmark.selection, OnTraining):
+            raise ModelError(
+                "selection: kind training chooses β on the images that a model is fitted on, but nothing is fitted on "
+                "this one; set selection={kind: cross_validation}, or score a probe (kind: probe)"
+            )
+        return
+    overlap = len(loaded.training.pixels.intersection(scored))
+    if overlap > MAX_OVERLAP * len(scored):
+        raise ModelError(
+            f"{overlap} of the {len(scored)} scored images are among its training images, pixel by pixel; "
+            "set train to other images, such as another split (train: {…, split: train})"
+        )

@@ -1,4 +1,4 @@
-"""What a number was computed with."""
+"""Provenance of a number: the versions, the device and the code that it was computed with."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "numpy")
 
 @cache
 def code_sha256() -> str:
-    """SHA-256 of the harness's own source, of Python and of all installed packages: what a night tests."""
+    """Return the SHA-256 of the harness's source and of the versions of Python and all packages: what a night tests."""
     installed = sorted(f"{package.name}=={package.version}" for package in distributions())
     digest = hashlib.sha256(json.dumps([platform.python_version(), *installed]).encode())
-    home = Path(__file__).parents[1]  # the package, not the folder of this file
+    home = Path(__file__).parents[1]  # the whole package, not the directory of this file
     for source in sorted(home.rglob("*.py")):
         digest.update(source.relative_to(home).as_posix().encode() + source.read_bytes())
     return digest.hexdigest()
@@ -25,7 +25,7 @@ def code_sha256() -> str:
 
 @cache
 def provenance(device: str) -> dict[str, str]:
-    """Versions of the harness and of what it stands on, and the device by name."""
+    """Return the versions of the harness and of the packages that compute, and the device with its name."""
     import torch
 
     name = (

@@ -1,4 +1,4 @@
-"""An attack is never trusted: what it returned is checked, and the network is asked again."""
+"""Verification of adversarial images: an attack's output is checked, and the plain network is asked again."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from harness.api.threat import SLACK_BOX, Threat
 from harness.errors import InvalidAdversary, ModelError
 
 
-def allowed(threat: Threat, x: Tensor, perturbed: Tensor, anywhere: bool = False) -> None:
-    """Refuse what no threat allows, then what this one does not.
+def verify(threat: Threat, x: Tensor, perturbed: Tensor, normalised: bool = False) -> None:
+    """Check that perturbed images are valid for any threat, and allowed by this one.
 
     Args:
-        threat: whose stage it was.
+        threat: the threat whose stage made them.
         x: the images [n, c, h, w].
-        perturbed: what the stage made of them: as many, finite, in [0, 1].
-        anywhere: whether they are normalised, so that of the box and the threat nothing can be said.
+        perturbed: the images that the stage made of them, [n, c, h, w]; must be finite and in [0, 1].
+        normalised: whether images are normalised (``protocol: paper``), so that neither the box nor the threat applies.
 
     Raises:
-        InvalidAdversary: never scored.
+        InvalidAdversary: one of them is not; none is scored.
     """
     if perturbed.shape != x.shape:
-        raise InvalidAdversary(f"the attack returned {list(perturbed.shape)} for {list(x.shape)}", "invalid")
+        raise InvalidAdversary(
+            f"the attack returned images of shape {list(perturbed.shape)} for {list(x.shape)}", "invalid"
+        )
     if not perturbed.isfinite().all():
         raise InvalidAdversary("the attack returned NaN or infinite pixels; nothing of it is scored", "invalid")
-    if anywhere:
+    if normalised:
         return
     low, high = perturbed.min().item(), perturbed.max().item()
     if low < -SLACK_BOX or high > 1 + SLACK_BOX:
@@ -34,7 +36,11 @@ def allowed(threat: Threat, x: Tensor, perturbed: Tensor, anywhere: bool = False
 
 
 def logits(network: nn.Module, x: Tensor) -> Tensor:
-    """A fresh forward pass: [n, c, h, w] to [n, classes], checked to be finite numbers."""
+    """Return the logits of a fresh forward pass, [n, c, h, w] to [n, classes].
+
+    Raises:
+        ModelError: they have another shape, or are not finite.
+    """
     with torch.no_grad():
         result = network(x)
     if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(x):

@@ -1,1 +1,1 @@
-"""Which cell next? Decided from outcomes alone. Pure."""
+"""Scheduling: which cell is computed next, decided from outcomes alone. Pure."""

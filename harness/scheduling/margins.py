@@ -1,7 +1,7 @@
-"""The most fragile images first: cut the data by how surely the untouched network classifies them. Pure.
+"""Smallest margin first: attack the images that the baseline classifies least surely before the others. Pure.
 
-Whether a steering loses is decided by a few images, those with a small margin. Put into the first shards, they let a
-search give up a loser before the others are attacked.
+Steerings differ mostly on images with a small margin. With these in the first shards, a search can prune a losing
+steering before it attacks the rest.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from harness.scheduling.trials import MARGIN, shards
 
 @dataclass(frozen=True)
 class Margins:
-    """The margins of one shard. Runs like a lane of one stage."""
+    """The baseline's margins on one shard: a chain of a single stage."""
 
     task: Task
     shard: Shard
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The one."""
+        """See `harness.scheduling.state.Chain`."""
         return (MARGIN,)
 
     @property
     def follows(self) -> None:
-        """No other."""
+        """See `harness.scheduling.state.Chain`."""
 
     def next(self, done: Sequence[np.ndarray]) -> Cell | None:
-        """The cell, until it is done."""
+        """See `harness.scheduling.state.Chain`."""
         return None if done else Cell(self.task, BASELINE, self.shard, MARGIN, self.shard.images)
 
 
-def margins(task: Task, digests: Mapping[int, str], batch_size: int) -> list[Margins]:
-    """All of one model's, the images in the order of the data."""
+def margin_chains(task: Task, digests: Mapping[int, str], batch_size: int) -> list[Margins]:
+    """Return the chains that measure one model's margins, images in the order of ``digests``."""
     return [Margins(task, shard) for shard in shards(digests, batch_size)]
 
 
-def smallest_margin_first(digests: Mapping[int, str], found: Iterable[np.ndarray]) -> dict[int, str]:
-    """``digests`` in the order of the margins, smallest first; equal ones in the order of the data.
+def smallest_margin_first(digests: Mapping[int, str], by_shard: Iterable[np.ndarray]) -> dict[int, str]:
+    """Return ``digests`` with the smallest margin first; ties keep their order.
 
     Args:
-        digests: a hash for each image's number.
-        found: the margins, in the order of ``digests``, [n] in all.
+        digests: a hash of each image, by image number.
+        by_shard: margins of the images, shard after shard in the order of ``digests``, [n] in all.
     """
     images = list(digests)
-    order = np.argsort(np.concatenate(list(found)), kind="stable")
+    order = np.argsort(np.concatenate(list(by_shard)), kind="stable")
     return {images[position]: digests[images[position]] for position in order}

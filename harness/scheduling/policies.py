@@ -1,4 +1,4 @@
-"""What is to be computed, and in which order: everything, or what a best-first search asks for. Pure."""
+"""Scheduling policies: compute every cell, or those that a best-first search asks for. Pure."""
 
 from __future__ import annotations
 
@@ -12,66 +12,70 @@ from harness.scheduling.trials import TrialChain
 
 
 class SchedulingPolicy(Protocol):
-    """What is to be computed, and in which order."""
+    """Choice of the cells to compute, and of their order."""
 
     def next_ready(self, in_flight: Collection[int]) -> int | None:
-        """The lane whose next cell to compute, none of ``in_flight``; None when there is nothing more to start now."""
+        """Return the number of a chain whose next cell can start now; None when there is nothing to start.
+
+        Args:
+            in_flight: numbers of the chains whose next cell is being computed; none of them is returned.
+        """
 
     def is_done(self) -> bool:
-        """Whether nothing is asked for any more, in flight or not."""
+        """Return whether nothing more is needed, not even the cells in flight."""
 
     def remaining(self) -> Counter[str]:
-        """How many cells are still to come, by stage, as far as can be told."""
+        """Return an estimate of the number of cells still to compute, by stage."""
 
 
 class FullGridPolicy(Generic[T]):
-    """Every lane to its end, one after the other."""
+    """Compute every chain to its end, one after the other."""
 
-    def __init__(self, state: RunProgress[T]) -> None:
-        self.state = state
-        self.open = deque(range(len(state.chains)))
+    def __init__(self, progress: RunProgress[T]) -> None:
+        self.progress = progress
+        self.open = deque(range(len(progress.chains)))
 
     def next_ready(self, in_flight: Collection[int]) -> int | None:
         """See `SchedulingPolicy`."""
-        state = self.state
-        idle = (number for number in self.open if number not in in_flight and state.next(number))
-        return next(filter(state.ready, idle), None)
+        progress = self.progress
+        idle = (number for number in self.open if number not in in_flight and progress.next(number))
+        return next(filter(progress.ready, idle), None)
 
     def is_done(self) -> bool:
         """See `SchedulingPolicy`."""
-        while self.open and not self.state.next(self.open[0]):
+        while self.open and not self.progress.next(self.open[0]):
             self.open.popleft()
         return not self.open
 
     def remaining(self) -> Counter[str]:
-        """See `SchedulingPolicy`; at most so many, since a lane may end early."""
-        state = self.state
+        """See `SchedulingPolicy`; an upper bound, since a chain may end early."""
+        progress = self.progress
         return Counter(
             stage
             for number in self.open
-            if state.next(number)
-            for stage in state.chains[number].stages[len(state.done[number]) :]
+            if progress.next(number)
+            for stage in progress.chains[number].stages[len(progress.done[number]) :]
         )
 
 
 class BestFirstPolicy:
-    """What the race of each model asks for; and where workers are idle, what it will ask for if nothing falls.
+    """Compute what each model's search asks for; on idle workers, what it will ask for if no more images are fooled.
 
     Args:
-        state: of all lanes.
-        searches: by the model's label.
+        progress: of the chains of all models.
+        searches: one for each model, by label.
     """
 
-    def __init__(self, state: RunProgress[TrialChain], searches: Mapping[str, BestFirstSearch]) -> None:
-        self.state = state
+    def __init__(self, progress: RunProgress[TrialChain], searches: Mapping[str, BestFirstSearch]) -> None:
+        self.progress = progress
         self.searches = searches
 
     def next_ready(self, in_flight: Collection[int]) -> int | None:
         """See `SchedulingPolicy`."""
         undecided = [search for search in self._running() if self._catch_up(search) is not None]
-        for patient in (True, False):
+        for beyond_winners in (False, True):
             for search in undecided:
-                if (number := self._look_ahead(search, in_flight, patient)) is not None:
+                if (number := self._look_ahead(search, in_flight, beyond_winners)) is not None:
                     return number
         return None
 
@@ -80,32 +84,38 @@ class BestFirstPolicy:
         return all(self._catch_up(search) is None for search in self._running())
 
     def remaining(self) -> Counter[str]:
-        """See `SchedulingPolicy`; as many as it takes if nothing falls any more, and more if the leaders fall back."""
+        """See `SchedulingPolicy`; assumes that no more images are fooled, so it grows when a leader falls back."""
         return sum((self._remaining(search) for search in self._running()), Counter())
 
     def discard_unasked(self) -> None:
-        """Leave in the state what the races asked for: it is the same whatever else was computed, by whom or when."""
+        """Drop the outcomes that no search asked for: the rest is the same whatever else was computed meanwhile."""
         for search in self.searches.values():
             for number, done in search.done.items():
-                del self.state.done[number][len(done) :]
+                del self.progress.done[number][len(done) :]
 
     def _running(self) -> list[BestFirstSearch]:
-        return [search for label, search in self.searches.items() if label not in self.state.failures]
+        return [search for label, search in self.searches.items() if label not in self.progress.failures]
 
     def _catch_up(self, search: BestFirstSearch) -> int | None:
-        """Tell a race what is known, until it asks for what is not."""
-        while (number := search.next()) is not None and len(search.done[number]) < len(self.state.done[number]):
-            search.tell(number, self.state.done[number][len(search.done[number])].values)
+        """Tell a search what is known, and return the first chain it asks for beyond that; None when it is done."""
+        known = self.progress.done
+        while (number := search.ask()) is not None and len(search.done[number]) < len(known[number]):
+            search.tell(number, known[number][len(search.done[number])].values)
         return number
 
-    def _look_ahead(self, search: BestFirstSearch, in_flight: Collection[int], patient: bool) -> int | None:
-        """The next lane that is not flying, if nothing falls; an impatient one would finish more than the winners."""
+    def _look_ahead(self, search: BestFirstSearch, in_flight: Collection[int], beyond_winners: bool) -> int | None:
+        """Return the next chain, not in flight, that a search will ask for if no more images are fooled.
+
+        Args:
+            search: the search; it is left as it is.
+            in_flight: numbers of the chains to leave out.
+            beyond_winners: whether to go on with the runners-up once all winners would be known.
+        """
         search = search.copy()
-        hoped: set[int] = set(in_flight)
-        while (number := self._catch_up(search)) is not None or not (patient or search.top >= len(search.open)):
+        while (number := self._catch_up(search)) is not None or (beyond_winners and search.top < len(search.open)):
             if number is None:
                 search.top += 1
-            elif number in hoped or not self.state.ready(number):
+            elif number in in_flight or not self.progress.ready(number):
                 search.tell(number, search.if_none_fooled(number))
             else:
                 return number

@@ -1,11 +1,11 @@
-"""Adversarial images found under one steering, shown to other steerings of the same model.
+"""Replay: adversarial images found under one steering, tried on the other steerings of the same model.
 
-After the search, what fooled any steering is shown to all others. One whose own attack left an image standing, but
-which an image found under another steering fools, was not robust there: its attack was weak. Only such images can
-change a score, so only they are shown, forward passes alone.
+After the search, what fooled one steering is replayed on all others, by forward passes alone. A steering whose own
+attacks failed on an image, but which an image found under another steering fools, was not robust there: its attacks
+were weak. Only surviving images can still change a score, so only these are replayed.
 
-Before the attacks, where `Task.replay_first` asks for it, a steering is shown what fooled the untouched network: a
-forward pass instead of an attack on each image that falls.
+With `Task.replay_first`, what fooled the baseline is also replayed on a steering before it is attacked: an image that
+this fools costs a forward pass instead of an attack.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.api.work import Cell, Outcome, Task
-from harness.engine.ledger import Ledger
 from harness.scheduling.trials import REPLAY, TrialChain
 
 if TYPE_CHECKING:
@@ -28,63 +27,79 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replay:
-    """What is shown to one lane, once the search is over. Runs like a lane of one stage.
+    """Replay on the surviving images of one finished chain: a chain of a single stage.
 
     Args:
-        cell: without the images.
+        cell: names its sources; their adversarial images are still in the ledger.
     """
 
     cell: Cell
 
     @property
     def task(self) -> Task:
-        """The model's."""
+        """See `harness.scheduling.state.Chain`."""
         return self.cell.task
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The one."""
+        """See `harness.scheduling.state.Chain`."""
         return (REPLAY,)
 
     @property
     def follows(self) -> None:
-        """No other: all attacks are over."""
+        """See `harness.scheduling.state.Chain`."""
 
     def next(self, done: Sequence[np.ndarray]) -> Cell | None:
-        """The cell, until it is done."""
+        """See `harness.scheduling.state.Chain`."""
         return None if done else self.cell
 
 
-def replays(state: RunProgress[TrialChain], ledger: Ledger) -> dict[int, Replay]:
-    """What is to be shown to which lane, by its number, once the search is over: to steerings that were finished."""
-    pruned = {(chain.task.label, chain.steering) for number, chain in enumerate(state.chains) if state.next(number)}
+def replays(progress: RunProgress[TrialChain]) -> dict[int, Replay]:
+    """Return the replays to run once the search is over, by the number of the chain; pruned steerings have none."""
+    pruned = {
+        (chain.task.label, chain.steering) for number, chain in enumerate(progress.chains) if progress.next(number)
+    }
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for number, chain in enumerate(state.chains):
-        steered = chain.task.threat.reduction == "worst" and not chain.steering.method  # others have other weights
-        if steered and chain.task.label not in state.failures:
+    for number, chain in enumerate(progress.chains):
+        steered = (
+            chain.task.threat.reduction == "worst" and not chain.steering.method
+        )  # another method has other weights
+        if steered and chain.task.label not in progress.failures:
             groups[chain.task.label, chain.shard.sha256].append(number)
     found = {}
     for group in groups.values():
-        fooled = {number: fooled_by(state.done[number], state.chains[number].shard.images) for number in group}
+        fooled = {
+            number: fooled_images(progress.done[number], progress.chains[number].shard.images) for number in group
+        }
         for number in group:
-            chain = state.chains[number]
-            surviving = chain.surviving(state.values(number))
-            keys = [key for other in group if other != number for key in outcomes_with(fooled[other], surviving)]
-            if keys and (chain.task.label, chain.steering) not in pruned:
+            chain = progress.chains[number]
+            surviving = chain.surviving(progress.values(number))
+            sources = [key for other in group if other != number for key in replay_sources(fooled[other], surviving)]
+            if sources and (chain.task.label, chain.steering) not in pruned:
                 found[number] = Replay(
-                    Cell(chain.task, chain.steering, chain.shard, REPLAY, surviving, sources=tuple(keys))
+                    Cell(chain.task, chain.steering, chain.shard, REPLAY, surviving, sources=tuple(sources))
                 )
     return found
 
 
-def fooled_by(done: Sequence[Outcome], images: Sequence[int]) -> dict[str, set[int]]:
-    """Which images each attack of a lane fooled, by the outcome's key; the clean stage is no attack."""
+def fooled_images(done: Sequence[Outcome], images: Sequence[int]) -> dict[str, set[int]]:
+    """Return the images that each attack of a chain fooled, by the outcome's key; the clean stage is no attack.
+
+    Args:
+        done: outcomes of the finished stages, the clean one first.
+        images: image numbers of the shard.
+    """
     return {
         after.key: {image for image, a, b in zip(images, before.values, after.values, strict=True) if a > b}
         for before, after in pairwise(done)
     }
 
 
-def outcomes_with(fooled: Mapping[str, set[int]], surviving: Sequence[int]) -> list[str]:
-    """The outcomes that hold an adversarial image made from one of ``surviving``."""
+def replay_sources(fooled: Mapping[str, set[int]], surviving: Sequence[int]) -> list[str]:
+    """Return the keys of the outcomes that hold an adversarial image made from one of ``surviving``.
+
+    Args:
+        fooled: images that each attack fooled, by the outcome's key.
+        surviving: images still to be fooled.
+    """
     return [key for key, images in fooled.items() if images.intersection(surviving)]

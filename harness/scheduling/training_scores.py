@@ -1,10 +1,10 @@
-"""How well does a steering do on training images that its probe was not fitted on? There β is chosen. Pure."""
+"""Cross-validated scores on the training images, by which β is chosen without looking at a test image. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingScores:
-    """One steering on all training images, fold by fold. Runs like a lane of one stage."""
+    """Scores of one steering on all training images, fold by fold: a chain of a single stage."""
 
     task: Task
     steering: Steering
@@ -28,28 +28,28 @@ class TrainingScores:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The one."""
+        """See `harness.scheduling.state.Chain`."""
         return (TRAINING,)
 
     @property
     def follows(self) -> None:
-        """No other."""
+        """See `harness.scheduling.state.Chain`."""
 
     def next(self, done: Sequence[np.ndarray]) -> Cell | None:
-        """The cell, until it is done."""
+        """See `harness.scheduling.state.Chain`."""
         return None if done else Cell(self.task, self.steering, self.training, TRAINING, self.training.images)
 
 
 def training_score_chains(task: Task, steerings: Sequence[Steering], training: Data) -> list[TrainingScores]:
-    """One for each steering; other methods are not chosen from."""
+    """Return a chain for each steering; β is not chosen among the other methods, so they need none."""
     shard = Shard(tuple(training.digests), training.sha256)
     return [TrainingScores(task, steering, shard) for steering in steerings if not steering.method]
 
 
-def scored(state: RunProgress[Any], label: str) -> list[Scored]:
-    """What the finished rehearsals of a model gave; of no image is anything known but this one score."""
-    found = []
-    for number, chain in state.of(label).items():
-        [values] = state.values(number)
-        found.append(Scored(chain.steering, values, values))
-    return found
+def scores_of(progress: RunProgress[TrainingScores], label: str) -> list[Scored]:
+    """Return the computed training scores of one model; its training images are not attacked, so clean = robust."""
+    scores = []
+    for number, chain in progress.of(label).items():
+        [values] = progress.values(number)
+        scores.append(Scored(chain.steering, values, values))
+    return scores

@@ -68,10 +68,10 @@ def test_what_was_fitted_and_what_is_scored_are_judged_alike(target: Any) -> Non
         "attributes": drawn.integers(0, 2, (40, 3)),
         "values": drawn.normal(size=(40, 2)).astype(np.float32),
     }[target]
-    pipeline = linear_probe.pipeline(features, y, target, 0.5)
-    fit = linear_probe.fitted(features, y, target, 0.5)
+    pipeline = linear_probe.fit_pipeline(features, y, target, 0.5)
+    fit = linear_probe.fit_with_C(features, y, target, 0.5)
     answers = torch.from_numpy((features - fit.mean) / fit.scale @ fit.weight.T + fit.bias)
-    judged = linear_probe.judged(np.asarray(pipeline.predict(features)), y, target)
+    judged = linear_probe.grade(np.asarray(pipeline.predict(features)), y, target)
     np.testing.assert_allclose(TASK_TYPES[target].outcome(answers, torch.from_numpy(y)), judged, rtol=1e-5)
     assert judged.std() > 0
 

@@ -1,4 +1,4 @@
-"""Builders that moved: the name under which one was first published still works, and is the same network."""
+"""Builders that have moved: the name under which one was first published still works, and is the same network."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ CALLABLES = {
 }
 
 
-def test_every_builder_that_moved_is_tried_here() -> None:
+def test_every_builder_that_has_moved_is_tested_here() -> None:
     assert MOVED.keys() == CALLABLES.keys()
 
 
 @pytest.mark.parametrize(("module", "name"), CALLABLES.items())
-def test_both_names_are_one_builder_known_by_its_first(module: str, name: str) -> None:
-    first, now = Checkpoint(builder=f"{module}:{name}"), Checkpoint(builder=f"{MOVED[module]}:{name}")
-    assert first.identity() == now.identity()
+def test_both_names_have_the_identity_of_the_first(module: str, name: str) -> None:
+    first, current = Checkpoint(builder=f"{module}:{name}"), Checkpoint(builder=f"{MOVED[module]}:{name}")
+    assert first.identity() == current.identity()
     assert first.identity()["builder"] == f"{module}:{name}"
-    assert first.label == now.label == name
+    assert first.label == current.label == name
 
 
 @pytest.mark.parametrize(("module", "name"), [("harness.models.networks", "DigitsNet")])
 def test_the_first_name_still_builds(module: str, name: str) -> None:
-    networks = [Checkpoint(builder=f"{home}:{name}").load().network for home in (module, MOVED[module])]
+    networks = [Checkpoint(builder=f"{where}:{name}").load().network for where in (module, MOVED[module])]
     assert type(networks[0]) is type(networks[1])
