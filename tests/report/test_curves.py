@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import Ended
 from helpers import boards
+from helpers.commands import Command
 from matplotlib.axes import Axes
 
 from harness.analysis.statistics import wilson
@@ -178,7 +177,7 @@ def test_a_board_without_the_untouched_network_is_refused() -> None:
 # --- the command ---
 
 
-def test_plot_writes_beside_the_board_or_where_it_is_told(command: Callable[..., Ended], here: Path) -> None:
+def test_plot_writes_beside_the_board_or_where_it_is_told(command: Command, here: Path) -> None:
     boards.write(boards.hard(), here / "some" / "x.csv")
     ended = command("plot", "some/x.csv")
     assert (ended.code, ended.out) == (0, "written: some/x.svg\nwritten: some/x.png\n")
@@ -188,7 +187,7 @@ def test_plot_writes_beside_the_board_or_where_it_is_told(command: Callable[...,
     assert [path.name for path in (here / "some").iterdir() if path.name.startswith(".")] == []
 
 
-def test_what_cannot_be_plotted_is_told(command: Callable[..., Ended], here: Path) -> None:
+def test_what_cannot_be_plotted_is_told(command: Command, here: Path) -> None:
     boards.write(boards.table(boards.failed("m", "gone")), here / "x.csv")
     ended = command("plot", "x.csv")
     assert ended.code == 2

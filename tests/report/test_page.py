@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Ended
 from helpers import boards
+from helpers.commands import Command
 
 from harness.leaderboard.flags import MEANING
 from harness.report import verdict
@@ -230,7 +229,7 @@ def test_the_page_is_well_made(tmp_path: Path) -> None:
 # --- the command ---
 
 
-def test_report_writes_a_page_beside_the_board_or_where_it_is_told(command: Callable[..., Ended], here: Path) -> None:
+def test_report_writes_a_page_beside_the_board_or_where_it_is_told(command: Command, here: Path) -> None:
     boards.write(boards.hard(), here / "leaderboards/x.csv")
     ended = command("report", "leaderboards/x.csv")
     assert (ended.code, ended.out) == (0, "written: leaderboards/x.html\n")
@@ -246,7 +245,7 @@ def test_report_writes_a_page_beside_the_board_or_where_it_is_told(command: Call
     assert "--against leaderboards/x.csv" in page
 
 
-def test_what_is_no_board_is_told(command: Callable[..., Ended], here: Path) -> None:
+def test_what_is_no_board_is_told(command: Command, here: Path) -> None:
     (here / "x.csv").write_text("a,b\n1,2\n")
     ended = command("report", "x.csv")
     assert ended.code == 2

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Ended
 from helpers import boards
 from helpers.boards import board
+from helpers.commands import Command
 
 from harness.config.benchmark import load_benchmark
 from harness.leaderboard.row import rows_of
@@ -298,9 +298,7 @@ def test_the_index_ranks_no_gain_that_was_chosen_in_sample(folder: Path, tmp_pat
     assert gains == {"p #1": "", "q": "2.0", "x": "6.0"}
 
 
-def test_the_command_writes_one_page_that_needs_nothing(
-    command: Callable[..., Ended], here: Path, folder: Path
-) -> None:
+def test_the_command_writes_one_page_that_needs_nothing(command: Command, here: Path, folder: Path) -> None:
     ended = command("paper", str(folder))
     assert (ended.code, ended.out) == (0, "written: paper.html\n")
     text = (here / "paper.html").read_text(encoding="utf-8")
@@ -314,7 +312,7 @@ def test_the_command_writes_one_page_that_needs_nothing(
     assert ended.err.startswith("error: nowhere: expected leaderboards")
 
 
-def test_from_the_benchmark_to_the_page(command: Callable[..., Ended], here: Path) -> None:
+def test_from_the_benchmark_to_the_page(command: Command, here: Path) -> None:
     """The demo networks under both protocols, as the head of the file says, with less of everything."""
     file = ROOT / "benchmarks/paper_digits_linf.yaml"
     told = re.findall(r"#   ct-harness run (\S+) (--set .*)", file.read_text(encoding="utf-8"))

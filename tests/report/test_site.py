@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
-from conftest import Ended
 from helpers import boards
+from helpers.commands import Command
 
 from harness.checks import zoo_coverage
 from harness.checks.zoo_coverage import Audit
@@ -139,7 +138,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named_and_nothing_is_written(
 
 
 def test_site_writes_the_folder_and_ends_with_the_codes_of_the_others(
-    command: Callable[..., Ended], here: Path, folder: Path
+    command: Command, here: Path, folder: Path
 ) -> None:
     shutil.copytree(folder, here / "boards")
     ended = command("site", "boards", "-o", "out")
