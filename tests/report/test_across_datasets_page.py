@@ -81,9 +81,9 @@ def test_the_page_has_the_means_and_the_sets() -> None:
     assert page.all("section", aria_labelledby="flags") == []
 
 
-def test_the_page_is_well_made_with_two_questions_flags_and_things_left_out() -> None:
+def test_the_page_is_well_made_with_two_settings_flags_and_things_left_out() -> None:
     tables = boards.three_transfers() | {
-        "twin": boards.transfer("beans", 5, 1.0, **boards.ATTACKED, flags="replay"),
+        "attacked": boards.transfer("beans", 5, 1.0, **boards.ATTACKED, flags="replay"),
         "mse": boards.transfer("dsprites", 50, 2.0, metric="mse"),
     }
     text = across_datasets_page.page(summed(tables))
@@ -167,17 +167,20 @@ def test_show_names_what_is_left_out_and_without_anything_else_could_not_be_done
         boards.write(boards.transfer(name, 50, 2.0, metric="mse"), here / f"{name}.csv")
     ended = command("show", "x.csv", *written)
     assert ended.code == 0
-    assert "left out: x: x is measured in mse, which has no mean with accuracies\n" in ended.out
+    assert "left out: x: x is measured in mse" in ended.out
     assert command("show", "x.csv", "y.csv").code == 2
 
 
-def test_show_refuses_a_data_set_twice(command: Command, here: Path, written: list[str]) -> None:
+def test_show_refuses_a_dataset_twice(command: Command, here: Path, written: list[str]) -> None:
     boards.write(boards.three_transfers()["a"], here / "else/a.csv")
     ended = command("show", *written, "else/a.csv")
     assert ended.code == 2
-    assert ended.err.startswith("error: else/a.csv and leaderboards/a.csv: expected every board to be of another")
+    assert ended.err.startswith("error: else/a.csv and leaderboards/a.csv: ")
+    assert "leave one of them out" in ended.err
     ended = command("show", written[0], written[0])
-    assert (ended.code, ended.err) == (2, f"error: {written[0]}: expected each board once, found it 2 times\n")
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {written[0]}: ")
+    assert "2 times" in ended.err
 
 
 def test_report_writes_one_page_of_several_boards(command: Command, here: Path, written: list[str]) -> None:
@@ -204,7 +207,7 @@ def built(tables: dict[str, pd.DataFrame], folder: Path) -> tuple[boards.Element
 
 def test_the_site_links_the_page_and_the_page_the_boards(tmp_path: Path) -> None:
     alone = boards.transfer("cub", 5, 1.0, **boards.ATTACKED)
-    index, path = built(boards.three_transfers() | {"twin": alone, "hard": boards.board("ResNet-18")}, tmp_path)
+    index, path = built(boards.three_transfers() | {"attacked": alone, "hard": boards.board("ResNet-18")}, tmp_path)
     (section,) = index.all("section", aria_labelledby="several")
     assert [link.attributes["href"] for link in section.all("a")] == ["several.html"]
     page = boards.parsed(path.read_text(encoding="utf-8"))
@@ -217,7 +220,7 @@ def test_the_site_links_the_page_and_the_page_the_boards(tmp_path: Path) -> None
 def test_one_clean_board_is_not_several(tmp_path: Path) -> None:
     tables = {
         "a": boards.three_transfers()["a"],
-        "twin": boards.transfer("beans", 5, 1.0, **boards.ATTACKED),
+        "attacked": boards.transfer("beans", 5, 1.0, **boards.ATTACKED),
         "hard": boards.hard(),
     }
     index, path = built(tables, tmp_path)

@@ -116,7 +116,7 @@ def test_a_folder_without_boards_is_refused(tmp_path: Path, there: bool) -> None
     if there:
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty/x.outcomes.csv").write_text("")
-    with pytest.raises(LeaderboardError, match=r"empty: expected leaderboards \(\*\.csv\), found none; name"):
+    with pytest.raises(LeaderboardError, match=r"empty: .*\*\.csv.*found none.*`ct-harness run`"):
         site.build(tmp_path / "empty", tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
@@ -131,7 +131,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named_and_nothing_is_written(
     assert str(raised.value).startswith(f"{folder / name}: not a")
     assert not (tmp_path / "site").exists()
     if name == "other.csv":
-        assert str(raised.value).endswith(f"; take the file out of {folder}, or run its benchmark again")
+        assert f"take the file out of {folder}" in str(raised.value)
 
 
 # --- the command ---
