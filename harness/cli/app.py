@@ -36,7 +36,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Keep the options that stand before every command."""
+    """Keep the options that come before every command."""
     SHARED["debug"] = debug
 
 

@@ -14,7 +14,7 @@ GOOD, NO, UNDONE = 0, 1, 2
 """Done; done, and the answer is no; could not be done."""
 
 SHARED = {"debug": False}
-"""Values of the options that stand before the command."""
+"""Values of the options that come before the command."""
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
