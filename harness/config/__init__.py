@@ -1,1 +1,1 @@
-"""From a benchmark YAML to a `Benchmark`."""
+"""The benchmark file: from YAML to a `Benchmark`, with overrides and a schema."""
