@@ -156,7 +156,7 @@ def check_training_images(benchmark: Benchmark, loaded: Scorable, scored: Collec
     if loaded.training is None:
         if isinstance(benchmark.selection, OnTraining):
             raise ModelError(
-                "selection: kind training chooses β on the images that a model is fitted on, but nothing is fitted on "
+                "selection: training chooses β on the images that a model is fitted on, but nothing is fitted on "
                 "this one; set selection={kind: cross_validation}, or score a probe (kind: probe)"
             )
         return
