@@ -399,7 +399,7 @@ def test_an_interrupted_run_says_that_nothing_is_lost(here: Path, mapping: Mappi
     assert wait_for(lambda: counted(here / "runs", "killed") > 0, 60)
     os.killpg(victim.pid, signal.SIGINT)  # as a terminal does
     assert victim.wait(20) == 2
-    assert "interrupted; what is computed is kept: run the same command to go on" in victim.err()
+    assert "interrupted; results so far are kept: run the same command to continue" in victim.err()
     assert "Traceback" not in victim.err()
     assert counted(here / "runs", "killed") > 0
     assert wait_for(lambda: not _alive(victim.pid), 10)
