@@ -15,8 +15,9 @@ from harness.engine.prepare import PreparedModel, prepare_models, steerings_of
 from harness.engine.scheduler import ProgressListener, Scheduler
 from harness.engine.session import model_session
 from harness.errors import ModelError
-from harness.leaderboard import assemble, csv_file
-from harness.leaderboard.csv_file import ModelEntry
+from harness.leaderboard import assemble
+from harness.leaderboard.ranking import board
+from harness.leaderboard.scores import ModelEntry
 from harness.scheduling.best_first import BestFirstSearch
 from harness.scheduling.margins import Margins, margin_chains, smallest_margin_first
 from harness.scheduling.policies import BestFirstPolicy, FullGridPolicy, SchedulingPolicy
@@ -70,7 +71,7 @@ def run(
     """
     if not isinstance(benchmark, Benchmark):
         benchmark = load_benchmark(benchmark, overrides)
-    return csv_file.board(entries(benchmark, runs=runs, offline=offline, listener=listener))
+    return board(entries(benchmark, runs=runs, offline=offline, listener=listener))
 
 
 def entries(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from harness.api.records import Target
 
@@ -67,8 +66,3 @@ BY_NAME = {metric.name: metric for metric in METRICS.values()}
 def spoken(metric: Metric) -> str:
     """Its name in words."""
     return metric.name.replace("_", " ")
-
-
-def of_row(row: Mapping[Any, Any]) -> Metric:
-    """The metric of a board's row."""
-    return BY_NAME[str(row["metric"])]

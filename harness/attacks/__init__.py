@@ -1,1 +1,1 @@
-"""Attacks: how a threat looks for the images that fool a network."""
+"""Attacks: the search for adversarial examples, as threats use it."""

@@ -1,7 +1,7 @@
-"""AutoAttack (Croce & Hein, arXiv 2003.01690), one of its attacks at a time, with the settings of its authors.
+"""AutoAttack (Croce & Hein, arXiv 2003.01690), one attack at a time, with its authors' settings.
 
-The attacks are those of the package ``pyautoattack``; which one runs with how many restarts and targets is read from
-the `AutoAttack` object that the package itself configures, so that a stage here is the stage there.
+The attacks are those of the package ``pyautoattack``. Restarts and targets are read from the `AutoAttack` object that
+the package itself configures, so that a stage here is the same attack as there.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ VERSIONS: dict[str, tuple[Name, ...]] = {
 }
 
 FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
-"""The DLR losses rank the three (targeted: four) largest logits."""
+"""Least number of classes, since the DLR losses rank the three (targeted: four) largest logits."""
 
 PLUS_RESTARTS, RAND_GRADIENTS = 5, 20
-"""AutoAttack "plus" restarts its untargeted attacks; "rand" averages each gradient of APGD."""
+"""Restarts of the untargeted attacks in version "plus"; gradients averaged in each step of APGD in "rand"."""
 
 FLAGS = {
     "randomized defense": "randomized",
@@ -43,18 +43,18 @@ FLAGS = {
     "zero gradient": "zero_gradient",
     "classes": "few_classes",
 }
-"""What AutoAttack warns of, by a piece of its text, and the flag of the row that it becomes."""
+"""Flag of the row for each of AutoAttack's warnings, which is recognised by this piece of its text."""
 
 
 class Custom(BaseModel):
-    """A choice of AutoAttack's attacks with one's own budget; what is left out is AutoAttack's default.
+    """A selection of AutoAttack's attacks with a custom budget; each default is AutoAttack's own.
 
     Args:
-        stages: the attacks, in order.
-        iterations: steps of APGD and FAB (100).
-        restarts: random restarts of APGD, FAB and Square (1; targeted attacks restart for each target).
-        targets: target classes of the targeted attacks (9, or as many as there are).
-        queries: of Square (5,000).
+        stages: names of the attacks, in the order in which they run.
+        iterations: steps of APGD and FAB.
+        restarts: random restarts of APGD (for each target of ``apgd-t``), FAB and Square; ``fab-t`` takes one.
+        targets: number of target classes of the targeted attacks, at most the number of other classes.
+        queries: queries of Square for each image and restart.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +76,7 @@ Attack = Literal["standard", "plus", "rand"] | Custom
 
 
 def stages(attack: Attack) -> tuple[Name, ...]:
-    """The attacks that ``attack`` runs, in order."""
+    """Return the names of the attacks that ``attack`` runs, in order."""
     return attack.stages if isinstance(attack, Custom) else VERSIONS[attack]
 
 
@@ -86,17 +86,17 @@ def perturb(
     """Run one attack on images that the network classifies correctly.
 
     Args:
-        stage: one of ``stages(attack)``.
-        attack: the version of AutoAttack, or a custom budget.
-        network: images in [0, 1] to logits.
-        x: float32 [n, c, h, w] in [0, 1].
-        y: int64 [n].
-        norm: of the ball.
-        eps: its radius, in pixels.
-        seed: the same seed, images and network give the same result.
+        stage: name of the attack, one of ``stages(attack)``.
+        attack: version of AutoAttack, or a custom budget.
+        network: classifier from images in [0, 1] to logits.
+        x: images, float32 [n, c, h, w] in [0, 1].
+        y: their labels, int64 [n].
+        norm: norm of the ball.
+        eps: radius of the ball, in pixels.
+        seed: seed of all randomness; the same seed, images and network give the same result.
 
     Returns:
-        An image for each of ``x``: adversarial where the attack succeeded. To be verified, not to be trusted.
+        One image for each of ``x``, adversarial where the attack succeeded; to be verified by the caller.
     """
     import torch
 
@@ -115,7 +115,14 @@ def perturb(
 
 
 def inspect(attack: Attack, network: nn.Module, x: Tensor, y: Tensor) -> None:
-    """AutoAttack's own checks of the defence on clean images; each finding is warned of as a `Flag`."""
+    """Run AutoAttack's own checks of the defence on clean images, and warn of each finding with a `Flag`.
+
+    Args:
+        attack: version of AutoAttack, or a custom budget.
+        network: classifier from images in [0, 1] to logits.
+        x: clean images, float32 [n, c, h, w] in [0, 1].
+        y: their labels, int64 [n].
+    """
     from pyautoattack import checks
 
     with _as_flags():
@@ -124,7 +131,7 @@ def inspect(attack: Attack, network: nn.Module, x: Tensor, y: Tensor) -> None:
         classes = checks.check_range_output(network, x)
         targets = attack.targets if isinstance(attack, Custom) else 9
         checks.check_n_classes(classes, stages(attack), targets, targets)
-        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # AutoAttack counts on from the model before
+        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # its counters are global: reset those of the last model
         trace = sys.gettrace()
         try:
             checks.check_dynamic(network, x)
@@ -133,7 +140,7 @@ def inspect(attack: Attack, network: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def configured(attack: Attack, network: nn.Module, classes: int, norm: Norm, eps: float, device: str) -> Any:
-    """AutoAttack's own object, with no more targets than there are other classes."""
+    """Return AutoAttack's own object, configured, with no more targets than there are other classes."""
     from pyautoattack import AutoAttack
 
     if not isinstance(attack, Custom):
@@ -145,7 +152,7 @@ def configured(attack: Attack, network: nn.Module, classes: int, norm: Norm, eps
         for apgd in (tool.apgd, tool.apgd_targeted):
             apgd.n_restarts = attack.restarts
             apgd.n_iter = apgd.n_iter_orig = attack.iterations
-            # APGD's schedule of checkpoints is a share of its steps (arXiv 2003.01690, Section 3)
+            # APGD's checkpoints are set as fractions of its steps (arXiv 2003.01690, Section 3)
             apgd.n_iter_2 = max(int(0.22 * attack.iterations), 1)
             apgd.n_iter_min = max(int(0.06 * attack.iterations), 1)
             apgd.size_decr = max(int(0.03 * attack.iterations), 1)
@@ -154,14 +161,14 @@ def configured(attack: Attack, network: nn.Module, classes: int, norm: Norm, eps
         tool.square.n_queries, tool.square.n_restarts = attack.queries, attack.restarts
         tool.apgd_targeted.n_target_classes = tool.fab.n_target_classes = attack.targets
     for apgd in (tool.apgd, tool.apgd_targeted):
-        apgd.logger = None  # then it warns, and a warning can become a flag
+        apgd.logger = None  # without a logger it warns, and a warning can become a flag
     for targeted in (tool.apgd_targeted, tool.fab):
         targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
     return tool
 
 
 def _tool(stage: str, tool: Any) -> Any:
-    """The one of AutoAttack's attacks that runs ``stage``, switched to it."""
+    """Return the object among AutoAttack's attacks that runs ``stage``, set up for it."""
     if stage in ("apgd-ce", "apgd-dlr"):
         tool.apgd.loss = stage.removeprefix("apgd-")
         return tool.apgd
@@ -175,9 +182,9 @@ def _tool(stage: str, tool: Any) -> Any:
 
 
 def _with_own_projections(fab: Any) -> MethodType:
-    """FAB's loop, which finds our projections by the names of the library's; for this object alone.
+    """Return FAB's main loop, bound to ``fab``, with our projections in place of the library's.
 
-    The loop looks its projections up as globals, so it gets globals of its own: the library stays as it is.
+    The loop looks its projections up as globals. It gets globals of its own, so that the library stays as it is.
     """
     from harness.attacks import fab_projection
 
@@ -187,7 +194,13 @@ def _with_own_projections(fab: Any) -> MethodType:
 
 
 def passes(stage: str, attack: Attack, classes: int) -> Passes:
-    """What AutoAttack's ``stage`` needs for an image that it does not defeat (arXiv 2003.01690, Section 4)."""
+    """Count the passes that a stage of AutoAttack makes for an image that survives it (arXiv 2003.01690, Section 4).
+
+    Args:
+        stage: name of the attack, one of ``stages(attack)``.
+        attack: version of AutoAttack, or a custom budget.
+        classes: number of logits.
+    """
     budget = attack if isinstance(attack, Custom) else Custom(stages=stages(attack))
     untargeted = stage in ("apgd-ce", "apgd-dlr", "fab")
     restarts = PLUS_RESTARTS if attack == "plus" and untargeted else budget.restarts
@@ -204,7 +217,7 @@ def passes(stage: str, attack: Attack, classes: int) -> Passes:
 
 
 def project(x: Tensor, norm: Norm) -> None:
-    """Project two points for each image on a hyperplane, as one step of FAB does, for its cost to be measured."""
+    """Project two points for each image onto a hyperplane, as one step of FAB does, to measure its cost."""
     from pyautoattack import fab_projections
 
     from harness.attacks import fab_projection
@@ -217,7 +230,7 @@ def project(x: Tensor, norm: Norm) -> None:
 
 @contextmanager
 def _as_flags() -> Iterator[None]:
-    """Turn AutoAttack's warnings into flags; every other warning passes on unchanged."""
+    """Turn AutoAttack's warnings into flags, and pass every other warning on unchanged."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield

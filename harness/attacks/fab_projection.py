@@ -1,8 +1,9 @@
 """FAB's projections onto a hyperplane within the box [0, 1]^d (arXiv 1907.02044, Section 2), without sorting.
 
-A point goes to the hyperplane in one direction per coordinate, and no coordinate leaves the box. How far they go is
-one number for each point, at which a concave piecewise-linear function reaches a goal. Sorting its kinks finds it; a
-few of Newton's steps find it sooner. The results are those of ``pyautoattack.fab_projections`` but for rounding.
+Each coordinate of a point moves in one direction, towards the hyperplane, until the box stops it. The length of the
+move is one number λ for each point, at which a concave piecewise-linear function reaches a target. The library sorts
+the function's kinks to find λ; a few Newton steps are faster. The results are those of
+``pyautoattack.fab_projections`` up to rounding.
 """
 
 from __future__ import annotations
@@ -13,62 +14,64 @@ import torch
 from torch import Tensor
 
 NEGLIGIBLE = 1e-8
-"""Under L2, a coordinate with a smaller weight is not moved, as in the library …"""
+"""Weight |w| up to which a coordinate is not moved under L2, as in the library."""
 UNLIMITED = 1e12
-"""… and no coordinate goes further along the normal than this."""
+"""Longest move of a coordinate along the normal under L2, as in the library."""
 
 
 def linf(points: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
-    """The shortest move, in L∞, onto the hyperplane within the box; each coordinate moves as far as the farthest may.
+    """Compute the shortest moves in L∞ that take points to their hyperplanes within the box.
 
-    Where the box does not reach the hyperplane, or a number of the row is NaN: to the corner of the box nearest to it.
+    Where the box does not meet the hyperplane, or a number of the row is NaN, the move leads to the corner of the box
+    nearest to the hyperplane.
 
     Args:
-        points: [n, d], in [0, 1].
-        normals: w, [n, d].
-        offsets: b, [n]; the hyperplane is <w, z> = b.
+        points: points t in [0, 1]^d, [n, d].
+        normals: normals w of the hyperplanes <w, z> = b, [n, d].
+        offsets: offsets b of the hyperplanes, [n].
 
     Returns:
-        What to add to the points, [n, d]; 0 where the normal is 0.
+        The moves to be added to the points, [n, d]; 0 in coordinates where the normal is 0.
     """
-    way = _way(points, normals, offsets)
-    reach = (way.weights * way.room).sum(1)
-    level = _level(way.room, way.weights, way.excess, beyond=~(way.excess < reach))
-    moves = torch.minimum(way.room, level[:, None])
-    return torch.where(way.up, moves, -moves).mul_(way.weights != 0)
+    approach = _approach(points, normals, offsets)
+    reach = (approach.weights * approach.room).sum(1)
+    level = _level(approach.room, approach.weights, approach.excess, beyond=~(approach.excess < reach))
+    moves = torch.minimum(approach.room, level[:, None])
+    return torch.where(approach.up, moves, -moves).mul_(approach.weights != 0)
 
 
 def l2(points: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
-    """The shortest move, in L2, onto the hyperplane within the box: along the normal until the box stops a coordinate.
+    """Compute the shortest moves in L2 that take points to their hyperplanes within the box.
 
-    Where the box does not reach the hyperplane: to the corner of the box nearest to it. A row with a NaN is all NaN.
+    Where the box does not meet the hyperplane, the move leads to the corner of the box nearest to it. A row with a NaN
+    gives a row of NaN.
 
     Args:
-        points: [n, d], in [0, 1].
-        normals: w, [n, d].
-        offsets: b, [n]; the hyperplane is <w, z> = b.
+        points: points t in [0, 1]^d, [n, d].
+        normals: normals w of the hyperplanes <w, z> = b, [n, d].
+        offsets: offsets b of the hyperplanes, [n].
 
     Returns:
-        What to add to the points, [n, d]; 0 where the normal is negligible.
+        The moves to be added to the points, [n, d]; 0 in coordinates where the normal is negligible.
     """
-    way = _way(points, normals, offsets)
-    moved = way.weights > NEGLIGIBLE
-    limits = (way.room / way.weights).masked_fill_(~moved, UNLIMITED).clamp_(max=UNLIMITED)
-    reach = (limits * way.weights).mul_(moved).mul_(way.weights).sum(1)
-    level = _level(limits, way.weights**2, way.excess, beyond=way.excess > reach)
-    level.masked_fill_((way.excess - reach).isnan(), torch.nan)
-    moves = torch.minimum(limits, level[:, None]).mul_(way.weights)
-    return torch.where(way.up, moves, -moves).mul_(moved)
+    approach = _approach(points, normals, offsets)
+    moved = approach.weights > NEGLIGIBLE
+    limits = (approach.room / approach.weights).masked_fill_(~moved, UNLIMITED).clamp_(max=UNLIMITED)
+    reach = (limits * approach.weights).mul_(moved).mul_(approach.weights).sum(1)
+    level = _level(limits, approach.weights**2, approach.excess, beyond=approach.excess > reach)
+    level.masked_fill_((approach.excess - reach).isnan(), torch.nan)
+    moves = torch.minimum(limits, level[:, None]).mul_(approach.weights)
+    return torch.where(approach.up, moves, -moves).mul_(moved)
 
 
-class _Way(NamedTuple):
-    """How points may approach their hyperplanes: <w, z> has to fall, w being turned so that it has to.
+class _Approach(NamedTuple):
+    """Directions and limits of the moves, with every normal oriented so that <w, z> must decrease.
 
     Args:
-        excess: by how much, [n], at least 0.
-        up: the coordinates that have to rise for it, [n, d].
-        weights: |w|, by how much it falls for each unit that a coordinate moves, [n, d].
-        room: how far the box lets a coordinate move, [n, d].
+        excess: amount by which <w, z> must decrease, [n], at least 0.
+        up: mask of the coordinates that must increase to that end, [n, d].
+        weights: decrease of <w, z> per unit that a coordinate moves, |w|, [n, d].
+        room: distance that a coordinate may move within the box, [n, d].
     """
 
     excess: Tensor
@@ -77,27 +80,27 @@ class _Way(NamedTuple):
     room: Tensor
 
 
-def _way(points: Tensor, normals: Tensor, offsets: Tensor) -> _Way:
+def _approach(points: Tensor, normals: Tensor, offsets: Tensor) -> _Approach:
     excess = (normals * points).sum(1) - offsets
     up = torch.where((excess >= 0)[:, None], normals, -normals) < 0
-    return _Way(excess.abs(), up, normals.abs(), torch.where(up, 1 - points, points))
+    return _Approach(excess.abs(), up, normals.abs(), torch.where(up, 1 - points, points))
 
 
-def _level(limits: Tensor, slopes: Tensor, goal: Tensor, beyond: Tensor) -> Tensor:
-    """The least λ ≥ 0 at which Σ slopes · min(limits, λ) = goal, [n]; infinite where that is ``beyond`` reach.
+def _level(limits: Tensor, slopes: Tensor, target: Tensor, beyond: Tensor) -> Tensor:
+    """Solve Σ slopes · min(limits, λ) = target for the least λ ≥ 0, [n]; infinite where ``beyond`` is set.
 
-    Newton's method from 0: the sum is concave in λ, so a step never goes too far, and it only depends on which limits
-    λ has not reached. A row at which these stay the same has arrived, and repeats its λ to the last bit while the
-    others go on; so its result does not depend on them. NaN leaves a row at 0.
+    Newton's method from 0. The sum is concave in λ, so a step never overshoots, and a step depends only on the set of
+    limits above λ. A row whose set stays the same has converged and repeats its λ to the last bit while the others go
+    on, so its result does not depend on theirs. A row with NaN stays at 0.
     """
-    level = torch.zeros_like(goal).masked_fill_(beyond, torch.inf)
-    stopped = slopes * limits
-    free, part = torch.empty_like(limits), torch.empty_like(limits)  # large: made once
+    level = torch.zeros_like(target).masked_fill_(beyond, torch.inf)
+    at_limit = slopes * limits
+    free, buffer = torch.empty_like(limits), torch.empty_like(limits)  # large: allocated once
     while True:
         torch.gt(limits, level[:, None], out=free)  # 1 or 0
-        slope = torch.mul(slopes, free, out=part).sum(1)
-        done = torch.addcmul(stopped, stopped, free, value=-1, out=part).sum(1)
-        further = torch.fmax(level, (goal - done) / slope)
-        if torch.equal(further, level):
+        slope = torch.mul(slopes, free, out=buffer).sum(1)
+        constant = torch.addcmul(at_limit, at_limit, free, value=-1, out=buffer).sum(1)
+        next_level = torch.fmax(level, (target - constant) / slope)
+        if torch.equal(next_level, level):
             return level
-        level = further
+        level = next_level

@@ -1,7 +1,7 @@
-"""Is the network robust, or the attack blind? Cheap looks at the gradient on clean images.
+"""Gradient masking: cheap checks of the gradient on clean images.
 
-A gradient that is zero, or that leads nowhere even when every image is within reach, means that what gradient attacks
-leave standing says nothing (Athalye et al. 2018, arXiv 1802.00420; Carlini et al. 2019, arXiv 1902.06705).
+Where the gradient is zero, or an attack fails although every image is within reach, surviving gradient attacks is no
+evidence of robustness (Athalye et al. 2018, arXiv 1802.00420; Carlini et al. 2019, arXiv 1902.06705).
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 IMAGES = 32
-"""As many are looked at, of each shard."""
+"""Number of images that are checked, at most, in each batch."""
 STEPS = 20
+"""Steps of the unbounded attack."""
 SURPRISE = 0.01
-"""How unlikely the accuracy left by an unbounded attack must be by chance before it is flagged."""
+"""p-value, against the accuracy of guessing, below which surviving an unbounded attack is flagged."""
 
 
 def inspect(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> None:
-    """Warn with a `Flag` of zero gradients and of an attack that an unbounded ball does not help.
+    """Warn with a `Flag` of zero gradients, and of an attack that fails even in an unbounded ball.
 
     Args:
-        network: images in [0, 1] to logits.
-        x: clean images, float32 [n, c, h, w].
+        network: classifier from images in [0, 1] to logits.
+        x: clean images, float32 [n, c, h, w] in [0, 1].
         y: their labels, int64 [n].
-        norm: "Linf", "L2" or "L1".
+        norm: norm of the ball: "Linf", "L2" or "L1".
     """
     import torch
 
@@ -48,11 +49,11 @@ def inspect(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> None:
 
 
 def refuse_blind(network: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Refuse a network on whose gradient no attack can move.
+    """Refuse a network whose gradient is of no use to any attack.
 
     Args:
-        network: images in [0, 1] to logits.
-        x: clean images, float32 [n, c, h, w].
+        network: classifier from images in [0, 1] to logits.
+        x: clean images, float32 [n, c, h, w] in [0, 1].
         y: their labels, int64 [n].
 
     Raises:
@@ -69,12 +70,12 @@ def refuse_blind(network: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def _zero_gradients(network: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Count the images whose loss has a gradient that is exactly zero, or does not depend on the pixels at all."""
+    """Count the images at which the gradient of the loss is exactly zero, or the loss does not depend on the pixels."""
     return int((_gradient(network, x, y).flatten(1) == 0).all(1).sum())
 
 
 def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy with respect to the pixels [n, c, h, w]; 0 where no path leads there."""
+    """Return the gradient of the cross-entropy with respect to the pixels, [n, c, h, w]; 0 where it does not exist."""
     import torch
     from torch.nn import functional as F
 
@@ -88,9 +89,9 @@ def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _left_by_the_whole_box(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> tuple[int, int]:
-    """Images that survive APGD from the clean image with an ε that every image in [0, 1] is within; and the classes.
+    """Count the images that survive APGD in a ball that holds all of [0, 1]; also return the number of classes.
 
-    It starts at the clean image: from a random one, in so large a ball, noise alone would fool any network.
+    The attack starts at the clean image: in so large a ball, a random start would fool any network by noise alone.
     """
     import torch
     from pyautoattack.autopgd_base import APGDAttack
@@ -108,12 +109,13 @@ def _left_by_the_whole_box(network: nn.Module, x: Tensor, y: Tensor, norm: str) 
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             _, survived, _, _ = attack.attack_single_run(x, y, x_init=x)
-    except RuntimeError:  # no path from the logits to the pixels: the attack cannot even begin
+    except RuntimeError:  # the logits do not depend on the pixels: the attack cannot begin
         return len(x), classes
     return int(survived.sum()), classes
 
 
 def _above_chance(left: int, n: int, classes: int) -> bool:
+    """Tell whether ``left`` of ``n`` survivors are more than a network that guesses would have."""
     from scipy.stats import binomtest
 
     return bool(binomtest(left, n, 1 / classes, alternative="greater").pvalue < SURPRISE)

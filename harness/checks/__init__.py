@@ -1,1 +1,1 @@
-"""Before a run: will it work, what will it cost, and what does Curvature Tuning reach?"""
+"""Checks before a run: doctor, cost, and coverage of RobustBench's zoo."""

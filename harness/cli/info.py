@@ -1,26 +1,22 @@
-"""Commands that tell what there is: ``list``, ``schema`` and ``coverage``."""
+"""Commands about the harness itself: ``list``, ``schema`` and ``coverage``."""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.cli.exit_codes import GOOD, NO, guarded
 from harness.errors import SpecError
 
-if TYPE_CHECKING:
-    pass
-
-
 COVERAGE = Path("leaderboards/coverage.csv")
 
 
 class PartGroup(StrEnum):
-    """What ``list`` can list."""
+    """Groups of parts that ``list`` knows."""
 
     models = "models"
     datasets = "datasets"
@@ -32,13 +28,13 @@ class PartGroup(StrEnum):
 def coverage(
     board: Annotated[str | None, typer.Option(help="Only this board of RobustBench, such as cifar10/Linf.")] = None,
     model: Annotated[str | None, typer.Option(help="Only entries of this name.")] = None,
-    csv: Annotated[Path, typer.Option(help="The table; what it has is not audited again.")] = COVERAGE,
+    csv: Annotated[Path, typer.Option(help="The table; entries that it has are not audited again.")] = COVERAGE,
 ) -> int:
-    """Tell what Curvature Tuning reaches of RobustBench's architectures: random weights, nothing is downloaded."""
-    from harness.checks import zoo_coverage as coverages
+    """Count the activations that CT reaches in RobustBench's architectures: random weights, nothing is downloaded."""
+    from harness.checks import zoo_coverage
     from harness.cli.progress import CountBar
     from harness.cli.terminal import print_coverage
-    from harness.models.robustbench_zoo import zoo
+    from harness.models.robustbench_zoo import build, zoo
     from harness.util.text import did_you_mean
 
     entries = zoo()
@@ -51,15 +47,17 @@ def coverage(
     chosen = [entry for entry in entries if board in (None, entry.board) and model in (None, entry.name)]
     if not chosen:
         raise SpecError(f"--model: {model!r} is not on the board {board}; leave --board out")
-    with CountBar(len(coverages.missing(chosen, csv)), "entries") as counting:
-        rows = coverages.survey(chosen, csv, lambda row: counting.advanced(f"{row.dataset}/{row.threat} {row.model}"))
-    print_coverage(rows, str(csv))
-    return NO if any(row.builds != "yes" for row in rows) else GOOD
+    with CountBar(len(zoo_coverage.missing(chosen, csv)), "entries") as bar:
+        audits = zoo_coverage.survey(
+            chosen, csv, build, lambda audit: bar.advanced(f"{audit.dataset}/{audit.threat} {audit.model}")
+        )
+    print_coverage(audits, str(csv))
+    return NO if any(audit.builds != "yes" for audit in audits) else GOOD
 
 
 @guarded
 def list_(group: Annotated[PartGroup | None, typer.Argument(help="Only these.")] = None) -> int:
-    """List what can be named in a YAML, built-in and third-party; with a group also the names of its models."""
+    """List the parts that a YAML can name, built-in and third-party; with a group also the names that each knows."""
     from harness.api import registry
     from harness.cli.terminal import print_names, print_parts
 

@@ -1,4 +1,4 @@
-"""Commands that show leaderboards: show, compare, plot, report, site, paper, export and demo."""
+"""Commands that show leaderboards: show, plot, report, site, paper, demo, export and compare."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @guarded
 def show(
-    boards: Annotated[list[Path], typer.Argument(help="A leaderboard CSV, or several of other data sets.")],
+    boards: Annotated[list[Path], typer.Argument(help="A leaderboard CSV, or several, each of another dataset.")],
 ) -> int:
-    """Show a leaderboard, and explain its flags; or sum several up, each of another data set."""
+    """Show a leaderboard, and explain its flags; or sum up several, each of another dataset."""
     from harness.cli.terminal import print_across_datasets, print_board, print_flags
     from harness.leaderboard import csv_file
 
@@ -27,42 +27,42 @@ def show(
     if len(boards) > 1:
         found = _summed_up(boards)
         print_across_datasets(found)
-        return GOOD if found.groups else UNDONE
+        return GOOD if found.settings else UNDONE
     (board,) = boards
-    table = csv_file.read(board)
-    print_board(table, str(board))
-    print_flags(table)
+    rows = csv_file.read_rows(board)
+    print_board(rows, str(board))
+    print_flags(rows)
     return GOOD
 
 
 def _without_outcome_files(paths: list[Path]) -> list[Path]:
-    """The boards among files that a shell pattern has found."""
+    """Return the boards among the files that a shell pattern has found."""
     from harness.leaderboard import outcomes
 
-    return [path for path in paths if not outcomes.is_one(path)] or paths
+    return [path for path in paths if not outcomes.is_outcome_file(path)] or paths
 
 
 def _summed_up(boards: list[Path]) -> AcrossDatasets:
-    """Several boards by their names, or their paths where two have the same name."""
+    """Sum up several boards, named by their paths where two have the same name."""
     from harness.leaderboard import across_datasets, csv_file
 
     if twice := [board for board in boards if boards.count(board) > 1]:
         raise LeaderboardError(f"{twice[0]}: expected each board once, found it {boards.count(twice[0])} times")
     names = [board.stem for board in boards]
     apart = len(set(names)) == len(names)
-    return across_datasets.sum_up({board.stem if apart else str(board): csv_file.read(board) for board in boards})
+    return across_datasets.sum_up({board.stem if apart else str(board): csv_file.read_rows(board) for board in boards})
 
 
 @guarded
 def plot(
     board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder. [default: the board's]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory. [default: the board's]")] = None,
 ) -> int:
-    """Draw accuracy against β, one panel a model, as SVG and PNG."""
+    """Draw accuracy against β, one panel for each model, as SVG and PNG."""
     from harness.leaderboard import csv_file
     from harness.report import plot
 
-    for path in plot.write(csv_file.read(board), out or board.parent, board.stem):
+    for path in plot.write(csv_file.read_rows(board), out or board.parent, board.stem):
         typer.echo(f"written: {path}")
     return GOOD
 
@@ -71,22 +71,22 @@ def plot(
 def report(
     boards: Annotated[
         list[Path],
-        typer.Argument(help="A leaderboard CSV, its outcome file is looked for beside it; or several to sum up."),
+        typer.Argument(help="A leaderboard CSV, its outcome file beside it; or several to sum up."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The page. [default: beside the board; of several, across_datasets.html]"),
+        typer.Option("--out", "-o", help="The page. [default: beside the board; for several, several.html]"),
     ] = None,
 ) -> int:
     """Write a leaderboard, or several summed up, as one HTML page for people; it needs no network."""
-    from harness.leaderboard import across_datasets
-    from harness.report import page as reports
+    from harness.report import across_datasets_page
+    from harness.report import page as board_page
 
     boards = _without_outcome_files(boards)
     if len(boards) > 1:
-        out, page = out or boards[0].with_name("several.html"), across_datasets.page(_summed_up(boards))
+        out, page = out or boards[0].with_name("several.html"), across_datasets_page.page(_summed_up(boards))
     else:
-        out, page = out or boards[0].with_suffix(".html"), reports.report(boards[0])
+        out, page = out or boards[0].with_suffix(".html"), board_page.report(boards[0])
     write_whole(out, page)
     typer.echo(f"written: {out}")
     return GOOD
@@ -94,34 +94,33 @@ def report(
 
 @guarded
 def site(
-    folder: Annotated[Path, typer.Argument(help="A folder of leaderboard CSVs.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to publish.")] = Path("site"),
+    directory: Annotated[Path, typer.Argument(help="A directory of leaderboard CSVs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to publish.")] = Path("site"),
 ) -> int:
-    """Write a static site of all leaderboards in a folder: an index, a page for each, and the files."""
-    from harness.report import site as sites
+    """Write a static site of all leaderboards in a directory: an index, a page for each, and the files."""
+    from harness.report import site
 
-    typer.echo(f"written: {sites.build(folder, out)[0]}")
+    typer.echo(f"written: {site.build(directory, out)[0]}")
     return GOOD
 
 
 @guarded
 def paper(
-    folder: Annotated[Path, typer.Argument(help="A folder of leaderboard CSVs.")],
+    directory: Annotated[Path, typer.Argument(help="A directory of leaderboard CSVs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("paper.html"),
 ) -> int:
     """Write the paper's robustness table as one HTML page: as published, under protocol: paper, and in pixel space."""
-    from harness.report import paper_table as papers
-    from harness.report import site as sites
+    from harness.report import paper_table, site
 
-    write_whole(out, papers.page(papers.groups(sites.read(sites.found(folder)))))
+    write_whole(out, paper_table.page(paper_table.groups(site.read(site.boards_in(directory)))))
     typer.echo(f"written: {out}")
     return GOOD
 
 
 @guarded
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder.")] = Path(),
-    seed: Annotated[int, typer.Option(help="Of the networks and their data.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory.")] = Path(),
+    seed: Annotated[int, typer.Option(help="Seed of the networks and their data.")] = 0,
 ) -> int:
     """Draw what β does to two small networks, as SVG and PNG: a decision boundary and a fitted curve."""
     from harness.report import demo_figure
@@ -134,9 +133,9 @@ def demo(
 @guarded
 def export(
     board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")],
-    json_: Annotated[bool, typer.Option("--json", help="A list of rows.")] = False,
-    parquet: Annotated[bool, typer.Option("--parquet", help="With types; needs ct-harness[parquet].")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="A table of the headlines, for booktabs.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="As a list of rows.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="As typed columns; needs ct-harness[parquet].")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="As a table of the headlines, for booktabs.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: beside the board]")] = None,
 ) -> int:
     """Write a leaderboard for other programs: --json, --parquet or --latex."""
@@ -162,19 +161,19 @@ def compare(
 ) -> int:
     """Compare each model's selected β with its baseline; or two leaderboards, row by row."""
     from harness.cli.terminal import print_comparison, print_within
-    from harness.leaderboard import compare as comparing
-    from harness.leaderboard import csv_file, outcomes
+    from harness.leaderboard import compare, csv_file, outcomes
+    from harness.leaderboard.row import rows_of
 
     first = csv_file.read(board)
     if other is None:
-        rows = comparing.within(first)
-        print_within(rows, str(board))
+        table = compare.within(first)
+        print_within(rows_of(first), str(board))
     else:
-        found = comparing.between(first, csv_file.read(other), outcomes.read(board), outcomes.read(other))
-        rows = found.rows
+        found = compare.between(first, csv_file.read(other), outcomes.read(board), outcomes.read(other))
+        table = found.table()
         print_comparison(found, f"{other} less {board}")
     if csv:
-        write_whole(csv, rows.to_csv(index=False, lineterminator="\n"))
+        write_whole(csv, table.to_csv(index=False, lineterminator="\n"))
     if json_:
-        write_whole(json_, rows.to_json(orient="records", force_ascii=False, indent=2) + "\n")
+        write_whole(json_, table.to_json(orient="records", force_ascii=False, indent=2) + "\n")
     return GOOD

@@ -1,1 +1,1 @@
-"""The benchmark file: from YAML to a `Benchmark`, with overrides and a schema."""
+"""The benchmark YAML: parsing, overrides, protocols and the JSON Schema."""

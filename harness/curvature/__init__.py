@@ -1,1 +1,1 @@
-"""Curvature Tuning (arXiv 2502.07783): φ, the activations it replaces, and the proof that none was missed."""
+"""Curvature Tuning (arXiv 2502.07783): φ, the activations it replaces, and the proof that none is missed."""

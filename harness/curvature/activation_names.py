@@ -1,4 +1,4 @@
-"""Names of activations: which ones each family steers. Needs no torch."""
+"""Names of the activations that each family steers; imports no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ STEERED: Mapping[FamilyName, frozenset[str]] = {
     "relu": frozenset({"relu", "leaky_relu", "prelu", "rrelu", "relu6", "hardtanh"}),
     "smooth": frozenset({"silu", "gelu"}),
 }
-"""What each family steers; `harness.curvature.families` has it too, with torch."""
-
+"""Activations that each family steers; `harness.curvature.families` holds the functions themselves."""
 
 GATES = frozenset({"sigmoid", "tanh", "hardsigmoid", "logsigmoid"})
-"""Attention and squeeze gates, which are no activations to steer."""
+"""Gates of attention and squeeze-and-excitation layers, which are not activations to steer."""

@@ -1,7 +1,7 @@
-"""The proof that a steering misses nothing: the network is run once with the kink itself in place of φ.
+"""Proof that a steering misses no activation: one run with a shadow op, equal to the original, in place of φ.
 
-Then the outputs must be the plain network's, nothing of the family may have been computed below Python, and the
-gradient must have gone through what was replaced. The same run counts what was reached.
+The outputs must be the plain network's, no activation of the family may have been computed below Python, and the
+gradient must have passed through the replacements. The same run counts the activations that are reached.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from harness.curvature.reroute import ActivationCounter, CallCounts, Reroute
 from harness.errors import IncompleteSteering, NothingToSteer
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call of a network."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What rerouting reaches, and how it must be done.
+    """The activations that rerouting reaches, and how it must be done.
 
     Args:
-        coverage: the counts.
-        skipped_output_shape: shape, without the batch, of the network's outputs where they are skipped; see `Reroute`.
-        write_back: whether in-place activations must write back into their inputs.
+        coverage: numbers of activations executed and steered.
+        skipped_output_shape: shape of the network's outputs, without the batch, if they are skipped; see `Reroute`.
+        write_back: whether in-place activations must write into their inputs.
     """
 
     coverage: Coverage
@@ -41,42 +42,42 @@ class Proof:
 
 
 def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
-    """What rerouting reaches.
+    """Prove that rerouting reaches every activation of the family.
 
     Args:
-        network: in eval mode.
-        call: positional and keyword arguments of one call.
+        network: any module in eval mode.
+        call: arguments of the call on which the proof is made.
         family: the activations to reroute.
 
     Raises:
-        NothingToSteer: the network executes none of the family.
-        IncompleteSteering: something escapes, the plain network does not come out, or the activations have no common
-            β at which they are untouched.
+        NothingToSteer: the network executes no activation of the family.
+        IncompleteSteering: an activation escapes, the plain network's outputs are not reproduced, or the activations
+            have no common β at which they are untouched.
     """
     plain = outputs(network, call)
-    spares = family.skips_outputs and not getattr(network, "yields_hidden", False)
-    skipped_output_shape = plain[0].shape[1:] if spares and plain and plain[0].ndim == 2 else None
-    met, watch = CallCounts(), ActivationCounter(family)
-    with watch:
+    skips = family.skips_outputs and not getattr(network, "yields_hidden", False)
+    skipped_output_shape = plain[0].shape[1:] if skips and plain and plain[0].ndim == 2 else None
+    counts, below_python = CallCounts(), ActivationCounter(family)
+    with below_python:
         rerouted = outputs(
-            network, call, Reroute(family.shadow_op, family, skipped_output_shape, True, met), backward=True
+            network, call, Reroute(family.shadow_op, family, skipped_output_shape, True, counts), backward=True
         )
-    if escaped := watch.left - met.skipped:
+    if escaped := below_python.left - counts.skipped:
         raise IncompleteSteering(
-            f"{_names(escaped)} escaped the steering (called from compiled or scripted code, or recomputed by "
+            f"{_listing(escaped)} escaped the steering (called from compiled or scripted code, or recomputed by "
             "activation checkpointing); rewrite that part in plain PyTorch, or switch checkpointing off"
         )
-    if met.detached:
+    if counts.detached:
         raise IncompleteSteering(
             "an activation is called inside an autograd.Function or under torch.no_grad(), so its gradient would not "
-            "be φ's, and an attack would follow a false one; rewrite that part in plain PyTorch"
+            "be φ's and would mislead an attack; rewrite that part in plain PyTorch"
         )
-    _same(plain, rerouted)
-    kinds = met.calls + met.skipped + watch.others
-    if not met.calls:
-        raise NothingToSteer(_nothing(Coverage(0, 0, kinds), family))
-    sites, steered = (met.calls + met.skipped).total(), met.calls.total()
-    coverage = Coverage(sites, steered, dict(kinds), _native(met.calls, family))
+    _require_same(plain, rerouted)
+    kinds = counts.calls + counts.skipped + below_python.others
+    if not counts.calls:
+        raise NothingToSteer(_nothing_to_steer(Coverage(0, 0, kinds), family))
+    sites, steered = (counts.calls + counts.skipped).total(), counts.calls.total()
+    coverage = Coverage(sites, steered, dict(kinds), _native_beta(counts.calls, family))
     fresh, written = (
         outputs(network, call, Reroute(family.shifted_shadow_op, family, skipped_output_shape, write_back))
         for write_back in (False, True)
@@ -85,27 +86,27 @@ def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
     return Proof(coverage, skipped_output_shape, write_back=differ)
 
 
-def _native(calls: Mapping[str, int], family: Family) -> float:
-    """The β at which all of them are untouched."""
-    found = {family.native[name] for name in calls}
-    if len(found) > 1:
+def _native_beta(calls: Mapping[str, int], family: Family) -> float:
+    """Return the β at which all of these activations are untouched."""
+    betas = {family.native[name] for name in calls}
+    if len(betas) > 1:
         raise IncompleteSteering(
-            f"the network mixes {_names(calls)}, which are untouched at different β, so no β is its own; steer "
-            "networks of one smooth activation"
+            f"the network mixes {_listing(calls)}, which are untouched at different β, so no β leaves the network as "
+            "it is; steer networks of one smooth activation"
         )
-    return found.pop()
+    return betas.pop()
 
 
 def prove_replacement(network: nn.Module, call: Call) -> Coverage:
-    """What replacing modules reached: activations that still are called as functions are left, and counted.
+    """Count the activations that replacing modules reaches, and those called as functions, which it does not.
 
     Args:
-        network: in eval mode, its registered activations replaced by `Activation`.
-        call: positional and keyword arguments of one call.
+        network: module in eval mode whose registered activations are replaced by `Activation`.
+        call: arguments of the call on which the proof is made.
 
     Raises:
         NothingToSteer: no registered module of the family is executed.
-        IncompleteSteering: the plain network does not come out.
+        IncompleteSteering: the plain network's outputs are not reproduced.
     """
     activations = [module for module in network.modules() if isinstance(module, Activation)]
     curves = [module.curve for module in activations]
@@ -114,81 +115,89 @@ def prove_replacement(network: nn.Module, call: Call) -> Coverage:
     def count(module: Activation, *_: Any) -> None:
         replaced[module.name] += 1
 
-    def switch(curve: Any) -> None:
+    def set_curve(curve: Any) -> None:
         for module in activations:
             module.curve = curve
 
-    switch(torch.relu)
+    set_curve(torch.relu)
     plain = outputs(network, call)
     hooks = [module.register_forward_hook(count) for module in activations]
     family = FAMILIES["relu"]
-    met, watch = CallCounts(), ActivationCounter(family)
+    counts, below_python = CallCounts(), ActivationCounter(family)
     try:
-        switch(family.shadow_op)
-        with watch:
-            kinked = outputs(network, call, Reroute(family.original_op, counts=met), backward=True)
+        set_curve(family.shadow_op)
+        with below_python:
+            shadowed = outputs(network, call, Reroute(family.original_op, counts=counts), backward=True)
     finally:
         for module, curve, hook in zip(activations, curves, hooks, strict=True):
             module.curve = curve
             hook.remove()
-    _same(plain, kinked)
-    sites = replaced.total() + met.calls.total()
-    coverage = Coverage(sites, replaced.total(), dict(replaced + met.calls + watch.others))
+    _require_same(plain, shadowed)
+    sites = replaced.total() + counts.calls.total()
+    coverage = Coverage(sites, replaced.total(), dict(replaced + counts.calls + below_python.others))
     if not coverage.steered:
-        raise NothingToSteer(_nothing(coverage, family))
+        raise NothingToSteer(_nothing_to_steer(coverage, family))
     return coverage
 
 
 @torch.enable_grad()
 def outputs(network: nn.Module, call: Call, through: Reroute | None = None, backward: bool = False) -> list[Tensor]:
-    """All tensors that the network returns; every pass draws the same random numbers.
+    """Run the network and return all tensors of its result; every run draws the same random numbers.
 
-    A backward pass is run for what it would do behind the steering's back: activation checkpointing computes the
-    forward again there, outside of the mode.
+    Args:
+        network: any module.
+        call: its arguments.
+        through: rerouting to be entered for the forward pass.
+        backward: whether to run the backward pass too, where activation checkpointing computes the forward pass again,
+            outside of the rerouting.
+
+    Raises:
+        IncompleteSteering: the gradient with respect to the input cannot be taken.
     """
     leaves = [leaf for leaf in tree_leaves(call) if isinstance(leaf, Tensor)]
     inputs = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
-    swapped = {id(leaf): fresh.clone() for leaf, fresh in zip(leaves, inputs, strict=True)}  # in place needs no leaf
+    swapped = {id(leaf): fresh.clone() for leaf, fresh in zip(leaves, inputs, strict=True)}  # a leaf refuses writes
     args, kwargs = tree_map(lambda leaf: swapped.get(id(leaf), leaf), call)
     with torch.random.fork_rng(), through or nullcontext():
         torch.manual_seed(0)
         result = network(*args, **kwargs)
-    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    wanted = [leaf for leaf in inputs if leaf.requires_grad]
-    total = [leaf.double().sum() for leaf in outputs if leaf.requires_grad]
-    if total and wanted and backward:
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    differentiable = [leaf for leaf in inputs if leaf.requires_grad]
+    sums = [leaf.double().sum() for leaf in tensors if leaf.requires_grad]
+    if sums and differentiable and backward:
         try:
-            torch.autograd.grad(torch.stack(total).sum(), wanted, allow_unused=True)
+            torch.autograd.grad(torch.stack(sums).sum(), differentiable, allow_unused=True)
         except RuntimeError as error:
             raise IncompleteSteering(
                 f"the gradient with respect to the input cannot be taken, which every attack needs: {error}"
             ) from error
-    return [leaf.detach() for leaf in outputs]
+    return [leaf.detach() for leaf in tensors]
 
 
-def _same(plain: list[Tensor], rerouted: list[Tensor]) -> None:
+def _require_same(plain: list[Tensor], rerouted: list[Tensor]) -> None:
     if not all(torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in zip(plain, rerouted, strict=True)):
         raise IncompleteSteering(
-            "rerouting the activations unbent does not reproduce the plain network: it depends on something that the "
-            "steering does not see (in-place activations on shared tensors, or hidden state); make it a pure function"
+            "rerouting the activations unchanged does not reproduce the plain network's outputs: they depend on "
+            "something that steering does not see (in-place activations on shared tensors, or hidden state); make the "
+            "network a pure function"
         )
 
 
-def _nothing(coverage: Coverage, family: Family) -> str:
+def _nothing_to_steer(coverage: Coverage, family: Family) -> str:
     if coverage.sites:
         return (
             f"none of the {coverage.sites} activations that it executes is a registered module "
-            f"({_names(coverage.kinds)}, called as functions); use sites: all"
+            f"({_listing(coverage.kinds)}, called as functions); use sites: all"
         )
-    found = f"it uses {_names(coverage.kinds)}" if coverage.kinds else "no activation was seen at all"
+    found = f"it uses {_listing(coverage.kinds)}" if coverage.kinds else "no activation was seen at all"
     if family is FAMILIES["smooth"]:
-        what = "the smooth family is SiLU and GELU, and the network executes neither within it"
-        return f"nothing to steer: {what}; {found}"
+        reason = "the smooth family is SiLU and GELU, and the network executes neither before its outputs"
+        return f"nothing to steer: {reason}; {found}"
     return (
         "nothing to steer: Curvature Tuning acts on ReLU, LeakyReLU, PReLU, RReLU, ReLU6 and Hardtanh, and the "
         f"network executes none of them; {found}"
     )
 
 
-def _names(counts: Mapping[str, int]) -> str:
+def _listing(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ×{count}" for name, count in sorted(counts.items()))

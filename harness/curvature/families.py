@@ -1,8 +1,8 @@
-"""The two families of activations that can be steered: the paper's, and an extension to smooth ones.
+"""The two families of activations that can be steered: the paper's, and an extension to smooth activations.
 
 ``relu`` is Curvature Tuning as published: the piecewise-affine activations, untouched at β = 1. ``smooth`` goes beyond
-the paper: SiLU and GELU, which are a φ with c = 1 already (SiLU exactly, at β = 1/2), are made sharper or smoother from
-their own β on. What is here tells the rerouting and its proof apart from what they reroute.
+the paper: SiLU and GELU, which already are φ at c = 1 (SiLU exactly, at β = 1/2; GELU nearly), are made sharper or
+smoother starting from their own β. A `Family` holds all that the rerouting and its proof need to know of one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from harness.curvature.piecewise_affine import FUNCTIONS, OTHERS, PIECEWISE_AFFI
 
 @dataclass(frozen=True)
 class Family:
-    """Activations that one steering bends.
+    """The activations that are steered together, and their curves.
 
     Args:
-        functions: every way in which Python code can call one of them: its name and its bent version.
-        operations: what computes them below Python, by name.
-        others: what computes any other activation below Python.
-        curve: from β < 1 and c to what the bent versions are made of.
-        curve_parameters: β and c in the numbers that ``parametric`` takes; None where the curve is not a member of it.
-        parametric: the same curve in plain operations, its dials a tensor, for a compiler to fuse.
-        original_op: the untouched activations' own curve.
-        shadow_op: the same by operations that are not among ``operations``, for the proof.
-        native: the β at which each activation is untouched.
-        skips_outputs: whether one that acts on the network's outputs is left alone, being no hidden activation.
+        functions: every function by which Python code can call one, with the activation's name and its steered version.
+        operations: ATen operations that compute the family's activations, with the activation's name.
+        others: ATen operations that compute any other activation, with the activation's name.
+        curve: maps β < 1 and c to the curve from which the steered versions are built.
+        curve_parameters: maps β and c to the numbers that ``parametric`` takes; None where it cannot express the curve.
+        parametric: the same curve in plain operations, its parameters a tensor, for a compiler to fuse.
+        original_op: the curve of the untouched activations.
+        shadow_op: the same curve computed by operations that are not among ``operations``, for the proof.
+        native: β at which each activation is untouched, by its name.
+        skips_outputs: whether an activation applied to the network's outputs is skipped, as it is not a hidden one.
     """
 
     functions: Mapping[Any, tuple[str, SteeredOp]]
@@ -50,12 +50,12 @@ class Family:
     skips_outputs: bool
 
     def shifted_shadow_op(self, x: Tensor, *which: Any) -> Tensor:
-        """A curve that changes every value, so that writing in place shows."""
+        """Compute the shadow op plus 1: a curve that changes every value, so that a write in place shows."""
         return self.shadow_op(x, *which) + 1
 
 
 def _clamped(x: Tensor) -> Tensor:
-    """ReLU by an operation that is not one of those watched for."""
+    """Compute ReLU by an operation that is not among those watched for."""
     return x.clamp_min(0)
 
 
@@ -79,7 +79,7 @@ FAMILIES: Mapping[FamilyName, Family] = {
         curve=lambda beta, c: partial(smooth.dilated, beta=beta),
         curve_parameters=smooth.curve_parameters,
         parametric=smooth.parametric,
-        original_op=smooth.native,
+        original_op=smooth.original_op,
         shadow_op=smooth.shadow_op,
         native=smooth.NATIVE,
         skips_outputs=True,

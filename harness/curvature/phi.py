@@ -19,21 +19,21 @@ from torch.nn import functional as F
 from harness.errors import SpecError
 
 HALF = (torch.float16, torch.bfloat16)
-"""Computed in float32 and cast back."""
+"""Half-precision dtypes, in which φ is computed in float32 and cast back."""
 _LOG_MAX = {torch.float64: 40.0}
-"""γx beyond which softplus(γx)/γ is x to the last bit; 20 for float32."""
+"""γx beyond which softplus(γx)/γ equals x to the last bit, by dtype; 20 for float32."""
 
 
 def phi(x: Tensor, beta: float, c: float = 0.5) -> Tensor:
-    """The CT activation in place of ReLU, element by element (Eq. 7).
+    """Apply the CT activation, which takes the place of ReLU, elementwise (Eq. 7).
 
     Args:
-        x: any shape, any floating dtype; half types are computed in float32 and cast back, gradients too.
-        beta: in [0, 1]; 1 is ReLU, exactly.
-        c: in [0, 1], the share of the swish part; the paper takes 0.5.
+        x: tensor of any shape and floating dtype; half types are computed in float32 and cast back, gradients too.
+        beta: steering parameter in [0, 1]; 1 is exactly ReLU.
+        c: weight of the swish term in [0, 1]; the paper takes 0.5.
 
     Returns:
-        φ(x), of the shape and dtype of ``x``. Finite for abs(x) ≤ 1e4 and every β.
+        φ(x), with the shape and dtype of ``x``; finite for abs(x) ≤ 1e4 at every β.
 
     Raises:
         SpecError: ``beta`` or ``c`` is outside [0, 1].
@@ -49,44 +49,53 @@ def phi(x: Tensor, beta: float, c: float = 0.5) -> Tensor:
 
 
 def check_range(beta: float, c: float) -> None:
-    """Refuse a β or c outside [0, 1]."""
+    """Check that β and c lie in [0, 1].
+
+    Raises:
+        SpecError: one of them does not.
+    """
     for name, value in (("beta", beta), ("c", c)):
         if not (isinstance(value, int | float) and math.isfinite(value) and 0.0 <= value <= 1.0):
             raise SpecError(f"{name}: expected a number in [0, 1], found {value!r}")
 
 
 def curve(x: Tensor, beta: float, c: float) -> Tensor:
-    """φ for β < 1, unchecked."""
+    """Compute φ at β < 1, without checking the range."""
     if x.dtype in HALF:
         return curve(x.float(), beta, c).to(x.dtype)  # φ'' grows like 1/(1 − β): half overflows where float32 does not
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         gamma = 1.0 / (1.0 - beta)
         return formula(x, gamma, beta * gamma, c)
     if x.requires_grad and torch.is_grad_enabled():
-        return _Curve.apply(x, beta, c)  # type: ignore[no-any-return]
+        return _EagerPhi.apply(x, beta, c)  # type: ignore[no-any-return]
     return _value(x, beta, c)
 
 
 def formula(x: Tensor, gamma: float | Tensor, eta: float | Tensor, c: float | Tensor) -> Tensor:
-    """Eq. 7 as it is printed, for a transform to take apart."""
+    """Compute Eq. 7 as printed, in plain operations that compilers and function transforms can differentiate."""
     return c * x * torch.sigmoid(eta * x) + (1.0 - c) * F.softplus(gamma * x, 1, _threshold(x)) / gamma
 
 
 def curve_parameters(beta: float, c: float) -> tuple[float, ...] | None:
-    """γ, η and c, for `parametric`; None at β = 1, where there are none."""
+    """Return (γ, η, c) for `parametric`; None at β = 1, where γ is infinite."""
     return None if beta == 1.0 else (1.0 / (1.0 - beta), beta / (1.0 - beta), c)
 
 
 def parametric(x: Tensor, curve_parameters: Tensor) -> Tensor:
-    """φ whose γ, η and c are a tensor [3], in plain operations: compiled once, it serves every β < 1."""
+    """Compute φ with (γ, η, c) given as a tensor, so that one compilation serves every β < 1.
+
+    Args:
+        x: tensor of any shape and floating dtype.
+        curve_parameters: the values of the function of that name, as a tensor [3].
+    """
     wide = x.float() if x.dtype in HALF else x
     return _ParametricPhi.apply(wide, *curve_parameters).to(x.dtype)  # type: ignore[no-any-return]
 
 
 class _ParametricPhi(torch.autograd.Function):
-    """φ in operations that a compiler fuses to one quick kernel each way, with only x kept between them.
+    """φ in operations that a compiler fuses into one kernel for each pass, keeping only x for the backward pass.
 
-    Not eagerly: softplus by hand has a gradient of 0 at 0, so the gradient is given.
+    The gradient is written out because that of this softplus would be 0 at x = 0.
     """
 
     @staticmethod
@@ -109,11 +118,11 @@ def _value(x: Tensor, beta: float, c: float) -> Tensor:
     )
 
 
-class _Curve(torch.autograd.Function):
-    """φ from the framework's own kernels, keeping nothing but x for the backward pass."""
+class _EagerPhi(torch.autograd.Function):
+    """φ by torch's own kernels, keeping only x for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, beta: float, c: float) -> Tensor:  # with a setup_context it takes thrice as long
+    def forward(ctx: Any, x: Tensor, beta: float, c: float) -> Tensor:  # a setup_context makes it three times slower
         ctx.save_for_backward(x)
         ctx.beta, ctx.c = beta, c
         return _value(x, beta, c)
@@ -134,14 +143,14 @@ class _Curve(torch.autograd.Function):
 
 
 def slope(x: Tensor, gamma: float | Tensor, eta: float | Tensor, c: float | Tensor) -> Tensor:
-    """φ'(x) = c·σ(ηx)·(1 + ηx·(1 − σ(ηx))) + (1 − c)·σ(γx), for β < 1."""
+    """Compute φ'(x) = c·σ(ηx)·(1 + ηx·(1 − σ(ηx))) + (1 − c)·σ(γx), for β < 1."""
     u = eta * x
     swish = torch.sigmoid(u)
     return c * swish * (1.0 + u * (1.0 - swish)) + (1.0 - c) * torch.sigmoid(gamma * x)
 
 
 def _mix(swish: Callable[[], Tensor], softplus: Callable[[], Tensor], c: float) -> Tensor:
-    """c·swish + (1 − c)·softplus, computing only what counts."""
+    """Return c·swish + (1 − c)·softplus, skipping a term of weight 0."""
     if c == 0.0:
         return softplus()
     return swish() if c == 1.0 else softplus().lerp_(swish(), c)

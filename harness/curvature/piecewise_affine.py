@@ -1,6 +1,6 @@
-"""Piecewise-affine activations in terms of φ: which torch functions they are, and what replaces each.
+"""Piecewise-affine activations in terms of φ: the torch functions that compute them, and what replaces each.
 
-ReLU is φ itself; the others are sums of ReLUs, so their smooth versions are the same sums of φ:
+ReLU becomes φ; the others are sums of ReLUs, so their steered versions are the same sums of φ:
 
     LeakyReLU, PReLU, RReLU (slope s):  s·x + (1 − s)·φ(x)
     ReLU6, Hardtanh (from a to b):      a + φ(x − a) − φ(x − b)
@@ -18,21 +18,21 @@ from torch.nn import functional as F
 from harness.errors import ModelError
 
 Curve = Callable[..., Tensor]
-"""From the input to what takes the place of ReLU; of a family of several curves, also which of them."""
+"""Function of the input that takes the place of ReLU; in the smooth family also a function of the activation's kind."""
 
 
 def relu(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
-    """φ(x)."""
+    """Compute φ(x)."""
     return curve(input)
 
 
 def leaky_relu(curve: Curve, input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """s·x + (1 − s)·φ(x)."""
+    """Compute s·x + (1 − s)·φ(x), s being the negative slope."""
     return negative_slope * input + (1.0 - negative_slope) * curve(input)
 
 
 def prelu(curve: Curve, input: Tensor, weight: Tensor) -> Tensor:
-    """s·x + (1 − s)·φ(x), a learned slope for each channel (dimension 1) or one for all."""
+    """Compute s·x + (1 − s)·φ(x), with a learned slope s for each channel (dimension 1) or one for all."""
     shaped = weight.view(1, -1, *[1] * (input.ndim - 2)) if weight.numel() > 1 and input.ndim > 1 else weight
     return shaped * input + (1.0 - shaped) * curve(input)
 
@@ -46,28 +46,33 @@ def rrelu(
     inplace: bool | None = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Leaky ReLU with the mean slope, as RReLU is in eval mode."""
+    """Compute `leaky_relu` with the mean slope, which is RReLU in eval mode.
+
+    Raises:
+        ModelError: the module is in training mode.
+    """
     if training:
         raise ModelError("RReLU in training mode draws its slopes at random; call network.eval() first")
     return leaky_relu(curve, input, (lower + upper) / 2)
 
 
 def hardtanh(curve: Curve, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
-    """a + φ(x − a) − φ(x − b); half types in float32, since two rounded φ would leave nothing of a difference."""  # noqa: D403
+    """Compute a + φ(x − a) − φ(x − b), in float32 for half types: rounding both φ would swamp their difference."""
     x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     return (min_val + curve(x - min_val) - curve(x - max_val)).to(input.dtype)
 
 
 def relu6(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
-    """φ(x) − φ(x − 6)."""
+    """Compute φ(x) − φ(x − 6)."""
     return hardtanh(curve, input, 0.0, 6.0)
 
 
 SteeredOp = Callable[..., Tensor]
+"""An activation with its kinks replaced by a curve: called with the curve and the activation's own arguments."""
 
 FUNCTIONS: dict[Any, tuple[str, SteeredOp]] = {
-    function: (name, smooth)
-    for name, smooth, functions in (
+    function: (name, steered_op)
+    for name, steered_op, functions in (
         ("relu", relu, (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)),
         (
             "leaky_relu",
@@ -81,8 +86,7 @@ FUNCTIONS: dict[Any, tuple[str, SteeredOp]] = {
     )
     for function in functions
 }
-"""Every way in which Python code can call one of them: its name and its smooth version."""
-
+"""Every function by which Python code can call one: the activation's name and its steered version."""
 
 Arguments = Callable[[Any], dict[str, Any]]
 
@@ -102,15 +106,15 @@ MODULES: dict[type[nn.Module], tuple[str, SteeredOp, Arguments]] = {
         lambda module: {"min_val": module.min_val, "max_val": module.max_val},
     ),
 }
-"""The registered modules of the family: name, smooth version, and the arguments that each hands to it."""
+"""Registered modules of the family: name, steered version, and the arguments that an instance passes to it."""
 
 
 class Activation(nn.Module):
-    """A registered activation module with φ inside, for plain module replacement.
+    """A steered activation module, which takes the place of a registered one.
 
     Args:
-        original: the module it replaces; kept, since it holds the slope, the bounds or the weights.
-        curve: φ at one β and c; `torch.relu` leaves the original as it is.
+        original: the module that it replaces, which holds the slope, the bounds or the weights.
+        curve: φ at one β and c; with `torch.relu` the original itself is run.
     """
 
     def __init__(self, original: nn.Module, curve: Curve) -> None:
@@ -121,15 +125,15 @@ class Activation(nn.Module):
 
     @property
     def name(self) -> str:
-        """The activation's name."""
+        """Name of the activation, as in `MODULES`."""
         return MODULES[type(self.original)][0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[...] to [...]."""
+        """Apply the steered activation elementwise."""
         if self.curve is torch.relu:
             return self.original(x)  # type: ignore[no-any-return]
-        _, smooth, arguments = MODULES[type(self.original)]
-        return smooth(self.curve, x, **arguments(self.original))
+        _, steered_op, arguments = MODULES[type(self.original)]
+        return steered_op(self.curve, x, **arguments(self.original))
 
 
 PIECEWISE_AFFINE = {
@@ -137,7 +141,7 @@ PIECEWISE_AFFINE = {
     "_prelu_kernel": "prelu", "prelu": "prelu", "rrelu_with_noise": "rrelu", "rrelu_with_noise_": "rrelu",
     "hardtanh": "hardtanh", "hardtanh_": "hardtanh", "relu6": "relu6", "relu6_": "relu6",
 }  # fmt: skip
-"""Operations below Python that compute one of them, by name."""
+"""ATen operations that compute one of them, by name: what a call comes down to below Python."""
 
 OTHERS = {
     "silu": "silu", "silu_": "silu", "gelu": "gelu", "gelu_": "gelu", "elu": "elu", "elu_": "elu", "celu": "celu",
@@ -146,4 +150,4 @@ OTHERS = {
     "tanh": "tanh", "tanh_": "tanh", "softshrink": "softshrink", "hardshrink": "hardshrink",
     "log_sigmoid_forward": "logsigmoid", "threshold": "threshold", "threshold_": "threshold",
 }  # fmt: skip
-"""Activations that the paper's CT does not act on, by the name of the operation."""
+"""ATen operations that compute activations on which the paper's CT does not act, by name."""

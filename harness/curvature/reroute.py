@@ -1,7 +1,7 @@
-"""Seeing every activation of a network: from Python, where it can be replaced, and below, where it can be counted.
+"""Interception of a network's activations: in Python, where they can be replaced, and below, where they are counted.
 
-A `TorchFunctionMode` sees a call however it is made (module, function, method, in place). It belongs to the thread that
-entered it. Handlers run with torch functions disabled, so modes may be nested.
+A `TorchFunctionMode` sees a call however it is made (module, function, method, in place), in the thread that entered
+it. Steered versions run with torch functions disabled, so modes may be nested.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from harness.curvature.piecewise_affine import Curve
 IN_PLACE = frozenset(
     function for family in FAMILIES.values() for function in family.functions if function.__name__.endswith("_")
 )
-"""Those that write into their input whatever they are told."""
+"""Functions that always write into their input."""
 
 
 @dataclass
 class CallCounts:
-    """What a rerouting met.
+    """Counts of the calls that a `Reroute` intercepted.
 
     Args:
-        calls: how often each activation was called, and replaced.
-        skipped: how often each was spared.
-        detached: whether one was called where no gradient is recorded though its input wants one.
+        calls: number of calls that were replaced, by activation.
+        skipped: number of calls on the network's outputs, which were left alone, by activation.
+        detached: whether an activation was called where no gradient is recorded although its input requires one.
     """
 
     calls: Counter[str] = field(default_factory=Counter)
@@ -40,16 +40,16 @@ class CallCounts:
 
 
 class Reroute(TorchFunctionMode):
-    """While it is entered, every activation of ``family`` is computed with ``curve`` in place of its own.
+    """While entered, compute every activation of ``family`` with ``curve`` in place of its own.
 
     Args:
         curve: φ at one β and c.
-        family: which activations.
-        skipped_output_shape: shape, without the batch, of inputs that are the network's outputs and not hidden: calls
-            on them are left alone. None where no call is skipped.
-        write_back: whether ``inplace=True`` really writes into the input. Nearly all networks use only what the
-            call returns; a fresh tensor is then cheaper and kinder to autograd. The proof finds out which it is.
-        counts: filled in where there is one; a compiler cannot see through the counting.
+        family: the activations to replace.
+        skipped_output_shape: shape, without the batch, of the network's outputs: activations applied to tensors of it
+            are not hidden ones and are left alone. None where no call is skipped.
+        write_back: whether ``inplace=True`` writes into the input. Nearly all networks use only what the call returns;
+            a fresh tensor is then cheaper and easier on autograd. The proof finds out which of the two a network needs.
+        counts: counts to be updated; None while compiling, since a compiler cannot trace through the counting.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Reroute(TorchFunctionMode):
             return func(*args, **kwargs)
         name, steered_op = self.functions[func]
         input = args[0] if args else kwargs["input"]
-        skipped_output_shape = self.skipped_output_shape is not None and input.shape[1:] == self.skipped_output_shape
+        skipped = self.skipped_output_shape is not None and input.shape[1:] == self.skipped_output_shape
         if self.counts is not None:
-            (self.counts.skipped if skipped_output_shape else self.counts.calls)[name] += 1
-            self.counts.detached |= not skipped_output_shape and input.requires_grad and not torch.is_grad_enabled()
-        if skipped_output_shape:
+            (self.counts.skipped if skipped else self.counts.calls)[name] += 1
+            self.counts.detached |= not skipped and input.requires_grad and not torch.is_grad_enabled()
+        if skipped:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             if func in IN_PLACE or (self.write_back and kwargs.get("inplace")):
@@ -93,7 +93,15 @@ class Reroute(TorchFunctionMode):
 
 
 class ActivationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the activations that are computed below Python, forward and backward: of a family, and any others."""
+    """While entered, count the activations that are computed below Python, in the forward and the backward pass.
+
+    Args:
+        family: the family whose activations are told from all others.
+
+    Attributes:
+        left: number of activations of the family that ran as they are, having not been replaced.
+        others: number of other activations.
+    """
 
     def __init__(self, family: Family) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A network's structure copied, its weights shared, so that parts can be exchanged in one and not in the other."""
+"""Copies of a network that share its weights, so that modules can be replaced in the copy alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from harness.errors import ModelError
 
 
 def copy_sharing_weights(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """A copy that shares every parameter and buffer, some of its modules exchanged.
+    """Copy a network, sharing every parameter and buffer, and replace some of the copy's modules.
 
     Args:
-        network: is not changed.
-        replacement: what takes the place of a module; None where it stays.
+        network: any module; it is not changed.
+        replacement: maps a module to the one that takes its place, or to None where it stays.
+
+    Returns:
+        The copy; where the network itself is replaced, its replacement.
 
     Raises:
         ModelError: the modules cannot be copied.

@@ -2,8 +2,8 @@
 
 With c = 1, φ(x; β) = x·σ(ηx) with η = β/(1 − β) (Eq. 7 of arXiv 2502.07783), and x·σ(ηx) = SiLU(ηx)/η: all of them are
 one curve, dilated. SiLU is the one with η = 1, β = 1/2. GELU is nearest to η = 16/9, β = 0.64 (within 0.015
-everywhere); it is dilated likewise, so that it comes back bit by bit at its own β. Both become ReLU as β → 1 and x/2
-at β = 0.
+everywhere); it is dilated in the same way, so that at its own β it is GELU bit by bit. Both become ReLU as β → 1 and
+x/2 at β = 0.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from harness.curvature.shared_copy import copy_sharing_weights
 SmoothActivation = Literal["silu", "gelu", "gelu_tanh"]
 
 NATIVE: Mapping[str, float] = {"silu": 0.5, "gelu": 0.64}
-"""The β at which each is untouched."""
+"""β at which each activation is untouched."""
 
 OPERATIONS = frozenset({"silu", "silu_", "gelu", "gelu_"})
-"""What computes them below Python."""
+"""ATen operations that compute them."""
 
 
-def native(x: Tensor, kind: SmoothActivation) -> Tensor:
-    """The activation itself."""
+def original_op(x: Tensor, kind: SmoothActivation) -> Tensor:
+    """Compute the untouched activation."""
     return F.silu(x) if kind == "silu" else F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 def dilated(x: Tensor, kind: SmoothActivation, beta: float) -> Tensor:
-    """The activation at another β: f(tx)/t, where t = η(β)/η(its own β).
+    """Compute the activation f at another β: f(tx)/t, where t = η(β)/η(native β).
 
     Args:
-        x: any shape, any floating dtype; half types are computed in float32 and cast back.
-        kind: which.
-        beta: in [0, 1]; 1 is ReLU, 0 is x/2, its own the activation bit by bit.
+        x: tensor of any shape and floating dtype; half types are computed in float32 and cast back.
+        kind: the activation f.
+        beta: steering parameter in [0, 1]; 1 is ReLU, 0 is x/2, and the native β is f bit by bit.
     """
     own = NATIVE["silu" if kind == "silu" else "gelu"]
     if beta == own:
-        return native(x, kind)
+        return original_op(x, kind)
     if beta == 1.0:
         return torch.relu(x)
     t = _sharpness(beta) / _sharpness(own)
@@ -52,28 +52,34 @@ def dilated(x: Tensor, kind: SmoothActivation, beta: float) -> Tensor:
         return x / 2
     if x.dtype in HALF:
         return dilated(x.float(), kind, beta).to(x.dtype)
-    return native(t * x, kind) / t
+    return original_op(t * x, kind) / t
 
 
 def curve_parameters(beta: float, c: float) -> tuple[float, ...] | None:
-    """η, for `parametric`; None at β = 0 and 1, where it is none."""
+    """Return (η,) for `parametric`; None at β = 0 and 1, where the dilation degenerates."""
     return (_sharpness(beta),) if 0.0 < beta < 1.0 else None
 
 
 def parametric(x: Tensor, kind: SmoothActivation, curve_parameters: Tensor) -> Tensor:
-    """`dilated` whose η is a tensor [1]: compiled once, it serves every β between 0 and 1."""
+    """Compute `dilated` with η given as a tensor, so that one compilation serves every β strictly between 0 and 1.
+
+    Args:
+        x: tensor of any shape and floating dtype.
+        kind: the activation.
+        curve_parameters: the value of the function of that name, as a tensor [1].
+    """
     t = curve_parameters[0] / _sharpness(NATIVE["silu" if kind == "silu" else "gelu"])
     wide = x.float() if x.dtype in HALF else x
-    return (native(t * wide, kind) / t).to(x.dtype)
+    return (original_op(t * wide, kind) / t).to(x.dtype)
 
 
 def _sharpness(beta: float) -> float:
-    """η = β/(1 − β)."""
+    """Return η = β/(1 − β)."""
     return beta / (1.0 - beta)
 
 
 def shadow_op(x: Tensor, kind: SmoothActivation) -> Tensor:
-    """The activation itself, by operations that no activation is made of."""
+    """Compute the untouched activation by operations that are not among those watched for in the proof."""
     if kind == "silu":
         return x / (1 + torch.exp(-x.clamp(min=-80.0)))
     if kind == "gelu":
@@ -83,12 +89,12 @@ def shadow_op(x: Tensor, kind: SmoothActivation) -> Tensor:
 
 
 def silu(curve: Curve, input: Tensor, inplace: bool = False) -> Tensor:
-    """``F.silu`` with_curve ``curve``."""
+    """Compute ``F.silu`` with ``curve`` in its place."""
     return curve(input, "silu")
 
 
 def gelu(curve: Curve, input: Tensor, approximate: str = "none") -> Tensor:
-    """``F.gelu`` with_curve ``curve``."""
+    """Compute ``F.gelu`` with ``curve`` in its place."""
     return curve(input, "gelu_tanh" if approximate == "tanh" else "gelu")
 
 
@@ -99,14 +105,17 @@ FUNCTIONS: dict[Any, tuple[str, SteeredOp]] = {
     F.gelu: ("gelu", gelu),
     torch._C._nn.gelu_: ("gelu", gelu),  # type: ignore[attr-defined]
 }
-"""Every way in which Python code can call one of them: its name and its bent version."""
+"""Every function by which Python code can call one: the activation's name and its steered version."""
 
 
 def with_plain_silu(network: nn.Module) -> nn.Module:
-    """The network with nn.SiLU in place of modules that compute x·σ(x) in a way of their own.
+    """Replace modules that implement x·σ(x) themselves by nn.SiLU.
 
-    Such a module often is an autograd.Function, which no rerouting can see into. It is known by what it computes, not
-    by its name. The weights are shared, and a network without any is returned as it is.
+    Such a module often wraps an autograd.Function, into which rerouting cannot see. It is recognised by what it
+    computes, not by its name.
+
+    Returns:
+        A copy that shares the weights; the network itself where it has no such module.
     """
     if not any(map(_computes_silu, network.modules())):
         return network
@@ -114,7 +123,7 @@ def with_plain_silu(network: nn.Module) -> nn.Module:
 
 
 def _computes_silu(module: nn.Module) -> bool:
-    """Whether a module without parts or weights, not one of torch's, computes x·σ(x)."""
+    """Tell whether a module without children or weights, not one of torch's own, computes x·σ(x)."""
     if type(module).__module__.startswith("torch."):
         return False
     if any(True for _ in (*module.children(), *module.parameters(), *module.buffers())):
@@ -123,6 +132,6 @@ def _computes_silu(module: nn.Module) -> bool:
     try:
         with torch.no_grad():
             found = module(probe.clone())
-    except Exception:  # whatever a module raises that takes another input
+    except Exception:  # a module that takes other inputs may raise anything
         return False
     return isinstance(found, Tensor) and found.shape == probe.shape and torch.allclose(found, F.silu(probe), atol=1e-6)

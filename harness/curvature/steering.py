@@ -1,20 +1,11 @@
-"""A network with its piecewise-affine activations rerouted through φ, and the proof that none was missed.
+"""Networks with their activations rerouted through φ, and the proof that none is missed.
 
-The rerouting mode is entered inside the wrapper's ``forward``, in whichever thread runs it. No weight is copied, so a
-whole grid of β shares them. Where every activation turns out to be a registered module, the harness exchanges them
-instead: the same bits, without the mode's microsecond a torch call.
+The rerouting mode is entered inside the wrapper's ``forward``, in whichever thread runs it. No weight is copied: a
+whole grid of β shares them. Where every activation is a registered module, the harness replaces modules instead, which
+gives the same bits without the mode's microsecond per torch call.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
-
-from harness.api.records import Coverage, FamilyName, Sites, Steering
-
-if TYPE_CHECKING:
-    pass
 
 import copy
 from collections.abc import Iterator
@@ -22,8 +13,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import BaseTorchFunctionMode
 
+from harness.api.records import Coverage, FamilyName, Sites, Steering
 from harness.curvature.completeness import Call, outputs, prove_replacement, prove_rerouting
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import check_range
@@ -42,29 +35,29 @@ def steer(
     example: Tensor | None = None,
     family: FamilyName = "relu",
 ) -> Steered:
-    """Curvature Tuning (arXiv 2502.07783) of ``network``: every ReLU-like activation becomes φ(·; β, c).
+    """Steer a network by Curvature Tuning (arXiv 2502.07783): replace every ReLU-like activation by φ(·; β, c).
 
-    Reaches ReLU, LeakyReLU, PReLU, RReLU (eval mode), ReLU6 and Hardtanh, as modules, functions, methods or in place.
-    The network itself is not changed, and its weights are shared.
+    ReLU, LeakyReLU, PReLU, RReLU (in eval mode), ReLU6 and Hardtanh are reached, as modules, functions and methods, in
+    place or not. The network itself is not changed; the steered one shares its weights.
 
     Args:
-        network: any module; not a scripted one, and not wrapped in DataParallel (wrap the result instead).
-        beta: in [0, 1]; 1 is the untouched network, bit by bit.
-        c: in [0, 1]; 0.5, the paper's, by default.
-        sites: "all", or "modules" for plain replacement of registered modules (what other implementations do:
-            activations called as functions keep their kinks).
-        example: an input on which to prove that nothing was missed. Without it a plausible one is made up from the
-            first layer; where none runs, the proof is made on the first input of ``forward``.
-        family: "relu", or "smooth" for SiLU and GELU along c = 1, which goes beyond the paper; their own β (0.5 and
-            0.64) is then the untouched network.
+        network: any module that is neither scripted nor wrapped in DataParallel (wrap the result instead).
+        beta: steering parameter in [0, 1]; 1 is the untouched network, bit by bit.
+        c: weight of φ's swish term in [0, 1]; by default 0.5 as in the paper, and 1 for the smooth family.
+        sites: "all"; or "modules" to replace registered modules only, as other implementations do, so that activations
+            called as functions stay as they are.
+        example: input on which to prove that no activation is missed. Without it, one is made up from the shape of
+            the first layer; if the network does not take that, the proof is made on the first input of ``forward``.
+        family: "relu"; or "smooth" for SiLU and GELU along c = 1, an extension of the paper in which the network is
+            untouched at β = 0.5 and 0.64 respectively.
 
     Returns:
-        The steered network; ``.coverage`` counts the activations it reached.
+        The steered network; its ``coverage`` counts the activations that it reaches.
 
     Raises:
-        SpecError: ``beta``, ``c``, ``sites`` or ``family`` is out of range, or they do not go together.
-        NothingToSteer: no such activation is executed; names those that are.
-        IncompleteSteering: one escapes the steering.
+        SpecError: ``beta``, ``c``, ``sites`` or ``family`` is out of range, or they are not compatible.
+        NothingToSteer: the network executes no activation of the family; the message names those that it executes.
+        IncompleteSteering: an activation escapes the steering.
         ModelError: the network is scripted or wrapped in DataParallel.
 
     Example:
@@ -81,7 +74,7 @@ def steer(
         raise SpecError(f"sites: expected 'all' or 'modules', found {sites!r}")
     if family == "smooth" and (c != 1.0 or sites != "all"):
         raise SpecError(f"family: smooth is steered along c = 1 at all sites; found c = {c:g}, sites = {sites!r}")
-    _refuse(network)
+    _check_steerable(network)
     steered = Steered(network, Steering(beta, c, sites, family))
     if example is None:
         example = _plausible_input(network)
@@ -91,10 +84,15 @@ def steer(
 
 
 class Steered(nn.Module):
-    """What `steer` returns: runs the network with its activations rerouted."""
+    """A network that runs with its activations steered; made by `steer`.
+
+    Args:
+        network: the plain network, whose weights are shared.
+        steering: β, c, sites and family.
+    """
 
     coverage: Coverage | None
-    """What was reached; None until proven."""
+    """Activations that the steering reaches; None until proven."""
 
     def __init__(self, network: nn.Module, steering: Steering) -> None:
         super().__init__()
@@ -115,7 +113,7 @@ class Steered(nn.Module):
         self.training = network.training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own arguments and results."""
+        """Run the steered network, with the arguments and results of the plain one."""
         if self.coverage is None:
             self.prove(args, kwargs)
         if self.curve is torch.relu:
@@ -127,13 +125,13 @@ class Steered(nn.Module):
         if not self.modules_replaced:
             return Reroute(self.curve, FAMILIES[self.steering.family], self.skipped_output_shape, self.write_back)
         if self.has_fast_path:
-            return BaseTorchFunctionMode()  # keeps TransformerEncoderLayer off it: it calls no modules
+            return BaseTorchFunctionMode()  # disables TransformerEncoderLayer's fast path, which calls no modules
         return nullcontext()
 
     def prove(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count what is reached in one call, and refuse to go on where something is not; see `steer`."""
+        """Count the activations that are reached in one call, and raise as `steer` does if one escapes."""
         call = (args, kwargs)
-        with _evaluating(self.network):
+        with _eval_mode(self.network):
             if self.modules_replaced:
                 self.coverage = prove_replacement(self.network, call)
                 return
@@ -145,28 +143,31 @@ class Steered(nn.Module):
             )
 
     def curve_parameters(self) -> tuple[float, ...] | None:
-        """Where on its family this steering is; see `harness.curvature.families.Family`."""
+        """Return the parameters of this steering's curve; see `harness.curvature.families.Family`."""
         return FAMILIES[self.steering.family].curve_parameters(self.steering.beta, self.steering.c)
 
     def with_curve(self, curve: Curve) -> Steered:
-        """The same, proven already, with another curve in place of φ."""
+        """Return a copy with another curve in place of φ, without a new proof."""
         other = copy.copy(self)
-        other._modules = dict(self._modules)  # nn.Module copies the reference
+        other._modules = dict(self._modules)  # copy.copy would share the dict
         other.curve = curve
         if self.modules_replaced:
             other.network = copy_sharing_weights(self.network, lambda module: _with_curve(module, curve))
         return other
 
     def replace_modules(self, example: Tensor) -> None:
-        """Take a network with its modules exchanged in place of the mode, if it reaches all with the same bits.
+        """Steer by replaced modules in place of the mode, if that reaches every activation and gives the same bits.
 
-        It shares every weight, but is another object: what is done to the original afterwards (a hook, another dtype
-        or device) does not reach it. So this is for those who own the network.
+        The network with replaced modules shares every weight but is another object: what is done to the original later
+        (a hook, another dtype or device) does not reach it. Therefore only the owner of the network should call this.
+
+        Args:
+            example: input on which the two ways are compared.
         """
         if self.modules_replaced or self.write_back or self.steering.family != "relu" or self.curve is torch.relu:
             return
         call: Call = ((example,), {})
-        with _evaluating(self.network):
+        with _eval_mode(self.network):
             rerouted = outputs(self.network, call, Reroute(self.curve))
             try:
                 network = _with_modules_replaced(self.network, self.curve)
@@ -185,7 +186,8 @@ def _with_modules_replaced(network: nn.Module, curve: Curve) -> nn.Module:
     return copy_sharing_weights(network, lambda module: Activation(module, curve) if type(module) in MODULES else None)
 
 
-def _refuse(network: nn.Module) -> None:
+def _check_steerable(network: nn.Module) -> None:
+    """Raise ModelError if a part of the network is scripted or wrapped in DataParallel."""
     for name, module in network.named_modules():
         place = f"its part {name!r}" if name else "the network"
         if isinstance(module, torch.jit.ScriptModule):
@@ -198,7 +200,7 @@ def _refuse(network: nn.Module) -> None:
 
 
 def _plausible_input(network: nn.Module) -> Tensor | None:
-    """One input that the network takes, judged by its first convolution or linear layer; None if none is found."""
+    """Return an input that the network takes, guessed from its first convolution or linear layer; None if none fits."""
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)), None)
     shapes: list[tuple[int, ...]] = [(1, 3, 32, 32)]
     if isinstance(first, nn.Conv2d):
@@ -209,17 +211,17 @@ def _plausible_input(network: nn.Module) -> Tensor | None:
     for shape in shapes:
         example = torch.full(shape, 0.5, dtype=like.dtype, device=like.device)
         try:
-            with _evaluating(network), torch.random.fork_rng(), torch.no_grad():
+            with _eval_mode(network), torch.random.fork_rng(), torch.no_grad():
                 network(example)
-        except Exception:  # whatever a network raises on an input of a shape that it does not take
+        except Exception:  # an input of the wrong shape may raise anything
             continue
         return example
     return None
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode for the length of the block, so that a look at the network leaves no trace in its statistics."""
+def _eval_mode(network: nn.Module) -> Iterator[None]:
+    """Put the network in eval mode within the block, so that running it leaves no trace in its statistics."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:
@@ -230,12 +232,12 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def steered_network(network: nn.Module, steering: Steering, example: Tensor | None = None) -> Steered:
-    """The network steered, its activations exchanged where that reaches all; see `harness.curvature.steering.steer`.
+    """Steer a network that the harness owns, by replacing modules where that reaches every activation; see `steer`.
 
     Args:
-        network: which the harness owns.
-        steering: not the baseline.
-        example: images that it takes.
+        network: the plain network.
+        steering: any point of the grid but the baseline.
+        example: images that the network takes.
     """
     steered = steer(network, steering.beta, steering.c, steering.sites, example, steering.family)
     if example is not None:
@@ -244,7 +246,7 @@ def steered_network(network: nn.Module, steering: Steering, example: Tensor | No
 
 
 def coverage_of(network: nn.Module, sites: Sites, example: Tensor, family: FamilyName) -> Coverage:
-    """What steering ``network`` reaches; see `Scorable.coverage`."""
+    """Count the activations of ``network`` that steering reaches; see `Scorable.coverage`."""
     coverage = steered_network(network, Steering(0.75, 1.0, sites, family), example).coverage
     assert coverage is not None
     return coverage

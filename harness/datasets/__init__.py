@@ -1,1 +1,1 @@
-"""Datasets: where labelled images come from."""
+"""Datasets: sources of labelled images."""

@@ -1,4 +1,4 @@
-"""Anyone's labelled images: two arrays in an .npz file."""
+"""Your own labelled images: two arrays in an .npz file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Arrays(Dataset):
     """The images ``x`` and labels ``y`` of an .npz file.
 
     Args:
-        path: written by ``numpy.savez(path, x=x, y=y)``: x [n, c, h, w], uint8 in 0 … 255 or float in [0, 1];
-            y integers [n], ≥ 0.
+        path: file written by ``numpy.savez(path, x=x, y=y)``, with images x [n, c, h, w], uint8 in 0 … 255 or float in
+            [0, 1], and class numbers y, integers [n] ≥ 0.
     """
 
     kind: ClassVar[str] = "arrays"
@@ -44,7 +44,7 @@ class Arrays(Dataset):
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays x and y, as they are."""
+    """Read the arrays x and y as they are stored."""
     import numpy as np
 
     if not path.is_file():
@@ -82,7 +82,7 @@ def _check_images(x: NDArray[Any], where: str) -> None:
     low, high = float(x.min()), float(x.max())
     if math.isnan(low):  # NaN is the minimum of whatever holds one
         first = int(x.max(axis=(1, 2, 3)).argmax())
-        raise DataError(f"{where} holds NaN, first in image {first}; mend or drop such images")
+        raise DataError(f"{where} holds NaN, first in image {first}; fix or drop such images")
     if low < 0 or high > 1:
         remedy = "divide by 255" if low >= 0 and 1 < high <= 255 else "undo the normalisation"
         raise DataError(f"{where} is {x.dtype} from {low:g} to {high:g}; expected floats in [0, 1]: {remedy}")
@@ -92,6 +92,6 @@ def _check_labels(y: NDArray[Any], n: int, where: str) -> None:
     if y.shape != (n,):
         raise DataError(f"{where} has shape {y.shape}; expected ({n},), a label for each of the {n} images")
     if y.dtype.kind not in "iu":
-        raise DataError(f"{where} is {y.dtype}; expected integers, the numbers of the classes")
+        raise DataError(f"{where} is {y.dtype}; expected class numbers, integers")
     if y.min() < 0:
         raise DataError(f"{where} has the label {y.min()} at image {y.argmin()}; expected class numbers, ≥ 0")

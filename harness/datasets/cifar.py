@@ -1,4 +1,4 @@
-"""The test sets of CIFAR-10 and CIFAR-100, as torchvision keeps them."""
+"""The test sets of CIFAR-10 and CIFAR-100, in torchvision's layout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class CIFAR10(Dataset):
-    """The 10,000 test images of CIFAR-10, in the file ``<root>/cifar-10-batches-py/test_batch``."""
+    """The 10,000 test images of CIFAR-10, in the file ``<root>/cifar-10-batches-py/test_batch``.
+
+    Args:
+        root: directory of torchvision's datasets.
+    """
 
     kind: ClassVar[str] = "cifar10"
     location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
@@ -24,12 +28,16 @@ class CIFAR10(Dataset):
     root: str = "data"
 
     def open(self, *, offline: bool = False) -> ArraySource:
-        """See `Dataset.open`; downloads the archive when the file is not there."""
+        """See `Dataset.open`; downloads the archive if the file is missing."""
         return _test_set("CIFAR10", Path(self.root), offline)
 
 
 class CIFAR100(Dataset):
-    """The 10,000 test images of CIFAR-100, with fine labels, in the file ``<root>/cifar-100-python/test``."""
+    """The 10,000 test images of CIFAR-100 with fine labels, in the file ``<root>/cifar-100-python/test``.
+
+    Args:
+        root: directory of torchvision's datasets.
+    """
 
     kind: ClassVar[str] = "cifar100"
     location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
@@ -37,7 +45,7 @@ class CIFAR100(Dataset):
     root: str = "data"
 
     def open(self, *, offline: bool = False) -> ArraySource:
-        """See `Dataset.open`; downloads the archive when the file is not there."""
+        """See `Dataset.open`; downloads the archive if the file is missing."""
         return _test_set("CIFAR100", Path(self.root), offline)
 
 
@@ -51,26 +59,26 @@ def _test_set(name: Literal["CIFAR10", "CIFAR100"], root: Path, offline: bool) -
     official: Any = getattr(datasets, name)
 
     class TestBatch(official):  # type: ignore[misc]
-        """The test batch alone: neither the training batches nor the names of the classes need be there."""
+        """The dataset without its training batches and class names, whose files may be missing."""
 
         train_list: ClassVar[list[list[str]]] = []
 
         def _load_meta(self) -> None:
             pass
 
-    def official_archive(path: Path) -> None:
+    def check_archive(path: Path) -> None:
         if not check_integrity(path, official.tgz_md5):
             raise BadFile(f"is damaged, its MD5 is not {official.tgz_md5}")
 
     [(batch, md5)] = official.test_list
     file = root.absolute() / official.base_folder / batch
-    place = root.absolute() / official.filename
-    archive = Remote(place, official.url, official_archive, error=DataError, missing=DataMissing)
+    path = root.absolute() / official.filename
+    archive = Remote(path, official.url, check_archive, error=DataError, missing=DataMissing)
     if not file.is_file():
         archive.ensure(offline)
     elif not check_integrity(file, md5):
         remedy = f"delete it and run again, or {archive.by_hand}"
         raise DataError(f"{file}: damaged, its MD5 is not {md5}; {remedy}")
     with redirect_stdout(sys.stderr):
-        found = TestBatch(root, train=False, download=True)  # unpacks the archive where the batch is not there
-    return ArraySource(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2)), np.asarray(found.targets))
+        dataset = TestBatch(root, train=False, download=True)  # unpacks the archive if the batch is missing
+    return ArraySource(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)), np.asarray(dataset.targets))

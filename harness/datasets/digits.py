@@ -1,4 +1,4 @@
-"""The digits of scikit-learn: 1,797 images of 8×8 pixels that are there without a download."""
+"""The digits of scikit-learn: 1,797 images of 8×8 pixels that need no download."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ SPLIT_SEED = 0
 
 
 class Digits(Dataset):
-    """Handwritten digits, ten classes, float32 [n, 1, 8, 8] in [0, 1] (the grey levels 0 … 16 over 16).
+    """Handwritten digits of ten classes, float32 [n, 1, 8, 8] in [0, 1] (grey levels 0 … 16, divided by 16).
 
-    The split is the same everywhere: ``numpy.random.default_rng(0).permutation(1797)`` orders the images; its
-    first 500 are the test split and the other 1,297 the train split, both in that order, so that the first
-    ``n`` of a split are a random sample of it.
+    The images are ordered by ``numpy.random.default_rng(0).permutation(1797)``; the first 500 are the test split and
+    the other 1,297 the train split, in that order, so that the first ``n`` of a split are a random sample of it.
 
     Args:
-        split: ``test`` (500 images) or ``train`` (the 1,297 that the demo networks were trained on).
-        classes: these digits alone, numbered 0, 1, … in this order; all ten without it.
+        split: ``test`` (500 images), or ``train`` (the 1,297 images on which the demo networks were trained).
+        classes: digits to be kept, numbered 0, 1, … in the given order; all ten by default.
     """
 
     kind: ClassVar[str] = "digits"
@@ -36,7 +35,7 @@ class Digits(Dataset):
 
     @property
     def title(self) -> str:
-        """Its name, with the digits where they are not all."""
+        """Name of the dataset, with the chosen digits if they are not all ten."""
         return self.kind if self.classes is None else f"{self.kind} {','.join(map(str, self.classes))}"
 
     @field_validator("classes")
@@ -47,7 +46,7 @@ class Digits(Dataset):
         return classes
 
     def open(self, *, offline: bool = False) -> Source:
-        """The images of the split; never downloads."""
+        """See `Dataset.open`; downloads nothing."""
         import numpy as np
         from sklearn.datasets import load_digits
 
@@ -63,7 +62,7 @@ class Digits(Dataset):
 
 
 def split_of(size: int, split: Literal["test", "train"]) -> np.ndarray:
-    """The numbers of the images of ``split`` among all ``size``, in the order of the split."""
+    """Return the indices of the images of ``split`` among all ``size``, in the order of the split."""
     import numpy as np
 
     order = np.random.default_rng(SPLIT_SEED).permutation(size)

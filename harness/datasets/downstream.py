@@ -1,4 +1,4 @@
-"""The data sets to which the paper (Curvature Tuning, arXiv 2502.07783) transfers pretrained networks."""
+"""Datasets to which the paper (Curvature Tuning, arXiv 2502.07783) transfers pretrained networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from pydantic import Field, field_validator
 
 from harness.api.dataset import Dataset
 from harness.api.records import Target
-from harness.datasets.sources.providers import DSprites, Hub, MedMNIST, Provider, Split, TorchVision
+from harness.datasets.sources.providers import (
+    DSpritesProvider,
+    HubProvider,
+    MedMNISTProvider,
+    Provider,
+    Split,
+    TorchVisionProvider,
+)
 from harness.errors import DataError
 from harness.util.text import did_you_mean
 
@@ -19,13 +26,13 @@ if TYPE_CHECKING:
 
 
 class CatalogueEntry(NamedTuple):
-    """What is known of a data set.
+    """A dataset of the catalogue.
 
     Args:
-        provider: where it comes from, and what there is called train and test.
-        images: how many the splits have, train and test; None where the copy may have more or fewer than the original.
-        source: its authors, and whose splits these are.
-        target: what its labels are.
+        provider: library or site from which it is obtained, with its names of the train and test splits.
+        images: numbers of train and test images; None if the copy may have others than the original.
+        source: authors of the dataset and of its splits.
+        target: kind of the labels.
     """
 
     provider: Provider
@@ -35,25 +42,25 @@ class CatalogueEntry(NamedTuple):
 
 
 PARQUET = "refs/convert/parquet"
-"""The hub's own conversion of a data set that comes with a loading script, which its library no longer runs."""
+"""Revision with the hub's own conversion of a dataset whose loading script its library no longer runs."""
 IDX = "train- and t10k-images-idx3-ubyte and -labels-idx1-ubyte"
 HALVES = {"train": {"train": True}, "test": {"train": False}}
 
-SETS: Mapping[str, CatalogueEntry] = {
+CATALOGUE: Mapping[str, CatalogueEntry] = {
     "mnist": CatalogueEntry(
-        TorchVision("MNIST", "MNIST/raw", IDX, "https://ossci-datasets.s3.amazonaws.com/mnist/*.gz", **HALVES),
+        TorchVisionProvider("MNIST", "MNIST/raw", IDX, "https://ossci-datasets.s3.amazonaws.com/mnist/*.gz", **HALVES),
         (60_000, 10_000),
         "LeCun, Cortes & Burges 1998; the official splits",
     ),
     "fashion_mnist": CatalogueEntry(
-        TorchVision(
+        TorchVisionProvider(
             "FashionMNIST", "FashionMNIST/raw", IDX, "https://github.com/zalandoresearch/fashion-mnist", **HALVES
         ),
         (60_000, 10_000),
         "Xiao, Rasul & Vollgraf 2017; the official splits",
     ),
     "cifar10": CatalogueEntry(
-        TorchVision(
+        TorchVisionProvider(
             "CIFAR10",
             "cifar-10-batches-py",
             "data_batch_1 … 5, test_batch and batches.meta",
@@ -64,7 +71,7 @@ SETS: Mapping[str, CatalogueEntry] = {
         "Krizhevsky 2009; the official splits",
     ),
     "cifar100": CatalogueEntry(
-        TorchVision(
+        TorchVisionProvider(
             "CIFAR100",
             "cifar-100-python",
             "train, test and meta",
@@ -75,27 +82,27 @@ SETS: Mapping[str, CatalogueEntry] = {
         "Krizhevsky 2009, fine labels; the official splits",
     ),
     "arabic_characters": CatalogueEntry(
-        Hub("arabic_characters", "randall-lab/arabic-characters", revision=PARQUET),
+        HubProvider("arabic_characters", "randall-lab/arabic-characters", revision=PARQUET),
         None,
         "El-Sawy, Loey & El-Bakry 2017; the official splits, in the copy of the paper's authors",
     ),
     "arabic_digits": CatalogueEntry(
-        Hub("arabic_digits", "randall-lab/arabic-digits", revision=PARQUET),
+        HubProvider("arabic_digits", "randall-lab/arabic-digits", revision=PARQUET),
         None,
         "El-Sherif & Abdelazeem 2007; the official splits, in the copy of the paper's authors",
     ),
     "beans": CatalogueEntry(
-        Hub("beans", "AI-Lab-Makerere/beans", label="labels"),
+        HubProvider("beans", "AI-Lab-Makerere/beans", label="labels"),
         None,
         "Makerere AI Lab 2020; the official train and test splits, without validation",
     ),
     "cub200": CatalogueEntry(
-        Hub("cub200", "randall-lab/cub200", revision=PARQUET),
+        HubProvider("cub200", "randall-lab/cub200", revision=PARQUET),
         None,
         "Wah, Branson, Welinder, Perona & Belongie 2011; the official splits, in the copy of the paper's authors",
     ),
     "dtd": CatalogueEntry(
-        TorchVision(
+        TorchVisionProvider(
             "DTD",
             "dtd/dtd",
             "images and labels",
@@ -105,12 +112,14 @@ SETS: Mapping[str, CatalogueEntry] = {
         "Cimpoi, Maji, Kokkinos, Mohamed & Vedaldi 2014; train and test of the official partition 1, without val",
     ),
     "food101": CatalogueEntry(
-        TorchVision("Food101", "food-101", "images and meta", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),
+        TorchVisionProvider(
+            "Food101", "food-101", "images and meta", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"
+        ),
         (75_750, 25_250),
         "Bossard, Guillaumin & Van Gool 2014; the official splits",
     ),
     "fgvc_aircraft": CatalogueEntry(
-        TorchVision(
+        TorchVisionProvider(
             "FGVCAircraft",
             "fgvc-aircraft-2013b",
             "data",
@@ -122,7 +131,7 @@ SETS: Mapping[str, CatalogueEntry] = {
         "Maji, Kannala, Rahtu, Blaschko & Vedaldi 2013, by variant; the official trainval and test splits",
     ),
     "flowers102": CatalogueEntry(
-        TorchVision(
+        TorchVisionProvider(
             "Flowers102",
             "flowers-102",
             "jpg, imagelabels.mat and setid.mat",
@@ -132,23 +141,23 @@ SETS: Mapping[str, CatalogueEntry] = {
         "Nilsback & Zisserman 2008; the official train and test splits, without validation",
     ),
     "pathmnist": CatalogueEntry(
-        MedMNIST("pathmnist"),
+        MedMNISTProvider("pathmnist"),
         (89_996, 7_180),
         "Kather et al. 2019, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without validation",
     ),
     "octmnist": CatalogueEntry(
-        MedMNIST("octmnist"),
+        MedMNISTProvider("octmnist"),
         (97_477, 1_000),
         "Kermany et al. 2018, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without validation",
     ),
     "dermamnist": CatalogueEntry(
-        MedMNIST("dermamnist"),
+        MedMNISTProvider("dermamnist"),
         (7_007, 2_005),
         "Tschandl, Rosendahl & Kittler 2018, in MedMNIST v2 (Yang et al. 2023); its train and test splits, without "
         "validation",
     ),
     "imagenette": CatalogueEntry(
-        TorchVision(
+        TorchVisionProvider(
             "Imagenette",
             "imagenette2-320",
             "train and val",
@@ -160,7 +169,7 @@ SETS: Mapping[str, CatalogueEntry] = {
         "Howard 2019, the shorter side 320 pixels; the official splits, of which val is our test",
     ),
     "celeba": CatalogueEntry(
-        TorchVision(
+        TorchVisionProvider(
             "CelebA",
             "celeba",
             "img_align_celeba, list_attr_celeba.txt, list_eval_partition.txt, identity_CelebA.txt, "
@@ -174,34 +183,34 @@ SETS: Mapping[str, CatalogueEntry] = {
         "attributes",
     ),
     "dsprites": CatalogueEntry(
-        DSprites(),
+        DSpritesProvider(),
         (50_000, 10_000),
         "Matthey, Higgins, Hassabis & Lerchner 2017; there are no official splits: of all sprites in the order of "
         "numpy.random.default_rng(0).permutation(737280), the first 10,000 are test, the next 50,000 train",
         "values",
     ),
 }
-"""By name. All but ``celeba`` and ``dsprites`` are of classes."""
+"""The datasets by name; the labels of all but ``celeba`` and ``dsprites`` are classes."""
 
 
 class Downstream(Dataset):
-    """A data set of the paper's transfer experiments, named, its train or its test split.
+    """The train or test split of a dataset of the paper's transfer experiments.
 
-    Labels are classes, but for ``celeba`` (40 attributes) and ``dsprites`` (one value: the orientation in radians,
-    the fourth latent).
+    Labels are classes, except those of ``celeba`` (40 attributes) and ``dsprites`` (one value: the orientation in
+    radians, the fourth latent).
 
     Args:
-        name: as ``ct-harness list datasets`` has it.
-        split: ``test``, or ``train``, on which a network is adapted.
-        root: the folder under which its files are, or come.
-        size: height and width of the images for a model that does not say how to prepare its pictures; without it
-            they are taken as they are, and must have one size.
+        name: name of the dataset; see ``ct-harness list datasets``.
+        split: ``test``, or ``train`` for the images on which a network is adapted.
+        root: directory of all datasets, into which they are downloaded.
+        size: height and width of the images for a model without preprocessing of its own; by default they are taken
+            as stored, and must have one size.
     """
 
     kind: ClassVar[str] = "downstream"
     location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
 
-    name: Annotated[str, Field(json_schema_extra={"enum": list(SETS)})]
+    name: Annotated[str, Field(json_schema_extra={"enum": list(CATALOGUE)})]
     split: Split
     root: str = "data"
     size: Annotated[int, Field(strict=True, gt=0)] | None = None
@@ -209,34 +218,34 @@ class Downstream(Dataset):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in SETS:
-            raise ValueError(f"unknown data set{did_you_mean(name, SETS)}; known: {', '.join(SETS)}")
+        if name not in CATALOGUE:
+            raise ValueError(f"unknown dataset{did_you_mean(name, CATALOGUE)}; known: {', '.join(CATALOGUE)}")
         return name
 
     @classmethod
     def names(cls) -> Mapping[str, Sequence[str]]:
-        """Those of the paper."""
-        return {"downstream": list(SETS)}
+        """Return the names of the paper's datasets."""
+        return {"downstream": list(CATALOGUE)}
 
     @property
     def target(self) -> Target:
-        """What its labels are."""
-        return SETS[self.name].target
+        """Kind of the labels."""
+        return CATALOGUE[self.name].target
 
     @property
     def title(self) -> str:
-        """Its name, and the split if that is train."""
+        """Name of the dataset, and of the split if it is train."""
         return self.name if self.split == "test" else f"{self.name} {self.split}"
 
     def open(self, *, offline: bool = False) -> LazySource:
-        """See `Dataset.open`; downloads what is not there."""
+        """See `Dataset.open`; downloads missing files."""
         from harness.datasets.sources.image_files import square
 
-        provider, images, _, target = SETS[self.name]
+        provider, images, _, target = CATALOGUE[self.name]
         source = provider.open(Path(self.root).absolute(), self.split, target, offline=offline)
         if images is not None and len(source) != (expected := images[self.split == "test"]):
             raise DataError(
-                f"{source.where}: {len(source):,} pictures of the {self.split} split, expected {expected:,}; was it "
-                "unpacked to the end? Delete it and run again, or unpack it again"
+                f"{source.where}: {len(source):,} images of the {self.split} split, expected {expected:,}; delete "
+                "it and run again, or unpack it again"
             )
         return source.prepared(square(self.size))

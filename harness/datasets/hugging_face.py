@@ -1,4 +1,4 @@
-"""Any labelled pictures of the Hugging Face hub, or in a folder that its library can read."""
+"""Labelled images of the Hugging Face hub, or in a directory that its ``datasets`` library can read."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
 
 
 class HuggingFace(Dataset):
-    """A split of a data set of the Hugging Face hub, or of a folder with the same files (parquet, say).
+    """A split of a dataset of the Hugging Face hub, or of a directory with the same files (parquet, say).
 
-    Offline, a data set of the hub is the one that was loaded last, as the cache of its library has it; where
-    ``revision`` is a commit, of that commit or not at all.
+    Offline, a dataset of the hub is read from the library's cache in the version that was loaded last; if ``revision``
+    is a commit, it must be that one.
 
     Args:
-        path: user/name of the hub, or a folder.
-        config: which of its configurations, where it has several.
-        split: ``train``, ``test`` or what it calls them.
-        image_column: that of the pictures.
-        label_column: that of the labels.
-        labels: what these are: the number of a class; ``attributes``, a row of 0 and 1; ``values``, a number or a row.
-        revision: branch, tag or commit; the main branch without it.
-        size: height and width of the images for a model that does not say how to prepare its pictures; without it
-            they are taken as they are, and must have one size.
+        path: user/name on the hub, or a directory.
+        config: name of the configuration, if the dataset has several.
+        split: name of the split, such as ``train`` or ``test``.
+        image_column: name of the column of images.
+        label_column: name of the column of labels.
+        labels: kind of the labels: ``class``, the number of a class; ``attributes``, a row of 0 and 1; ``values``, a
+            number or a row of numbers.
+        revision: branch, tag or commit on the hub; the main branch by default.
+        size: height and width of the images for a model without preprocessing of its own; by default they are taken
+            as stored, and must have one size.
     """
 
     kind: ClassVar[str] = "hugging_face"
@@ -50,98 +51,100 @@ class HuggingFace(Dataset):
 
     @property
     def target(self) -> Target:
-        """What its labels are."""
+        """Kind of the labels."""
         return self.labels
 
     @property
     def title(self) -> str:
-        """The ends of the path, the configuration and the split."""
+        """Last two parts of the path, configuration and split."""
         return " ".join(filter(None, ["/".join(Path(self.path).parts[-2:]), self.config, self.split]))
 
     def open(self, *, offline: bool = False) -> LazySource:
-        """See `Dataset.open`; downloads what is not in the cache of the hub's library."""
-        return read(self, offline, "copy it here and give its folder as dataset.path")
+        """See `Dataset.open`; downloads what is not in the library's cache."""
+        return read(self, offline, "copy it to this machine and give its directory as dataset.path")
 
 
 def read(dataset: HuggingFace, offline: bool, by_hand: str) -> LazySource:
-    """The pictures and labels of ``dataset``.
+    """Open the images and labels of a split.
 
     Args:
-        dataset: which.
-        offline: take them from the cache alone.
-        by_hand: how to do without the download, for errors.
+        dataset: dataset and split.
+        offline: whether to read from the library's cache alone.
+        by_hand: remedy for error messages: how to do without the download.
 
     Raises:
         SpecError: the library is not installed, or there is no such split or column.
-        DataError: they cannot be had, or are no labelled pictures; says what to do.
+        DataError: the dataset cannot be downloaded or read, or does not hold labelled images.
     """
-    found = _loaded(dataset, offline, by_hand)
+    rows = _load_split(dataset, offline, by_hand)
     import datasets
 
     from harness.datasets.sources.image_files import square
     from harness.datasets.sources.lazy import LazySource, as_labels
 
     for key, column in (("image_column", dataset.image_column), ("label_column", dataset.label_column)):
-        _check_name(f"dataset.{key}", "column", column, found.column_names, dataset.path)
-    if not isinstance(kind := found.features[dataset.image_column], datasets.Image):
+        _check_name(f"dataset.{key}", "column", column, rows.column_names, dataset.path)
+    if not isinstance(kind := rows.features[dataset.image_column], datasets.Image):
         raise DataError(
-            f"dataset.image_column: the column {dataset.image_column!r} of {dataset.path} holds {kind}, no pictures; "
-            "name a column of pictures"
+            f"dataset.image_column: the column {dataset.image_column!r} of {dataset.path} holds {kind}, not images; "
+            "name a column of images"
         )
-    labels = found.select_columns([dataset.label_column])[:][dataset.label_column]
+    labels = rows.select_columns([dataset.label_column])[:][dataset.label_column]
     y = as_labels(
         labels, dataset.labels, f"dataset.label_column: the column {dataset.label_column!r} of {dataset.path}"
     )
-    pictures = found.select_columns([dataset.image_column]).cast_column(dataset.image_column, datasets.Image())
+    images = rows.select_columns([dataset.image_column]).cast_column(dataset.image_column, datasets.Image())
     where = f"{dataset.path} ({dataset.split})"
-    return LazySource(lambda index: pictures[index][dataset.image_column], y, where, square(dataset.size))
+    return LazySource(lambda index: images[index][dataset.image_column], y, where, square(dataset.size))
 
 
-def _loaded(dataset: HuggingFace, offline: bool, by_hand: str) -> Any:
-    """The split, as the library has it."""
+def _load_split(dataset: HuggingFace, offline: bool, by_hand: str) -> Any:
+    """Load the split as an object of the library."""
     try:
         import datasets
     except ImportError as error:
         raise SpecError(
-            f"dataset: {dataset.title} is read with Hugging Face's library; pip install 'ct-harness[transfer]'"
+            f"dataset: {dataset.title} is read by Hugging Face's datasets library; pip install 'ct-harness[transfer]'"
         ) from error
-    folder = Path(dataset.path).absolute()
-    if not folder.is_dir() and (len(Path(dataset.path).parts) > 2 or dataset.path.startswith((".", "/", "~"))):
-        raise DataMissing(f"dataset.path: no folder {folder}; give one, or user/name of the Hugging Face hub")
-    place = str(folder) if folder.is_dir() else dataset.path
+    directory = Path(dataset.path).absolute()
+    if not directory.is_dir() and (len(Path(dataset.path).parts) > 2 or dataset.path.startswith((".", "/", "~"))):
+        raise DataMissing(f"dataset.path: no directory {directory}; give one, or user/name on the Hugging Face hub")
+    path = str(directory) if directory.is_dir() else dataset.path
     try:
         with _offline() if offline else nullcontext():
-            builder = datasets.load_dataset_builder(place, dataset.config, revision=dataset.revision)
+            builder = datasets.load_dataset_builder(path, dataset.config, revision=dataset.revision)
             builder.download_and_prepare()
-    except Exception as error:  # the library's, the hub's, its HTTP library's and the system's have no common base
-        raise _unavailable(error, place, folder, offline, by_hand) from error
-    _check_commit(dataset, builder.hash or "", folder, by_hand)
+    except Exception as error:  # errors of the library, the hub, HTTP and the system have no common base
+        raise _unavailable(error, path, directory, offline, by_hand) from error
+    _check_commit(dataset, builder.hash or "", directory, by_hand)
     _check_name("dataset.split", "split", dataset.split, list(builder.info.splits or ()), dataset.path)
     return builder.as_dataset(split=dataset.split)
 
 
-def _unavailable(error: Exception, place: str, folder: Path, offline: bool, by_hand: str) -> DataError:
+def _unavailable(error: Exception, path: str, directory: Path, offline: bool, by_hand: str) -> DataError:
     import datasets
 
     why = " ".join(f"{type(error).__name__}: {error}".split())
-    if place == str(folder):
-        return DataError(f"{folder}: the library of Hugging Face cannot read it ({why}); mend it or copy it again")
+    if path == str(directory):
+        return DataError(
+            f"{directory}: Hugging Face's datasets library cannot read it ({why}); fix it or copy it again"
+        )
     if offline:
         cache = datasets.config.HF_DATASETS_CACHE
         return DataMissing(
-            f"{place}: no such folder, not in the cache {cache}, and offline nothing is downloaded; run once without "
+            f"{path}: no such directory, not in the cache {cache}, and offline nothing is downloaded; run once without "
             f"--offline, or {by_hand}"
         )
-    return DataError(f"https://huggingface.co/datasets/{place}: it cannot be had ({why}); {by_hand}")
+    return DataError(f"https://huggingface.co/datasets/{path}: it cannot be downloaded ({why}); {by_hand}")
 
 
-def _check_commit(dataset: HuggingFace, found: str, folder: Path, by_hand: str) -> None:
-    """Refuse another commit than was asked for: without the hub, its library takes any that is in the cache."""
-    wanted = dataset.revision or ""
-    if folder.is_dir() or not re.fullmatch("[0-9a-f]{40}", wanted) or found == wanted:
+def _check_commit(dataset: HuggingFace, found: str, directory: Path, by_hand: str) -> None:
+    """Refuse a commit other than the requested one: without the hub, its library takes any that is in the cache."""
+    expected = dataset.revision or ""
+    if directory.is_dir() or not re.fullmatch("[0-9a-f]{40}", expected) or found == expected:
         return
     raise DataMissing(
-        f"dataset.revision: the cache has commit {found} of {dataset.path}, not {wanted}, and the hub cannot be "
+        f"dataset.revision: the cache has commit {found} of {dataset.path}, not {expected}, and the hub cannot be "
         f"reached; run once without --offline, or {by_hand}"
     )
 
@@ -154,19 +157,19 @@ def _check_name(key: str, what: str, name: str, known: Sequence[str], path: str)
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """No request of Hugging Face's libraries leaves this process.
+    """Keep Hugging Face's libraries from making requests within the block.
 
-    Their own switches are read from the environment when they are imported, so what was read is changed, and put back.
+    They read their switches from the environment on import, so the values that they read are changed, and restored.
     """
     import datasets
     from huggingface_hub import constants
 
-    homes: tuple[Any, ...] = (datasets.config, constants)
-    before = [home.HF_HUB_OFFLINE for home in homes]
+    modules: tuple[Any, ...] = (datasets.config, constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for home in homes:
-            home.HF_HUB_OFFLINE = True
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for home, value in zip(homes, before, strict=True):
-            home.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value

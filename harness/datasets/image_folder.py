@@ -1,4 +1,4 @@
-"""Anyone's pictures: a folder for each class."""
+"""Your own image files: a folder for each class."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class ImageFolder(Dataset):
-    """The pictures ``<root>/<class>/*``, in the order of torchvision's ``ImageFolder``: by folder, then by name.
+    """The images ``<root>/<class>/*``, in the order of torchvision's ``ImageFolder``: by folder, then by name.
 
     Labels are the numbers of the class folders in alphabetical order.
 
     Args:
-        root: the folder that holds the class folders.
-        size: height and width of the images for a model that does not say how to prepare its pictures; without it
-            they are taken as they are, and must have one size.
+        root: directory of the class folders.
+        size: height and width of the images for a model without preprocessing of its own; by default they are taken
+            as stored, and must have one size.
     """
 
     kind: ClassVar[str] = "image_folder"
@@ -32,18 +32,18 @@ class ImageFolder(Dataset):
     size: Annotated[int, Field(strict=True, gt=0)] | None = None
 
     def open(self, *, offline: bool = False) -> ImageFileSource:
-        """See `Dataset.open`; never downloads."""
+        """See `Dataset.open`; downloads nothing."""
         from torchvision import datasets
 
         from harness.datasets.sources.image_files import ImageFileSource, square
 
         root = Path(self.root).absolute()
         if not root.is_dir():
-            raise DataMissing(f"dataset.root: no folder {root}; give one that holds a folder for each class")
+            raise DataMissing(f"dataset.root: no directory {root}; give one that holds a folder for each class")
         try:
             samples = datasets.ImageFolder(str(root)).samples
-        except FileNotFoundError as error:  # no class folder, or one without a picture
+        except FileNotFoundError as error:  # no class folder, or one without an image
             why = " ".join(str(error).split())
-            raise DataError(f"{root}: {why} Expected a folder of pictures for each class in it") from error
+            raise DataError(f"{root}: {why} Expected a folder of images for each class in it") from error
         files = [Path(file).relative_to(root).as_posix() for file, _ in samples]
         return ImageFileSource(root, files, [label for _, label in samples], square(self.size))

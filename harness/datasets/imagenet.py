@@ -1,4 +1,4 @@
-"""The validation pictures of ImageNet (ILSVRC 2012): RobustBench's 5,000, or all 50,000."""
+"""The validation images of ImageNet (ILSVRC 2012): RobustBench's 5,000, or all 50,000."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
     from harness.datasets.sources.image_files import ImageFileSource
 
 PER_CLASS = 50
-GET = (
+"""Images in each class."""
+HOW_TO_GET = (
     "ImageNet cannot be downloaded for you: register at https://image-net.org, get ILSVRC2012_img_val.tar, and sort "
-    "its pictures into a folder for each class"
+    "its images into a folder for each class"
 )
 
 
 class ImageNet(Dataset):
-    """The pictures ``<root>/val/<class>/ILSVRC2012_val_*.JPEG``, read from their files when they are needed.
+    """The images ``<root>/val/<class>/ILSVRC2012_val_*.JPEG``, read from their files when needed.
 
     Labels are the numbers 0 … 999 of the class folders (``n01440764``, …) in alphabetical order.
 
     Args:
-        root: the folder that holds ``val``.
-        ids: ``robustbench``, the 5,000 pictures of its boards in its order, of which only those that are scored must
-            be there; or ``all`` 50,000, by class folder and then by name.
-        size: height and width of the images for a model that does not say how to prepare its pictures.
+        root: directory that holds ``val``.
+        ids: ``robustbench`` for the 5,000 images of its boards in its order, of which only those that are scored need
+            exist; or ``all`` 50,000 images, by class folder and then by name.
+        size: height and width of the images for a model without preprocessing of its own.
     """
 
     kind: ClassVar[str] = "imagenet"
@@ -42,7 +43,7 @@ class ImageNet(Dataset):
     size: Annotated[int, Field(strict=True, gt=0)] | None = None
 
     def open(self, *, offline: bool = False) -> ImageFileSource:
-        """See `Dataset.open`; never downloads."""
+        """See `Dataset.open`; downloads nothing."""
         from harness.datasets.sources.image_files import ImageFileSource, square
 
         val = Path(self.root).absolute() / "val"
@@ -59,7 +60,7 @@ class ImageNet(Dataset):
 
 
 def _helper(name: str) -> Path:
-    """A file that RobustBench ships; finding it does not import RobustBench."""
+    """Return the path of a file that RobustBench ships, without importing RobustBench."""
     spec = find_spec("robustbench")
     assert spec is not None
     assert spec.origin is not None
@@ -67,41 +68,48 @@ def _helper(name: str) -> Path:
 
 
 def _classes() -> dict[str, int]:
-    """The label of each class folder."""
+    """Return the label of each class folder."""
     return dict(json.loads(_helper("imagenet_class_to_id_map.json").read_text()))
 
 
 def _robustbench_ids() -> list[str]:
+    """List RobustBench's 5,000 images, each as class folder and file name."""
     return _helper("imagenet_test_image_ids.txt").read_text().split()
 
 
 def _check_layout(val: Path, classes: dict[str, int], needed: set[str]) -> None:
-    """Refuse a folder in which class folders are missing, and say what it looks like instead."""
+    """Check that the needed class folders exist.
+
+    Raises:
+        DataError: they do not; the message describes what the directory holds instead.
+    """
     if not val.is_dir():
-        raise DataMissing(f"dataset.root: no folder {val}; {GET}, as {val}/n01440764/ILSVRC2012_val_00000293.JPEG")
+        raise DataMissing(
+            f"dataset.root: no directory {val}; {HOW_TO_GET}, as {val}/n01440764/ILSVRC2012_val_00000293.JPEG"
+        )
     found = {entry.name for entry in val.iterdir()}
     if needed <= found:
         return
     loose = sorted(name for name in found if name.lower().endswith(".jpeg"))
     if loose:
         raise DataError(
-            f"{val}: {len(loose):,} pictures lie loose in it, such as {loose[0]}; sort them into a folder for each "
+            f"{val}: {len(loose):,} images directly in it, such as {loose[0]}; sort them into a folder for each "
             f"class, as {val}/n01440764/ILSVRC2012_val_00000293.JPEG: labels are read from the folders' names"
         )
     missing = sorted(needed - found)
-    there = len(found & set(classes))
+    present = len(found & set(classes))
     raise DataMissing(
-        f"{val}: {there:,} of 1000 class folders, first missing {missing[0]}; was it unpacked to the end? "
-        "It must hold the class folders themselves (n01440764, …)"
+        f"{val}: {present:,} of 1000 class folders, first missing {missing[0]}; unpack it again: "
+        "it must hold the class folders themselves (n01440764, …)"
     )
 
 
 def _all_files(val: Path, classes: dict[str, int]) -> list[str]:
-    """Every picture, by class folder and name; each class must have all of its pictures, or numbers would shift."""
+    """List every image by class folder and name; refuse incomplete classes, which would shift the indices."""
     files: list[str] = []
     for name in sorted(classes):
-        pictures = sorted(file.name for file in (val / name).iterdir() if file.suffix.lower() == ".jpeg")
-        if len(pictures) != PER_CLASS:
-            raise DataError(f"{val / name}: {len(pictures)} pictures, expected {PER_CLASS}; unpack it again")
-        files += [f"{name}/{picture}" for picture in pictures]
+        images = sorted(file.name for file in (val / name).iterdir() if file.suffix.lower() == ".jpeg")
+        if len(images) != PER_CLASS:
+            raise DataError(f"{val / name}: {len(images)} images, expected {PER_CLASS}; unpack it again")
+        files += [f"{name}/{image}" for image in images]
     return files

@@ -1,1 +1,1 @@
-"""Computation and its effects: networks on devices, verified adversarial images, the ledger."""
+"""The engine: networks on devices, verified adversarial images, the ledger."""

@@ -55,7 +55,7 @@ class Scheduler:
 
     def progress(self, chains: Sequence[T]) -> RunProgress[T]:
         """Return what the ledger holds of ``chains``; the models that have failed are left out of it."""
-        return RunProgress(chains, self.ledger, self.failures)
+        return RunProgress(chains, self.ledger.get, self.failures)
 
     def compute_all(self, chains: Sequence[T]) -> RunProgress[T]:
         """Compute every cell of ``chains``."""

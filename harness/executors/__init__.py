@@ -1,1 +1,1 @@
-"""Executors: where cells are computed."""
+"""Executors: they compute cells on this machine, on a Ray cluster or as Slurm jobs."""

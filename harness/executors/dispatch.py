@@ -1,4 +1,4 @@
-"""Cells that are computed on other machines: given out, waited for, and given out again when their worker is lost."""
+"""Dispatch of cells to other machines: sent, awaited, and sent again when their worker is lost."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from harness.errors import HarnessError, ModelError, SpecError
 from harness.executors.local import ATTEMPTS, ENVIRONMENT
 
 
-def computed(cell: Cell) -> Outcome | Exception:
-    """Compute ``cell`` in a worker; return the outcome, or the exception as a value so that its type travels."""
+def compute_in_worker(cell: Cell) -> Outcome | Exception:
+    """Compute ``cell`` in a worker; return its outcome, or the exception as a value so that its type travels."""
     os.environ.update(ENVIRONMENT)
     from harness.engine.evaluate import evaluate
 
@@ -30,40 +30,46 @@ def computed(cell: Cell) -> Outcome | Exception:
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # an error of a library that cannot travel: its text can
+        except Exception:  # a library's error that cannot be pickled: its text can
             return ModelError(f"stage {cell.stage}: {type(error).__name__}: {error}")
         return error
 
 
 @dataclass(eq=False)
 class Work:
-    """A cell, the promise of its outcome, and how many workers it has been lost with."""
+    """A submitted cell.
+
+    Args:
+        cell: the cell to compute.
+        future: future of its outcome.
+        workers_lost: number of workers that were lost while they computed it.
+    """
 
     cell: Cell
-    promise: Future[Outcome] = field(default_factory=Future)
-    lost: int = 0
+    future: Future[Outcome] = field(default_factory=Future)
+    workers_lost: int = 0
 
     def settle(self, result: Outcome | Exception) -> None:
-        """Keep the promise."""
+        """Resolve the future with an outcome or an exception."""
         if isinstance(result, Exception):
-            self.promise.set_exception(result)
+            self.future.set_exception(result)
         else:
-            self.promise.set_result(result)
+            self.future.set_result(result)
 
 
 class Dispatcher:
-    """A thread that takes one step after the other until it is told to stop, and the cells that wait for one.
+    """A thread that takes step after step until it is stopped, and the queue of cells that wait to be sent.
 
     Args:
-        step: give out what is `waiting`, and settle what has come back; takes a fraction of a second, and is only
-            called in the thread. What it raises ends the thread, and every promise is kept with it.
-        leave: called in the thread at its end: let go of the workers.
+        step: sends what is `waiting` and settles what has come back, in a fraction of a second. It runs in the thread
+            only; an exception ends the thread and fails every unresolved future.
+        close: releases the workers; the thread calls it last.
     """
 
-    def __init__(self, step: Callable[[Dispatcher], None], leave: Callable[[], None]) -> None:
+    def __init__(self, step: Callable[[Dispatcher], None], close: Callable[[], None]) -> None:
         self.waiting: deque[Work] = deque()
-        self._step, self._leave = step, leave
-        self._open: set[Future[Outcome]] = set()
+        self._step, self._close = step, close
+        self._unresolved: set[Future[Outcome]] = set()
         self._failure: Exception | None = None
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -71,21 +77,27 @@ class Dispatcher:
         self._thread.start()
 
     def submit(self, cell: Cell) -> Future[Outcome]:
-        """The promise of the cell's outcome."""
+        """Queue ``cell`` and return the future of its outcome."""
         work = Work(cell)
         with self._lock:
             if self._failure is not None:
                 work.settle(self._failure)
             else:
-                self._open.add(work.promise)
+                self._unresolved.add(work.future)
                 self.waiting.append(work)
-        work.promise.add_done_callback(self._open.discard)
-        return work.promise
+        work.future.add_done_callback(self._unresolved.discard)
+        return work.future
 
-    def again(self, work: Work, reason: str, remedy: str) -> None:
-        """Have a cell whose worker was lost computed once more, unless too many were lost with it."""
-        work.lost += 1
-        if work.lost < ATTEMPTS:
+    def retry(self, work: Work, reason: str, remedy: str) -> None:
+        """Queue a cell again after its worker was lost, or fail it if too many workers were lost with it.
+
+        Args:
+            work: the cell.
+            reason: what happened to the worker, for the error message.
+            remedy: what to do about it, for the error message.
+        """
+        work.workers_lost += 1
+        if work.workers_lost < ATTEMPTS:
             self.waiting.appendleft(work)
             return
         cell = work.cell
@@ -95,38 +107,42 @@ class Dispatcher:
         ))  # fmt: skip
 
     def stop(self) -> None:
-        """Let go of the workers, and of the promises that are not kept yet."""
+        """Release the workers and cancel the unresolved futures."""
         self._stopped.set()
         self._thread.join()
-        for promise in list(self._open):
-            promise.cancel()
+        for future in list(self._unresolved):
+            future.cancel()
 
     def _run(self) -> None:
         try:
             while not self._stopped.is_set():
                 self._step(self)
-        except Exception as error:  # also what a cluster's library raises: nobody else would hear of it
+        except Exception as error:  # whatever the cluster's library raises: nobody else would hear of it
             failure = error if isinstance(error, HarnessError) else ModelError(f"{type(error).__name__}: {error}")
             with self._lock:
                 self._failure = failure
-            for promise in list(self._open):
-                promise.set_exception(failure)
+            for future in list(self._unresolved):
+                future.set_exception(failure)
         finally:
-            self._leave()
+            self._close()
 
 
-class Distributed(Executor):
-    """Workers on other machines, by a library that is an extra of its own; entering it starts its dispatcher."""
+class ClusterExecutor(Executor):
+    """Workers on other machines, through a library from an optional extra; entering it starts its dispatcher.
+
+    Args:
+        gpus: number of GPUs of each worker.
+    """
 
     package: ClassVar[str]
-    """The library; the extra is called like the kind."""
+    """Import name of the library; the extra is named after the kind."""
 
     gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
 
     _dispatcher: Dispatcher = PrivateAttr()
 
     @model_validator(mode="after")
-    def _installed(self) -> Distributed:
+    def _installed(self) -> ClusterExecutor:
         if find_spec(self.package) is None:
             raise SpecError(
                 f"executor: kind {self.kind} needs the package {self.package}, which is not installed; "
@@ -138,10 +154,10 @@ class Distributed(Executor):
         self._dispatcher.stop()
 
     def submit(self, cell: Cell) -> Future[Outcome]:
-        """See `Executor.submit`; refuses a benchmark on a GPU whose workers have none, and the other way round.
+        """See `Executor.submit`.
 
         Raises:
-            SpecError: says which key to set.
+            SpecError: the benchmark wants a GPU and the workers have none, or the other way round.
         """
         expected = "cuda" if self.gpus else "cpu"
         if cell.task.device != expected:
@@ -154,5 +170,5 @@ class Distributed(Executor):
 
 
 def last_line(text: str) -> str:
-    """Where a traceback or a log says what went wrong."""
+    """Return the last non-empty line of a traceback or log, which says what went wrong; empty if there is none."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

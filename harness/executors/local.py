@@ -1,4 +1,4 @@
-"""The cores, or the GPUs, of this machine: one process each, one torch thread a process."""
+"""Worker processes on the cores or GPUs of this machine, with one torch thread each."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from harness.api.work import Cell, Outcome
 from harness.errors import ModelError
 
 ATTEMPTS = 3
-"""How often a cell is given to a new worker before it is taken for what kills them."""
+"""Number of workers that may be lost with a cell before the cell is held responsible."""
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
-"""Of a worker, set before it imports torch: one thread, in its compiler too, and sums on a GPU in one order."""
+"""Environment of a worker, set before it imports torch: one thread, and GPU sums in a fixed order."""
 
 
 warnings.filterwarnings("ignore", "A worker was restarted while some jobs were given to the executor")
-"""loky calls it a leak when a worker grows; one that trains a network does, and is replaced without a loss."""
+"""loky takes a growing worker for a leak. A worker that trains a network grows, and is replaced at no cost."""
 
 
 class Local(Executor):
     """Worker processes on this machine, one torch thread each.
 
-    Each is a pool of one process, so that one that dies takes only its own cell with it. Two threads in each of two
-    busy processes run many times slower than one thread in each: hence one thread.
+    Each worker is a pool of one process, so one that dies takes only its own cell with it. Each has one thread, since
+    two threads in each of two busy processes run many times slower.
 
     Args:
-        workers: how many; "auto" is one a GPU where there are any, otherwise one a core.
+        workers: number of worker processes; "auto" starts one per GPU, or one per core without GPUs.
     """
 
     kind = "local"
@@ -53,8 +53,8 @@ class Local(Executor):
 
     @property
     def slots(self) -> int:
-        """One cell a worker."""
-        return self.workers if isinstance(self.workers, int) else _devices()
+        """Number of workers, as each computes one cell at a time."""
+        return self.workers if isinstance(self.workers, int) else _default_workers()
 
     def __enter__(self) -> Local:
         self._idle, self._pools, self._lock = deque(range(self.slots)), {}, threading.Lock()
@@ -66,12 +66,13 @@ class Local(Executor):
         self._pools.clear()
 
     def submit(self, cell: Cell) -> Future[Outcome]:
-        """To an idle worker; there is one as long as no more than `slots` cells are in flight."""
-        promise: Future[Outcome] = Future()
-        self._start(cell, promise, attempt=1)
-        return promise
+        """Submit ``cell`` to an idle worker; there is one while at most `slots` cells are in flight."""
+        outcome: Future[Outcome] = Future()
+        self._start(cell, outcome, attempt=1)
+        return outcome
 
-    def _start(self, cell: Cell, promise: Future[Outcome], attempt: int) -> None:
+    def _start(self, cell: Cell, outcome: Future[Outcome], attempt: int) -> None:
+        """Compute ``cell`` in an idle worker, and again in another one when that worker dies."""
         from harness.engine.evaluate import evaluate
 
         with self._lock:
@@ -85,26 +86,26 @@ class Local(Executor):
                     self._pools.pop(worker, None)
                 self._idle.append(worker)
             if not died:
-                _settle(promise, future)
+                _copy_result(future, outcome)
             elif attempt < ATTEMPTS:
-                self._start(cell, promise, attempt + 1)
+                self._start(cell, outcome, attempt + 1)
             else:
-                promise.set_exception(ModelError(
+                outcome.set_exception(ModelError(
                     f"its worker died {ATTEMPTS} times on stage {cell.stage} of {len(cell.surviving)} images "
                     f"(out of memory?); lower batch_size. {error}"
                 ))  # fmt: skip
 
         try:
-            future = self._given(worker, evaluate, cell)
+            future = self._submit_to(worker, evaluate, cell)
         except Exception as error:  # also in a callback, where nobody would hear of it
             with self._lock:
                 self._idle.append(worker)
-            promise.set_exception(error)
+            outcome.set_exception(error)
         else:
             future.add_done_callback(finish)
 
-    def _given(self, worker: int, function: Callable[[Cell], Outcome], cell: Cell) -> Future[Outcome]:
-        """The worker's future; a worker that died while it was idle is replaced."""
+    def _submit_to(self, worker: int, function: Callable[[Cell], Outcome], cell: Cell) -> Future[Outcome]:
+        """Submit ``cell`` to ``worker``, which is first replaced if it died while idle."""
         for _ in range(ATTEMPTS):
             if worker not in self._pools:
                 self._pools[worker] = _pool(worker, cell.task.device)
@@ -114,32 +115,34 @@ class Local(Executor):
                 del self._pools[worker]
             else:
                 return future
-        raise ModelError(f"no worker process could be started, {ATTEMPTS} times; is there memory left?")
+        raise ModelError(
+            f"no worker process could be started in {ATTEMPTS} attempts; free some memory, or lower executor.workers"
+        )
 
 
-def _settle(promise: Future[Outcome], future: Future[Outcome]) -> None:
-    error = future.exception()
+def _copy_result(source: Future[Outcome], target: Future[Outcome]) -> None:
+    error = source.exception()
     if error is not None:
-        promise.set_exception(error)
+        target.set_exception(error)
     else:
-        promise.set_result(future.result())
+        target.set_result(source.result())
 
 
 def _pool(worker: int, device: str) -> Any:
-    """A pool of one process that does not import the caller's script, so no ``__main__`` guard is needed."""
+    """Start a pool of one process that does not import the caller's script, so no ``__main__`` guard is needed."""
     from loky import ProcessPoolExecutor
 
     environment = dict(ENVIRONMENT)
-    if device == "cuda":  # any; "cuda:1" is that one, for all workers
+    if device == "cuda":  # any GPU; "cuda:1" is that one, for all workers
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(_gpus())))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[worker % _gpus()]
     return ProcessPoolExecutor(
-        max_workers=1, env=environment, timeout=None, initializer=_leave_with, initargs=(os.getpid(),)
+        max_workers=1, env=environment, timeout=None, initializer=_exit_with, initargs=(os.getpid(),)
     )
 
 
-def _leave_with(parent: int) -> None:
-    """In a worker: end when the run does, however it ends; a killed one cannot say goodbye."""
+def _exit_with(parent: int) -> None:
+    """Make a worker exit when the process ``parent`` does, even if that is killed and cannot shut its workers down."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -149,7 +152,8 @@ def _leave_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _devices() -> int:
+def _default_workers() -> int:
+    """Return the number of GPUs, or of cores without any."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return _gpus() or cores
 

@@ -1,4 +1,4 @@
-"""A Ray cluster: which one, and how many workers it has room for. What they do is in `ray_workers`."""
+"""Ray cluster: joins it and counts the workers it has room for. The workers themselves are in `ray_workers`."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr
 
 from harness.errors import SpecError
-from harness.executors.dispatch import Dispatcher, Distributed
+from harness.executors.dispatch import ClusterExecutor, Dispatcher
 
 CLIENT_PORT = 10001
-"""Of a ``ray://`` address that names none."""
+"""Port of a ``ray://`` address that names none."""
 
 
-class Ray(Distributed):
+class Ray(ClusterExecutor):
     """Workers on a Ray cluster, one torch thread each.
 
-    Every node needs the same version of Python and of all packages, and data sets and checkpoints at the same paths;
-    a relative path is looked up in the folder of the same name as the one that the run was started in. Results
-    come back over the network: no shared file system is needed for them.
+    Every node needs the same versions of Python and of all packages, and datasets and checkpoints at the same paths.
+    Relative paths start from a directory with the path of the run's working directory. Results come back over the
+    network, so they need no shared file system.
 
-    A worker or a node that is lost costs only the cells that it was computing: they are given to another one.
+    A lost worker or node costs only the cells that it was computing; they are sent to another worker.
 
     Args:
-        address: of the cluster: "auto" is the one that this machine belongs to, or ``RAY_ADDRESS``; otherwise
-            ``host:port``, or ``ray://host:10001`` from a machine outside of it.
-        gpus: GPUs a worker, a fraction to share one; 0 is a CPU each. Goes with the benchmark's ``device: cuda``.
+        address: address of the cluster: "auto" for the one that this machine belongs to, or ``RAY_ADDRESS``; otherwise
+            ``host:port``, or ``ray://host:10001`` from a machine outside the cluster.
+        gpus: number of GPUs per worker, a fraction to share one; 0 means one CPU each. Needs ``device: cuda``.
     """
 
     kind = "ray"
@@ -42,7 +42,7 @@ class Ray(Distributed):
 
     @property
     def slots(self) -> int:
-        """One cell a worker, as many as the cluster has room for; 1 before it has been looked at."""
+        """Number of workers that the cluster has room for, one cell each; 1 before it is joined."""
         return self._slots
 
     def __enter__(self) -> Ray:
@@ -50,15 +50,15 @@ class Ray(Distributed):
 
         from harness.executors.ray_workers import Workers
 
-        with self._explained():
+        with self._explain_failure():
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
-            self._slots = self._room(ray.nodes())
+            self._slots = self._capacity(ray.nodes())
         except BaseException:
             ray.shutdown()
             raise
         workers = Workers(self._slots, self.gpus)
-        self._dispatcher = Dispatcher(workers.step, workers.dismiss)
+        self._dispatcher = Dispatcher(workers.step, workers.kill)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -67,21 +67,25 @@ class Ray(Distributed):
         super().__exit__(*exception)
         ray.shutdown()
 
-    def _room(self, nodes: list[dict[str, Any]]) -> int:
-        """How many workers the nodes have room for, whoever else uses them."""
+    def _capacity(self, nodes: list[dict[str, Any]]) -> int:
+        """Return the number of workers that the nodes have room for, whoever else uses them.
+
+        Raises:
+            SpecError: there is room for none.
+        """
         resource, each = ("GPU", self.gpus) if self.gpus else ("CPU", 1)
-        alive = [node["Resources"].get(resource, 0) for node in nodes if node["Alive"]]
-        room = sum(int(amount / each + 1e-6) for amount in alive)
-        if not room:
+        amounts = [node["Resources"].get(resource, 0) for node in nodes if node["Alive"]]
+        capacity = sum(int(amount / each + 1e-6) for amount in amounts)
+        if not capacity:
             raise SpecError(
                 f"executor: a worker needs {each:g} {resource}, but the nodes of the Ray cluster at {self.address!r} "
-                f"have {', '.join(f'{amount:g}' for amount in alive)}; add a node, or change executor.gpus"
+                f"have {', '.join(f'{amount:g}' for amount in amounts)}; add a node, or change executor.gpus"
             )
-        return room
+        return capacity
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Say what to do where there is no cluster; Ray itself keeps trying for minutes."""
+    def _explain_failure(self) -> Iterator[None]:
+        """Say what to do if no cluster answers; a connection is tried first, as Ray keeps trying for minutes."""
         try:
             if self.address not in ("auto", "local"):
                 host, _, port = self.address.removeprefix("ray://").partition(":")

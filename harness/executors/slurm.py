@@ -1,4 +1,4 @@
-"""A Slurm cluster: a job a cell, those that are submitted at once as one array."""
+"""Slurm cluster: one job per cell; cells that are submitted together form one job array."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.errors import ModelError, SpecError
-from harness.executors.dispatch import Dispatcher, Distributed, Work, computed, last_line
+from harness.executors.dispatch import ClusterExecutor, Dispatcher, Work, compute_in_worker, last_line
 
 TICK = 0.5
-"""Seconds between two looks at the jobs."""
+"""Seconds between two polls of the jobs."""
 GRACE = 15.0
-"""Seconds that the result of a job which has ended may take to appear in a shared folder."""
+"""Seconds that the result of a finished job may take to appear in a shared directory."""
 
 REMEDY = "raise executor.memory, or lower batch_size"
 
 Count = Annotated[int, Field(strict=True, gt=0)]
 
 
-class Slurm(Distributed):
+class Slurm(ClusterExecutor):
     """Jobs of a Slurm cluster, one torch thread each.
 
-    A job computes one cell, so that whatever ends a job costs that cell alone, which is then submitted again. It
-    imports torch and loads the model first: choose ``batch_size`` such that a cell takes minutes. Every node needs
-    this Python environment, the data sets, the checkpoints and ``folder`` at the same paths.
+    A job computes one cell, so a job that dies costs that cell alone, which is then submitted again. As each job first
+    imports torch and loads the model, choose ``batch_size`` such that a cell takes minutes. Every node needs this
+    Python environment, the datasets, the checkpoints and ``folder`` at the same paths.
 
     Args:
-        workers: jobs in the queue or running at a time.
-        partition: Slurm's; its default where left out.
-        time: limit of a job, in minutes.
-        memory: of a job, in Slurm's units, such as 8G or 500M.
-        gpus: of a job; goes with the benchmark's ``device: cuda``.
-        folder: for the jobs' files, seen by every node; what a finished cell left in it is removed, but for its logs.
-        cluster: "slurm"; "local" runs the jobs as processes on this machine, "debug" one after the other in this one.
+        workers: largest number of jobs that are queued or running at a time.
+        partition: Slurm partition; the cluster's default if left out.
+        time: time limit of a job, in minutes.
+        memory: memory of a job, in Slurm's units, such as 8G or 500M.
+        gpus: number of GPUs of a job; needs ``device: cuda``.
+        folder: directory for the jobs' files, visible to every node; finished cells leave only their logs in it.
+        cluster: "slurm"; or "local" to run jobs as processes on this machine, "debug" to run them in this process.
     """
 
     kind = "slurm"
@@ -53,7 +53,7 @@ class Slurm(Distributed):
 
     @property
     def slots(self) -> int:
-        """One cell a job."""
+        """Number of jobs, as each computes one cell."""
         return 1 if self.cluster == "debug" else self.workers
 
     def __enter__(self) -> Slurm:
@@ -87,31 +87,31 @@ class Slurm(Distributed):
 
 
 class _Jobs:
-    """The jobs that have not come back yet.
+    """Jobs in flight.
 
     Args:
-        submitter: submitit's.
-        of: whose they are.
+        submitter: submitit's executor.
+        settings: the executor whose jobs they are.
     """
 
-    def __init__(self, submitter: Any, of: Slurm) -> None:
-        self._submitter, self._of = submitter, of
+    def __init__(self, submitter: Any, settings: Slurm) -> None:
+        self._submitter, self._settings = submitter, settings
         self._in_flight: dict[Any, Work] = {}
-        self._ended: dict[Any, float] = {}
-        """Since when a job has been over without a result."""
+        self._finished: dict[Any, float] = {}
+        """Time at which a finished job was first seen without a result."""
 
     def step(self, dispatcher: Dispatcher) -> None:
-        """Submit the cells that wait, and look at every job."""
-        fresh = [dispatcher.waiting.popleft() for _ in range(len(dispatcher.waiting))]
-        if fresh:
-            self._submit(fresh, dispatcher)
+        """Submit the waiting cells and poll every job."""
+        works = [dispatcher.waiting.popleft() for _ in range(len(dispatcher.waiting))]
+        if works:
+            self._submit(works, dispatcher)
         for job in list(self._in_flight):
             if job.done():
                 self._collect(job, dispatcher)
         time.sleep(TICK)
 
     def cancel(self) -> None:
-        """End all of them, whatever they are doing."""
+        """Cancel all jobs, queued or running."""
         for job in self._in_flight:
             job.cancel(check=False)
 
@@ -119,40 +119,41 @@ class _Jobs:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         try:
-            jobs = self._submitter.map_array(computed, [work.cell for work in works])
+            jobs = self._submitter.map_array(compute_in_worker, [work.cell for work in works])
         except (FailedJobError, FailedSubmissionError, OSError, subprocess.SubprocessError) as error:
             reason = f"no job could be submitted: {last_line(str(error))}"
             for work in works:
-                dispatcher.again(work, reason, REMEDY)
+                dispatcher.retry(work, reason, REMEDY)
         else:
             self._in_flight |= dict(zip(jobs, works, strict=True))
 
     def _collect(self, job: Any, dispatcher: Dispatcher) -> None:
-        """Settle the cell of a job that is over, or have it computed again."""
+        """Settle the cell of a finished job, or retry it."""
         from submitit.core.utils import UncompletedJobError
 
-        if not (job.paths.result_pickle.exists() or self._of.cluster == "debug"):
-            if time.monotonic() - self._ended.setdefault(job, time.monotonic()) < GRACE:
+        if not (job.paths.result_pickle.exists() or self._settings.cluster == "debug"):
+            if time.monotonic() - self._finished.setdefault(job, time.monotonic()) < GRACE:
                 return
-            self._lose(job, job.state, dispatcher)
+            self._retry(job, job.state, dispatcher)
             return
         try:
             result = job.result()
         except Exception as error:  # its cell or its outcome could not be unpickled
-            self._lose(job, last_line(str(error)), dispatcher)
+            self._retry(job, last_line(str(error)), dispatcher)
             return
         work = self._in_flight.pop(job)
         if isinstance(result, UncompletedJobError):  # submitit raises it in the job when Slurm is about to end it
             result = ModelError(
                 f"stage {work.cell.stage} of {len(work.cell.surviving)} images took longer than a job may, "
-                f"{self._of.time} minutes; raise executor.time, or lower batch_size"
+                f"{self._settings.time} minutes; raise executor.time, or lower batch_size"
             )
         job.paths.submitted_pickle.unlink(missing_ok=True)
         job.paths.result_pickle.unlink(missing_ok=True)
         work.settle(result)
 
-    def _lose(self, job: Any, state: str, dispatcher: Dispatcher) -> None:
-        self._ended.pop(job, None)
-        reason = last_line(job.stderr() or "") or "it left no message"
-        told = f"Job {job.job_id} ({state}): {reason}; see {job.paths.stderr}"
-        dispatcher.again(self._in_flight.pop(job), told, REMEDY)
+    def _retry(self, job: Any, state: str, dispatcher: Dispatcher) -> None:
+        """Retry the cell of a job that left no result."""
+        self._finished.pop(job, None)
+        error = last_line(job.stderr() or "") or "it left no message"
+        reason = f"Job {job.job_id} ({state}): {error}; see {job.paths.stderr}"
+        dispatcher.retry(self._in_flight.pop(job), reason, REMEDY)

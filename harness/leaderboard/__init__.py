@@ -1,1 +1,1 @@
-"""From outcomes to ranked rows and the CSV; comparing boards and holding a fresh one against a committed one."""
+"""Leaderboards: from outcomes to ranked rows and the CSV; comparison and the nightly gate."""

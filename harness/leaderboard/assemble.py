@@ -1,4 +1,4 @@
-"""From outcomes, shard by shard and stage by stage, to the scores of each model. Pure."""
+"""From the outcomes of each shard and stage to the scores of each model. Pure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from harness.api.records import Published, Steering
 from harness.api.work import Outcome, Task
 from harness.config.benchmark import Benchmark
 from harness.engine.prepare import PreparedModel
-from harness.leaderboard import csv_file, flags
-from harness.leaderboard.csv_file import Headline, ModelEntry, Score
+from harness.leaderboard import flags
+from harness.leaderboard.row import IN_SAMPLE, SELECTED
+from harness.leaderboard.scores import Headline, ModelEntry, Score
 from harness.scheduling.state import RunProgress
 from harness.scheduling.trials import TrialChain
 
 Replayed = Mapping[int, np.ndarray]
-"""What stands after the replay, [n], by the number of the lane; for lanes that had something to be shown."""
+"""Robust scores [n] after the replay, by the number of the trial chain; for chains that had candidates to replay."""
 
 
 def entry(
@@ -32,7 +33,15 @@ def entry(
     replayed: Replayed,
     training_scores: Sequence[Scored] = (),
 ) -> ModelEntry:
-    """What the board says of one model; ``training_scores`` are its scores on training images, if β is chosen there."""
+    """Return the scores of one model, and the choice of β that follows from them.
+
+    Args:
+        benchmark: the benchmark that was run.
+        prepared_model: the model and its data.
+        state: outcomes of all trial chains.
+        replayed: outcomes of the replay.
+        training_scores: the model's scores on training images, where β is chosen there.
+    """
     label, data = prepared_model.model.label, prepared_model.data
     published = prepared_model.model.published(benchmark.dataset.kind, benchmark.threat.kind)
     shared: dict[str, object] = {
@@ -75,7 +84,7 @@ def entry(
 
 
 def _threat(benchmark: Benchmark) -> dict[str, str]:
-    """The threat's columns, its attack with the shortcuts taken."""
+    """Return the columns of the threat, the shortcuts taken being part of its attack."""
     columns = dict(benchmark.threat.columns())
     if benchmark.threat.attacks:
         columns["attack"] = "+".join([columns["attack"], *shortcuts(benchmark)])
@@ -83,13 +92,13 @@ def _threat(benchmark: Benchmark) -> dict[str, str]:
 
 
 def shortcuts(benchmark: Benchmark) -> list[str]:
-    """What makes the attacks cheaper, and other than their authors'."""
+    """Return the settings that make the attacks cheaper than their authors'."""
     lower = [] if benchmark.precision == "float32" else [benchmark.precision]
     return lower + (["replay_first"] if benchmark.replay_first else [])
 
 
 def _beside(published: Published | None, benchmark: Benchmark) -> dict[str, float | None]:
-    """The published accuracies; the robust one only where it answers the same question."""
+    """Return the published accuracies; the robust one only where it answers the same question."""
     if published is None:
         return {}
     threat = benchmark.threat
@@ -102,7 +111,7 @@ def _beside(published: Published | None, benchmark: Benchmark) -> dict[str, floa
 
 
 def _compared(score: Score, published: Published | None) -> Score:
-    """The score with its flag where it is the untouched network's, and not what others measured."""
+    """Flag the score of the untouched network where it is unlike the published one."""
     if published is None or not score.steering.is_baseline:
         return score
     found = flags.of_published(score.clean, published.clean)
@@ -110,11 +119,11 @@ def _compared(score: Score, published: Published | None) -> Score:
 
 
 def _headline(benchmark: Benchmark, every: Sequence[Score], data: Data, training_scores: Sequence[Scored]) -> Headline:
-    """What choosing β gives; the other methods are not chosen from."""
+    """Choose β among the steerings; other methods are not candidates."""
     selection, scores = benchmark.selection, [score for score in every if not score.steering.method]
     setting = {"cross_validation": "folds", "holdout": "share"}.get(selection.kind)
     name = f"{selection.kind}:{getattr(selection, setting):g}" if setting else selection.kind
-    status = csv_file.IN_SAMPLE if isinstance(selection, InSample) else csv_file.SELECTED
+    status = IN_SAMPLE if isinstance(selection, InSample) else SELECTED
     choice = choose(selection, scores, data.strata, benchmark.seed, training_scores)
     if isinstance(selection, CrossValidation):
         gain = of_procedure(scores, selection_sets(selection, data.strata, benchmark.seed), benchmark.seed)
@@ -133,7 +142,17 @@ def _score(
     replay_points: float,
     marks: set[str],
 ) -> Score:
-    """One steering's shards put together again, in the order of the data, whose ``images`` have these positions."""
+    """Join the shards of one steering.
+
+    Args:
+        steering: the steering.
+        state: outcomes of all trial chains.
+        numbers: chains of this steering.
+        images: position of each image in the order of the data.
+        replayed: outcomes of the replay.
+        replay_points: percentage points that the replay may take without a flag.
+        marks: flags that the score has already.
+    """
     chains = [state.chains[number] for number in numbers]
     values = [state.values(number) for number in numbers]
     complete = all(chain.next(done) is None for chain, done in zip(chains, values, strict=True))
@@ -152,8 +171,8 @@ def _score(
             {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
         )
         if chains[0].task.attacks and not steering.method:
-            stands = [replayed.get(number, part) for number, (_, part) in zip(numbers, bounds, strict=True)]
-            replay = np.concatenate(stands)[order]
+            parts = [replayed.get(number, own) for number, (_, own) in zip(numbers, bounds, strict=True)]
+            replay = np.concatenate(parts)[order]
             marks = marks | flags.of_stages(stages) | flags.of_replay(robust, replay, replay_points)
     outcomes = [outcome for number in numbers for outcome in state.done[number]]
     versions = _versions(chains[0].task, outcomes)
@@ -173,7 +192,7 @@ def _score(
 
 
 def _versions(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """What computed the outcomes, and with which weights; where some of them were fitted, with those."""
+    """Return the versions that computed the outcomes, and the hash of the weights, fitted ones where there are some."""
 
     def joined(name: str, found: Iterable[str]) -> tuple[str, str]:
         return name, "+".join(sorted(set(found)))
@@ -185,7 +204,7 @@ def _versions(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 
 def _after(chain: TrialChain, done: Sequence[np.ndarray], position: int) -> np.ndarray:
-    """What stands after a stage, [n]; NaN where it was not run, unless there was nothing left to attack."""
+    """Return the scores [n] after a stage; NaN where it was not run, unless no image was left to attack."""
     if position < len(done):
         return done[position]
     unknown = np.full(len(chain.shard.images), np.nan, np.float32)

@@ -1,14 +1,16 @@
-"""Two leaderboards, or one with itself: what changed, by how much, and could it be chance? Pure."""
+"""Comparison of two leaderboards, or of one with itself: what changed, by how much, and could it be chance? Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from harness.analysis.metrics import METRICS, of_row
+from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired, unpaired
-from harness.leaderboard import csv_file, outcomes
-from harness.leaderboard.csv_file import Key
+from harness.leaderboard import outcomes
+from harness.leaderboard.outcomes import ImageScores
+from harness.leaderboard.row import IN_SAMPLE, SELECTED, LeaderboardRow, RowKey, known, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,35 +19,54 @@ WITHIN = (
     "model", "metric", "status", "chosen", "robust", "baseline", "delta_pp", "delta_low", "delta_high", "gained",
     "lost", "p_value", "flags",
 )  # fmt: skip
-BETWEEN = (
-    "model",
-    "method",
-    "beta",
-    "c",
-    "metric",
-    "clean_pp",
-    "robust_pp",
-    "low",
-    "high",
-    "gained",
-    "lost",
-    "p_value",
-    "test",
-)
 
 SAME_THREAT = ("metric", "threat", "eps", "attack", "protocol")
-"""Columns without whose equality robust accuracies do not mean the same."""
+"""Columns that must be equal for robust accuracies to mean the same."""
 NOISE = ("family", "seed", "batch_size", "weights_sha256", "ct_harness", "torch", "device")
-"""Columns whose difference is named, and does not stop a comparison."""
+"""Columns whose difference is named but does not stop a comparison."""
 
 
-def within(board: pd.DataFrame) -> pd.DataFrame:
-    """Each model's selected β against its baseline, on the same images; columns `WITHIN`."""
+def within(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare each model's selected β with its baseline, on the same images; columns `WITHIN`."""
     import pandas as pd
 
-    headlines = board[board["status"].isin([csv_file.SELECTED, csv_file.IN_SAMPLE])].copy()
+    headlines = table[table["status"].isin([SELECTED, IN_SAMPLE])].copy()
     headlines["baseline"] = headlines["robust"] - headlines["delta_pp"] / 100
     return pd.DataFrame(headlines, columns=list(WITHIN)).reset_index(drop=True)
+
+
+class RowComparison(NamedTuple):
+    """A row of the second board less the same row of the first.
+
+    Args:
+        model: label of the model.
+        method: ``ct``, ``untouched``, or another method.
+        beta: β of the row.
+        c: c of the row.
+        metric: what both rows measure, as their column ``metric`` has it.
+        clean_pp: difference of the clean accuracies, in percentage points.
+        robust_pp: difference of the robust accuracies; None where the threats differ.
+        low: lower end of its 95 % interval; None where there is none.
+        high: upper end.
+        gained: images that only the second board's network gets right; None where images are not paired.
+        lost: images that only the first board's network gets right.
+        p_value: of ``test``.
+        test: "paired" on the same images, else "unpaired"; None where nothing was tested.
+    """
+
+    model: str
+    method: str
+    beta: float
+    c: float
+    metric: str
+    clean_pp: float
+    robust_pp: float | None = None
+    low: float | None = None
+    high: float | None = None
+    gained: int | None = None
+    lost: int | None = None
+    p_value: float | None = None
+    test: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +74,25 @@ class Comparison:
     """Two boards, row by row.
 
     Args:
-        rows: the columns `BETWEEN`; differences are second less first, in percentage points.
-        differences: in what the boards differ, a sentence each, and what that means for the comparison.
+        rows: of those that both boards have, in the order of the first.
+        differences: a sentence for each difference between the boards, and what it means for the comparison.
         only_first: rows that only the first board has.
-        only_second: likewise.
+        only_second: rows that only the second board has.
     """
 
-    rows: pd.DataFrame
+    rows: tuple[RowComparison, ...]
     differences: tuple[str, ...]
-    only_first: tuple[Key, ...]
-    only_second: tuple[Key, ...]
+    only_first: tuple[RowKey, ...]
+    only_second: tuple[RowKey, ...]
+
+    def table(self) -> pd.DataFrame:
+        """Return the rows as a table, a column for each field of `RowComparison`."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows), columns=list(RowComparison._fields))
+
+
+BothScores = tuple[Mapping[RowKey, ImageScores], Mapping[RowKey, ImageScores]]
 
 
 def between(
@@ -75,76 +105,82 @@ def between(
 
     Images are paired where the data are the same and both outcome files are there; otherwise the accuracies are
     compared as those of independent samples. Robust accuracies under different threats are not compared, and nothing
-    is on different data sets.
+    is on different datasets.
     """
-    import pandas as pd
-
-    left, right = csv_file.scored_rows(first), csv_file.scored_rows(second)
+    left, right = ({row.key: row for row in rows_of(board) if row.is_finished} for board in (first, second))
     shared = [key for key in left if key in right]
     models = {key.model for key in shared}
-    differences, alike, same_threat, same_images = _differences(
-        *(board[board["model"].isin(models)] if models else board for board in (first, second))
+    found = _differences(
+        *([row for row in rows.values() if not models or row.model in models] for rows in (left, right))
     )
-    bits = None
-    if same_images and first_outcomes is not None and second_outcomes is not None:
-        bits = outcomes.scores(first_outcomes), outcomes.scores(second_outcomes)
-    elif alike and same_images:
-        differences.append("no outcome file beside one of the boards: the images are not paired")
-    rows = []
-    for key in shared if alike else []:
-        a, b = left[key], right[key]
-        row = dict(zip(BETWEEN, (*key, a["metric"], 100 * (b["clean"] - a["clean"])), strict=False))
-        if same_threat:
-            row |= _robust(key, a, b, bits)
-        rows.append(row)
+    sentences = list(found.sentences)
+    scores: BothScores | None = None
+    if found.same_images and first_outcomes is not None and second_outcomes is not None:
+        scores = outcomes.scores(first_outcomes), outcomes.scores(second_outcomes)
+    elif found.same_data and found.same_images:
+        sentences.append("no outcome file beside one of the boards: the images are not paired")
     return Comparison(
-        pd.DataFrame(rows, columns=list(BETWEEN)),
-        tuple(differences),
+        tuple(_compared(left[key], right[key], found.same_threat, scores) for key in shared if found.same_data),
+        tuple(sentences),
         tuple(key for key in left if key not in right),
         tuple(key for key in right if key not in left),
     )
 
 
-Row = dict[str, object]
+def _compared(a: LeaderboardRow, b: LeaderboardRow, same_threat: bool, scores: BothScores | None) -> RowComparison:
+    row = RowComparison(*a.key, a.metric.name, 100 * (known(b.clean) - known(a.clean)))
+    if not same_threat:
+        return row
+    if scores is not None and a.key in scores[0] and a.key in scores[1]:
+        found = paired(scores[0][a.key][1], scores[1][a.key][1])
+        low, high = a.metric.interval(found.low, found.high)
+        return row._replace(
+            robust_pp=100 * a.metric.shown(found.delta),
+            low=100 * low,
+            high=100 * high,
+            gained=found.gained,
+            lost=found.lost,
+            p_value=found.p_value,
+            test="paired",
+        )
+    delta = 100 * (known(b.robust) - known(a.robust))
+    if a.metric is not METRICS["class"]:  # a mean of graded answers tells nothing of their spread
+        return row._replace(robust_pp=delta)
+    (x, n), (y, m) = ((known(one.robust), known(one.n)) for one in (a, b))
+    low, high, p_value = unpaired(x * n, n, y * m, m)
+    return row._replace(robust_pp=delta, low=100 * low, high=100 * high, p_value=p_value, test="unpaired")
 
 
-def _robust(key: Key, a: pd.Series, b: pd.Series, bits: object) -> Row:
-    metric = of_row(dict(a))
-    if isinstance(bits, tuple) and key in bits[0] and key in bits[1]:
-        found = paired(bits[0][key][1], bits[1][key][1])
-        low, high = metric.interval(found.low, found.high)
-        extra: Row = {"gained": found.gained, "lost": found.lost, "p_value": found.p_value, "test": "paired"}
-        return {"robust_pp": 100 * metric.shown(found.delta), "low": 100 * low, "high": 100 * high} | extra
-    delta = 100 * (b["robust"] - a["robust"])
-    if metric is not METRICS["class"]:  # a mean of graded answers tells nothing of their spread
-        return {"robust_pp": delta}
-    low, high, p_value = unpaired(a["robust"] * a["n"], int(a["n"]), b["robust"] * b["n"], int(b["n"]))
-    return {"robust_pp": delta, "low": 100 * low, "high": 100 * high, "p_value": p_value, "test": "unpaired"}
+class _Differences(NamedTuple):
+    sentences: tuple[str, ...]
+    same_data: bool
+    same_threat: bool
+    same_images: bool
 
 
-def _differences(first: pd.DataFrame, second: pd.DataFrame) -> tuple[list[str], bool, bool, bool]:
-    """Sentences; whether the data sets are alike, the threats the same, and the images the same."""
+def _differences(first: Sequence[LeaderboardRow], second: Sequence[LeaderboardRow]) -> _Differences:
+    """Tell in what two boards differ: sentences, and whether datasets, threats and images are the same."""
     sentences = []
     same_images = _values(first, "data_sha256") == _values(second, "data_sha256")
-    kinds = [{name.split("[")[0] for name in _values(board, "dataset")} for board in (first, second)]
-    alike = kinds[0] == kinds[1]
-    if not alike:
+    names = [{name.split("[")[0] for name in _values(rows, "dataset")} for rows in (first, second)]
+    same_data = names[0] == names[1]
+    if not same_data:
         sentences.append(f"{_against(first, second, 'dataset')}: other data, so nothing is compared")
     elif not same_images:
         sentences.append(f"{_against(first, second, 'dataset')}: other images, so they are not paired")
     changed = [name for name in SAME_THREAT if _values(first, name) != _values(second, name)]
     sentences += [f"{_against(first, second, name)}: robust accuracies are not compared" for name in changed]
     sentences += [_against(first, second, name) for name in NOISE if _values(first, name) != _values(second, name)]
-    return sentences, alike, not changed, same_images
+    return _Differences(tuple(sentences), same_data, not changed, same_images)
 
 
-def _values(board: pd.DataFrame, name: str) -> set[str]:
-    return {csv_file.written(value, name) for value in board.loc[board["status"] == csv_file.OK, name]}
+def _values(rows: Sequence[LeaderboardRow], column: str) -> set[str]:
+    return {row.written(column) for row in rows}
 
 
-def _against(first: pd.DataFrame, second: pd.DataFrame, name: str) -> str:
-    def short(board: pd.DataFrame) -> str:
-        values = sorted(_values(board, name))
-        return ", ".join(value[:12] if name.endswith("sha256") else value for value in values) or "nothing"
+def _against(first: Sequence[LeaderboardRow], second: Sequence[LeaderboardRow], column: str) -> str:
+    def short(rows: Sequence[LeaderboardRow]) -> str:
+        values = sorted(_values(rows, column))
+        return ", ".join(value[:12] if column.endswith("sha256") else value for value in values) or "nothing"
 
-    return f"{name}: {short(first)} against {short(second)}"
+    return f"{column}: {short(first)} against {short(second)}"

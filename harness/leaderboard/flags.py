@@ -1,4 +1,4 @@
-"""The flags of a row: what each means, and the paper behind it. `show` explains those that it meets."""
+"""The flags of a row: when each is raised, what it means, and the paper behind it."""
 
 from __future__ import annotations
 
@@ -12,102 +12,101 @@ from harness.curvature.activation_names import GATES, STEERED
 
 MEANING = {
     "replay": (
-        "Adversarial images found at other β fool this network too, though its own attack missed them: the "
-        "attack is weaker here than its number says, as with masked gradients (Athalye et al. 2018, arXiv "
-        "1802.00420)."
+        "Adversarial images found at other β fool this network too, though its own attack missed them: the attack is "
+        "weaker here than its number says, as with masked gradients (Athalye et al. 2018, arXiv 1802.00420)."
     ),
     "square": (
-        "Square, which needs no gradient, broke images that the gradient attacks left standing: a sign of "
+        "Square, which needs no gradient, fooled the network on images that survived the gradient attacks: a sign of "
         "masked gradients (Croce & Hein 2020, arXiv 2003.01690)."
     ),
     "zero_gradient": (
-        "The loss has an exactly zero gradient at some images, so a gradient attack cannot move: saturated "
-        "logits or quantisation (Carlini & Wagner 2017; Athalye et al. 2018, arXiv 1802.00420)."
+        "The loss has an exactly zero gradient at some images, so a gradient attack cannot move: saturated logits or "
+        "quantisation (Carlini & Wagner 2017; Athalye et al. 2018, arXiv 1802.00420)."
     ),
     "large_eps": (
-        "With the whole pixel box to move in, the attack still leaves more than chance standing: it is "
-        "failing, not the network robust (Carlini et al. 2019, arXiv 1902.06705; Pintor et al. 2022, arXiv "
+        "With the whole pixel box to move in, the attack still leaves an accuracy above chance: the attack fails, "
+        "rather than the network being robust (Carlini et al. 2019, arXiv 1902.06705; Pintor et al. 2022, arXiv "
         "2106.09947)."
     ),
     "randomized": (
-        "The same image gets other logits each time; standard AutoAttack is not made for that, use attack: "
-        "rand (Croce & Hein 2020, arXiv 2003.01690)."
+        "The same image gets other logits each time; standard AutoAttack is not made for that, use attack: rand (Croce "
+        "& Hein 2020, arXiv 2003.01690)."
     ),
     "dynamic": (
-        "The network computes gradients or changes while it answers, which standard AutoAttack may not "
-        "overcome (Croce et al. 2022, arXiv 2202.13711)."
+        "The network computes gradients or changes while it answers, which standard AutoAttack may not overcome (Croce "
+        "et al. 2022, arXiv 2202.13711)."
     ),
     "probabilities": (
-        "The network yields probabilities, whose gradients vanish; nothing is scored until its softmax is "
-        "removed (Carlini et al. 2019, arXiv 1902.06705)."
+        "The network yields probabilities, whose gradients vanish; nothing is scored until its softmax is removed "
+        "(Carlini et al. 2019, arXiv 1902.06705)."
     ),
     "few_classes": (
-        "Fewer classes than the targeted attacks expect: they ran with fewer targets, or not at all (Croce & "
-        "Hein 2020, arXiv 2003.01690)."
+        "Fewer classes than the targeted attacks expect: they ran with fewer targets, or not at all (Croce & Hein "
+        "2020, arXiv 2003.01690)."
     ),
     "partial": (
-        "Not every activation is steered: some are of another kind, or are not registered modules; CT as "
-        "published reaches ReLU-like activations only (Hu et al. 2025, arXiv 2502.07783)."
+        "Not every activation is steered: some are of another kind, or are not registered modules; CT as published "
+        "reaches ReLU-like activations only (Hu et al. 2025, arXiv 2502.07783)."
     ),
     "unlike_published": (
         "The untouched network's clean accuracy is further from the published one than chance explains: other weights, "
         "another preprocessing or other images than it was published for (Croce et al. 2021, arXiv 2010.09670)."
     ),
     "seen": (
-        "A few of the images that are scored, at most 1 %, are among the training images too, pixel by pixel; official "
-        "splits have such doubles (Barz & Denzler 2020, arXiv 1902.00423)."
+        "A few of the scored images, at most 1 %, are among the training images too, pixel by pixel; official splits "
+        "have such duplicates (Barz & Denzler 2020, arXiv 1902.00423)."
     ),
     "refitted": (
-        "Not all images were scored with the same fit, as the several hashes in weights_sha256 tell: it was made anew "
-        "in between, on another machine or after the cache was lost. Move the ledger away and run it again."
+        "Not all images were scored with the same fit, as the several hashes in weights_sha256 show: it was fitted "
+        "anew in between, on another machine or after the cache was lost. Move the ledger away and run it again."
     ),
     "not_comparable": (
         "Made as the Curvature Tuning paper's numbers were: only registered modules are replaced, β is chosen in "
         "sample, and where there is an eps, images are normalised before they are attacked, so that it is not in "
-        "pixels. It stands beside no other board (protocol: paper; Hu et al. 2025, arXiv 2502.07783)."
+        "pixels. Compare it with no other board (protocol: paper; Hu et al. 2025, arXiv 2502.07783)."
     ),
     "invalid": (
         "The attack returned images that the threat does not allow; they were refused and nothing is scored "
         "(Carlini et al. 2019, arXiv 1902.06705)."
     ),
 }
-"""Every flag of the built-in parts, in a sentence or two."""
+"""The meaning of every flag of the built-in parts."""
 
 SQUARE_SHARE = 0.002
-"""Of the images, as in AutoAttack's own check."""
+"""Share of the images that Square may take from the attacks before it without a flag, as in AutoAttack's own check."""
 
 
-def explained(met: Iterable[str]) -> dict[str, str]:
-    """The flags that were met, by name, with what they mean."""
-    return {flag: MEANING.get(flag, "Raised by a plug-in.") for flag in sorted(set(met))}
+def explained(raised: Iterable[str]) -> dict[str, str]:
+    """Return the flags that were raised, by name, with their meanings."""
+    return {flag: MEANING.get(flag, "Raised by a plug-in.") for flag in sorted(set(raised))}
 
 
 def of_training(training: Collection[str], scored: Collection[str]) -> set[str]:
-    """``seen`` where an image is in both, by the hashes of their pixels."""
+    """Return ``seen`` where an image is both trained on and scored, by the hashes of its pixels."""
     return {"seen"} if set(training) & set(scored) else set()
 
 
 def of_weights(sha256: str) -> set[str]:
-    """``refitted`` where a row has several hashes, joined by ``+``."""
+    """Return ``refitted`` where a row has several hashes, joined by ``+``."""
     return {"refitted"} if "+" in sha256 else set()
 
 
 def of_protocol(protocol: Protocol) -> set[str]:
-    """Of every row of a board."""
+    """Return ``not_comparable`` for every row of a board under ``protocol: paper``."""
     return {"not_comparable"} if protocol == "paper" else set()
 
 
 def of_coverage(coverage: Coverage, family: FamilyName) -> set[str]:
-    """``partial`` where something that bends the network is not steered."""
+    """Return ``partial`` where a nonlinearity of the network is not steered."""
     others = coverage.kinds.keys() - STEERED[family] - GATES
     return {"partial"} if coverage.steered < coverage.sites or others else set()
 
 
 def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
-    """``square`` where Square lowers the accuracy that the stages before it left.
+    """Return ``square`` where Square lowers the accuracy that the stages before it left.
 
     Args:
-        stages: what stands after each stage, in order, the clean one first; [n] each.
+        stages: scores [n] after each stage, in order, the clean one first.
     """
     names = list(stages)
     if "square" not in names or names.index("square") < 2:  # nothing but the clean stage before it
@@ -117,10 +116,21 @@ def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
 
 
 def of_published(clean: np.ndarray, published_clean: float) -> set[str]:
-    """``unlike_published`` where the clean scores [n] of the untouched network are not what was published."""
+    """Return ``unlike_published`` where chance does not explain the distance from the published clean accuracy.
+
+    Args:
+        clean: clean scores [n] of the untouched network.
+        published_clean: published accuracy in [0, 1].
+    """
     return {"unlike_published"} if unlike(round(float(clean.sum())), len(clean), published_clean) else set()
 
 
 def of_replay(robust: np.ndarray, robust_replay: np.ndarray, points: float) -> set[str]:
-    """``replay`` where replayed images lower the accuracy by more than ``points`` percentage points."""
+    """Return ``replay`` where adversarial images found at other β lower the accuracy further.
+
+    Args:
+        robust: robust scores [n] under the row's own attack.
+        robust_replay: robust scores [n] when the others' adversarial images count too.
+        points: percentage points that the accuracy may fall by without a flag.
+    """
     return {"replay"} if 100 * (robust.mean() - robust_replay.mean()) > points else set()

@@ -1,9 +1,9 @@
-"""The outcome file beside a leaderboard: a bit for each image, so that two boards can be compared image by image.
+"""The outcome file beside a leaderboard: one character an image, so that two boards can be compared image by image.
 
-``leaderboards/x.csv`` has ``leaderboards/x.outcomes.csv``: a row for each model, steering and stage, whose column
-``outcomes`` is a string of 0 (lost), 1 (standing) and ? (not attacked, since the steering was given up before), one
-character an image, in the benchmark's order. Where an answer is graded, it is a number an image, with spaces between:
-the share of the attributes that are right, or the negative of a squared error.
+``leaderboards/x.csv`` has ``leaderboards/x.outcomes.csv``: a row for each model, steering and stage. Its column
+``outcomes`` is a string of 1 (surviving), 0 (fooled) and ? (not attacked, since the steering was pruned before), in the
+benchmark's order of images. Graded answers are a number an image, separated by spaces: the share of the attributes that
+are right, or the negative of a squared error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.errors import LeaderboardError
-from harness.leaderboard.csv_file import Key, ModelEntry, method_of
+from harness.leaderboard.row import RowKey
+from harness.leaderboard.scores import ModelEntry
 from harness.scheduling.trials import CLEAN, REPLAY
 from harness.util.files import write_whole
 
@@ -26,19 +27,22 @@ COLUMNS = ("model", "method", "beta", "c", "stage", "outcomes")
 
 SUFFIX = ".outcomes.csv"
 
+ImageScores = tuple[np.ndarray, np.ndarray]
+"""Clean and robust scores of each image, float64 [n] both."""
+
 
 def path_of(board: Path) -> Path:
-    """The outcome file of a leaderboard."""
+    """Return the path of the outcome file of a leaderboard."""
     return board.with_suffix(SUFFIX)
 
 
-def is_one(path: Path) -> bool:
-    """Whether a file is an outcome file, by its name."""
+def is_outcome_file(path: Path) -> bool:
+    """Return whether a path names an outcome file."""
     return path.name.endswith(SUFFIX)
 
 
 def table(entries: Iterable[ModelEntry]) -> pd.DataFrame:
-    """The outcomes of every scored model, stage by stage, and after the replay."""
+    """Return the outcomes of every scored model, stage by stage, and after the replay."""
     import pandas as pd
 
     return pd.DataFrame(list(_rows(entries)), columns=list(COLUMNS))
@@ -47,12 +51,12 @@ def table(entries: Iterable[ModelEntry]) -> pd.DataFrame:
 def _rows(entries: Iterable[ModelEntry]) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         for score in sorted(entry.scores, key=lambda score: (-score.steering.beta, score.steering.c)):
-            stages = dict(score.stages) | ({REPLAY: score.replay} if score.replay is not None else {})
-            for stage, values in stages.items():
+            by_stage = dict(score.stages) | ({REPLAY: score.replay} if score.replay is not None else {})
+            for stage, values in by_stage.items():
                 beta, c = score.steering.beta, score.steering.c
                 yield (
                     str(entry.shared["model"]),
-                    method_of(entry, score.steering),
+                    entry.method_of(score.steering),
                     f"{beta:.6g}",
                     f"{c:.6g}",
                     stage,
@@ -61,7 +65,7 @@ def _rows(entries: Iterable[ModelEntry]) -> Iterator[tuple[str, ...]]:
 
 
 def written(values: np.ndarray) -> str:
-    """Outcomes as the file has them."""
+    """Return the text of outcomes, float [n] with NaN where they are not known."""
     values = values + 0.0  # no −0
     known = values[~np.isnan(values)]
     if np.isin(known, (0.0, 1.0)).all():
@@ -70,15 +74,15 @@ def written(values: np.ndarray) -> str:
 
 
 def write(outcomes: pd.DataFrame, board: Path) -> None:
-    """Write the outcome file of ``board``, whole or not at all."""
+    """Write the outcome file of the leaderboard ``board``, whole or not at all."""
     write_whole(path_of(board), outcomes.to_csv(index=False, lineterminator="\n"))
 
 
 def read(board: Path) -> pd.DataFrame | None:
-    """The outcome file of ``board``; None where there is none.
+    """Read the outcome file of the leaderboard ``board``; None where there is none.
 
     Raises:
-        LeaderboardError: it is there but is not one of ours.
+        LeaderboardError: the file is there but is not an outcome file.
     """
     import pandas as pd
 
@@ -96,31 +100,34 @@ def read(board: Path) -> pd.DataFrame | None:
     return found
 
 
-def scores(outcomes: pd.DataFrame) -> Mapping[Key, tuple[np.ndarray, np.ndarray]]:
-    """The clean and robust scores of each image, float64 [n], by row; bounds where one was given up.
+def stages(outcomes: pd.DataFrame) -> dict[RowKey, dict[str, str]]:
+    """Return the text of the outcomes by row and stage, in the order of the file."""
+    found: dict[RowKey, dict[str, str]] = {}
+    for model, method, beta, c, stage, text in outcomes[list(COLUMNS)].itertuples(index=False, name=None):
+        found.setdefault(RowKey(model, method, float(beta), float(c)), {})[stage] = text
+    return found
 
-    Where images were replayed, the threat is "worst" and robust is what its last stage left; otherwise it is the
-    share of the stages that an image survived.
+
+def scores(outcomes: pd.DataFrame) -> Mapping[RowKey, ImageScores]:
+    """Return the scores of each image by row; where the row was pruned, upper bounds.
+
+    Where images were replayed, the reduction of the threat is "worst" and robust is what its last stage left; otherwise
+    it is the share of the stages that an image survived.
     """
-    found: dict[Key, tuple[np.ndarray, np.ndarray]] = {}
+    found: dict[RowKey, ImageScores] = {}
     worst = bool((outcomes["stage"] == REPLAY).any())
-    for key, group in outcomes.groupby(["model", "method", "beta", "c"], sort=False):
-        model, method, beta, c = map(str, key)
-        stages = {
-            str(stage): values_of(str(text)) for stage, text in zip(group["stage"], group["outcomes"], strict=True)
-        }
-        stages.pop(REPLAY, None)
-        clean = stages.pop(CLEAN)
-        attacked = list(stages.values()) or [clean]
-        robust = attacked[-1] if worst else np.mean(attacked, axis=0)
-        found[Key(model, method, float(beta), float(c))] = clean, robust
+    for key, texts in stages(outcomes).items():
+        values = {stage: values_of(text) for stage, text in texts.items() if stage != REPLAY}
+        clean = values.pop(CLEAN)
+        attacked = list(values.values()) or [clean]
+        found[key] = clean, attacked[-1] if worst else np.mean(attacked, axis=0)
     return found
 
 
 def values_of(text: str) -> np.ndarray:
-    """Outcomes from what the file has, float64 [n]; of what is not known, the most that it can be."""
+    """Parse outcomes, float64 [n]; an unknown one becomes the most that it can be."""
     if set(text) <= set("01?"):
-        return np.array([bit != "0" for bit in text], np.float64)
+        return np.array([mark != "0" for mark in text], np.float64)
     values = text.split(" ")
     most = 0.0 if any(value.startswith("-") for value in values) else 1.0  # of a negative error, of a share
     return np.array([most if value == "?" else float(value) for value in values], np.float64)

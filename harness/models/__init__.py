@@ -1,1 +1,1 @@
-"""Models: where a pretrained classifier comes from."""
+"""Models: sources of pretrained classifiers."""

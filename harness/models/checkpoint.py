@@ -1,4 +1,4 @@
-"""Anyone's network: a callable that builds it, and a file that holds its weights."""
+"""Your own network: a callable that builds it, and a file with its weights."""
 
 from __future__ import annotations
 
@@ -32,21 +32,20 @@ MOVED = {
     "harness.models.swin": "harness.models.architectures.relu_swin",
     "harness.models.networks": "harness.models.architectures.digits_net",
 }
-"""Modules of builders, by the names under which they were first published; either name means the same network."""
+"""Current module of a builder, by the name under which it was first published; either name is the same network."""
 
 
 class Checkpoint(Model):
     """The network that ``builder`` returns, with the state dict in ``weights``.
 
     Args:
-        builder: ``package.module:callable``, installed or importable from the working directory; called
-            without arguments, returns the network.
-        weights: the path of a state dict (a torch checkpoint, or ``*.safetensors``), or
-            ``pkg:package/path/inside`` for a file of an installed package; without it the builder returns the
-            trained network.
-        mean: what the network wants subtracted from each channel of an image in [0, 1].
-        std: what it then wants each channel divided by, > 0; ``mean`` and ``std`` come together.
-        name: its name on the leaderboard; the callable's without it.
+        builder: callable that returns the network and takes no arguments, as ``package.module:callable``; installed,
+            or importable from the working directory.
+        weights: path of a state dict (a torch checkpoint, or ``*.safetensors``), or ``pkg:package/path/inside`` for a
+            file of an installed package; if omitted, the builder returns the trained network.
+        mean: number to be subtracted from each channel of an image in [0, 1]; given together with ``std``.
+        std: number by which each channel is then divided, > 0.
+        name: name on the leaderboard; the callable's by default.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -77,14 +76,14 @@ class Checkpoint(Model):
 
     @property
     def label(self) -> str:
-        """The name, or that of the callable."""
+        """Name on the leaderboard."""
         return self.name or self.builder.partition(":")[2]
 
     def identity(self) -> dict[str, Any]:
-        """See `Part.identity`; a builder that has moved is still the one that it was."""
+        """See `Part.identity`; a builder keeps the identity of its first published name."""
         module, _, name = self.builder.partition(":")
-        first = next((old for old, new in MOVED.items() if new == module), module)
-        return super().identity() | {"builder": f"{first}:{name}"}
+        first_published = next((old for old, new in MOVED.items() if new == module), module)
+        return super().identity() | {"builder": f"{first_published}:{name}"}
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; nothing is downloaded, unless the builder does so."""
@@ -109,21 +108,21 @@ def _build(builder: str) -> nn.Module:
     if module.split(".")[0] == "robustbench":
         from harness.models.robustbench import import_robustbench
 
-        import_robustbench()  # it cannot be imported just so
+        import_robustbench()  # which a plain import cannot do
     with _working_directory_on_path():
         try:
-            home = import_module(MOVED.get(module, module))
-        except Exception as error:  # whatever an import can raise
+            imported = import_module(MOVED.get(module, module))
+        except Exception as error:  # an import may raise anything
             raise ModelError(
                 f"builder {builder!r}: the module {module!r} cannot be imported ({error!r}); "
                 f"install its package, or run from the directory that holds it (now {Path.cwd()})"
             ) from error
-        if not hasattr(home, name):
-            hint = did_you_mean(name, [word for word in vars(home) if not word.startswith("_")])
-            raise ModelError(f"builder {builder!r}: {home.__file__ or module} has no {name!r}{hint}")
+        if not hasattr(imported, name):
+            hint = did_you_mean(name, [word for word in vars(imported) if not word.startswith("_")])
+            raise ModelError(f"builder {builder!r}: {imported.__file__ or module} has no {name!r}{hint}")
         try:
-            network = getattr(home, name)()
-        except Exception as error:  # whatever the builder raises
+            network = getattr(imported, name)()
+        except Exception as error:  # a builder may raise anything
             raise ModelError(
                 f"builder {builder!r}: raised {error!r}; it is called without arguments, and must return the network"
             ) from error
@@ -135,7 +134,7 @@ def _build(builder: str) -> nn.Module:
 
 @contextmanager
 def _working_directory_on_path() -> Iterator[None]:
-    """Modules of the working directory can be imported, but hide no installed ones."""
+    """Make modules of the working directory importable within the block, behind all installed ones."""
     here = str(Path.cwd())
     sys.path.append(here)
     try:
@@ -145,10 +144,10 @@ def _working_directory_on_path() -> Iterator[None]:
 
 
 def _path(weights: str) -> Path:
-    """The file that ``weights`` names.
+    """Return the file that ``weights`` names.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such file or package.
     """
     if not weights.startswith("pkg:"):
         path = Path(weights).absolute()
@@ -158,13 +157,13 @@ def _path(weights: str) -> Path:
     package, _, inside = weights.removeprefix("pkg:").partition("/")
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None:
-        raise ModelError(f"weights {weights!r}: no package {package!r}; install it, or mend pkg:package/path")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    for folder in folders:
-        if (folder / inside).is_file():
-            return folder / inside
+        raise ModelError(f"weights {weights!r}: no package {package!r}; install it, or correct pkg:package/path")
+    directories = [Path(directory) for directory in spec.submodule_search_locations or ()]
+    for directory in directories:
+        if (directory / inside).is_file():
+            return directory / inside
     raise ModelError(
-        f"weights {weights!r}: no file {inside!r} in {', '.join(map(str, folders)) or package}; "
+        f"weights {weights!r}: no file {inside!r} in {', '.join(map(str, directories)) or package}; "
         f"install a version of {package} that ships it, or give the path of a checkpoint"
     )
 
@@ -174,17 +173,17 @@ def _load_weights(network: nn.Module, path: Path) -> None:
         state = _state_dict(read_checkpoint(path))
     except BadCheckpoint as bad:
         raise ModelError(f"weights: {path} {bad}; get the file again, or name another") from bad
-    own = network.state_dict().keys()
-    state = {key if key in own else key.removeprefix("module."): value for key, value in state.items()}
+    expected = network.state_dict().keys()
+    state = {key if key in expected else key.removeprefix("module."): value for key, value in state.items()}
     try:
         network.load_state_dict(state)
-    except Exception as error:  # torch raises RuntimeError, a hook of the network anything
+    except Exception as error:  # torch raises RuntimeError; a hook of the network may raise anything
         fault = mismatch(error) or f"cannot be loaded ({error!r})"
         raise ModelError(f"weights: {path} {fault}; give builder and weights of one network") from error
 
 
 def _state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict itself, where it lies beside an optimiser's or an epoch."""
+    """Return the state dict, without the optimiser state or epoch that may be saved beside it."""
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), Mapping):
             return dict(content[key])

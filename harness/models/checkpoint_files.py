@@ -1,4 +1,4 @@
-"""What kind of file is this checkpoint, and why does it not fit?"""
+"""Checkpoint files: reading them without running their code, and explaining why one does not fit its network."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from harness.util.lockfile import fingerprint
 
 
 class BadCheckpoint(ValueError):
-    """Why a file is no checkpoint, to be completed with its name and the remedy: "is a web page, …"."""
+    """A file is not a checkpoint; the message is a predicate, to which the caller adds the file and the remedy."""
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The mapping in a checkpoint, its tensors on the CPU; no pickled code is ever run.
+    """Read the mapping in a checkpoint, with its tensors on the CPU; pickled code is never run.
 
     Args:
-        path: an existing file; safetensors by its suffix, anything else is for ``torch.load``.
+        path: existing file, read as safetensors if its suffix says so, otherwise by ``torch.load``.
 
     Raises:
-        BadCheckpoint: a web page, cut short, not a checkpoint, or one that holds more than tensors.
+        BadCheckpoint: the file is a web page, truncated, not a checkpoint, or holds more than tensors.
     """
     with path.open("rb") as file:
         head = file.read(512).lstrip()
@@ -44,8 +44,8 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def checkpoint(path: Path) -> None:
-    """Check that ``path`` is a whole checkpoint.
+def check_checkpoint(path: Path) -> None:
+    """Check that ``path`` is a complete checkpoint.
 
     Raises:
         BadFile: it is not.
@@ -57,9 +57,9 @@ def checkpoint(path: Path) -> None:
 
 
 def hub_file(url: str) -> Remote:
-    """The checkpoint at ``url``, where ``torch.hub`` and all who load by it look for it.
+    """Describe the checkpoint at ``url``, stored where ``torch.hub`` looks for it.
 
-    Where the name ends in a part of its hash, as in ``resnet18-f37072fd.pth``, the content must have it.
+    If the name ends with the first digits of a hash, as in ``resnet18-f37072fd.pth``, the content must match it.
     """
     from torch import hub
 
@@ -67,7 +67,7 @@ def hub_file(url: str) -> Remote:
     stated = re.search(r"-([0-9a-f]{8,})\.", name)
 
     def check(path: Path) -> None:
-        checkpoint(path)
+        check_checkpoint(path)
         if stated and not (found := fingerprint(path).sha256).startswith(stated[1]):
             raise BadFile(f"is not the file of that name: its SHA-256 starts with {found[: len(stated[1])]}")
 
@@ -76,10 +76,15 @@ def hub_file(url: str) -> Remote:
 
 @contextmanager
 def loading(path: Path, name: str, library: str) -> Iterator[None]:
-    """Explain why ``library`` cannot load the file ``path``, named under ``file``, as weights of ``name``.
+    """Turn errors that ``library`` raises within the block into explanations of why it cannot load a checkpoint.
+
+    Args:
+        path: checkpoint, as given by the key ``file``.
+        name: name of the model whose weights it should hold.
+        library: name of the library that loads it.
 
     Raises:
-        ModelError: it is not there, no checkpoint, or of another architecture.
+        ModelError: the file is missing, not a checkpoint, or of another architecture.
     """
     if not path.is_file():
         raise ModelError(f"file: no file {path}; give the path of a checkpoint of {name}")
@@ -87,16 +92,19 @@ def loading(path: Path, name: str, library: str) -> Iterator[None]:
         yield
     except BadCheckpoint as bad:
         raise ModelError(f"{path} {bad}; get the file again, or name another under file") from bad
-    except Exception as error:  # torch raises RuntimeError; builders, and timm's filters of checkpoints, anything
+    except Exception as error:  # torch raises RuntimeError; builders, and timm's checkpoint filters, may raise anything
         fault = mismatch(error) or f"cannot be loaded by {library} ({error!r})"
         raise ModelError(f"{path} {fault}; give a checkpoint of {name}") from error
 
 
 def mismatch(error: Exception) -> str | None:
-    """How a checkpoint does not fit its network: of each kind of fault how many keys, and the first of them.
+    """Summarise how a checkpoint does not fit its network: for each kind of fault, the number of keys and the first.
 
     Args:
-        error: what ``load_state_dict`` raised; for any other error the answer is None.
+        error: error raised by ``load_state_dict``.
+
+    Returns:
+        The summary as a predicate; None for any other error.
     """
     faults: list[str] = []
     for word in ("Missing", "Unexpected"):
@@ -129,5 +137,5 @@ def _reason(path: Path, error: Exception) -> str:
             f"holds Python objects ({objects[1]}) beside its tensors, and reading those could run code; "
             "if you trust it, save its state dict alone into a new file"
         )
-    what = "safetensors file" if path.suffix == ".safetensors" else "torch checkpoint"
-    return f"is cut short or not a {what} ({path.stat().st_size:,} bytes; {type(error).__name__} when read)"
+    kind = "safetensors file" if path.suffix == ".safetensors" else "torch checkpoint"
+    return f"is cut short or not a {kind} ({path.stat().st_size:,} bytes; {type(error).__name__} when read)"

@@ -1,4 +1,4 @@
-"""Small networks that come with the package, so that a first leaderboard needs no download."""
+"""Small networks shipped with the package, so that a first leaderboard needs no download."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Demo(Model):
-    """A residual ReLU network for the digits, trained by ``ci/train_demo.py`` on their train split.
+    """A residual ReLU network for digits, trained by ``ci/train_demo.py`` on the train split.
 
     Args:
-        name: ``digits_plain`` (trained normally) or ``digits_robust`` (trained against PGD, L∞, ε = 0.15); with
-            ``_0to4`` the same, having seen these five digits alone, to be transferred to others.
-        normalised: the same function, written as a network of normalised images with the normalisation before it: for
-            ``protocol: paper``.
+        name: name of the network: ``digits_plain`` (standard training) or ``digits_robust`` (PGD adversarial training,
+            L∞, ε = 0.15); with the suffix ``_0to4``, trained on the digits 0 to 4 alone, for transfer to the others.
+        normalised: whether the same function is given as a network of normalised images preceded by its
+            normalisation, for ``protocol: paper``.
     """
 
     kind: ClassVar[str] = "demo"
@@ -31,16 +31,16 @@ class Demo(Model):
 
     @classmethod
     def names(cls) -> Mapping[str, Sequence[str]]:
-        """The networks."""
+        """Return the names of the demo networks."""
         return {"demo": get_args(cls.model_fields["name"].annotation)}
 
     @property
     def label(self) -> str:
-        """The name of the network."""
+        """Name of the network."""
         return self.name
 
     def load(self, *, offline: bool = False) -> Loaded:
-        """The network with its packaged weights; never downloads.
+        """Load the network with its packaged weights; downloads nothing.
 
         Raises:
             ModelError: the packaged weights are missing or damaged.
@@ -71,10 +71,10 @@ class Demo(Model):
 
 
 MEAN, STD = (0.305,), (0.376,)
-"""Of the pixels of the digits that they were trained on."""
+"""Mean and standard deviation of the pixels of the training images."""
 REPAIR = "reinstall ct-harness, or in a checkout run: python ci/train_demo.py"
 
 
 def weights_of(name: str) -> Traversable:
-    """The file in the package that holds the weights of the demo network ``name``."""
+    """Return the packaged file with the weights of the demo network ``name``."""
     return files("harness.models").joinpath("weights", f"{name}.safetensors")

@@ -1,4 +1,4 @@
-"""A model in memory: the network, the hash of its weights, and the network to score for each steering."""
+"""A loaded model: its network, the hash of its weights, and the network to score at each steering."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network that is scored as it came.
+    """A pretrained network, of which no part is fitted by the harness.
 
     Args:
-        network: in eval mode, from images in [0, 1] (float32 [n, c, h, w]) to logits [n, classes], with its
-            normalisation inside: a threat lives in pixel space.
-        sha256: names the weights.
+        network: classifier in eval mode from images in [0, 1] (float32 [n, c, h, w]) to logits [n, classes], with its
+            normalisation inside, since threats are defined in pixel space.
+        sha256: hash of the weights.
     """
 
     network: nn.Module
@@ -33,17 +33,17 @@ class Loaded:
 
     @property
     def recipe(self) -> str:
-        """Nothing is fitted."""
+        """The empty string, as nothing is fitted."""
         return ""
 
     @property
     def body(self) -> nn.Module:
-        """The network."""
+        """The network itself, which holds all weights."""
         return self.network
 
     @property
     def training(self) -> None:
-        """Nothing is fitted."""
+        """None, as nothing is fitted."""
         return
 
     def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
@@ -51,11 +51,11 @@ class Loaded:
         return self.network if steering.is_baseline else steered_network(self.network, steering, example)
 
     def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
-        """See `Scorable.compiled`; all of it."""
+        """See `Scorable.compiled`; the whole network is compiled."""
         return compile(network)
 
     def normalised_space(self) -> tuple[Loaded, Callable[[Tensor], Tensor]]:
-        """See `Scorable.normalised_space`; for networks wrapped in `Normalised`."""
+        """See `Scorable.normalised_space`; defined for networks wrapped in `Normalised`."""
         if not isinstance(self.network, Normalised):
             raise ModelError(NO_NORMALISATION)
         return replace(self, network=self.network.network), self.network.normalise
@@ -65,13 +65,13 @@ class Loaded:
         return coverage_of(self.network, sites, example, family)
 
     def trainable_parameters(self, method: str = "") -> int:
-        """None."""
+        """Return 0, as nothing is fitted."""
         return 0
 
     def fitted(self, steering: Steering) -> dict[str, str]:
-        """Nothing is."""
+        """Return an empty mapping, as nothing is fitted."""
         return {}
 
     def training_scores(self, steering: Steering) -> np.ndarray:
-        """Never asked for, since there are no training images."""
+        """Raise NotImplementedError, as there are no training images; the harness never calls it."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""A network with its normalisation inside, so that a threat can live in pixel space."""
+"""Networks with their normalisation inside, so that threats are defined in pixel space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class _Channelwise(nn.Module):
-    """Mean and std are buffers that are saved: they move with the network and belong to the hash of its weights."""
+    """Mean and std as persistent buffers, which move with the network and are part of the hash of its weights."""
 
     mean: Tensor
     std: Tensor
@@ -21,12 +21,12 @@ class _Channelwise(nn.Module):
 
 
 class Normalised(_Channelwise):
-    """``network((x − mean) / std)``, channel by channel.
+    """The network ``network((x − mean) / std)``, computed channel by channel.
 
     Args:
-        network: takes normalised images [n, c, h, w].
-        mean: of each channel, in pixels of [0, 1].
-        std: of each channel, > 0.
+        network: network of normalised images [n, c, h, w].
+        mean: mean of each channel, in pixels in [0, 1].
+        std: standard deviation of each channel, > 0.
     """
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -34,18 +34,18 @@ class Normalised(_Channelwise):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits of images in [0, 1]."""
+        """Return the logits of images in [0, 1]."""
         logits: Tensor = self.network(self.normalise(x))
         return logits
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Images in [0, 1] as the network inside takes them."""
+        """Normalise images in [0, 1] for the network inside."""
         return (x - self.mean) / self.std
 
 
 class Denormalised(_Channelwise):
-    """``x · std + mean``, channel by channel: what `Normalised` did, undone."""
+    """The inverse of the normalisation in `Normalised`: ``x · std + mean``, computed channel by channel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images as pixels in [0, 1]."""
+        """Return normalised images as pixels in [0, 1]."""
         return x * self.std + self.mean

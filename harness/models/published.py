@@ -1,4 +1,4 @@
-"""What RobustBench has published of a model of its zoo, and does a measured accuracy agree with it?"""
+"""Accuracies that RobustBench has published of the models in its zoo."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from harness.api.records import Published
 
 
 def published(dataset: str, threat: str, name: str) -> Published | None:
-    """RobustBench's figures of the model ``name``; None where it has none.
+    """Return the accuracies that RobustBench published of a model; None if it has not.
 
     Args:
-        dataset: "cifar10", "cifar100" or "imagenet".
-        threat: the board, "Linf", "L2" or "corruptions"; or "corruptions_3d", which stands beside the latter.
-        name: exactly as in RobustBench's zoo.
+        dataset: dataset of the board, "cifar10", "cifar100" or "imagenet".
+        threat: threat of the board, "Linf", "L2" or "corruptions"; or "corruptions_3d", which the board of corruptions
+            reports beside its own.
+        name: name of the model, exactly as in RobustBench's zoo.
 
     Example:
         >>> published("cifar10", "Linf", "Standard").clean
@@ -28,13 +29,13 @@ def published(dataset: str, threat: str, name: str) -> Published | None:
 
 @cache
 def _table() -> Mapping[tuple[str, str, str], Published]:
-    """``published.csv``: ``model_info`` of RobustBench's repository in March 2025, accuracies in percent as there."""
+    """Read ``published.csv``: ``model_info`` of RobustBench's repository in March 2025, with accuracies in percent."""
     text = files("harness.models").joinpath("published.csv").read_text(encoding="utf-8")
     return {(row["dataset"], row["threat"], row["model"]): _record(row) for row in csv.DictReader(text.splitlines())}
 
 
 def _record(row: Mapping[str, str]) -> Published:
-    board = row["threat"].removesuffix("_3d")  # one file holds both kinds of corruptions
+    board = row["threat"].removesuffix("_3d")  # one file of RobustBench holds both kinds of corruptions
     return Published(
         clean=float(Fraction(row["clean"]) / 100),
         robust=float(Fraction(row["robust"]) / 100),

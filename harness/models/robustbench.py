@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from harness.api.model import Model
 from harness.api.records import AS_STORED, Preprocessing, Published
 from harness.errors import ModelError
-from harness.models.checkpoint_files import checkpoint, hub_file, mismatch
+from harness.models.checkpoint_files import check_checkpoint, hub_file, mismatch
 from harness.models.published import published
 from harness.models.timm import timm_preprocessing
 from harness.util.downloads import Remote
@@ -28,11 +28,17 @@ if TYPE_CHECKING:
 
 
 class RobustBench(Model):
-    """The model ``name`` on the board ``dataset``/``threat``.
+    """The model ``name`` on RobustBench's board ``dataset``/``threat``.
 
-    Its weights are the file ``<model_dir>/<dataset>/<threat>/<name>.pt``, for an ensemble those that end in
-    ``.pt_m0.pt``, ``.pt_m1.pt``, …. Where RobustBench takes them from a web address (XCiT, DeiT, AlexNet and
-    the standard ResNet-50 of ImageNet), they lie in the cache of ``torch.hub`` instead.
+    Its weights are the file ``<model_dir>/<dataset>/<threat>/<name>.pt``; those of an ensemble the files ending in
+    ``.pt_m0.pt``, ``.pt_m1.pt``, …. Weights that RobustBench takes from a web address (XCiT, DeiT, AlexNet and the
+    standard ResNet-50 of ImageNet) are kept in the cache of ``torch.hub`` instead.
+
+    Args:
+        name: name of the model in RobustBench's zoo; see ``ct-harness list models``.
+        dataset: dataset of the board.
+        threat: threat of the board.
+        model_dir: directory of the weights.
     """
 
     kind: ClassVar[str] = "robustbench"
@@ -45,18 +51,18 @@ class RobustBench(Model):
 
     @classmethod
     def names(cls) -> Mapping[str, Sequence[str]]:
-        """RobustBench's entries by board."""
+        """Return the names of RobustBench's models, by board."""
         with redirect_stdout(sys.stderr):
-            found = boards(import_robustbench())
-        return {f"robustbench {dataset}/{threat}": list(models) for (dataset, threat), models in found.items()}
+            entries = boards(import_robustbench())
+        return {f"robustbench {dataset}/{threat}": list(models) for (dataset, threat), models in entries.items()}
 
     @property
     def label(self) -> str:
-        """The name of the model."""
+        """Name of the model."""
         return self.name
 
     def preprocessing(self, *, offline: bool = False) -> Preprocessing:
-        """RobustBench's own: pictures are resized on the boards of ImageNet alone."""
+        """Return RobustBench's own preprocessing, which resizes images on the boards of ImageNet alone."""
         if self.dataset != "imagenet":
             return AS_STORED
         with redirect_stdout(sys.stderr):
@@ -67,7 +73,7 @@ class RobustBench(Model):
             return _as_preprocessing(import_module("robustbench.data").PREPROCESSINGS[entry["preprocessing"]])
 
     def published(self, dataset: str, threat: str) -> Published | None:
-        """RobustBench's own figures, of the board that its weights are from; the robust one under no other threat."""
+        """Return the accuracies on the model's own board; under another threat, the clean one alone."""
         if dataset != self.dataset:
             return None
         if threat.removesuffix("_3d") == self.threat:
@@ -76,7 +82,7 @@ class RobustBench(Model):
         return replace(own, robust=None) if own else None
 
     def load(self, *, offline: bool = False) -> Loaded:
-        """See `Model.load`; files that are missing are downloaded, and kept only when they are whole."""
+        """See `Model.load`; missing files are downloaded, and kept only if complete."""
         from harness.models.loaded import Loaded
         from harness.util.hashing import sha256_of_weights
 
@@ -90,17 +96,17 @@ class RobustBench(Model):
 
 
 def import_robustbench() -> Any:
-    """The module ``robustbench.utils``.
+    """Import the module ``robustbench.utils``.
 
-    As published on PyPI it wants a module ``autoattack`` that is not there; ``pyautoattack`` is a port of
-    it, and takes its place unless the real one is installed.
+    The version on PyPI imports a module ``autoattack`` that PyPI does not have. Its port ``pyautoattack`` takes its
+    place, unless ``autoattack`` is installed.
 
     Raises:
         ModelError: it cannot be imported.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pkg_resources, timm, torch.jit: nothing that users can mend
+            warnings.simplefilter("ignore")  # pkg_resources, timm, torch.jit: nothing that users can fix
             if find_spec("autoattack") is None:
                 for module in ("autoattack", "autoattack.state"):
                     sys.modules[module] = import_module(f"py{module}")
@@ -111,7 +117,7 @@ def import_robustbench() -> Any:
 
 
 def _files(model: RobustBench, utils: Any) -> list[Remote]:
-    """The files of ``model``, as ``load_model`` will look for them."""
+    """List the files of ``model``, where ``load_model`` will look for them."""
     entry = _entry(model, utils)
     if (cfg := _timm_cfg(model, utils)) is not None:
         return [hub_file(cfg.url)]
@@ -123,7 +129,7 @@ def _files(model: RobustBench, utils: Any) -> list[Remote]:
     def drive_file(name: str, gdrive_id: str) -> Remote:
         path = Path(model.model_dir).absolute() / model.dataset / model.threat / name
         url = f"https://drive.google.com/uc?id={gdrive_id}"
-        return Remote(path, url, checkpoint, lambda part: utils.download_gdrive_new(gdrive_id, part))
+        return Remote(path, url, check_checkpoint, lambda part: utils.download_gdrive_new(gdrive_id, part))
 
     if isinstance(entry["gdrive_id"], list):
         return [drive_file(f"{model.name}.pt_m{i}.pt", one) for i, one in enumerate(entry["gdrive_id"])]
@@ -131,33 +137,33 @@ def _files(model: RobustBench, utils: Any) -> list[Remote]:
 
 
 def timm_name(name: str, dataset: str, threat: str) -> str:
-    """What RobustBench asks timm for before it looks into its own zoo."""
+    """Return the name by which RobustBench asks timm for a model before it looks into its own zoo."""
     return f"{name.lower().replace('-', '_')}_{dataset}_{threat.lower()}"
 
 
 def _timm_cfg(model: RobustBench, utils: Any) -> Any | None:
-    """What timm knows of ``model``, where RobustBench builds it by timm."""
+    """Return timm's config of ``model`` if RobustBench builds it with timm, otherwise None."""
     name = timm_name(model.name, model.dataset, model.threat)
     return utils.timm.get_pretrained_cfg(name) if utils.timm.is_model(name) else None
 
 
 def _as_preprocessing(compose: Any) -> Preprocessing:
-    """What an entry of RobustBench's table does: of Resize and CenterCrop each at most one, in this order."""
-    found = AS_STORED
+    """Convert an entry of RobustBench's table, which has at most one Resize and one CenterCrop, in this order."""
+    preprocessing = AS_STORED
     for step in compose.transforms[:-1]:  # the last is ToTensor
         match type(step).__name__:
             case "Resize":
                 size = tuple(step.size) if isinstance(step.size, list) else step.size
-                found = found._replace(resize=size, interpolation=step.interpolation.value)
+                preprocessing = preprocessing._replace(resize=size, interpolation=step.interpolation.value)
             case "CenterCrop":
-                found = found._replace(crop=step.size[0])
+                preprocessing = preprocessing._replace(crop=step.size[0])
             case other:
-                raise ModelError(f"RobustBench prepares its pictures by {other}, which ct-harness does not know")
-    return found
+                raise ModelError(f"RobustBench prepares its images by {other}, which ct-harness does not know")
+    return preprocessing
 
 
 def boards(utils: Any) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """What the zoo knows of its entries, by data set and threat."""
+    """Return the entries of RobustBench's zoo by dataset and threat, each a mapping from name to entry."""
     return {
         (dataset.value, threat.value): models
         for dataset, threats in utils.all_models.items()
@@ -166,7 +172,7 @@ def boards(utils: Any) -> dict[tuple[str, str], Mapping[str, Any]]:
 
 
 def _entry(model: RobustBench, utils: Any) -> Mapping[str, Any]:
-    """What the zoo knows of ``model``.
+    """Return the zoo's entry of ``model``.
 
     Raises:
         ModelError: there is no such board, or ``model`` is not on it.
@@ -188,7 +194,7 @@ def _entry(model: RobustBench, utils: Any) -> Mapping[str, Any]:
 def _load(model: RobustBench, utils: Any, files: list[Remote]) -> nn.Module:
     where = {"model_dir": model.model_dir, "dataset": model.dataset, "threat_model": model.threat}
     try:
-        with _nothing_left_random(utils):
+        with _missing_weights_refused(utils):
             network: nn.Module = utils.load_model(model.name, **where)
     except Exception as error:  # the zoo is 200 authors' code
         paths = ", ".join(str(file.path) for file in files)
@@ -202,11 +208,11 @@ def _load(model: RobustBench, utils: Any, files: list[Remote]) -> nn.Module:
 
 
 @contextmanager
-def _nothing_left_random(utils: Any) -> Iterator[None]:
-    """Within it, ``load_model`` refuses a checkpoint that leaves weights as they were initialised.
+def _missing_weights_refused(utils: Any) -> Iterator[None]:
+    """Make ``load_model`` refuse, within the block, a checkpoint that leaves weights at their initialisation.
 
-    Where ``normalize.mean`` is missing, RobustBench forgives an ImageNet model every other missing key: a
-    wrong checkpoint would make a random network, in silence.
+    If ``normalize.mean`` is missing, RobustBench also ignores every other missing key of an ImageNet model: a wrong
+    checkpoint would silently give a random network.
     """
     original = utils._safe_load_state_dict
 
@@ -216,7 +222,7 @@ def _nothing_left_random(utils: Any) -> Iterator[None]:
         weights = (key for key, _ in loaded.named_parameters() if key.rpartition(".")[2] not in constants)
         missing = [f'"{key}"' for key in weights if key not in state]
         if missing:
-            raise RuntimeError(f"Missing key(s) in state_dict: {', '.join(missing)}. ")  # as torch says it
+            raise RuntimeError(f"Missing key(s) in state_dict: {', '.join(missing)}. ")  # torch's wording
         return loaded
 
     utils._safe_load_state_dict = load

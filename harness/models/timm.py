@@ -1,4 +1,4 @@
-"""Models of timm, from its registry or from anyone's repository on the Hugging Face hub."""
+"""Models of timm, from its registry or from any repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 HUB = "hf_hub:"
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""What a repository calls its weights, the better first."""
+"""Names of the weights in a repository, the preferred one first."""
 
 
 class Timm(Model):
     """A pretrained model of timm, with the mean and std of its training inside.
 
-    Its weights lie in the cache of the Hugging Face hub. For a repository of that hub, its ``config.json`` is fetched
-    as soon as its preprocessing is asked for.
+    The weights are kept in the cache of the Hugging Face hub. The ``config.json`` of a repository on the hub is
+    downloaded as soon as the preprocessing is needed.
 
     Args:
-        name: as in timm's registry, ``resnet18.a1_in1k``, without a tag timm's default weights; or
-            ``hf_hub:user/repo``, with ``@revision`` if need be.
-        file: a checkpoint of this model that lies here; nothing is downloaded then.
+        name: name in timm's registry such as ``resnet18.a1_in1k`` (timm's default weights without a tag), or
+            ``hf_hub:user/repo`` with an optional ``@revision``.
+        file: path of a checkpoint of this model; with it, no weights are downloaded.
     """
 
     kind: ClassVar[str] = "timm"
@@ -47,22 +47,22 @@ class Timm(Model):
 
     @classmethod
     def names(cls) -> Mapping[str, Sequence[str]]:
-        """Those of timm's registry that are pretrained."""
+        """Return the names of timm's pretrained models."""
         import timm
 
         return {"timm": timm.list_pretrained()}
 
     @property
     def label(self) -> str:
-        """The name of the model."""
+        """Name of the model."""
         return self.name
 
     def preprocessing(self, *, offline: bool = False) -> Preprocessing:
-        """What timm does when it validates the model, at the size of its training."""
+        """Return timm's validation preprocessing of the model, at the resolution of its training."""
         return timm_preprocessing(_card(self.name, offline).cfg)
 
     def load(self, *, offline: bool = False) -> Loaded:
-        """See `Model.load`; the weights are downloaded where they are missing."""
+        """See `Model.load`; missing weights are downloaded."""
         from harness.models.loaded import Loaded
         from harness.models.normalisation import Normalised
         from harness.util.hashing import sha256_of_weights
@@ -75,7 +75,14 @@ class Timm(Model):
 
 @dataclass(frozen=True)
 class _Card:
-    """What a model is, before any weight is there: name, timm's config, and arguments of its builder."""
+    """All that is known of a model before its weights are loaded.
+
+    Args:
+        name: name in the benchmark.
+        architecture: name of timm's builder.
+        cfg: timm's ``PretrainedCfg``.
+        arguments: keyword arguments of the builder.
+    """
 
     name: str
     architecture: str
@@ -84,10 +91,10 @@ class _Card:
 
 
 def _card(name: str, offline: bool) -> _Card:
-    """Look a name up.
+    """Look a model up, in timm's registry or on the hub.
 
     Raises:
-        ModelError: nobody knows it, or no weights of it.
+        ModelError: there is no such model, or it has no such weights.
     """
     import timm
 
@@ -99,8 +106,8 @@ def _card(name: str, offline: bool) -> _Card:
         raise ModelError(f"timm has no model {architecture!r}{hint}; `ct-harness list models` names them all")
     known = [full for full in timm.list_pretrained() if full.partition(".")[0] == architecture]
     if not known or (tag and name not in known):
-        wanted = f"{name!r}{did_you_mean(name, known)}" if tag else f"{architecture!r}"
-        raise ModelError(f"timm has no weights {wanted}; of {architecture} it has: {', '.join(known) or 'none'}")
+        missing = f"{name!r}{did_you_mean(name, known)}" if tag else f"{architecture!r}"
+        raise ModelError(f"timm has no weights {missing}; of {architecture} it has: {', '.join(known) or 'none'}")
     return _Card(name, architecture, timm.get_pretrained_cfg(name), {})
 
 
@@ -113,7 +120,7 @@ def _card_of_hub(name: str, offline: bool) -> _Card:
     path = from_hugging_face(repo, [CONFIG], revision or None, offline, by_hand)
     try:
         config = json.loads(path.read_text())
-        cfg = config.get("pretrained_cfg", config)  # in old repositories the whole file is the latter
+        cfg = config.get("pretrained_cfg", config)  # in old repositories the file is the pretrained_cfg itself
         known = {key: value for key, value in cfg.items() if key in PretrainedCfg.__dataclass_fields__}
         known["num_classes"] = config.get("num_classes", known.get("num_classes", 1000))
         architecture = str(config["architecture"])
@@ -126,7 +133,7 @@ def _card_of_hub(name: str, offline: bool) -> _Card:
 
 
 def _weights(card: _Card, offline: bool) -> Path:
-    """The file of the weights, here."""
+    """Return the local file of the weights, which is downloaded if missing."""
     if card.cfg.hf_hub_id is None:
         remote = hub_file(card.cfg.url)
         remote.ensure(offline)
@@ -148,21 +155,21 @@ def _network(card: _Card, path: Path) -> nn.Module:
 
 
 def timm_preprocessing(cfg: Any) -> Preprocessing:
-    """What timm does to a picture when it validates a model of this config.
+    """Return the preprocessing with which timm validates a model.
 
     Args:
-        cfg: timm's ``PretrainedCfg``.
+        cfg: the model's ``PretrainedCfg`` in timm.
 
     Raises:
-        ModelError: it pads, or wants pictures that are not square.
+        ModelError: the preprocessing pads, or its images are not square.
     """
     from timm.data import resolve_data_config
 
     data = resolve_data_config(pretrained_cfg=cfg.to_dict())
     _, height, width = data["input_size"]
     if height != width or data["crop_mode"] not in ("center", "squash"):
-        what = f"{height}×{width} pixels, crop mode {data['crop_mode']!r}"
-        raise ModelError(f"{cfg.architecture}: wants pictures of {what}; ct-harness cuts squares from the centre")
+        expected = f"{height}×{width} pixels, crop mode {data['crop_mode']!r}"
+        raise ModelError(f"{cfg.architecture}: takes images of {expected}; ct-harness crops squares from the centre")
     scaled = math.floor(height / data["crop_pct"])
     resize = (scaled, scaled) if data["crop_mode"] == "squash" else scaled
     return Preprocessing(resize, height, data["interpolation"])

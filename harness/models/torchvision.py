@@ -1,4 +1,4 @@
-"""Models of torchvision, with the weights that it publishes."""
+"""Classifiers of torchvision, with its published weights."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ DEFAULT = "DEFAULT"
 
 
 class TorchVision(Model):
-    """A classifier of torchvision, with the mean and std of its weights inside.
+    """A classifier of torchvision, with the mean and std of its training inside.
 
-    Its weights lie in the cache of ``torch.hub``.
+    The weights are kept in the cache of ``torch.hub``.
 
     Args:
-        name: ``resnet18``, …: see ``ct-harness list models``.
-        weights: ``IMAGENET1K_V1``, …; without it those that torchvision holds for the best.
-        file: a checkpoint of this model that lies here; nothing is downloaded then, and ``weights`` says how its
-            pictures are prepared.
+        name: name of the model, such as ``resnet18``; see ``ct-harness list models``.
+        weights: name of the weights, such as ``IMAGENET1K_V1``; by default those that torchvision recommends.
+        file: path of a checkpoint of this model; with it, nothing is downloaded, and ``weights`` only determines the
+            preprocessing.
     """
 
     kind: ClassVar[str] = "torchvision"
@@ -42,24 +42,24 @@ class TorchVision(Model):
 
     @classmethod
     def names(cls) -> Mapping[str, Sequence[str]]:
-        """The classifiers of torchvision."""
+        """Return the names of torchvision's classifiers."""
         from torchvision import models
 
         return {"torchvision": models.list_models(module=models)}
 
     @property
     def label(self) -> str:
-        """The name of the model, and of the weights where they are not the default."""
+        """Name of the model, followed by that of the weights if they are not the default."""
         return self.name if self.weights == DEFAULT else f"{self.name} {self.weights}"
 
     def preprocessing(self, *, offline: bool = False) -> Preprocessing:
-        """What torchvision did when it validated these weights."""
-        wanted = _weights(self).transforms()
-        [resize], [crop] = wanted.resize_size, wanted.crop_size
-        return Preprocessing(resize, crop, wanted.interpolation.value)
+        """Return the preprocessing with which torchvision validated these weights."""
+        transforms = _weights(self).transforms()
+        [resize], [crop] = transforms.resize_size, transforms.crop_size
+        return Preprocessing(resize, crop, transforms.interpolation.value)
 
     def load(self, *, offline: bool = False) -> Loaded:
-        """See `Model.load`; the weights are downloaded where they are missing."""
+        """See `Model.load`; missing weights are downloaded."""
         from harness.models.loaded import Loaded
         from harness.models.normalisation import Normalised
         from harness.util.hashing import sha256_of_weights
@@ -71,16 +71,16 @@ class TorchVision(Model):
             remote = hub_file(weights.url)
             remote.ensure(offline)
             path = remote.path
-        wanted = weights.transforms()
-        network = Normalised(_network(self, weights, path), wanted.mean, wanted.std).eval()
+        transforms = weights.transforms()
+        network = Normalised(_network(self, weights, path), transforms.mean, transforms.std).eval()
         return Loaded(network, sha256_of_weights(network))
 
 
 def _weights(model: TorchVision) -> Any:
-    """The entry in torchvision of the weights that ``model`` names.
+    """Return torchvision's entry of the weights that ``model`` names.
 
     Raises:
-        ModelError: torchvision does not know the name, or no such weights.
+        ModelError: torchvision has no such model, or no such weights of it.
     """
     from torchvision import models
 
@@ -98,14 +98,14 @@ def _weights(model: TorchVision) -> Any:
 def _network(model: TorchVision, weights: Any, path: Path) -> nn.Module:
     from torchvision import models
 
-    with loading(path, model.name, "torchvision"), _in_place_of_a_download(weights, read_checkpoint(path)):
+    with loading(path, model.name, "torchvision"), _state_dict_given(weights, read_checkpoint(path)):
         network: nn.Module = models.get_model(model.name, weights=weights, progress=False)
     return network
 
 
 @contextmanager
-def _in_place_of_a_download(weights: Any, state: Mapping[str, Any]) -> Iterator[None]:
-    """Within it, torchvision's builders get ``state``: what they build depends on the entry, not only on its file."""
+def _state_dict_given(weights: Any, state: Mapping[str, Any]) -> Iterator[None]:
+    """Make torchvision load ``state`` within the block instead of downloading; its builder still sees the entry."""
     type(weights).get_state_dict = lambda *_, **__: state
     try:
         yield

@@ -1,1 +1,1 @@
-"""What people look at: tables, curves, pages, sites and exports of a leaderboard."""
+"""Tables, curves, pages, sites and exports of leaderboards, for people."""

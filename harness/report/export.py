@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from harness.analysis.metrics import of_row
 from harness.errors import LeaderboardError
-from harness.leaderboard.csv_file import FORMATS, OK, OWN
-from harness.report.curves import HEADLINES, baseline_of, failure, models
-from harness.report.verdict import Row
+from harness.leaderboard.row import FORMATS, LeaderboardRow, baseline_of, by_model, rows_of
+from harness.report.formats import TO
+from harness.report.table import (
+    CLEAN,
+    DELTA,
+    DELTA_INTERVAL,
+    MODEL,
+    P_VALUE,
+    ROBUST,
+    ROBUST_INTERVAL,
+    STEERING_OR_FIT,
+    TableColumn,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COUNTS = [name for name, kind in FORMATS.items() if kind == "d"]
+COUNTS = [name for name, form in FORMATS.items() if form == "d"]
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:
-    """The board with whole numbers where its columns count something; empty cells are missing values."""
+    """Return the board with counts as whole numbers; empty cells are missing values."""
     return table.astype(dict.fromkeys(COUNTS, "Int64"))
 
 
 def to_json(table: pd.DataFrame) -> str:
-    """A list of rows, each a mapping of the board's columns; null where a number is missing."""
+    """Return a list of rows, each a mapping of the board's columns; null where a number is missing."""
     return str(typed(table).to_json(orient="records", force_ascii=False, indent=2)) + "\n"
 
 
 def to_parquet(table: pd.DataFrame) -> bytes:
-    """The board with its types: text, int64, float64; null where a number is missing.
+    """Return the board with its types: text, int64, float64; null where a number is missing.
 
     Raises:
         LeaderboardError: pyarrow is not installed.
@@ -42,57 +51,49 @@ def to_parquet(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
+LATEX: dict[str, tuple[TableColumn, ...]] = {
+    "model": (MODEL,),
+    r"$\beta$": (STEERING_OR_FIT,),
+    r"clean (\%)": (CLEAN,),
+    r"robust (\%)": (ROBUST, ROBUST_INTERVAL),
+    r"$\Delta$ (points)": (DELTA, DELTA_INTERVAL),
+    "$p$": (P_VALUE,),
+}
+"""Headings of the LaTeX table, each with its column, and the interval in brackets behind it."""
+CLEAN_ONLY = {r"clean (\%)": (CLEAN, ROBUST_INTERVAL), r"robust (\%)": ()}
+"""The same where nothing is attacked: the interval is that of the clean accuracy."""
+
+
 def to_latex(table: pd.DataFrame) -> str:
-    r"""A ``tabular`` (for ``\usepackage{booktabs}``): of each model the untouched network, and the headline's gain.
+    r"""Return a ``tabular`` (for ``\usepackage{booktabs}``): the baseline, the headline and other methods by model.
 
     Accuracies are in percent, gains in percentage points; intervals are 95 %. Models that failed are left out.
 
     Raises:
-        LeaderboardError: all did.
+        LeaderboardError: every model failed.
     """
     import pandas as pd
 
-    rows = [cells for model, rows in models(table).items() if not failure(rows) for cells in _cells(model, rows)]
+    rows = [row for own in by_model(rows_of(table)).values() if own[0].kind != "failed" for row in _in_the_paper(own)]
     if not rows:
         raise LeaderboardError("--latex: no model was scored, so there is no table; `ct-harness show` says why")
-    style = pd.DataFrame(rows).style
-    return style.format(escape="latex").hide(axis="index").to_latex(hrules=True, column_format="lrrrrr")
+    columns = LATEX if any(row.is_attacked for row in rows) else LATEX | CLEAN_ONLY
+    shown = {heading: found for heading, found in columns.items() if found}
+    cells = [{heading: _cell(row, *found) for heading, found in shown.items()} for row in rows]
+    style = pd.DataFrame(cells).style.format(escape="latex").hide(axis="index")
+    return style.to_latex(hrules=True, column_format="l" + "r" * (len(shown) - 1))
 
 
-def _cells(model: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
-    others = [row for row in rows if row["method"] not in OWN and row["status"] == OK]
-    headlines = [row for row in rows if row["status"] in HEADLINES]
-    for row in (baseline_of(model, rows), *headlines, *others):
-        compared = row in headlines or row in others
-        yield {
-            "model": model,
-            r"$\beta$": _steering(row),
-            r"clean (\%)": _read(row, "clean"),
-            r"robust (\%)": _robust(row),
-            r"$\Delta$ (points)": _gain(row) if compared else "",
-            "$p$": f"{row['p_value']:.2g}" if compared else "",
-        }
+def _in_the_paper(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
+    headlines = [row for row in rows if row.is_headline]
+    return [baseline_of(rows), *headlines, *(row for row in rows if row.kind == "adapted")]
 
 
-def _steering(row: Row) -> str:
-    """The β that were chosen, the untouched network's, or another method, with how many numbers that fits."""
-    if row["method"] not in OWN:
-        return f"{row['method']} ({row['trainable_parameters']:,.0f} fitted)"
-    return str(row["chosen"]).replace(";", ", ") or f"{row['beta']:g}"
-
-
-def _robust(row: Row) -> str:
-    return f"{_read(row, 'robust')} [{_read(row, 'robust_low')}, {_read(row, 'robust_high')}]"
-
-
-def _read(row: Row, column: str) -> str:
-    return of_row(row).text(row[column])
-
-
-def _gain(row: Row) -> str:
-    metric = of_row(row)
-    points = [f"{metric.points(row[name]):+{metric.form}}" for name in ("delta_pp", "delta_low", "delta_high")]
-    return f"{points[0]} [{points[1]}, {points[2]}]"
+def _cell(row: LeaderboardRow, column: TableColumn, interval: TableColumn | None = None) -> str:
+    text = column.cell(row).text
+    if text and interval is not None:
+        text += f" [{interval.cell(row).text.replace(TO, ', ')}]"
+    return text.replace("−", "-").replace("\N{NO-BREAK SPACE}", " ")  # LaTeX's default encodings know neither
 
 
 FORMS: dict[str, tuple[str, Callable[[pd.DataFrame], str | bytes]]] = {
@@ -100,4 +101,4 @@ FORMS: dict[str, tuple[str, Callable[[pd.DataFrame], str | bytes]]] = {
     "parquet": (".parquet", to_parquet),
     "latex": (".tex", to_latex),
 }
-"""The suffix of a file of each form, and what makes its content."""
+"""The suffix of a file of each form, and the function that makes its content."""

@@ -1,7 +1,7 @@
-"""A leaderboard as one page for people: what came out, in words and pictures, how far to trust it, how to repeat it.
+"""A leaderboard as one page for people: the result in words and pictures, how far to trust it, and how to repeat it.
 
-`view` makes of a board what the page shows, and is pure; the templates hold the HTML. The page is one file that needs
-no network, and has the same bytes each time.
+`view` turns a board into the content of the page, and is pure; the templates hold the HTML. The page is one file that
+needs no network, and the same board gives the same bytes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from harness.analysis.metrics import of_row, spoken
+from harness.analysis.metrics import spoken
 from harness.leaderboard import csv_file, outcomes
-from harness.leaderboard.csv_file import CT, OWN, UNTOUCHED, Key, key_of, written
 from harness.leaderboard.flags import explained
-from harness.report import curves, plot
+from harness.leaderboard.row import CT, UNTOUCHED, LeaderboardRow, by_model
+from harness.report import curves, plot, table
+from harness.report.formats import AT_LEAST, AT_MOST
 from harness.report.html import inlined, render
-from harness.report.table import Column, Line, listed
 from harness.report.verdict import ModelVerdict, model_verdict
 
 if TYPE_CHECKING:
@@ -31,12 +31,11 @@ FACTS = {
     "selection": "selection of β", "seed": "seed", "batch_size": "batch size",
     "ct_harness": "ct-harness", "torch": "torch", "device": "device",
 }  # fmt: skip
-
-Row = Mapping[Any, Any]
+"""The columns that say how the board was made, and their names on the page."""
 
 
 class Picture(NamedTuple):
-    """A model's curves, and the same in words."""
+    """The curves of a model, and the same in words."""
 
     model: str
     svg: Markup
@@ -45,25 +44,31 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """All that the page shows.
+    """The content of the page.
 
     Args:
-        stages: the heading of the table of stages, then its rows; empty where no outcome file is there.
-        flags: those that were met, with their meaning.
-        facts: what is the same for all models.
-        weights: each model's SHA-256.
-        commands: what to type to repeat it.
-        metric: in words.
+        name: name of the board.
+        question: the benchmark in a line.
+        verdicts: the result of each model.
+        pictures: the curves of each model that was scored.
+        columns: columns of the table that any row fills.
+        lines: rows of the table.
+        stages: headings of the table of stages, then its rows; empty where there is no outcome file.
+        flags: flags that were raised, with their meaning.
+        facts: what all models share, by name.
+        weights: SHA-256 of the weights by model.
+        commands: command lines that repeat the board.
+        metric: the metric in words.
         attacked: whether there is a threat.
-        methods: whether other ways to adapt a network stand beside the steerings.
+        methods: whether there are other methods beside the steerings.
     """
 
     name: str
     question: str
     verdicts: tuple[ModelVerdict, ...]
     pictures: tuple[Picture, ...]
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    columns: tuple[table.TableColumn, ...]
+    lines: tuple[table.TableLine, ...]
     stages: tuple[tuple[str, ...], ...]
     flags: Mapping[str, str]
     facts: Mapping[str, str]
@@ -74,61 +79,56 @@ class View:
     methods: bool
 
 
-def view(name: str, table: pd.DataFrame, bits: pd.DataFrame | None, benchmark: bool) -> View:
-    """What the page shows of a board.
+def view(name: str, rows: Sequence[LeaderboardRow], marks: pd.DataFrame | None, benchmark: bool) -> View:
+    """Return the content of the page of a board.
 
     Args:
-        name: of the board.
-        table: the board.
-        bits: the outcome file beside it, where there is one.
-        benchmark: whether ``benchmarks/<name>.yaml`` is there.
+        name: name of the board.
+        rows: rows of the board.
+        marks: content of its outcome file; None where there is none.
+        benchmark: whether ``benchmarks/<name>.yaml`` exists.
     """
-    rows = table.to_dict("records")
-    columns, lines = listed(rows)
-    met = (flag for row in rows for flag in str(row["flags"]).split(";") if flag)
+    columns = table.filled(table.PAGE, rows)
     return View(
         name,
         question(rows),
-        tuple(model_verdict(model, part) for model, part in curves.models(table).items()),
-        tuple(_picture(number, panel) for number, panel in enumerate(curves.panels(table), start=1)),
+        tuple(model_verdict(own) for own in by_model(rows).values()),
+        tuple(_picture(number, panel) for number, panel in enumerate(curves.panels(rows), start=1)),
         columns,
-        lines,
-        () if bits is None else staged(bits),
-        explained(met),
+        table.lines(columns, rows),
+        () if marks is None else stage_table(marks),
+        explained(flag for row in rows for flag in row.flags),
         facts(rows),
-        {model: str(part[0]["weights_sha256"]) for model, part in curves.models(table).items()},
+        {model: own[0].weights_sha256 for model, own in by_model(rows).items()},
         commands(name, benchmark),
-        ", ".join(dict.fromkeys(spoken(of_row(row)) for row in rows)),
-        any(map(curves.is_attacked, rows)),
-        any(row["method"] not in (*OWN, "") for row in rows),
+        ", ".join(dict.fromkeys(spoken(row.metric) for row in rows)),
+        any(row.is_attacked for row in rows),
+        any(row.is_adapted for row in rows),
     )
 
 
-def question(rows: Sequence[Row]) -> str:
-    """What was asked, in a line: ``digits[:100] · Linf, ε = 0.1 · standard · n = 100``."""
-    known = facts(rows)
-    eps = f", ε = {known['ε']}" if "ε" in known else ""
-    n = f"n = {known['how many']}" if "how many" in known else ""
-    return " · ".join(filter(None, [known.get("images"), known.get("threat", "") + eps, known.get("attack"), n]))
+def question(rows: Sequence[LeaderboardRow]) -> str:
+    """Return the benchmark in a line: ``digits[:100] · Linf, ε = 0.1 · standard · n = 100``."""
+    found = facts(rows)
+    eps = f", ε = {found['ε']}" if "ε" in found else ""
+    n = f"n = {found['how many']}" if "how many" in found else ""
+    return " · ".join(filter(None, [found.get("images"), found.get("threat", "") + eps, found.get("attack"), n]))
 
 
-def facts(rows: Sequence[Row]) -> dict[str, str]:
-    """`FACTS` by their names, each with all values that the rows have; of the headline's images no account is taken."""
+def facts(rows: Sequence[LeaderboardRow]) -> dict[str, str]:
+    """Return `FACTS` by their names, each with all values among the rows; headlines may be of fewer images."""
     found = {}
     for column, label in FACTS.items():
-        counted = [row for row in rows if column != "n" or row["status"] not in curves.HEADLINES]
-        values = dict.fromkeys(written(row[column], column) for row in counted)
+        values = dict.fromkeys(row.written(column) for row in rows if column != "n" or not row.is_headline)
         if text := ", ".join(filter(None, values)):
             found[label] = text
     return found
 
 
-def staged(bits: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
-    """The accuracy in percent after each stage: the headings, then a row for each model and steering."""
-    stages = list(dict.fromkeys(map(str, bits["stage"])))
-    found: dict[Key, dict[str, str]] = {}
-    for row in bits.to_dict("records"):
-        found.setdefault(key_of(row), {})[str(row["stage"])] = _standing(str(row["outcomes"]))
+def stage_table(marks: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
+    """Return the accuracy in percent after each stage: the headings, then a row for each model and steering."""
+    found = outcomes.stages(marks)
+    names = list(dict.fromkeys(stage for texts in found.values() for stage in texts))
     columns = {
         "model": True,
         "method": any(key.method not in (CT, UNTOUCHED) for key in found),
@@ -137,24 +137,28 @@ def staged(bits: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
     }
     shown = [name for name, wanted in columns.items() if wanted]
     lines = []
-    for key, after in found.items():
+    for key, texts in found.items():
         cells = {"model": key.model, "method": key.method, "β": f"{key.beta:g}", "c": f"{key.c:g}"}
-        lines.append((*(cells[name] for name in shown), *(after.get(stage, "") for stage in stages)))
-    return ((*shown, *stages), *lines)
+        lines.append((*(cells[name] for name in shown), *(surviving(texts.get(name, "")) for name in names)))
+    return ((*shown, *names), *lines)
 
 
-def _standing(marks: str) -> str:
-    """The share of images that stand or may stand, in percent; where answers are graded, their mean."""
+def surviving(marks: str) -> str:
+    """Format the share of images that survive a stage, or may, in percent; the mean where answers are graded.
+
+    Args:
+        marks: outcomes as the outcome file has them.
+    """
     if set(marks) - set("01?"):
         mean = float(outcomes.values_of(marks).mean())
-        read = f"{-mean:.4g}" if mean < 0 else f"{100 * mean:.1f}"  # an error, or a share
-        return f"{('≥ ' if mean < 0 else '≤ ') if '?' in marks else ''}{read}"
-    lost = marks.count("0")
-    return f"{'≤ ' if '?' in marks else ''}{100 * (1 - lost / len(marks)):.1f}" if marks else ""
+        text = f"{-mean:.4g}" if mean < 0 else f"{100 * mean:.1f}"  # an error, or a share
+        return f"{(AT_LEAST if mean < 0 else AT_MOST) if '?' in marks else ''}{text}"
+    fooled = marks.count("0")
+    return f"{AT_MOST if '?' in marks else ''}{100 * (1 - fooled / len(marks)):.1f}" if marks else ""
 
 
 def commands(name: str, benchmark: bool) -> tuple[str, ...]:
-    """What to type to compute the board again, and to hold a fresh run against it."""
+    """Return the command lines that compute the board again, and that hold a fresh run against it."""
     yaml = shlex.quote(f"benchmarks/{name}.yaml") if benchmark else "BENCHMARK.yaml"
     return (f"ct-harness run {yaml}", f"ct-harness check {yaml} --against {shlex.quote(f'leaderboards/{name}.csv')}")
 
@@ -164,7 +168,7 @@ def _picture(number: int, panel: curves.Panel) -> Picture:
 
 
 def words(panel: curves.Panel) -> str:
-    """A model's curves in words, for those who do not see them."""
+    """Describe the curves of a model, for readers who do not see them."""
     points = [(point, curve.c) for curve in panel.curves for point in curve.robust]
     scored = [(point, c) for point, c in points if not point.bounded]
     pruned = [point.value for point, _ in points if point.bounded]
@@ -180,7 +184,7 @@ def words(panel: curves.Panel) -> str:
 
     best, worst = (extreme(scored, key=lambda one: metric.sign * one[0].value) for extreme in (max, min))
     lowest = (
-        f"{len(pruned)} steerings were given up, each at {read(max(pruned))} or less" if pruned
+        f"{len(pruned)} steerings were pruned, each at {read(max(pruned))} or less" if pruned
         else f"the worst is {at(*worst)}"
     )  # fmt: skip
     name = spoken(metric)
@@ -194,15 +198,16 @@ def words(panel: curves.Panel) -> str:
 
 
 def report(board: Path, links: Mapping[str, str] | None = None) -> str:
-    """The page of a board.
+    """Return the page of a board.
 
     Args:
-        board: the CSV; its outcome file is looked for beside it, its benchmark in ``benchmarks`` beside its folder.
-        links: names and addresses of what lies beside the page, where it is part of a site.
+        board: path of the CSV; its outcome file is looked for beside it, its benchmark in ``benchmarks`` beside its
+            directory.
+        links: names and addresses of further pages and files, where the page is part of a site.
 
     Raises:
-        LeaderboardError: the board or its outcome file is none.
+        LeaderboardError: the board or its outcome file is not one.
     """
     benchmark = (board.resolve().parents[1] / "benchmarks" / f"{board.stem}.yaml").exists()
-    shown = view(board.stem, csv_file.read(board), outcomes.read(board), benchmark)
+    shown = view(board.stem, csv_file.read_rows(board), outcomes.read(board), benchmark)
     return render("report.html.j2", board=shown, links=links or {})

@@ -1,32 +1,25 @@
 """The robustness table of the Curvature Tuning paper, and beside it what boards have found under either protocol.
 
-The published values are those of the authors' project page (Hu et al. 2025, arXiv 2502.07783). A board's row stands
-beside one of them where it answers the same question of a network of that name, with its n beside it. Boards of one
-question on the same images with the same weights, seed and batches stand side by side. The columns are never ranked
-against each other.
+The published values are those of the authors' project page (Hu et al. 2025, arXiv 2502.07783). The row of a board
+stands beside one of them where it answers the same question of a network of that name. Boards of the same question,
+images, weights, seed and batches stand side by side. The columns are never ranked against each other.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from harness.leaderboard import flags
-from harness.leaderboard.csv_file import IN_SAMPLE, SELECTED, written
+from harness.leaderboard.row import LeaderboardRow, RowKind, known
+from harness.report.formats import ARROW, signed, signed_interval
 from harness.report.html import render
-from harness.report.table import TO
-from harness.report.verdict import signed
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-ARROW = "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}"
 
 
 class PaperSetting(NamedTuple):
-    """What was asked, as the columns of a board have it; of the data set only the kind."""
+    """The question that a board answers, as its columns have it; of the dataset only the name."""
 
     dataset: str
     threat: str
@@ -35,7 +28,7 @@ class PaperSetting(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What was published of one network: robust accuracy in percent, untouched and at β."""
+    """The published robust accuracy of one network in percent: of the untouched network, and at ``beta``."""
 
     base: float
     tuned: float
@@ -48,19 +41,27 @@ class Claim(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a board found for one network under one protocol.
+    """The headline of a board for one network under one protocol.
 
     Args:
-        identity: of the question, the images, the seed, the batches and the weights: all but the protocol.
-        base: robust accuracy of the untouched network on the images that are reported on, percent.
-        tuned: likewise at the β of the headline.
-        beta: the one that was chosen; where folds differ, each with how many chose it.
-        delta: the gain in points, ``low`` … ``high`` with 95 % confidence.
+        board: name of the board.
+        identity: the question, the images, the seed, the batches and the weights: everything but the protocol.
+        setting: the question.
+        protocol: ``paper`` or ``pixel``.
+        network: label of the model.
+        n: number of images that are reported on.
+        base: robust accuracy of the untouched network on these images, in percent.
+        tuned: robust accuracy at the β of the headline, likewise.
+        beta: the β that was chosen; where folds differ, each with the number of folds that chose it.
+        delta: gain in percentage points.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        flags: flags of the row.
     """
 
     board: str
     identity: tuple[str, ...]
-    question: PaperSetting
+    setting: PaperSetting
     protocol: str
     network: str
     n: int
@@ -84,14 +85,14 @@ class Measured(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """Its 95 % interval, in points."""
-        return f"{signed(self.low)}{TO}{signed(self.high)}"
+        """The 95 % interval of the gain, in points."""
+        return signed_interval(self.low, self.high)
 
 
 class PaperRow(NamedTuple):
-    """One network under one question; None where nothing was published, or nothing was run."""
+    """One network in one setting; None where nothing was published, or nothing was run."""
 
-    question: PaperSetting
+    setting: PaperSetting
     network: str
     claim: Claim | None
     paper: Measured | None = None
@@ -99,16 +100,17 @@ class PaperRow(NamedTuple):
 
     @property
     def measured(self) -> tuple[Measured, ...]:
-        """What was run."""
+        """The headlines of boards."""
         return tuple(one for one in (self.paper, self.pixel) if one)
 
 
 class PaperGroup(NamedTuple):
-    """The rows of one question.
+    """The rows of one setting.
 
     Args:
-        title: the question in words.
-        benchmark: the file that fills its blanks; empty where nothing was published.
+        title: the setting in words.
+        benchmark: path of the benchmark that fills its blanks; empty where nothing was published.
+        rows: a row for each network.
     """
 
     title: str
@@ -118,7 +120,7 @@ class PaperGroup(NamedTuple):
 
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 THREATS = {"L2": ("0.5", "L2, ε = 0.5"), "Linf": ("0.0313725", "Linf, ε = 8/255"), "corruptions": ("", "corruptions")}
-"""Of each published threat ε, as a board has it, and the threat in words."""
+"""Each published threat: its ε as a board has it, and the threat in words."""
 
 TABLE = {
     ("cifar10", "ResNet-18"): ((53.67, 53.67, 1.00), (11.17, 14.93, 0.90), (77.73, 77.73, 1.00)),
@@ -131,119 +133,122 @@ TABLE = {
     ("imagenet", "ResNet-50 IMAGENET1K_V1"): ((31.90, 31.90, 1.00), (0.30, 9.30, 0.93), (39.64, 39.64, 1.00)),
     ("imagenet", "ResNet-152 IMAGENET1K_V1"): ((42.50, 42.50, 1.00), (0.30, 13.53, 0.97), (45.47, 45.47, 0.99)),
 }
-"""Under each of `THREATS` base, tuned and β. On ImageNet the networks are those of torchvision's first weights."""
+"""Base, tuned and β under each of `THREATS`. On ImageNet the networks have torchvision's first weights."""
 
-COUNTED = {"paper": IN_SAMPLE, "pixel": SELECTED}
-"""The headline that each protocol goes with: in pixels an in-sample choice is no result."""
+COUNTED: Mapping[str, RowKind] = {"paper": "in_sample", "pixel": "selected"}
+"""The kind of headline that counts under each protocol: in pixels an in-sample choice is no result."""
 
 
 def _published() -> dict[tuple[PaperSetting, str], PaperRow]:
-    """A row for every published value, by its question and the network's plain name."""
+    """Return a row for every published value, by its setting and the network's plain name."""
     found = {}
     for (dataset, network), claims in TABLE.items():
         for (threat, (eps, _)), values in zip(THREATS.items(), claims, strict=True):
             attack = f"{DATASETS[dataset]}-C" if threat == "corruptions" else "standard"
-            question = PaperSetting(dataset, threat, eps, attack)
-            found[question, plain(network)] = PaperRow(question, network, Claim(*values))
+            setting = PaperSetting(dataset, threat, eps, attack)
+            found[setting, plain(network)] = PaperRow(setting, network, Claim(*values))
     return found
 
 
 def plain(network: str) -> str:
-    """A network's name without its case, its hyphens and its underscores: ResNet-18 is resnet18."""
+    """Return the name of a network in lower case, without hyphens and underscores: ResNet-18 is resnet18."""
     return network.lower().replace("-", "").replace("_", "")
 
 
 PUBLISHED: Mapping[tuple[PaperSetting, str], PaperRow] = _published()
 
 
-def groups(boards: Mapping[str, pd.DataFrame]) -> list[PaperGroup]:
-    """The table: questions that a board answers, then the others; published ones in their order, then further pairs.
+def groups(boards: Mapping[str, Sequence[LeaderboardRow]]) -> list[PaperGroup]:
+    """Return the table: settings that a board answers first; published rows in their order, then further pairs.
 
     Args:
-        boards: each by its name; those that answer none of these questions are left out.
+        boards: rows of each board by its name; a board of another question is left out.
     """
     found: dict[tuple[PaperSetting, str], list[PaperRow]] = {}
-    for row in _paired(one for name, table in boards.items() for one in _measured(name, table)):
-        found.setdefault((row.question, plain(row.network)), []).append(row)
-    by_question: dict[PaperSetting, list[PaperRow]] = {}
+    for row in _paired(one for name, rows in boards.items() for one in _measured(name, rows)):
+        found.setdefault((row.setting, plain(row.network)), []).append(row)
+    by_setting: dict[PaperSetting, list[PaperRow]] = {}
     for key in [*PUBLISHED, *(key for key in found if key not in PUBLISHED)]:
-        by_question.setdefault(key[0], []).extend(found[key] if key in found else [PUBLISHED[key]])
-    asked = {question for question, _ in PUBLISHED}
+        by_setting.setdefault(key[0], []).extend(found[key] if key in found else [PUBLISHED[key]])
+    published = {setting for setting, _ in PUBLISHED}
     table = [
-        PaperGroup(title(question), benchmark(question) if question in asked else "", tuple(rows))
-        for question, rows in by_question.items()
+        PaperGroup(title(setting), benchmark(setting) if setting in published else "", tuple(rows))
+        for setting, rows in by_setting.items()
     ]
     return sorted(table, key=lambda group: not belongs([group]))
 
 
-def _measured(board: str, table: pd.DataFrame) -> Iterator[Measured]:
-    """The headlines of a board."""
-    for row in table.to_dict("records"):
-        if row["status"] != COUNTED.get(str(row["protocol"])):
+def _measured(board: str, rows: Sequence[LeaderboardRow]) -> Iterator[Measured]:
+    """Return the headlines of a board."""
+    for row in rows:
+        if row.kind != COUNTED.get(row.protocol):
             continue
-        asked = [str(row[column]) for column in ("dataset", "threat", "eps", "attack")]
-        alike = [written(row[column], column) for column in ("data_sha256", "seed", "batch_size", "weights_sha256")]
-        folds = Counter(str(row["chosen"]).split(";"))
+        question = (row.dataset, row.threat, row.eps, row.attack)
+        computed = (row.written(column) for column in ("data_sha256", "seed", "batch_size", "weights_sha256"))
+        folds = Counter(row.chosen)
+        robust, delta = 100 * known(row.robust), known(row.delta_pp)
         yield Measured(
             board=board,
-            identity=(*asked, *alike),
-            question=PaperSetting(asked[0].partition("[")[0], *asked[1:]),
-            protocol=str(row["protocol"]),
-            network=str(row["model"]),
-            n=int(row["n"]),
-            base=max(0.0, 100 * row["robust"] - row["delta_pp"]),
-            tuned=100 * row["robust"],
+            identity=(*question, *computed),
+            setting=PaperSetting(row.dataset.partition("[")[0], *question[1:]),
+            protocol=row.protocol,
+            network=row.model,
+            n=known(row.n),
+            base=max(0.0, robust - delta),
+            tuned=robust,
             beta=", ".join(f"{beta} × {count}" if len(folds) > 1 else beta for beta, count in folds.most_common()),
-            delta=row["delta_pp"],
-            low=row["delta_low"],
-            high=row["delta_high"],
-            flags=tuple(flag for flag in str(row["flags"]).split(";") if flag),
+            delta=delta,
+            low=known(row.delta_low),
+            high=known(row.delta_high),
+            flags=row.flags,
         )
 
 
 def _paired(measured: Iterable[Measured]) -> Iterator[PaperRow]:
-    """The rows that belong to the table: of a published network, or with both protocols."""
-    alike: dict[tuple[str, ...], list[Measured]] = {}
+    """Return the rows that belong to the table: of a published network, or with both protocols."""
+    by_identity: dict[tuple[str, ...], list[Measured]] = {}
     for one in measured:
-        alike.setdefault(one.identity, []).append(one)
-    for same in alike.values():
+        by_identity.setdefault(one.identity, []).append(one)
+    for same in by_identity.values():
         papers, pixels = ([one for one in same if one.protocol == protocol] for protocol in COUNTED)
-        keys = [(one.question, plain(one.network)) for one in same]
-        entry = next((PUBLISHED[key] for key in keys if key in PUBLISHED), None)
-        if entry or (papers and pixels):
-            blank = entry or PaperRow(same[0].question, same[0].network, None)
+        keys = [(one.setting, plain(one.network)) for one in same]
+        published = next((PUBLISHED[key] for key in keys if key in PUBLISHED), None)
+        if published or (papers and pixels):
+            blank = published or PaperRow(same[0].setting, same[0].network, None)
             yield from (blank._replace(paper=paper, pixel=pixel) for paper, pixel in zip_longest(papers, pixels))
 
 
-def title(question: PaperSetting) -> str:
-    """The question in words: ``CIFAR-10 · Linf, ε = 8/255``."""
-    dataset, threat, eps, attack = question
+def title(setting: PaperSetting) -> str:
+    """Return the setting in words: ``CIFAR-10 · Linf, ε = 8/255``."""
+    dataset, threat, eps, attack = setting
     published = THREATS.get(threat)
     words = published[1] if published and published[0] == eps else f"{threat}, ε = {eps}" if eps else threat
     name = DATASETS.get(dataset, dataset)
     return " · ".join([name, words, *([] if attack in ("standard", f"{name}-C") else [attack])])
 
 
-def benchmark(question: PaperSetting) -> str:
-    """The file that asks a published question."""
-    return f"benchmarks/paper_{question.dataset}_{question.threat.lower()}.yaml"
+def benchmark(setting: PaperSetting) -> str:
+    """Return the path of the benchmark of a published setting."""
+    return f"benchmarks/paper_{setting.dataset}_{setting.threat.lower()}.yaml"
 
 
 def belongs(table: Iterable[PaperGroup]) -> bool:
-    """Whether any of the boards has something to say here."""
+    """Return whether any board has a row in the table."""
     return any(row.measured for group in table for row in group.rows)
 
 
 def page(
     table: Iterable[PaperGroup], links: Mapping[str, str] | None = None, pages: Mapping[str, str] | None = None
 ) -> str:
-    """The table as one page that needs no network.
+    """Return the table as one page that needs no network.
 
     Args:
-        table: from `groups`.
-        links: names and addresses of what lies beside the page, where it is part of a site.
-        pages: the addresses of the boards' pages, likewise.
+        table: groups of rows, from `groups`.
+        links: names and addresses of further pages, where the page is part of a site.
+        pages: addresses of the boards' own pages by their names, likewise.
     """
     shown = tuple(table)
-    met = {flag for group in shown for row in group.rows for one in row.measured for flag in one.flags}
-    return render("paper.html.j2", groups=shown, links=links or {}, pages=pages or {}, flags=flags.explained(met))
+    raised = {flag for group in shown for row in group.rows for one in row.measured for flag in one.flags}
+    return render(
+        "paper_table.html.j2", groups=shown, links=links or {}, pages=pages or {}, flags=flags.explained(raised)
+    )

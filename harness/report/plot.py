@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.analysis.metrics import spoken
 from harness.errors import LeaderboardError
-from harness.report.curves import CurvePoint, Panel, failure, models, panels
+from harness.leaderboard.row import LeaderboardRow, failures_of
+from harness.report.curves import CurvePoint, Panel, panels
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -160,28 +160,27 @@ def svg(figure: Figure, salt: str = "ct-harness") -> str:
     return text.getvalue()
 
 
-def write(table: pd.DataFrame, folder: Path, stem: str) -> list[Path]:
-    """Write ``stem``.svg and ``stem``.png.
+def write(rows: Sequence[LeaderboardRow], directory: Path, stem: str) -> list[Path]:
+    """Draw the rows of a board, and write ``stem``.svg and ``stem``.png.
 
     Raises:
-        LeaderboardError: no model was scored, or the folder cannot be written.
+        LeaderboardError: no model was scored, or the directory cannot be written.
     """
-    shown = panels(table)
-    failures = {model: why for model, rows in models(table).items() if (why := failure(rows))}
+    shown = panels(rows)
     if not shown:
         raise LeaderboardError(f"{stem}: no model was scored, so there is nothing to draw; `ct-harness show` says why")
-    return write_figure(draw(shown, failures), folder, stem)
+    return write_figure(draw(shown, failures_of(rows)), directory, stem)
 
 
-def write_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write ``stem``.svg and ``stem``.png.
+def write_figure(figure: Figure, directory: Path, stem: str) -> list[Path]:
+    """Write a figure as ``stem``.svg and ``stem``.png.
 
     Raises:
-        LeaderboardError: the folder cannot be written.
+        LeaderboardError: the directory cannot be written.
     """
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=200)
-    files: dict[Path, str | bytes] = {folder / f"{stem}.svg": svg(figure), folder / f"{stem}.png": png.getvalue()}
+    files: dict[Path, str | bytes] = {directory / f"{stem}.svg": svg(figure), directory / f"{stem}.png": png.getvalue()}
     for path, content in files.items():
         write_whole(path, content)
     return list(files)

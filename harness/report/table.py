@@ -1,181 +1,255 @@
-"""The rows of a leaderboard as people read them: each cell's text, and what it is sorted by."""
+"""The columns of a leaderboard as people read them: heading, meaning, and each row's text and sort value.
+
+The one renderer of a row: the terminal, the page and the LaTeX table each pick their columns from here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
 
-from harness.analysis.metrics import of_row
-from harness.leaderboard.csv_file import BOUNDED, OWN
-from harness.report import curves
-from harness.report.verdict import gain
+from harness.leaderboard.row import LeaderboardRow, RowKind, known
+from harness.report.formats import AT_MOST, TO, count, difference, difference_interval, p_value
 
 USUAL_C = {"relu": 0.5, "smooth": 1.0}
-"""Of each family; another one is named."""
-
-Row = Mapping[Any, Any]
-Kind = Literal["selected", "untouched", "bounded", "failed", "ok"]
+"""The c of each family that needs no mention."""
 
 
-class Cell(NamedTuple):
-    """What a cell shows, and what it is sorted by; None comes last."""
+class TableCell(NamedTuple):
+    """Text of a cell, and the value it is sorted by; None comes last."""
 
     text: str
     value: float | str | None
 
 
-EMPTY = Cell("", None)
-TO = "\N{NO-BREAK SPACE}…\N{NO-BREAK SPACE}"
-"""Between the ends of an interval, which stay on a line."""
+EMPTY = TableCell("", None)
 
 
-class Column(NamedTuple):
-    """A column: its heading, what that means, how a row fills it, and whether it holds numbers."""
+class TableColumn(NamedTuple):
+    """One column of a table.
 
-    name: str
+    Args:
+        heading: text above the column.
+        meaning: explanation of the column; empty where the heading says it all.
+        cell: returns the cell of a row.
+        content: what the cells hold; numbers and intervals are aligned to the right on the page.
+    """
+
+    heading: str
     meaning: str
-    fill: Callable[[Row], Cell]
-    numeric: bool = True
+    cell: Callable[[LeaderboardRow], TableCell]
+    content: Literal["text", "number", "interval"] = "number"
 
 
-class Line(NamedTuple):
-    """A row of the table."""
+class TableLine(NamedTuple):
+    """One row as cells.
+
+    Args:
+        model: label of the model.
+        kind: kind of the row, from which its look follows.
+        flagged: whether the row has a flag.
+        cells: a cell for each column.
+    """
 
     model: str
-    kind: Kind
+    kind: RowKind
     flagged: bool
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
-def listed(rows: Sequence[Row]) -> tuple[tuple[Column, ...], tuple[Line, ...]]:
-    """The columns that any row fills, and the lines."""
-    columns = tuple(column for column in COLUMNS if any(column.fill(row).text for row in rows))
-    lines = (
-        Line(str(row["model"]), kind_of(row), bool(row["flags"]), tuple(column.fill(row) for column in columns))
-        for row in rows
+def filled(columns: Iterable[TableColumn], rows: Sequence[LeaderboardRow]) -> tuple[TableColumn, ...]:
+    """Return the columns that at least one row fills."""
+    return tuple(column for column in columns if any(column.cell(row).text for row in rows))
+
+
+def lines(columns: Sequence[TableColumn], rows: Iterable[LeaderboardRow]) -> tuple[TableLine, ...]:
+    """Return the rows as cells of these columns."""
+    return tuple(
+        TableLine(row.model, row.kind, bool(row.flags), tuple(column.cell(row) for column in columns)) for row in rows
     )
-    return columns, tuple(lines)
 
 
-def kind_of(row: Row) -> Kind:
-    """What kind of row it is."""
-    if curves.failure([row]):
-        return "failed"
-    if row["status"] in curves.HEADLINES:
-        return "selected"
-    return "untouched" if curves.is_baseline(row) else "bounded" if row["status"] == BOUNDED else "ok"
+# --- the cells ---
 
 
-def _number(name: str, form: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(f"{row[name]:{form}}", float(row[name])) if curves.is_number(row[name]) else EMPTY
+def _text(read: Callable[[LeaderboardRow], str]) -> Callable[[LeaderboardRow], TableCell]:
+    return lambda row: TableCell(read(row), read(row) or None)
 
 
-def _read(name: str) -> Callable[[Row], Cell]:
-    def fill(row: Row) -> Cell:
-        if not curves.is_number(row[name]):
+def _number(read: Callable[[LeaderboardRow], float | None], form: str) -> Callable[[LeaderboardRow], TableCell]:
+    def cell(row: LeaderboardRow) -> TableCell:
+        value = read(row)
+        return EMPTY if value is None else TableCell(f"{value:{form}}", value)
+
+    return cell
+
+
+def _accuracy(read: Callable[[LeaderboardRow], float | None]) -> Callable[[LeaderboardRow], TableCell]:
+    """Read an accuracy, or what else the metric is; of a pruned row an upper bound."""
+
+    def cell(row: LeaderboardRow) -> TableCell:
+        value = read(row)
+        if value is None:
             return EMPTY
-        metric = of_row(row)
-        at_most = "≤\N{NO-BREAK SPACE}" if row["status"] == BOUNDED else ""
-        return Cell(f"{at_most}{metric.text(row[name])}", float(row[name]))
+        return TableCell(f"{AT_MOST if row.kind == 'bounded' else ''}{row.metric.text(value)}", value)
 
-    return fill
+    return cell
 
 
-def _robust(row: Row) -> Cell:
-    return _read("robust")(row) if curves.is_attacked(row) else EMPTY
+def _of_difference(cell: Callable[[LeaderboardRow], TableCell]) -> Callable[[LeaderboardRow], TableCell]:
+    """Leave a cell empty where a row is not compared with the baseline; the baseline is not compared with itself."""
+    return lambda row: cell(row) if row.kind in ("steered", "adapted") or row.is_headline else EMPTY
 
 
-def _percent(name: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(f"{100 * row[name]:.1f}", float(row[name])) if curves.is_number(row[name]) else EMPTY
-
-
-def _word(name: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(str(row[name]).replace(";", " "), str(row[name]) or None)
-
-
-def _beta(row: Row) -> Cell:
-    if row["method"] not in OWN:
+def _steering(row: LeaderboardRow) -> TableCell:
+    """β of the row, or of each fold of a headline; c where it is unusual."""
+    if row.is_adapted or row.kind == "failed":
         return EMPTY
-    if row["chosen"]:
-        return Cell(str(row["chosen"]).replace(";", " "), min(curves.chosen(row)))
-    if curves.failure([row]):
+    if row.is_headline:
+        return TableCell(" ".join(row.chosen), min(row.chosen_betas, default=None))
+    beta, c = known(row.beta), known(row.c)
+    usual = row.kind == "baseline" or c == USUAL_C.get(row.family)
+    return TableCell(f"{beta:g}" if usual else f"{beta:g}, c = {c:g}", beta)
+
+
+def _steering_or_method(row: LeaderboardRow) -> TableCell:
+    return METHOD.cell(row) if row.is_adapted else _steering(row)
+
+
+def _steering_or_fit(row: LeaderboardRow) -> TableCell:
+    """β of each fold, or another method with the number of parameters that it fits."""
+    if row.is_adapted:
+        return TableCell(f"{row.method} ({count(row.trainable_parameters or 0)} fitted)", row.method)
+    return TableCell(", ".join(row.chosen), None) if row.is_headline else _steering(row)
+
+
+def _choice(row: LeaderboardRow) -> TableCell:
+    mark = " (in-sample)" if row.kind == "in_sample" else ""
+    return TableCell(f"{STEERING.cell(row).text}{mark}", None)
+
+
+def _rank_or_status(row: LeaderboardRow) -> TableCell:
+    return TableCell(row.status, None) if row.is_headline else RANK.cell(row)
+
+
+def _method(row: LeaderboardRow) -> str:
+    """Empty where nothing is fitted: then every row but the baseline is a steering, as β says."""
+    return row.method if row.trainable_parameters or row.is_adapted else ""
+
+
+def _kind(row: LeaderboardRow) -> str:
+    return row.status if row.is_headline else "" if row.kind in ("steered", "adapted") else row.kind
+
+
+def _metric(row: LeaderboardRow) -> str:
+    return "" if row.metric.name == "accuracy" else row.metric.name
+
+
+def _baseline(row: LeaderboardRow) -> float | None:
+    return None if row.robust is None or row.delta_pp is None else row.robust - row.delta_pp / 100
+
+
+def _robust(row: LeaderboardRow) -> float | None:
+    return row.robust if row.is_attacked else None
+
+
+def _robust_interval(row: LeaderboardRow) -> TableCell:
+    low, high = row.robust_low, row.robust_high
+    if low is None or high is None:
         return EMPTY
-    usual = curves.is_baseline(row) or row["c"] == USUAL_C[row["family"]]
-    return Cell(f"{row['beta']:g}" if usual else f"{row['beta']:g}, c = {row['c']:g}", float(row["beta"]))
+    return TableCell(f"{row.metric.text(low)}{TO}{row.metric.text(high)}", low)
 
 
-def _kind(row: Row) -> Cell:
-    kind = kind_of(row)
-    text = str(row["status"]) if kind == "selected" else "" if kind == "ok" else kind
-    return Cell(text, text or None)
+def _delta(row: LeaderboardRow) -> TableCell:
+    return TableCell(difference(row.metric, known(row.delta_pp)), row.delta_pp)
 
 
-def _robust_interval(row: Row) -> Cell:
-    low, high = row["robust_low"], row["robust_high"]
-    if not curves.is_number(low):
-        return EMPTY
-    metric = of_row(row)
-    return Cell(f"{metric.text(low)}{TO}{metric.text(high)}", float(low))
+def _delta_interval(row: LeaderboardRow) -> TableCell:
+    low, high = known(row.delta_low), known(row.delta_high)
+    return TableCell(difference_interval(row.metric, low, high), low)
 
 
-def _gain(row: Row) -> Cell:
-    return Cell(gain(row, row["delta_pp"]), float(row["delta_pp"])) if _compared(row) else EMPTY
+def _delta_or_baseline(row: LeaderboardRow) -> TableCell:
+    return TableCell("baseline", None) if row.kind == "baseline" else DELTA.cell(row)
 
 
-def _gain_interval(row: Row) -> Cell:
-    low, high = row["delta_low"], row["delta_high"]
-    return Cell(f"{gain(row, low)}{TO}{gain(row, high)}", float(low)) if _compared(row) else EMPTY
+def _gained_and_lost(row: LeaderboardRow) -> TableCell:
+    return TableCell(f"{row.gained}/{row.lost}", row.gained)
 
 
-def _images(name: str) -> Callable[[Row], Cell]:
-    return lambda row: Cell(f"{row[name]:.0f}", float(row[name])) if _compared(row) else EMPTY
+def _p_value(row: LeaderboardRow) -> TableCell:
+    p = row.p_value if row.is_headline else row.p_holm
+    return EMPTY if p is None else TableCell(p_value(p), p)
 
 
-def _compared(row: Row) -> bool:
-    """Whether it is compared with the untouched network, which is not compared with itself."""
-    return curves.is_number(row["delta_pp"]) and not curves.is_baseline(row)
+def _steered(row: LeaderboardRow) -> TableCell:
+    return EMPTY if row.steered is None else TableCell(f"{row.steered}/{row.sites}", row.steered)
 
 
-def _p_value(row: Row) -> Cell:
-    value = row["p_value"] if row["status"] in curves.HEADLINES else row["p_holm"]
-    return Cell(f"{value:.2g}", float(value)) if curves.is_number(value) else EMPTY
+def _percent(read: Callable[[LeaderboardRow], float | None]) -> Callable[[LeaderboardRow], TableCell]:
+    def cell(row: LeaderboardRow) -> TableCell:
+        value = read(row)
+        return EMPTY if value is None else TableCell(f"{100 * value:.1f}", value)
+
+    return cell
 
 
-def _steered(row: Row) -> Cell:
-    steered, sites = row["steered"], row["sites"]
-    return Cell(f"{steered:.0f} of {sites:.0f}", float(steered)) if curves.is_number(steered) else EMPTY
+def _trained(row: LeaderboardRow) -> TableCell:
+    trained = row.trainable_parameters
+    return TableCell(count(trained), trained) if trained else EMPTY
 
 
-def _method(row: Row) -> Cell:
-    """Where nothing is fitted every row but the untouched network's is a steering, and that is told by β."""
-    return _word("method")(row) if _trained(row).text else EMPTY
+# --- the columns ---
 
-
-def _trained(row: Row) -> Cell:
-    value = row["trainable_parameters"]
-    return Cell(f"{value:,.0f}", float(value)) if curves.is_number(value) and value else EMPTY
-
-
-COLUMNS = (
-    Column("rank", "place among the model's steerings, best first", _number("rank", ".0f")),
-    Column("model", "", _word("model"), numeric=False),
-    Column("method", "ct: steered, nothing else; or another way to adapt the network", _method, numeric=False),
-    Column("β", "the steering; of a selected row, the β of each fold", _beta),
-    Column("row", "selected: the headline; untouched: the network as it is; bounded: given up, at most", _kind, False),
-    Column("clean", "accuracy without the threat, percent; or the metric named above", _read("clean")),
-    Column("robust", "accuracy under the threat, percent", _robust),
-    Column("95 %", "interval of robust, or where nothing is attacked of clean: Wilson's, percent", _robust_interval),
-    Column("Δ", "robust less that of the untouched network, points", _gain),
-    Column("95 % of Δ", "its interval, points", _gain_interval),
-    Column("gained", "images won against the untouched network", _images("gained")),
-    Column("lost", "images lost against it", _images("lost")),
-    Column("p", "adjusted over the steerings, or over the other methods (Holm); of a selected row its own", _p_value),
-    Column("replay", "accuracy when adversarial images found at other β count too, percent", _read("robust_replay")),
-    Column("mCE", "mean corruption error, percent; lower is better", _number("mce", ".1f")),
-    Column("published clean", "of the untouched network, percent", _percent("published_clean")),
-    Column("published robust", "of the untouched network, percent", _percent("published_robust")),
-    Column("steered", "activations that the steering reaches", _steered),
-    Column("trained", "numbers that were fitted on training images, the probe's among them", _trained),
-    Column("flags", "explained below", _word("flags"), numeric=False),
-    Column("seconds", "of computing", _number("seconds", ".0f")),
+RANK = TableColumn("rank", "place among the model's steerings, best first", _number(lambda row: row.rank, "d"))
+RANK_OR_STATUS = RANK._replace(cell=_rank_or_status)
+MODEL = TableColumn("model", "", _text(lambda row: row.model), "text")
+METHOD = TableColumn("method", "ct: steered, nothing else; or another way to adapt the network", _text(_method), "text")
+STEERING = TableColumn("β", "the steering; of a selected row, the β of each fold", _steering)
+STEERING_OR_METHOD = STEERING._replace(cell=_steering_or_method)
+STEERING_OR_FIT = STEERING._replace(cell=_steering_or_fit)
+CHOICE = TableColumn("β of each fold", "", _choice, "text")
+KIND = TableColumn(
+    "row", "selected: the headline; baseline: the network untouched, or its probe; bounded: pruned, so at most",
+    _text(_kind), "text",
+)  # fmt: skip
+METRIC = TableColumn("metric", "", _text(_metric), "text")
+CLEAN = TableColumn(
+    "clean", "accuracy without the threat, percent; or the metric named above", _accuracy(lambda row: row.clean)
 )
+ROBUST = TableColumn("robust", "accuracy under the threat, percent", _accuracy(_robust))
+ROBUST_INTERVAL = TableColumn(
+    "95 %", "interval of robust, or where nothing is attacked of clean: Wilson's, percent", _robust_interval, "interval"
+)
+BASELINE = TableColumn("baseline", "accuracy of the baseline on the same images, percent", _accuracy(_baseline))
+SELECTED = TableColumn("selected", "accuracy at the selected β, percent", _accuracy(lambda row: row.robust))
+DELTA = TableColumn("Δ", "robust less that of the baseline, points", _of_difference(_delta))
+DELTA_OR_BASELINE = DELTA._replace(cell=_delta_or_baseline)
+DELTA_INTERVAL = TableColumn("95 % of Δ", "its interval, points", _of_difference(_delta_interval), "interval")
+GAINED = TableColumn("gained", "images won against the baseline", _of_difference(_number(lambda row: row.gained, "d")))
+LOST = TableColumn("lost", "images lost against it", _of_difference(_number(lambda row: row.lost, "d")))
+GAINED_AND_LOST = TableColumn("+/−", "images won and lost against the baseline", _of_difference(_gained_and_lost))
+P_VALUE = TableColumn(
+    "p", "adjusted over the steerings, or over the other methods (Holm); of a selected row its own", _p_value
+)
+REPLAY = TableColumn(
+    "replay", "accuracy when adversarial images found at other β count too, percent",
+    _accuracy(lambda row: row.robust_replay),
+)  # fmt: skip
+MCE = TableColumn("mCE", "mean corruption error, percent; lower is better", _number(lambda row: row.mce, ".1f"))
+PUBLISHED_CLEAN = TableColumn(
+    "published clean", "of the untouched network, percent", _percent(lambda row: row.published_clean)
+)
+PUBLISHED_ROBUST = TableColumn(
+    "published robust", "of the untouched network, percent", _percent(lambda row: row.published_robust)
+)
+STEERED = TableColumn("steered", "activations that the steering reaches, of all that it could", _steered)
+TRAINED = TableColumn("trained", "parameters fitted on training images, the probe's among them", _trained)
+FLAGS = TableColumn("flags", "explained below", _text(lambda row: " ".join(row.flags)), "text")
+SECONDS = TableColumn("seconds", "of computing", _number(lambda row: row.seconds, ".0f"))
+
+PAGE = (
+    RANK, MODEL, METHOD, STEERING, KIND, CLEAN, ROBUST, ROBUST_INTERVAL, DELTA, DELTA_INTERVAL, GAINED, LOST, P_VALUE,
+    REPLAY, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
+)  # fmt: skip
+"""The page has every column."""

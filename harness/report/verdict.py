@@ -1,19 +1,18 @@
-"""What came out for a model, in a sentence: the number, and whether it is evidence of anything."""
+"""The result for a model in a sentence: the number, and whether it is evidence of anything."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from harness.analysis.metrics import METRICS, Metric, of_row, spoken
-from harness.leaderboard.csv_file import IN_SAMPLE
-from harness.report import curves
+from harness.analysis.metrics import METRICS, Metric
+from harness.leaderboard.row import LeaderboardRow, baseline_of, known
+from harness.report.formats import difference, difference_interval, p_value, unit
 
 ALPHA = 0.05
 """A headline whose p is below this is evidence."""
 
-Row = Mapping[Any, Any]
 HeadlineVerdict = Literal["gain", "loss", "neither", "untrusted", "failed"]
 WORDS: Mapping[HeadlineVerdict, str] = {
     "gain": "Evidence of a gain", "loss": "Evidence of a loss", "neither": "No evidence of a gain or a loss",
@@ -26,12 +25,16 @@ SHORT: Mapping[HeadlineVerdict, str] = {
 
 
 class ModelVerdict(NamedTuple):
-    """What came out for one model.
+    """The result for one model.
 
     Args:
-        gain: at the selected β, in hundredths of the metric, so in points of an accuracy; None where there is no score.
+        model: label of the model.
+        verdict: what the headline is evidence of.
+        gain: difference at the selected β, in hundredths of the metric, so in points of an accuracy; None where there
+            is no score.
         sentence: how β was chosen, and the numbers.
         plain: what that means.
+        metric: what is measured.
     """
 
     model: str
@@ -43,56 +46,61 @@ class ModelVerdict(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The verdict, short."""
+        """The verdict in a few words."""
         return WORDS[self.verdict]
 
     @property
     def points(self) -> str:
         """The gain, such as +4.0; empty where there is none."""
-        return "" if self.gain is None else _read(self.metric, self.gain)
+        return "" if self.gain is None else difference(self.metric, self.gain)
 
     @property
     def unit(self) -> str:
-        """Of the gain."""
+        """Unit of the gain."""
         return unit(self.metric)
 
 
-def model_verdict(model: str, rows: Sequence[Row]) -> ModelVerdict:
-    """The headline of a model in a sentence, and what it means in plain words."""
-    if why := curves.failure(rows):
-        return ModelVerdict(model, "failed", None, f"No score: {why}", "The other models are not touched by this.")
-    headlines = [row for row in rows if row["status"] in curves.HEADLINES]
-    if not headlines:
+def model_verdict(rows: Sequence[LeaderboardRow]) -> ModelVerdict:
+    """Put the headline of one model into a sentence, and its meaning into plain words.
+
+    Args:
+        rows: all rows of the model, at least one.
+    """
+    model = rows[0].model
+    if rows[0].kind == "failed":
+        return ModelVerdict(model, "failed", None, f"No score: {rows[0].failure}", "The other models are not affected.")
+    row = next((row for row in rows if row.is_headline), None)
+    if row is None:
         return ModelVerdict(model, "neither", None, "No β was selected.", "Nothing is claimed.")
-    row = headlines[0]
-    metric = of_row(row)
-    p_value = "p < 0.001" if row["p_value"] < 0.001 else f"p = {row['p_value']:.2g}"
+    p, delta = known(row.p_value), known(row.delta_pp)
     sentence = (
-        f"β = {_chosen(row)}, {_procedure(str(row['selection']))}: {gain(row, row['delta_pp'])} {unit(metric)}, "
-        f"95 % {gain(row, row['delta_low'])} … {gain(row, row['delta_high'])}, "
-        f"{row['gained']:.0f} gained, {row['lost']:.0f} lost, {p_value}"
+        f"β = {_chosen(row)}, {_procedure(row.selection)}: {difference(row.metric, delta)} {unit(row.metric)}, "
+        f"95 % {difference_interval(row.metric, known(row.delta_low), known(row.delta_high))}, "
+        f"{row.gained} gained, {row.lost} lost, " + ("p < 0.001" if p < 0.001 else f"p = {p_value(p)}")
     )
-    found = verdict(row)
-    flags = str(row["flags"]).replace(";", ", ")
-    doubt = f" The row is flagged ({flags}): read what that means before believing its numbers." if flags else ""
-    return ModelVerdict(model, found, float(row["delta_pp"]), sentence, _plain(found, row, rows) + doubt, metric)
+    verdict = headline_verdict(row)
+    doubt = (
+        f" The row is flagged ({', '.join(row.flags)}): read what that means before believing its numbers."
+        if row.flags else ""
+    )  # fmt: skip
+    return ModelVerdict(model, verdict, delta, sentence, _plain(verdict, row, rows) + doubt, row.metric)
 
 
-def verdict(row: Row) -> HeadlineVerdict:
-    """What a headline is evidence of: nothing where β was chosen on the images that it is reported on."""
-    if row["status"] == IN_SAMPLE:
+def headline_verdict(row: LeaderboardRow) -> HeadlineVerdict:
+    """Tell what a headline is evidence of: nothing where β was chosen on the images that it is reported on."""
+    if row.kind == "in_sample":
         return "untrusted"
-    if row["p_value"] >= ALPHA:
+    if known(row.p_value) >= ALPHA:
         return "neither"
-    return "gain" if of_row(row).sign * row["delta_pp"] > 0 else "loss"
+    return "gain" if row.metric.sign * known(row.delta_pp) > 0 else "loss"
 
 
-def _plain(found: HeadlineVerdict, row: Row, rows: Sequence[Row]) -> str:
-    n = f"{row['n']:.0f} images"
-    untouched = curves.baseline_of(str(row["model"]), rows)["beta"]
-    if set(curves.chosen(row)) == {untouched}:
+def _plain(verdict: HeadlineVerdict, row: LeaderboardRow, rows: Sequence[LeaderboardRow]) -> str:
+    n = f"{row.n} images"
+    untouched = known(baseline_of(rows).beta)
+    if set(row.chosen_betas) == {untouched}:
         return f"The untouched network (β = {untouched:g}) was the best, so steering neither gains nor loses anything."
-    better, worse = ("more robust", "less robust") if curves.is_attacked(row) else ("better", "worse")
+    better, worse = ("more robust", "less robust") if row.is_attacked else ("better", "worse")
     return {
         "gain": f"Chance alone hardly explains it: on these {n}, steering makes the network {better}.",
         "loss": f"Chance alone hardly explains it: on these {n}, steering makes the network {worse}.",
@@ -101,12 +109,12 @@ def _plain(found: HeadlineVerdict, row: Row, rows: Sequence[Row]) -> str:
             "β was chosen on the very images that it is reported on, which shows a gain where there is none: this is "
             "no evidence. A selection on other images (cross-validation, holdout) would tell."
         ),
-    }[found]
+    }[verdict]
 
 
-def _chosen(row: Row) -> str:
-    """β of all folds, or each with its folds, the most frequent first."""
-    folds = Counter(text.replace("/", ", c = ") for text in str(row["chosen"]).split(";"))
+def _chosen(row: LeaderboardRow) -> str:
+    """β of all folds, or each with its number of folds, the most frequent first."""
+    folds = Counter(text.replace("/", ", c = ") for text in row.chosen)
     if len(folds) == 1:
         return next(iter(folds))
     return ", ".join(f"{text} ({count} of {folds.total()} folds)" for text, count in folds.most_common())
@@ -122,23 +130,3 @@ def _procedure(selection: str) -> str:
         "training": "cross-validated on the training images",
     }
     return words.get(kind, selection)
-
-
-def gain(row: Row, hundredths: float) -> str:
-    """A difference of a row's metric, as people read it: points of an accuracy, an error as such."""
-    return _read(of_row(row), hundredths)
-
-
-def unit(metric: Metric) -> str:
-    """What a difference is counted in."""
-    return "points" if metric.is_share else spoken(metric)
-
-
-def _read(metric: Metric, hundredths: float) -> str:
-    points = metric.points(hundredths)
-    return signed(points) if metric.is_share else f"{points + 0.0:+{metric.form}}".replace("-", "−")
-
-
-def signed(points: float, digits: int = 1) -> str:
-    """Points with their sign, the minus as long as the plus; never −0.0."""
-    return f"{round(points, digits) + 0.0:+.{digits}f}".replace("-", "−")

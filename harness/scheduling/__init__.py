@@ -1,1 +1,1 @@
-"""Order of computation: which cell comes next, decided from outcomes alone. Pure."""
+"""Scheduling: which cell is computed next, decided from outcomes alone. Pure."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from harness.api.work import Cell, Outcome, Task
-from harness.engine.ledger import Ledger
 from harness.errors import ModelError
 
 
@@ -39,18 +38,23 @@ class RunProgress(Generic[T]):
 
     Args:
         chains: all chains, in the order in which they should be computed.
-        ledger: outcomes that it holds are taken as known.
+        known: looks up the outcome of a cell that was computed before by its key; None if there is none.
         failures: errors of the models that have failed, by label; shared by the parts of a run, and added to.
     """
 
-    def __init__(self, chains: Sequence[T], ledger: Ledger, failures: dict[str, ModelError] | None = None) -> None:
+    def __init__(
+        self,
+        chains: Sequence[T],
+        known: Callable[[str], Outcome | None],
+        failures: dict[str, ModelError] | None = None,
+    ) -> None:
         self.chains = chains
         self.done: list[list[Outcome]] = [[] for _ in chains]
         self.failures: dict[str, ModelError] = {} if failures is None else failures
         numbers: dict[object, int] = {chain: number for number, chain in enumerate(chains)}
         self.followed = {number: numbers[chain.follows] for number, chain in enumerate(chains) if chain.follows}
         for number in range(len(chains)):
-            while (cell := self.next(number)) and (outcome := ledger.get(cell.key)):
+            while (cell := self.next(number)) and (outcome := known(cell.key)):
                 self.done[number].append(outcome)
 
     def next(self, number: int) -> Cell | None:

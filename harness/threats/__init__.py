@@ -1,1 +1,1 @@
-"""Threats: what may be done to an image."""
+"""Threats: the perturbations of an image that a benchmark scores against."""

@@ -1,4 +1,4 @@
-"""No threat: the images as they are, for benchmarks that ask how well a network generalises."""
+"""No perturbation: the images as they are, for benchmarks of generalisation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class Clean(Threat):
-    """The clean stage alone: a row's ``robust`` is its ``clean``."""
+    """The clean stage alone: a row's ``robust`` equals its ``clean``."""
 
     kind = "clean"
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """None beside the clean one."""
+        """No stage besides the clean one."""
         return ()
 
     def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
-        """Never asked for, having no stages."""
+        """Unreachable, as there are no stages."""
         raise AssertionError(stage)

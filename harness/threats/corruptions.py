@@ -1,6 +1,6 @@
-"""Common corruptions: noise, blur, weather and digital faults, each at five severities, and no adversary.
+"""Common corruptions: noise, blur, weather and digital artefacts at five severities, without an adversary.
 
-Hendrycks & Dietterich 2019, arXiv 1903.12261; in three dimensions Kar et al. 2022, arXiv 2203.01441.
+Hendrycks & Dietterich 2019, arXiv 1903.12261; with the depth of the scene, Kar et al. 2022, arXiv 2203.01441.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ CORRUPTIONS = (
     "shot_noise", "motion_blur", "snow", "pixelate", "gaussian_noise", "defocus_blur", "brightness", "fog",
     "zoom_blur", "frost", "glass_blur", "impulse_noise", "contrast", "jpeg_compression", "elastic_transform",
 )  # fmt: skip
-"""RobustBench's names, in its order."""
+"""The common corruptions under RobustBench's names, in its order."""
 CORRUPTIONS_3D = (
     "near_focus", "far_focus", "bit_error", "color_quant", "flash", "fog_3d", "h265_abr", "h265_crf", "iso_noise",
     "low_light", "xy_motion_blur", "z_motion_blur",
 )  # fmt: skip
-"""Those that know of the depth of the scene."""
+"""The corruptions of ImageNet-3DCC, which use the depth of the scene; names and order are RobustBench's."""
 SEVERITIES = (1, 2, 3, 4, 5)
 
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
+CorruptionNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 CORRUPTION_SOURCES: Mapping[str, CorruptionSource] = {
     "CIFAR-10-C": CIFARC("CIFAR-10-C", record="2535967"),
@@ -48,59 +48,66 @@ CORRUPTION_SOURCES: Mapping[str, CorruptionSource] = {
 }
 
 
-class Corrupted(Threat):
-    """Every corruption at every severity is a stage ``<corruption>-<severity>``; an image scores the share it survives.
+class CorruptionThreat(Threat):
+    """Corruptions as stages ``<corruption>-<severity>``; an image's score is the share of the stages it survives.
 
-    What a stage shows does not depend on which others there are, so neither list is part of the identity, and what a
-    run of some left in the ledger serves a run of others.
+    The images of a stage do not depend on the other stages. So neither list is part of the identity, and runs of
+    different subsets share their outcomes in the ledger.
+
+    Args:
+        source: name of the official dataset of corrupted images, or "generated".
+        root: directory that holds the official datasets.
+        corruptions: names of the corruptions to score.
+        severities: severities to score, from 1 (mild) to 5 (severe).
     """
 
     reduction = "mean"
     location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
-    known: ClassVar[tuple[str, ...]]
-    """All corruptions of this kind."""
+    all_corruptions: ClassVar[tuple[str, ...]]
+    """Every corruption of this kind, in RobustBench's order."""
 
     source: str
     root: str = "data"
-    corruptions: Names
+    corruptions: CorruptionNames
     severities: Annotated[tuple[Annotated[int, Field(strict=True, ge=1, le=5)], ...], Field(min_length=1)] = SEVERITIES
 
     @property
     def standard(self) -> bool:
-        """The whole official set."""
-        return self.source != "generated" and (self.corruptions, self.severities) == (self.known, SEVERITIES)
+        """True for a whole official dataset; see `Threat.standard`."""
+        whole = (self.corruptions, self.severities) == (self.all_corruptions, SEVERITIES)
+        return self.source != "generated" and whole
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Corruption by corruption, in RobustBench's order, each from mild to severe."""
+        """The stages: corruption by corruption in RobustBench's order, each from mild to severe."""
         return tuple(self._stages)
 
     def prepare(self, batch: Batch | None, *, offline: bool = False) -> None:
-        """The official set is there and whole, and is of these images; downloads CIFAR's where it is missing."""
+        """Check that the corrupted images are complete and match ``batch``; download CIFAR's if missing."""
         self._corruption_source.prepare(Path(self.root), list(self._stages.values()), batch, offline)
 
     def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
-        """The corrupted images, the same for every network; downloads nothing.
+        """Return the corrupted images, the same for every network; download nothing.
 
         Raises:
-            DataError: they are not there, or are of other images.
+            DataError: the corrupted images are missing, or do not match ``batch``.
         """
         return self._corruption_source.images(Path(self.root), *self._stages[stage], batch, seed).to(batch.x.device)
 
     def identity(self) -> dict[str, Any]:
-        """Where the images come from, the generator's version included."""
+        """Return the kind and the source of the images, the generator's version included."""
         return {"kind": self.kind, "source": self._corruption_source.label}
 
     def columns(self) -> dict[str, str]:
-        """Where the images come from, and which they are where not all of the set."""
-        parts = ["+".join(self.corruptions)] if len(self.corruptions) < len(self.known) else []
+        """Return the source of the images and, of a subset, its corruptions and severities."""
+        parts = ["+".join(self.corruptions)] if len(self.corruptions) < len(self.all_corruptions) else []
         if self.severities != SEVERITIES:
             parts.append("at " + "+".join(map(str, self.severities)))
         subset = f"[{' '.join(parts)}]" if parts else ""
         return {"threat": self.kind, "eps": "", "attack": f"{self._corruption_source.label}{subset}"}
 
     def summary_columns(self, accuracy: Mapping[str, float]) -> dict[str, float]:
-        """The mean corruption error, where AlexNet has been scored on this set and every stage of it was run."""
+        """Return the mean corruption error, if AlexNet's figures are known here and every stage was run."""
         reference = alexnet().get(self.source, {})
         return {"mce": mce(accuracy, reference)} if reference and accuracy.keys() >= reference.keys() else {}
 
@@ -110,18 +117,18 @@ class Corrupted(Threat):
 
     @property
     def _stages(self) -> dict[str, tuple[str, int]]:
-        """Corruption and severity by the name of the stage."""
+        """The corruption and severity of each stage, by its name."""
         return {f"{name}-{severity}": (name, severity) for name in self.corruptions for severity in self.severities}
 
     @field_validator("corruptions")
     @classmethod
-    def _known_ones(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Each once, in RobustBench's order whatever the file's."""
+    def _in_robustbench_order(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return each name once, in RobustBench's order; reject unknown ones."""
         for name in names:
-            if name not in cls.known:
-                hint = did_you_mean(name, list(cls.known))
-                raise ValueError(f"no corruption {name!r}{hint}; known: {', '.join(cls.known)}")
-        return tuple(name for name in cls.known if name in names)
+            if name not in cls.all_corruptions:
+                hint = did_you_mean(name, list(cls.all_corruptions))
+                raise ValueError(f"unknown corruption {name!r}{hint}; known: {', '.join(cls.all_corruptions)}")
+        return tuple(name for name in cls.all_corruptions if name in names)
 
     @field_validator("severities")
     @classmethod
@@ -129,56 +136,56 @@ class Corrupted(Threat):
         return tuple(sorted(set(severities)))
 
 
-class Corruptions(Corrupted):
-    """The 15 common corruptions: CIFAR-10-C, CIFAR-100-C, ImageNet-C, or made on the fly of any other images."""
+class Corruptions(CorruptionThreat):
+    """The 15 common corruptions: CIFAR-10-C, CIFAR-100-C, ImageNet-C, or generated on the fly from other images."""
 
     kind = "corruptions"
-    known = CORRUPTIONS
+    all_corruptions = CORRUPTIONS
 
     source: Literal["CIFAR-10-C", "CIFAR-100-C", "ImageNet-C", "generated"] = "generated"
-    corruptions: Names = CORRUPTIONS
+    corruptions: CorruptionNames = CORRUPTIONS
 
     @classmethod
     def defaults(cls, dataset: str) -> dict[str, Any]:
-        """The data set's official set, where it has one."""
+        """Return the official corrupted version of ``dataset``, if it has one."""
         official = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C", "imagenet": "ImageNet-C"}
         return {"source": official[dataset]} if dataset in official else {}
 
 
-class Corruptions3D(Corrupted):
-    """The 12 corruptions of ImageNet-3DCC, which know of the depth of the scene."""
+class Corruptions3D(CorruptionThreat):
+    """The 12 corruptions of ImageNet-3DCC, which use the depth of the scene."""
 
     kind = "corruptions_3d"
-    known = CORRUPTIONS_3D
+    all_corruptions = CORRUPTIONS_3D
 
     source: Literal["ImageNet-3DCC"] = "ImageNet-3DCC"
-    corruptions: Names = CORRUPTIONS_3D
+    corruptions: CorruptionNames = CORRUPTIONS_3D
 
 
 def mce(accuracy: Mapping[str, float], reference: Mapping[str, float]) -> float:
-    """The mean corruption error, in percent: 100 for the reference itself, lower is better.
+    """Return the mean corruption error in percent: 100 for the reference itself, lower is better.
 
-    ``mCE = mean is_done corruptions of Σ_s (1 − accuracy) / Σ_s (1 − reference)``, the sums over the severities
-    (Hendrycks & Dietterich 2019, section 4.1; as RobustBench has it).
+    ``mCE = 100 · mean over corruptions of Σ_s (1 − accuracy) / Σ_s (1 − reference)``, with sums over the severities s
+    (Hendrycks & Dietterich 2019, section 4.1; as RobustBench computes it).
 
     Args:
-        accuracy: by stage ``<corruption>-<severity>``, in [0, 1].
-        reference: likewise, AlexNet's; its stages are those that count.
+        accuracy: accuracy in [0, 1] of each stage ``<corruption>-<severity>``.
+        reference: AlexNet's accuracy in [0, 1] of each stage; only its stages count.
     """
-    sums: dict[str, list[float]] = {}
+    errors: dict[str, list[float]] = {}
     for stage in reference:
-        errors = sums.setdefault(stage.rpartition("-")[0], [0.0, 0.0])
-        errors[0] += 1 - accuracy[stage]
-        errors[1] += 1 - reference[stage]
-    return 100 * sum(ours / theirs for ours, theirs in sums.values()) / len(sums)
+        of_corruption = errors.setdefault(stage.rpartition("-")[0], [0.0, 0.0])
+        of_corruption[0] += 1 - accuracy[stage]
+        of_corruption[1] += 1 - reference[stage]
+    return 100 * sum(error / reference_error for error, reference_error in errors.values()) / len(errors)
 
 
 @cache
 def alexnet() -> Mapping[str, Mapping[str, float]]:
-    """AlexNet's accuracy by set and stage, in [0, 1]: the figures of RobustBench's repository, for 5,000 images."""
-    found: dict[str, dict[str, float]] = {}
+    """Return AlexNet's accuracy in [0, 1] by source and stage: RobustBench's figures, for 5,000 images."""
+    accuracy: dict[str, dict[str, float]] = {}
     with files("harness.threats").joinpath("alexnet_corruptions.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            stages = found.setdefault(row["set"], {})
+            stages = accuracy.setdefault(row["set"], {})
             stages |= {f"{row['corruption']}-{severity}": float(row[str(severity)]) for severity in SEVERITIES}
-    return found
+    return accuracy

@@ -1,4 +1,4 @@
-"""Lp threats: any image within ε of the clean one, in pixels, found by AutoAttack."""
+"""Lp threats: any image within ε of the clean one, in pixels, as found by AutoAttack."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from harness.api.records import Batch
 
 
-def pixels(value: Any) -> Any:
-    """A number of pixels: "8/255" and 0.03 alike."""
+def parse_pixels(value: Any) -> Any:
+    """Turn a fraction such as "8/255" into a number of pixels; pydantic checks everything else.
+
+    Raises:
+        ValueError: a text that is not a number or a fraction.
+    """
     if isinstance(value, str):
         try:
             return float(Fraction(value.replace(" ", "")))
@@ -29,15 +33,20 @@ def pixels(value: Any) -> Any:
 
 
 class Lp(Threat):
-    """Within ε of the clean image and within [0, 1], the stages those of AutoAttack."""
+    """Images within ε of the clean one and within [0, 1]; the stages are AutoAttack's attacks.
+
+    Args:
+        eps: ε in pixels of [0, 1], as a number or a fraction: 0.03 or "8/255".
+        attack: version of AutoAttack, or a choice of its attacks with budgets of their own.
+    """
 
     norm: ClassVar[Norm]
-    usual: ClassVar[dict[str, str]] = {}
-    """RobustBench's ε for its data sets."""
+    robustbench_eps: ClassVar[dict[str, str]] = {}
+    """RobustBench's ε, by the kind of the dataset."""
 
     eps: Annotated[
         float,
-        BeforeValidator(pixels),
+        BeforeValidator(parse_pixels),
         Field(strict=True, gt=0, allow_inf_nan=False),
         WithJsonSchema({"type": ["number", "string"], "description": 'in pixels of [0, 1]: 0.03 or "8/255"'}),
     ]
@@ -45,8 +54,8 @@ class Lp(Threat):
 
     @classmethod
     def defaults(cls, dataset: str) -> dict[str, Any]:
-        """RobustBench's ε, where it has one."""
-        return {"eps": cls.usual[dataset]} if dataset in cls.usual else {}
+        """Return RobustBench's ε for ``dataset``, if it has one."""
+        return {"eps": cls.robustbench_eps[dataset]} if dataset in cls.robustbench_eps else {}
 
     @property
     def standard(self) -> bool:
@@ -69,24 +78,24 @@ class Lp(Threat):
         return autoattack.passes(stage, self.attack, classes)
 
     def own_work(self, x: Tensor) -> None:
-        """Project as FAB does."""
+        """Do one of FAB's projections."""
         autoattack.project(x, self.norm)
 
     def smoke_test(self, network: nn.Module, batch: Batch) -> tuple[str, Tensor]:
-        """Run the shortest APGD, after a look at the gradient that it follows; see `Threat.smoke_test`."""
+        """Check the gradient, then run the shortest APGD; see `Threat.smoke_test`."""
         gradient_masking.refuse_blind(network, batch.x, batch.y)
         stage: autoattack.Name = "apgd-ce"
-        steps = 3 if self.norm == "L1" else 1  # under L1 APGD takes at least one with each of three radii
+        steps = 3 if self.norm == "L1" else 1  # under L1, APGD takes at least one step at each of three radii
         shortest = self.model_copy(update={"attack": autoattack.Custom(stages=(stage,), iterations=steps)})
         return stage, shortest.perturb(stage, network, batch, seed=0).detach()
 
     def inspect(self, network: nn.Module, batch: Batch) -> None:
-        """AutoAttack's checks of the defence, and ours of its gradient."""
+        """Run AutoAttack's checks of the defence, and ours of its gradient."""
         autoattack.inspect(self.attack, network, batch.x, batch.y)
         gradient_masking.inspect(network, batch.x, batch.y, self.norm)
 
     def check(self, x: Tensor, perturbed: Tensor) -> None:
-        """Within ε of ``x``, but for float32 rounding; see `Threat.check`."""
+        """Refuse images farther than ε from ``x``, float32 rounding aside; see `Threat.check`."""
         farthest = self.distance(x, perturbed).max().item()
         if farthest > self.eps * (1 + SLACK) + SLACK_BOX:
             raise InvalidAdversary(
@@ -95,7 +104,7 @@ class Lp(Threat):
             )
 
     def distance(self, x: Tensor, perturbed: Tensor) -> Tensor:
-        """The distance of each image from its clean one, float64 [n], in pixels."""
+        """Return the distance of each image from its clean one, in pixels; float64 [n]."""
         import torch
 
         difference = (perturbed.double() - x.double()).flatten(1)
@@ -104,7 +113,7 @@ class Lp(Threat):
         return result
 
     def columns(self) -> dict[str, str]:
-        """The norm, ε in pixels and the version of AutoAttack."""
+        """Return the norm, ε in pixels, and the version of AutoAttack or the chosen attacks."""
         custom = isinstance(self.attack, autoattack.Custom)
         return {
             "threat": self.kind,
@@ -114,8 +123,8 @@ class Lp(Threat):
 
     @field_validator("eps")
     @classmethod
-    def _in_reach(cls, value: float) -> float:
-        """An ε in 0 … 255 instead of 0 … 1 is the commonest slip."""
+    def _no_grey_levels(cls, value: float) -> float:
+        """Reject an ε given in 0 … 255 instead of [0, 1], the commonest slip."""
         if cls.norm == "Linf" and value > 1:
             raise ValueError('eps is in pixels of [0, 1], so at most 1: write "8/255" for 8 of 255 grey levels')
         return value
@@ -126,7 +135,7 @@ class Linf(Lp):
 
     kind = "Linf"
     norm = "Linf"
-    usual: ClassVar[dict[str, str]] = {"cifar10": "8/255", "cifar100": "8/255", "imagenet": "4/255"}
+    robustbench_eps: ClassVar[dict[str, str]] = {"cifar10": "8/255", "cifar100": "8/255", "imagenet": "4/255"}
 
 
 class L2(Lp):
@@ -134,11 +143,11 @@ class L2(Lp):
 
     kind = "L2"
     norm = "L2"
-    usual: ClassVar[dict[str, str]] = {"cifar10": "0.5", "cifar100": "0.5", "imagenet": "3.0"}
+    robustbench_eps: ClassVar[dict[str, str]] = {"cifar10": "0.5", "cifar100": "0.5", "imagenet": "3.0"}
 
 
 class L1(Lp):
-    """The sum of the changes over all pixels is at most ``eps``."""
+    """The absolute changes of all pixels sum to at most ``eps``."""
 
     kind = "L1"
     norm = "L1"

@@ -1,1 +1,1 @@
-"""Model kind ``probe``: a pretrained backbone on other images, steered, probed or fine-tuned."""
+"""Model kind ``probe``: a pretrained backbone on other images, with a linear probe, steered or fine-tuned."""

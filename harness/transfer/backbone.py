@@ -1,4 +1,4 @@
-"""Where does a network's classifier begin? Its features are what goes into that."""
+"""Features of a network: the input of its classifier."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from harness.curvature.shared_copy import copy_sharing_weights
 from harness.errors import ModelError
 from harness.util.text import did_you_mean
 
-BY_HAND = "name the module that is the classifier (classifier: head.fc), or choose another backbone"
+REMEDY = "name the module that is the classifier (classifier: head.fc), or choose another backbone"
 
 
 class Tap(nn.Module):
-    """In a classifier's place: passes on what it is given, and keeps it until it is taken."""
+    """Stand-in for a classifier: returns its input unchanged, and keeps it until it is taken."""
 
-    seen: Tensor | None = None
+    captured: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """What it was given."""
-        self.seen = input
+        """Return ``input``."""
+        self.captured = input
         return input
 
     def take(self) -> Tensor:
-        """What it was last given; once."""
-        assert self.seen is not None
-        seen, self.seen = self.seen, None
-        return seen
+        """Return the last input and forget it."""
+        assert self.captured is not None
+        captured, self.captured = self.captured, None
+        return captured
 
 
-class Features(nn.Module):
-    """A network without its classifier: images [n, c, h, w] to what that would be given, [n, d].
+class FeatureExtractor(nn.Module):
+    """A network without its classifier: images [n, c, h, w] to the classifier's input [n, d].
 
-    What the network does after its classifier it still does, to no effect.
+    Operations that the network runs after its classifier still run, without effect.
 
     Args:
-        network: from images to logits; its weights are shared.
-        classifier: the name of its last layer.
+        network: network from images to logits; its weights are shared.
+        classifier: full name of its last layer.
     """
 
     yields_hidden = True
-    """What comes out is hidden in the whole network: an activation there is to be steered."""
+    """The outputs are hidden units of the whole network, so an activation that yields them is steered."""
 
     def __init__(self, network: nn.Module, classifier: str) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Features(nn.Module):
         self.training = network.training
 
     def forward(self, x: Tensor) -> Tensor:
-        """The features of images in [0, 1]."""
+        """Return the features of images in [0, 1]."""
         self.network(x)
         tap = self.network.get_submodule(self.classifier)
         assert isinstance(tap, Tap)
@@ -60,58 +60,58 @@ class Features(nn.Module):
 
 
 def pooled(features: Tensor) -> Tensor:
-    """Where the classifier is a 1×1 convolution, its features' mean over all places: [n, d, h, w] to [n, d]."""
+    """Average over all positions, as the input of a 1×1 convolution has them: [n, d, h, w] to [n, d]; [n, d] stays."""
     return features.mean((2, 3)) if features.ndim == 4 else features
 
 
 @torch.no_grad()
-def without_classifier(network: nn.Module, example: Tensor, classifier: str | None = None) -> Features:
-    """The network up to its classifier: the last layer that it runs with as many outputs as there are logits.
+def without_classifier(network: nn.Module, example: Tensor, classifier: str | None = None) -> FeatureExtractor:
+    """Cut a network off before its classifier: the last layer to run with as many outputs as there are logits.
 
     Args:
-        network: in eval mode, from images to logits.
-        example: an image that it takes, [1, c, h, w].
-        classifier: the name of that layer, where it is not to be looked for; a wrapper's ``network.`` may be left out.
+        network: network in eval mode, from images to logits.
+        example: one image that the network takes, [1, c, h, w].
+        classifier: name of the classifier, if it is not to be searched for; a wrapper's ``network.`` may be left out.
 
     Raises:
-        ModelError: there is none, or something comes after it; says what to do.
+        ModelError: there is no such layer, or something comes after it; says what to do.
     """
     calls, logits = _linear_calls(network, example)
-    name = _named(network, classifier) if classifier else _last(calls, logits)
+    name = _full_name(network, classifier) if classifier else _last_layer(calls, logits)
     if name not in calls:
-        raise ModelError(f"classifier {classifier!r}: it is not called, or no linear layer or convolution; {BY_HAND}")
-    features = Features(network, name)
+        raise ModelError(f"classifier {classifier!r} is not called, or is no linear layer or convolution; {REMEDY}")
+    extractor = FeatureExtractor(network, name)
     try:
-        found = pooled(features.network(example))
-        features(example)
+        found = pooled(extractor.network(example))
+        extractor(example)
     except Exception as error:  # whatever a network raises without its last layer
-        raise ModelError(f"its features cannot be taken before {name!r} ({error!r}); {BY_HAND}") from error
+        raise ModelError(f"its features cannot be taken before {name!r} ({error!r}); {REMEDY}") from error
     expected = pooled(calls[name][0])
     if found.ndim != 2 or not torch.equal(found, expected):
         raise ModelError(
             f"its classifier seems to be {name!r}, but something comes after it: without it the network yields "
-            f"{list(found.shape)} and not what goes into it {list(expected.shape)}; {BY_HAND}"
+            f"{list(found.shape)} instead of its input {list(expected.shape)}; {REMEDY}"
         )
-    return features
+    return extractor
 
 
 LayerCall = tuple[Tensor, Tensor]
-"""What went in, and what came out."""
+"""Input and output of one call of a layer."""
 
 
 def _linear_calls(network: nn.Module, example: Tensor) -> tuple[dict[str, LayerCall], Tensor]:
-    """The last call of every linear layer and convolution, in the order of the calls; and the logits."""
+    """Return the last call of each linear layer and convolution, in the order of the calls, and the logits."""
     calls: dict[str, LayerCall] = {}
 
-    def note(name: str) -> Any:
-        def hook(_: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], result: Tensor) -> None:
-            calls.pop(name, None)  # the last call counts, also in the order
-            calls[name] = given[0] if given else named["input"], result
+    def recorder(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            calls.pop(name, None)  # the last call counts, in the order too
+            calls[name] = args[0] if args else kwargs["input"], output
 
         return hook
 
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    hooks = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in layers.items()]
+    hooks = [module.register_forward_hook(recorder(name), with_kwargs=True) for name, module in layers.items()]
     try:
         return calls, network(example)
     finally:
@@ -119,20 +119,21 @@ def _linear_calls(network: nn.Module, example: Tensor) -> tuple[dict[str, LayerC
             hook.remove()
 
 
-def _last(calls: dict[str, LayerCall], logits: Tensor) -> str:
+def _last_layer(calls: dict[str, LayerCall], logits: Tensor) -> str:
+    """Return the name of the last layer to run with as many outputs as there are logits."""
     classes = logits.shape[-1]
-    found = [name for name, (_, result) in calls.items() if pooled(result).shape[1:] == (classes,)]
+    found = [name for name, (_, output) in calls.items() if pooled(output).shape[1:] == (classes,)]
     if not found:
-        raise ModelError(f"no linear layer or convolution of it yields its {classes} logits; {BY_HAND}")
+        raise ModelError(f"none of its linear layers and convolutions yields its {classes} logits; {REMEDY}")
     return found[-1]
 
 
-def _named(network: nn.Module, classifier: str) -> str:
-    """The full name of the module that is meant."""
+def _full_name(network: nn.Module, classifier: str) -> str:
+    """Return the full name of a module that is named with or without the prefix of a wrapper."""
     names = [str(name) for name, _ in network.named_modules() if name]
     exact = [name for name in names if name == classifier]
     found = exact or [name for name in names if name.endswith(f".{classifier}")]
     if len(found) != 1:
         hint = did_you_mean(classifier, names) if not found else f": it may be {' or '.join(found)}"
-        raise ModelError(f"classifier {classifier!r}: expected the name of one module{hint}; {BY_HAND}")
+        raise ModelError(f"classifier {classifier!r}: expected the name of one module{hint}; {REMEDY}")
     return found[0]

@@ -1,9 +1,10 @@
-"""What else can be done with a backbone on the same training images: LoRA, and full fine-tuning.
+"""LoRA and full fine-tuning of a backbone, on the training images of its probe.
 
-Both begin as the linear probe and train its weights too (as Kumar et al. 2022, arXiv 2202.10054, advise), with Adam.
-Learning rate and number of epochs are those that do best (of equal ones with the least loss) on a share of the training
-images that neither the weights nor the probe they begin with have seen; no epoch at all may be best. Then all training
-images are used. Nothing is augmented, and normalisation layers keep their statistics.
+Both start from the linear probe and train it along with the backbone (as Kumar et al. 2022, arXiv 2202.10054, advise),
+with Adam. Learning rate and number of epochs are those with the best mean outcome (of equal ones, the lowest loss) on a
+held-out share of the training images, which neither the weights nor the initial probe have seen; no epoch at all may be
+best. The training is then repeated on all training images. There is no augmentation, and normalisation layers keep
+their statistics.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from torch import Tensor, nn
 from harness.analysis.selection import Holdout, selection_sets
 from harness.analysis.task_types import TaskType
 from harness.errors import ModelError
-from harness.transfer.probe_network import Probed
+from harness.transfer.probe_network import ProbeNetwork
 from harness.transfer.settings import Tuning
 from harness.util.batching import batched
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Training images.
+class LabelledImages:
+    """Training images with their labels, as fine-tuning reads them.
 
     Args:
-        read: from positions to images [n, c, h, w] and labels, on the network's device.
-        strata: what a share of them is balanced by, int [n].
-        task_type: how answers are judged.
+        read: function from positions to images [n, c, h, w] and labels, on the network's device.
+        strata: stratum of each image, by which the held-out share is stratified; int [n].
+        task_type: outcome and loss of an answer.
     """
 
     read: Callable[[Sequence[int]], tuple[Tensor, Tensor]]
@@ -42,99 +43,119 @@ class TrainingData:
     task_type: TaskType
 
 
-AT_ONCE = 64
-"""Images in one forward pass, where nothing is trained."""
+FORWARD_BATCH = 64
+"""Images per forward pass where nothing is trained."""
 
-Begin = Callable[[np.ndarray | None], Probed]
-"""The linear probe fitted on the training images at these positions, or on all, on the untouched backbone."""
+FitProbe = Callable[[np.ndarray | None], ProbeNetwork]
+"""Fits the linear probe of the untouched backbone on the training images at these positions, or on all of them."""
 
 
-def adapted(method: str, begin: Begin, training_data: TrainingData, settings: Tuning) -> Probed:
-    """The backbone and its probe, trained by ``method``; an ordinary network, LoRA's matrices merged into its weights.
+def adapt(method: str, fit_probe: FitProbe, images: LabelledImages, settings: Tuning) -> ProbeNetwork:
+    """Train the backbone and its probe by ``method``.
+
+    Args:
+        method: one of `harness.transfer.settings.METHODS`.
+        fit_probe: fits the probe that training starts from.
+        images: all training images.
+        settings: candidates for learning rate and epochs, and how they are chosen.
+
+    Returns:
+        An ordinary network, LoRA's matrices merged into its weights.
 
     Raises:
-        ModelError: the training images are too few, or peft is missing.
+        ModelError: there are too few training images, or peft is missing.
     """
-    everything = np.arange(len(training_data.strata))
-    held, rest = _share(training_data.strata, settings)
-    if not len(held):
+    everything = np.arange(len(images.strata))
+    held_out, rest = _split(images.strata, settings)
+    if not len(held_out):
         raise ModelError(
-            f"tuning.share: {settings.share:g} of {len(everything)} training images leaves none to choose on"
+            f"tuning.share: {settings.share:g} of {len(everything)} training images leaves none to choose on; raise it"
         )
-    start = begin(rest)
-    found = {(settings.learning_rates[0], 0): merit(start, training_data, held)}
+    start = fit_probe(rest)
+    scores = {(settings.learning_rates[0], 0): validation_score(start, images, held_out)}
     for rate in settings.learning_rates:
-        for epoch, network in enumerate(training(method, start, training_data, rest, rate, settings), start=1):
-            found[rate, epoch] = merit(network, training_data, held)
-    rate, epochs = max(found, key=lambda checked: found[checked])
-    network = begin(None)
-    for _, trained in zip(
-        range(epochs), training(method, network, training_data, everything, rate, settings), strict=False
-    ):
+        for epoch, network in enumerate(train(method, start, images, rest, rate, settings), start=1):
+            scores[rate, epoch] = validation_score(network, images, held_out)
+    rate, epochs = max(scores, key=lambda candidate: scores[candidate])
+    network = fit_probe(None)
+    for _, trained in zip(range(epochs), train(method, network, images, everything, rate, settings), strict=False):
         network = trained
-    return merged(network).eval().requires_grad_(False)
+    return merge_lora(network).eval().requires_grad_(False)
 
 
-def _share(strata: np.ndarray, settings: Tuning) -> tuple[np.ndarray, np.ndarray]:
-    """What is held out, and the rest, which has every class: of what has but one image, that is not held."""
-    [(held, rest)] = selection_sets(Holdout(share=settings.share), strata, settings.seed)
-    only_held = np.isin(strata[held], np.setdiff1d(strata[held], strata[rest]))
-    return held[~only_held], np.sort(np.concatenate([rest, held[only_held]]))
+def _split(strata: np.ndarray, settings: Tuning) -> tuple[np.ndarray, np.ndarray]:
+    """Return the held-out positions and the rest; a class that would be held out entirely stays in the rest."""
+    [(held_out, rest)] = selection_sets(Holdout(share=settings.share), strata, settings.seed)
+    missing_in_rest = np.isin(strata[held_out], np.setdiff1d(strata[held_out], strata[rest]))
+    return held_out[~missing_in_rest], np.sort(np.concatenate([rest, held_out[missing_in_rest]]))
 
 
-def training(
-    method: str, start: Probed, training_data: TrainingData, positions: np.ndarray, rate: float, settings: Tuning
-) -> Iterator[Probed]:
-    """The network after each epoch, always the same object; ``start`` is left alone."""
+def train(
+    method: str, start: ProbeNetwork, images: LabelledImages, positions: np.ndarray, rate: float, settings: Tuning
+) -> Iterator[ProbeNetwork]:
+    """Train a copy of a network and yield it after each epoch, always the same object.
+
+    Args:
+        method: one of `harness.transfer.settings.METHODS`.
+        start: network to start from; it is not changed.
+        images: all training images.
+        positions: positions of the images to train on.
+        rate: Adam's learning rate.
+        settings: number of epochs, batch size and seed.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        network = trainable(method, start)
+        network = trainable_copy(method, start)
     order = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam([weight for weight in network.parameters() if weight.requires_grad], lr=rate)
     for _ in range(settings.epochs):
         shuffled = positions[torch.randperm(len(positions), generator=order).numpy()]
         for batch in batched(shuffled.tolist(), settings.batch_size):
-            x, y = training_data.read(batch)
+            x, y = images.read(batch)
             optimiser.zero_grad()
             with torch.enable_grad():
-                torch.autograd.backward(training_data.task_type.loss(network(x), y))
+                torch.autograd.backward(images.task_type.loss(network(x), y))
             optimiser.step()
         yield network
 
 
 @torch.no_grad()
-def merit(network: Probed, training_data: TrainingData, positions: np.ndarray) -> tuple[float, float]:
-    """The mean outcome on these training images, and the negative of the loss."""
+def validation_score(network: ProbeNetwork, images: LabelledImages, positions: np.ndarray) -> tuple[float, float]:
+    """Return the mean outcome on the images at ``positions``, and their negated mean loss to break ties."""
     outcome = loss = 0.0
-    for part in batched(positions.tolist(), AT_ONCE):
-        x, y = training_data.read(part)
+    for batch in batched(positions.tolist(), FORWARD_BATCH):
+        x, y = images.read(batch)
         answers = network(x)
-        outcome += float(training_data.task_type.outcome(answers, y).double().sum())
-        loss += float(training_data.task_type.loss(answers, y)) * len(part)
+        outcome += float(images.task_type.outcome(answers, y).double().sum())
+        loss += float(images.task_type.loss(answers, y)) * len(batch)
     return round(outcome / len(positions), 9), -loss / len(positions)
 
 
-def trainable(method: str, start: Probed) -> Probed:
-    """A copy of ``start`` whose weights can be trained as ``method`` says; it computes the same at first."""
+def trainable_copy(method: str, start: ProbeNetwork) -> ProbeNetwork:
+    """Return a copy of ``start`` in which ``method``'s weights can be trained; it computes the same at first."""
     network = copy.deepcopy(start).requires_grad_(False)
     if method == "fine_tuning":
         network.features.requires_grad_(True)
     else:
-        network.features = with_lora(network.features, int(method.removeprefix("lora-")))
+        network.features = add_lora(network.features, int(method.removeprefix("lora-")))
     network.head.requires_grad_(True)
     return network.eval()
 
 
-def count(method: str, start: Probed) -> int:
-    """How many numbers ``method`` trains, the probe's among them."""
-    return sum(weight.numel() for weight in trainable(method, start).parameters() if weight.requires_grad)
+def count_trainable(method: str, start: ProbeNetwork) -> int:
+    """Return the number of parameters that ``method`` trains, the probe's included."""
+    return sum(weight.numel() for weight in trainable_copy(method, start).parameters() if weight.requires_grad)
 
 
-def with_lora(features: nn.Module, rank: int) -> nn.Module:
-    """Low-rank matrices (Hu et al. 2021, arXiv 2106.09685) beside linear layers and convolutions; scaled by one.
+def add_lora(features: nn.Module, rank: int) -> nn.Module:
+    """Add low-rank matrices (Hu et al. 2021, arXiv 2106.09685), scaled by one, to linear layers and convolutions.
 
-    Left out are convolutions in groups, which peft cannot merge, and subclasses of either, such as those inside of
-    ``nn.MultiheadAttention``.
+    Grouped convolutions are left out, as peft cannot merge them, and so are subclasses of either, such as the linear
+    layers of ``nn.MultiheadAttention``.
+
+    Args:
+        features: module from images to features; it is changed in place.
+        rank: rank of the matrices.
 
     Raises:
         ModelError: peft is not installed, or there is no such layer.
@@ -150,22 +171,24 @@ def with_lora(features: nn.Module, rank: int) -> nn.Module:
     ]
     if not names:
         raise ModelError("LoRA needs linear layers or convolutions, and the backbone has none; leave it out")
-    wanted = "|".join(map(re.escape, names))
-    made: nn.Module = get_peft_model(features, LoraConfig(r=rank, lora_alpha=rank, target_modules=f"^(?:{wanted})$"))
-    return made
+    pattern = "|".join(map(re.escape, names))
+    result: nn.Module = get_peft_model(features, LoraConfig(r=rank, lora_alpha=rank, target_modules=f"^(?:{pattern})$"))
+    return result
 
 
 def peft_version(method: str) -> str:
-    """That of what a method is made with; empty for those that need no other library."""
+    """Return the version of peft for the methods that use it, otherwise an empty string."""
     return version("peft") if method.startswith("lora") else ""
 
 
-def merged(network: Probed) -> Probed:
-    """The same function, LoRA's matrices in the weights."""
+def merge_lora(network: ProbeNetwork) -> ProbeNetwork:
+    """Merge LoRA's matrices, if there are any, into the weights; the function stays the same."""
     merge = getattr(network.features, "merge_and_unload", None)
     if merge is not None:
         from tqdm import tqdm
 
-        tqdm.set_lock(RLock())  # peft draws a bar; the bar's own lock is a semaphore that a stopped worker would leave
+        tqdm.set_lock(
+            RLock()
+        )  # peft draws a bar, whose own lock is a semaphore that a killed worker would leave behind
         network.features = merge()
     return network

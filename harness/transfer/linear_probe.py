@@ -1,8 +1,8 @@
-"""A linear probe: what scikit-learn fits on the features of training images, and how well that generalises. Pure.
+"""Linear probe: scikit-learn's fit on the features of training images, and its cross-validated outcomes. Pure.
 
-Multinomial logistic regression on standardised features; for attributes a logistic regression each, for values ridge
-regression. Regularisation is chosen by cross-validation on the training images alone, and the same folds tell for each
-image how good the answer is of a probe that was fitted without it.
+Multinomial logistic regression on standardised features for classes, one logistic regression per attribute, ridge
+regression for values. The regularisation is chosen by cross-validation on the training images alone. The same folds
+score each image with a probe that was fitted without it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 ITERATIONS = 2000
-"""Of L-BFGS; far more than it needs but for the weakest regularisation, which cross-validation rarely chooses."""
+"""Iterations of L-BFGS: far more than it needs, except under the weakest regularisation, which is rarely chosen."""
 
-SURE = 10.0
-"""The log-odds of an attribute that all training images have."""
+CERTAIN = 10.0
+"""Log-odds of an attribute that all training images have."""
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A probe: ``answers = ((features − mean) / scale) @ weight.T + bias``.
+class LinearProbe:
+    """A fitted probe: ``answers = ((features − mean) / scale) @ weight.T + bias``.
 
     Args:
-        mean: of each feature, [d].
-        scale: its standard deviation, [d].
-        weight: [k, d].
-        bias: [k].
-        C: the chosen one.
+        mean: mean of each feature, [d].
+        scale: standard deviation of each feature, [d].
+        weight: weights of each answer, [k, d].
+        bias: bias of each answer, [k].
+        C: inverse regularisation strength that it was fitted with.
     """
 
     mean: np.ndarray
@@ -51,79 +51,83 @@ class Fit:
 
 @dataclass(frozen=True)
 class ChosenC:
-    """What cross-validation chose.
+    """The choice of cross-validation.
 
     Args:
-        C: the best; of equal ones the smallest.
-        outcomes: with it, how good the answer for each image is of a probe that was fitted without it, float [n].
+        C: candidate with the best mean outcome; the smallest of equal ones.
+        outcomes: outcome of each training image with this C, out of fold; float [n].
     """
 
     C: float
     outcomes: np.ndarray
 
 
-def fit(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> Fit:
-    """The probe on these images, C chosen among them; see `choose_C`."""
-    return fitted(features, y, target, choose_C(features, y, target, settings).C)
+def fit(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> LinearProbe:
+    """Fit a probe on these images, with the C that cross-validation chooses on them; see `choose_C`."""
+    return fit_with_C(features, y, target, choose_C(features, y, target, settings).C)
 
 
 def choose_C(features: np.ndarray, y: np.ndarray, target: Target, settings: Probing) -> ChosenC:
-    """The C that does best on folds that it was not fitted on.
+    """Choose C by cross-validation.
 
     Args:
-        features: float [n, d].
-        y: as `Batch` has it, of the same images.
-        target: what it is.
-        settings: the candidates, and the folds.
+        features: features of the training images, float [n, d].
+        y: labels of the training images; see `Batch`.
+        target: kind of the labels.
+        settings: candidates for C, and the folds.
 
     Raises:
-        ModelError: these images cannot be fitted.
+        ModelError: no probe can be fitted on these images.
     """
-    checked = [ChosenC(C, out_of_fold(features, features, y, target, C, settings)) for C in sorted(settings.C)]
-    return max(checked, key=lambda chosen: round(float(chosen.outcomes.mean()), 12))
+    candidates = [ChosenC(C, out_of_fold(features, features, y, target, C, settings)) for C in sorted(settings.C)]
+    return max(candidates, key=lambda candidate: round(float(candidate.outcomes.mean()), 12))
 
 
 def out_of_fold(
-    features: np.ndarray, shown: np.ndarray, y: np.ndarray, target: Target, C: float, settings: Probing
+    features: np.ndarray, scored: np.ndarray, y: np.ndarray, target: Target, C: float, settings: Probing
 ) -> np.ndarray:
-    """For each training image, how good the answer is of a probe fitted on the other folds; float [n].
+    """Return the outcome of each training image with a probe that was fitted on the other folds; float [n].
 
     Args:
-        features: that the probes are fitted on, [n, d].
-        shown: that they are asked about, [n, d]: the same, or those of the same images under a steering.
-        y: labels.
-        target: what they are.
-        C: of all the probes.
-        settings: the folds.
+        features: features that the probes are fitted on, [n, d].
+        scored: features that the probes answer, [n, d]: the same, or those of the same images under a steering.
+        y: labels of the images.
+        target: kind of the labels.
+        C: inverse regularisation strength of every probe.
+        settings: number and seed of the folds.
     """
     outcomes = np.empty(len(y))
     for others, fold in folds(y, settings):
-        probe = pipeline(features[others], y[others], target, C)
-        outcomes[fold] = judged(np.asarray(probe.predict(shown[fold])), y[fold], target)
+        pipeline = fit_pipeline(features[others], y[others], target, C)
+        outcomes[fold] = grade(np.asarray(pipeline.predict(scored[fold])), y[fold], target)
     return outcomes
 
 
 def folds(y: np.ndarray, settings: Probing) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The cut into folds, balanced by class: for each the positions of the others, and its own."""
+    """Return the positions outside and inside each fold, stratified by class.
+
+    Raises:
+        ModelError: there are more folds than images.
+    """
     if settings.folds > len(y):
         raise ModelError(f"probe.folds: {settings.folds} folds of {len(y)} training images; use fewer folds")
     return selection_sets(CrossValidation(folds=settings.folds), strata(y), settings.seed)
 
 
-def judged(answers: np.ndarray, y: np.ndarray, target: Target) -> np.ndarray:
-    """How good predictions are, [n]; as `harness.analysis.task_types` judges what a network yields."""
+def grade(answers: np.ndarray, y: np.ndarray, target: Target) -> np.ndarray:
+    """Return the outcome of each prediction, [n], as `harness.analysis.task_types` grades a network's answers."""
     if target == "class":
         return np.asarray(answers == y, float)
     answers = answers.reshape(y.shape)
-    graded = answers == y if target == "attributes" else -((answers - y) ** 2)
-    return np.asarray(graded.mean(axis=1))
+    grades = answers == y if target == "attributes" else -((answers - y) ** 2)
+    return np.asarray(grades.mean(axis=1))
 
 
-def pipeline(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> Pipeline:
-    """scikit-learn's own, fitted; on one thread, in float64.
+def fit_pipeline(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> Pipeline:
+    """Fit scikit-learn's own pipeline, on one thread and in float64.
 
     Raises:
-        ModelError: it cannot be; says why.
+        ModelError: scikit-learn cannot fit these images; says why.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -135,46 +139,56 @@ def pipeline(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> P
     logistic = LogisticRegression(C=C, max_iter=ITERATIONS)
     estimators: Mapping[Target, Any] = {
         "class": logistic,
-        "attributes": OneVsRestClassifier(logistic),  # answers for one that all images have, or none, with that
+        "attributes": OneVsRestClassifier(
+            logistic
+        ),  # answers with a constant for an attribute that all images have, or none
         "values": Ridge(alpha=1 / C),
     }
-    made = make_pipeline(StandardScaler(), estimators[target])
+    pipeline = make_pipeline(StandardScaler(), estimators[target])
     try:
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.filterwarnings("ignore", "Label .* is present in all training examples")
-            made.fit(features.astype(np.float64), y)
+            pipeline.fit(features.astype(np.float64), y)
     except ValueError as error:
-        raise ModelError(f"the probe cannot be fitted on {len(y)} training images: {error}; give it more") from error
-    return made
+        raise ModelError(
+            f"the probe cannot be fitted on {len(y)} training images: {error}; use more of them"
+        ) from error
+    return pipeline
 
 
-def fitted(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> Fit:
-    """The probe fitted on these images, as numbers."""
-    scaler, estimator = (step for _, step in pipeline(features, y, target, C).steps)
+def fit_with_C(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> LinearProbe:
+    """Fit a probe on these images with a given C."""
+    scaler, estimator = (step for _, step in fit_pipeline(features, y, target, C).steps)
     if target == "attributes":
-        weight, bias = _a_row_for_each_attribute(estimator.estimators_, features.shape[1])
+        weight, bias = _attribute_rows(estimator.estimators_, features.shape[1])
     else:
         weight, bias = np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_)
     if target == "class":
-        weight, bias = _a_row_for_each_class(weight, bias, estimator.classes_)
-    return Fit(scaler.mean_, scaler.scale_, weight, bias, C)
+        weight, bias = _class_rows(weight, bias, estimator.classes_)
+    return LinearProbe(scaler.mean_, scaler.scale_, weight, bias, C)
 
 
-def _a_row_for_each_attribute(parts: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-odds of each; sure ones where scikit-learn has but a constant."""
-    nothing = np.zeros((1, width))
-    weight = [part.coef_ if hasattr(part, "coef_") else nothing for part in parts]
+def _attribute_rows(estimators: Sequence[Any], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights [k, d] and biases [k] of the log-odds; constants where scikit-learn fitted a constant."""
+    zero = np.zeros((1, width))
+    weight = [estimator.coef_ if hasattr(estimator, "coef_") else zero for estimator in estimators]
     bias = [
-        part.intercept_ if hasattr(part, "coef_") else np.where(part.predict(nothing) == 1, SURE, -SURE)
-        for part in parts
+        estimator.intercept_
+        if hasattr(estimator, "coef_")
+        else np.where(estimator.predict(zero) == 1, CERTAIN, -CERTAIN)
+        for estimator in estimators
     ]
     return np.concatenate(weight), np.concatenate(bias)
 
 
-def _a_row_for_each_class(weight: np.ndarray, bias: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A logit for each class 0 … K − 1: of two classes scikit-learn has one row, and none of a class it never saw."""
-    if len(classes) == 2:  # log-odds of the second: half of it to each side
+def _class_rows(weight: np.ndarray, bias: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and biases of a logit per class 0 … K − 1; scikit-learn has a single row for two classes.
+
+    Raises:
+        ModelError: a class is missing.
+    """
+    if len(classes) == 2:  # the row is the log-odds of the second class: half of it for each
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     missing = sorted(set(range(int(classes.max()) + 1)) - set(classes.tolist()))
     if missing:

@@ -1,4 +1,4 @@
-"""A transferred classifier: a pretrained backbone, steered, and a linear probe fitted on its features."""
+"""Model kind ``probe``: a pretrained backbone, steered, with a linear probe fitted on its features."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ if TYPE_CHECKING:
     from harness.api.model import Scorable
 
 
-def _built(group: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:
-    """A part inside of a part: built from its mapping, written as one, and in the schema any kind of its group."""
+def _nested_part(group: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:
+    """Annotate a part inside a part: built from its mapping, dumped as one, any kind of its group in the schema."""
 
     def build(value: Any) -> Part:
         return registry.build_inside(group, value)
 
-    def dumped(part: Part) -> dict[str, Any]:
+    def dump(part: Part) -> dict[str, Any]:
         return {"kind": part.kind} | part.model_dump(mode="json")
 
-    return BeforeValidator(build), PlainSerializer(dumped), WithJsonSchema({"group": group})
+    return BeforeValidator(build), PlainSerializer(dump), WithJsonSchema({"group": group})
 
 
 class Probe(Model):
-    """A linear probe on the features of a backbone, fitted on training images: the plain one, and one a steering.
+    """A pretrained backbone with a linear probe on its features, fitted on training images for each steering.
 
-    scikit-learn's multinomial logistic regression on standardised features, which for attributes is one a piece, for
-    values ridge regression. The network is the backbone up to its classifier, and the probe.
+    The probe is scikit-learn's multinomial logistic regression on standardised features; one logistic regression per
+    attribute, or ridge regression for values. It takes the place of the backbone's classifier.
 
     Args:
-        backbone: any model; of its classifier only the place is used.
-        train: the images that the probe is fitted on; if they are those that are scored, they are refused.
-        classifier: the name of the backbone's last layer, such as ``head.fc``; it is found by itself where it is the
-            last layer that runs.
-        probe: how it is fitted, and whether before or after the backbone is steered; see `Probing`.
-        methods: to score beside the steerings, on the same images: ``lora-1``, ``lora-2``, ``lora-4``, ``fine_tuning``.
-        tuning: how those are trained; see `harness.transfer.settings.Tuning`.
-        cache: the folder of features and fits.
-        name: its name on the leaderboard; the backbone's without it.
+        backbone: any pretrained model; its own classifier is not used.
+        train: dataset that the probe is fitted on; images that are scored are refused.
+        classifier: name of the backbone's last layer, such as ``head.fc``; found by itself if it is the last to run.
+        probe: settings of the probe, fitted before or after the backbone is steered; see `Probing`.
+        methods: other methods to score beside the steerings, on the same images: ``lora-1``, ``lora-2``, ``lora-4``,
+            ``fine_tuning``.
+        tuning: settings of these methods; see `harness.transfer.settings.Tuning`.
+        cache: directory that keeps features, probes and trained weights.
+        name: name on the leaderboard; the backbone's if left out.
     """
 
     kind: ClassVar[str] = "probe"
     location_fields: ClassVar[frozenset[str]] = frozenset({"methods", "cache", "name"})
 
-    backbone: Annotated[Model, *_built("models")]
-    train: Annotated[Dataset, *_built("datasets")]
+    backbone: Annotated[Model, *_nested_part("models")]
+    train: Annotated[Dataset, *_nested_part("datasets")]
     classifier: str | None = None
     probe: Probing = Probing()
     methods: tuple[Method, ...] = ()
@@ -77,18 +77,18 @@ class Probe(Model):
 
     @property
     def label(self) -> str:
-        """The name; without it the backbone's, and the order of fitting where that is not the usual one."""
+        """The name, or else the backbone's, followed by the order of fitting if it is not the default."""
         order = "" if self.probe.order == "steer_first" else f" {self.probe.order}"
         return self.name or f"{self.backbone.label}{order}"
 
     @property
     def training(self) -> Dataset:
-        """What the probe is fitted on."""
+        """The dataset that the probe is fitted on."""
         return self.train
 
     @property
     def trained_how(self) -> str:
-        """The training set, the order, and a hash of the settings of probe and tuning."""
+        """The training dataset, the order of fitting, and a hash of the settings of probe and tuning."""
         from harness.util.hashing import sha256
 
         settings = [self.probe.model_dump(mode="json"), self.tuning.model_dump(mode="json")]
@@ -96,23 +96,23 @@ class Probe(Model):
 
     @property
     def adaptations(self) -> tuple[str, ...]:
-        """The methods."""
+        """The other methods to score."""
         return self.methods
 
     def identity(self) -> dict[str, Any]:
-        """The backbone's and the training set's own, and how the probe is fitted."""
+        """Return the settings, with the identities of the backbone and of the training dataset."""
         return super().identity() | {"backbone": self.backbone.identity(), "train": self.train.identity()}
 
     def preprocessing(self, *, offline: bool = False) -> Preprocessing:
-        """The backbone's."""
+        """Return the backbone's preprocessing."""
         return self.backbone.preprocessing(offline=offline)
 
     def load(self, *, offline: bool = False) -> Scorable:
-        """The backbone without its classifier; the probe is fitted when the network is asked for.
+        """Load the backbone without its classifier; the probe is fitted on first use.
 
         Raises:
             ModelError: the backbone cannot be loaded, or its classifier is not found.
-            DataError: the training images are not there.
+            DataError: the training images are missing or damaged.
         """
         from harness.engine.images import open_data, source
         from harness.transfer.backbone import without_classifier
@@ -125,8 +125,8 @@ class Probe(Model):
             data = open_data(self.train, offline, preprocessing)
         except DataError as error:
             raise type(error)(f"train: {error}") from error
-        training_data = TrainingSet(source(self.train, preprocessing, offline), data, self.train.target)
-        example, _ = training_data.read([0])
-        features = without_classifier(backbone.network.eval(), example, self.classifier)
-        given = sha256([self.backbone.identity(), backbone.sha256, features.classifier])
-        return Transferred(features, given, training_data, self.probe, self.tuning, Path(self.cache))
+        training_set = TrainingSet(source(self.train, preprocessing, offline), data, self.train.target)
+        example, _ = training_set.read([0])
+        body = without_classifier(backbone.network.eval(), example, self.classifier)
+        backbone_sha256 = sha256([self.backbone.identity(), backbone.sha256, body.classifier])
+        return Transferred(body, backbone_sha256, training_set, self.probe, self.tuning, Path(self.cache))

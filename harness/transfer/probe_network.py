@@ -1,4 +1,4 @@
-"""A backbone's features, and a linear probe on them: an ordinary network."""
+"""A backbone with a linear probe on its features, as an ordinary network."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.transfer.linear_probe import Fit
+from harness.transfer.linear_probe import LinearProbe
 
 
 class Head(nn.Module):
-    """Features, standardised, to answers: [n, d] to [n, k]. Mean and scale are buffers, so they are never trained.
+    """A linear probe as a module: features [n, d] to answers [n, k]. Mean and scale are buffers, never trained.
 
     Args:
-        fit: its numbers, rounded to float32.
+        probe: fitted probe, whose numbers are rounded to float32.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, probe: LinearProbe) -> None:
         super().__init__()
         for name in ("mean", "scale"):
-            self.register_buffer(name, torch.tensor(getattr(fit, name), dtype=torch.float32))
-        self.weight = nn.Parameter(torch.tensor(fit.weight, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.tensor(fit.bias, dtype=torch.float32))
+            self.register_buffer(name, torch.tensor(getattr(probe, name), dtype=torch.float32))
+        self.weight = nn.Parameter(torch.tensor(probe.weight, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.tensor(probe.bias, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
-        """The answers."""
+        """Return the answers."""
         return F.linear((features - self.mean) / self.scale, self.weight, self.bias)
 
 
-class Probed(nn.Module):
-    """Images in [0, 1] to the answers of a probe, [n, c, h, w] to [n, k].
+class ProbeNetwork(nn.Module):
+    """A backbone and its probe: images [n, c, h, w] in [0, 1] to answers [n, k].
 
     Args:
-        features: images to features, [n, d].
-        head: features to answers.
+        features: module from images to features [n, d].
+        head: module from features to answers.
     """
 
     def __init__(self, features: nn.Module, head: Head) -> None:
@@ -45,6 +45,6 @@ class Probed(nn.Module):
         self.head = head
 
     def forward(self, x: Tensor) -> Tensor:
-        """The answers for images in [0, 1]."""
+        """Return the answers for images in [0, 1]."""
         answers: Tensor = self.head(self.features(x))
         return answers

@@ -1,61 +1,52 @@
-"""Settings of the methods that train a backbone; see `harness.transfer.finetuning`. Needs no torch."""
+"""Settings of the linear probe, and of the methods that train the backbone too. Needs no torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
-
-if TYPE_CHECKING:
-    pass
-
-from typing import get_args
 
 Method = Literal["lora-1", "lora-2", "lora-4", "fine_tuning"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-Rate = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(strict=True, gt=0)]
+PositiveReal = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
 class Tuning(BaseModel):
-    """How weights are trained.
+    """Settings of LoRA and fine-tuning; see `harness.transfer.finetuning`.
 
     Args:
-        epochs: at most so many.
-        learning_rates: of Adam, to choose from.
-        batch_size: training images a step.
-        share: of the training images that learning rate and epochs are chosen on.
-        seed: of that share, of LoRA's first matrices, and of the order of the images.
+        epochs: largest number of epochs.
+        learning_rates: candidates for Adam's learning rate.
+        batch_size: number of training images per step.
+        share: share of the training images held out to choose the learning rate and the number of epochs.
+        seed: seed of the held-out share, of LoRA's initial matrices and of the order of the images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: Positive = 20
-    learning_rates: Annotated[tuple[Rate, ...], Field(min_length=1)] = (1e-5, 1e-4, 1e-3, 1e-2)
+    learning_rates: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1e-5, 1e-4, 1e-3, 1e-2)
     batch_size: Positive = 32
     share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
 
 
-Strength = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-
-
 class Probing(BaseModel):
-    """How the probe is fitted.
+    """Settings of the linear probe; see `harness.transfer.linear_probe`.
 
     Args:
-        order: ``steer_first``: on the features of the steered backbone, for each steering anew; ``fit_first``: once,
-            on those of the untouched one, and what it answers is steered.
-        C: inverse strengths of the regularisation to choose from, as scikit-learn has it; of ridge regression alpha
-            is its inverse.
-        folds: of the cross-validation.
-        seed: of the folds.
+        order: ``steer_first`` fits a probe for each steering, on the features of the steered backbone; ``fit_first``
+            fits one probe on the features of the untouched backbone, which is steered afterwards.
+        C: candidates for the inverse regularisation strength, as in scikit-learn; ridge regression has alpha = 1 / C.
+        folds: number of folds of the cross-validation.
+        seed: seed of the folds.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     order: Literal["steer_first", "fit_first"] = "steer_first"
-    C: Annotated[tuple[Strength, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    C: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     folds: Annotated[int, Field(strict=True, ge=2)] = 5
     seed: Annotated[int, Field(strict=True, ge=0)] = 0

@@ -1,4 +1,4 @@
-"""A backbone transferred to other images: steered, and a probe fitted on its features; or adapted in another way."""
+"""A backbone transferred to other images: steered with a probe on its features, or trained by another method."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from harness.api.work import SCORING_VERSION
 from harness.curvature.steering import coverage_of, steered_network
 from harness.errors import ModelError
 from harness.transfer import finetuning, linear_probe
-from harness.transfer.backbone import Features
-from harness.transfer.finetuning import AT_ONCE, TrainingData
-from harness.transfer.linear_probe import Fit
-from harness.transfer.probe_network import Head, Probed
+from harness.transfer.backbone import FeatureExtractor
+from harness.transfer.finetuning import FORWARD_BATCH, LabelledImages
+from harness.transfer.linear_probe import LinearProbe
+from harness.transfer.probe_network import Head, ProbeNetwork
 from harness.transfer.settings import Probing, Tuning
 from harness.util.batching import batched
 from harness.util.cache import CachedArrays, cached
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from harness.api.dataset import Source
 
 FORMAT = 1
-"""Part of every key of the cache: raised when a change of the code could change what is kept."""
+"""Part of every cache key: raised when a change of the code could change the cached arrays."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Images to fit on.
+    """The chosen images of the training dataset.
 
     Args:
-        source: as the backbone takes them.
-        data: which of them, with their hashes and labels.
-        target: what the labels are.
+        source: all images of the dataset, as the backbone takes them.
+        data: indices, hashes and labels of the chosen images.
+        target: kind of the labels.
     """
 
     source: Source
@@ -53,36 +53,42 @@ class TrainingSet:
     target: Target
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images and labels at these positions among the chosen ones."""
-        batch = self.source.read(tuple(self.images[position] for position in positions))
+        """Read images and labels at these positions among the chosen ones."""
+        batch = self.source.read(tuple(self.indices[position] for position in positions))
         return batch.x, batch.y
 
     @cached_property
-    def images(self) -> tuple[int, ...]:
-        """The numbers of the chosen ones."""
+    def indices(self) -> tuple[int, ...]:
+        """Indices of the chosen images in the dataset."""
         return tuple(self.data.digests)
 
 
 class Transferred:
-    """See `harness.api.model.Scorable`; fitted when it is asked for, on the device that `body` is on.
+    """Implementation of `harness.api.model.Scorable`; fitted on first use, on the device that `body` is on.
 
     Args:
-        features: the backbone without its classifier, in eval mode.
-        given: SHA-256 of the backbone: what it is, its weights, and the name of its classifier.
-        training_data: what it is transferred to.
-        probing: how the probe is fitted.
-        tuning: how weights are trained, by the methods that do.
-        folder: of the cache.
+        body: backbone without its classifier, in eval mode.
+        backbone_sha256: SHA-256 of the backbone's identity, its weights and the name of its classifier.
+        training_set: images that the backbone is transferred to.
+        probing: settings of the probe.
+        tuning: settings of the other methods.
+        cache: directory that keeps features, probes and trained weights.
     """
 
     def __init__(
-        self, features: Features, given: str, training_data: TrainingSet, probing: Probing, tuning: Tuning, folder: Path
+        self,
+        body: FeatureExtractor,
+        backbone_sha256: str,
+        training_set: TrainingSet,
+        probing: Probing,
+        tuning: Tuning,
+        cache: Path,
     ) -> None:
-        self.body = features
-        self.training = training_data.data
-        self.sha256 = sha256([given, training_data.data.sha256])
-        self._training_data, self._probing, self._tuning, self._folder = training_data, probing, tuning, folder
-        self._made: dict[Steering, nn.Module] = {}
+        self.body = body
+        self.training = training_set.data
+        self.sha256 = sha256([backbone_sha256, training_set.data.sha256])
+        self._training_set, self._probing, self._tuning, self._cache = training_set, probing, tuning, cache
+        self._networks: dict[Steering, nn.Module] = {}
         self._hashes: dict[Steering, str] = {}
 
     @property
@@ -91,61 +97,62 @@ class Transferred:
         return self.steered(BASELINE)
 
     def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
-        """See `Scorable.steered`: steered first and fitted after, or the other way round, or adapted."""
-        if steering not in self._made:
-            self._made[steering] = self._make(steering).eval().requires_grad_(False)
-        return self._made[steering]
+        """See `Scorable.steered`: steered first and then fitted, the other way round, or trained by another method."""
+        if steering not in self._networks:
+            self._networks[steering] = self._build(steering).eval().requires_grad_(False)
+        return self._networks[steering]
 
-    def _make(self, steering: Steering) -> nn.Module:
+    def _build(self, steering: Steering) -> nn.Module:
         if steering.method:
             return self._adapted(steering)
-        return Probed(self._steered_backbone(steering), self._head(self._fit(self._fitted_at(steering))))
+        return ProbeNetwork(self._steered_backbone(steering), self._head(self._probe(self._probe_steering(steering))))
 
     def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
-        """See `Scorable.compiled`; the backbone alone, since every steering has its own probe."""
-        if not isinstance(network, Probed):
+        """See `Scorable.compiled`; compiles the backbone alone, since every steering has its own probe."""
+        if not isinstance(network, ProbeNetwork):
             return compile(network)
-        return Probed(compile(network.features), network.head)
+        return ProbeNetwork(compile(network.features), network.head)
 
     def normalised_space(self) -> tuple[Scorable, Callable[[Tensor], Tensor]]:
-        """See `Scorable.normalised_space`; refused, since a probe is fitted on images in [0, 1]."""
+        """Refuse, since a probe is fitted on images in [0, 1]; see `Scorable.normalised_space`."""
         raise ModelError(NO_NORMALISATION)
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
-        """See `Scorable.coverage`: of the backbone, since a probe has no activation."""
+        """Count in the backbone, since a probe has no activation; see `Scorable.coverage`."""
         return coverage_of(self.body, sites, example, family)
 
     def trainable_parameters(self, method: str = "") -> int:
-        """The probe's weights and biases; of another method also what that trains."""
+        """Return the number of weights and biases of the probe, and of what another method trains beside it."""
         start = self.network
-        assert isinstance(start, Probed)
+        assert isinstance(start, ProbeNetwork)
         if method:
-            return finetuning.count(method, start)
+            return finetuning.count_trainable(method, start)
         return sum(parameter.numel() for parameter in start.head.parameters())
 
     def fitted(self, steering: Steering) -> dict[str, str]:
-        """The hash of the network to score, weight by weight, the fitted ones among them."""
+        """Return the hash of all weights of the network to score, the fitted ones included."""
         if steering not in self._hashes:
             self._hashes[steering] = sha256_of_weights(self.steered(steering))
         return {"weights_sha256": self._hashes[steering]}
 
     def training_scores(self, steering: Steering) -> np.ndarray:
-        """See `Scorable.training_scores`: fold by fold, with the C that was chosen for all."""
-        at = self._fitted_at(steering)
-        if at == steering:
-            return self._kept_fit(at)["outcomes"]
+        """Score each training image by cross-validation, with one C for all folds; see `Scorable.training_scores`."""
+        fitted_on = self._probe_steering(steering)
+        if fitted_on == steering:
+            return self._fitted_arrays(steering)["outcomes"]
 
         def compute() -> CachedArrays:
             outcomes = linear_probe.out_of_fold(
-                self._features(at), self._features(steering), self.training.labels, self._training_data.target,
-                self._fit(at).C, self._probing,
+                self._features(fitted_on), self._features(steering), self.training.labels, self._training_set.target,
+                self._probe(fitted_on).C, self._probing,
             )  # fmt: skip
             return {"outcomes": outcomes.astype(np.float32)}
 
-        return self._cached(["rehearsed", steering.identity(), *self._settings], compute)["outcomes"]
+        key = ["rehearsed", steering.identity(), *self._settings]  # keys stay as they are: caches outlive names
+        return self._cached(key, compute)["outcomes"]
 
-    def _fitted_at(self, steering: Steering) -> Steering:
-        """On which features the probe of a steering is fitted."""
+    def _probe_steering(self, steering: Steering) -> Steering:
+        """Return the steering on whose features the probe of ``steering`` is fitted."""
         return steering if self._probing.order == "steer_first" else steering.baseline
 
     def _steered_backbone(self, steering: Steering) -> nn.Module:
@@ -154,64 +161,65 @@ class Transferred:
         return steered_network(self.body, steering, self._images([0])[0])
 
     def _images(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Read training images and labels onto the device of `body`."""
         device = next(self.body.parameters()).device
-        x, y = self._training_data.read(positions)
+        x, y = self._training_set.read(positions)
         return x.to(device), y.to(device)
 
     def _features(self, steering: Steering) -> np.ndarray:
-        """Of all training images under a steering, float32 [n, d]; computed once."""
+        """Return the features of all training images under a steering, float32 [n, d]; computed once."""
 
         @torch.no_grad()
         def compute() -> CachedArrays:
             network = self._steered_backbone(steering)
-            parts = batched(range(len(self.training.labels)), AT_ONCE)
-            return {"features": np.concatenate([network(self._images(part)[0]).cpu().numpy() for part in parts])}
+            batches = batched(range(len(self.training.labels)), FORWARD_BATCH)
+            return {"features": np.concatenate([network(self._images(batch)[0]).cpu().numpy() for batch in batches])}
 
         return self._cached(["features", steering.identity()], compute)["features"]
 
-    def _kept_fit(self, steering: Steering) -> CachedArrays:
-        """The numbers of the probe on the features of a steering, and its out-of-fold outcomes; computed once."""
+    def _fitted_arrays(self, steering: Steering) -> CachedArrays:
+        """Return the probe on the features of a steering as arrays, with its out-of-fold outcomes; computed once."""
 
         def compute() -> CachedArrays:
-            features, labels, target = self._features(steering), self.training.labels, self._training_data.target
+            features, labels, target = self._features(steering), self.training.labels, self._training_set.target
             chosen = linear_probe.choose_C(features, labels, target, self._probing)
-            numbers = asdict(linear_probe.fitted(features, labels, target, chosen.C))
+            probe = asdict(linear_probe.fit_with_C(features, labels, target, chosen.C))
             outcomes = {"outcomes": chosen.outcomes.astype(np.float32)}
-            return {name: np.asarray(value) for name, value in numbers.items()} | outcomes
+            return {name: np.asarray(value) for name, value in probe.items()} | outcomes
 
         return self._cached(["probe", steering.identity(), *self._settings], compute)
 
-    def _fit(self, steering: Steering) -> Fit:
-        """The probe on the features of a steering."""
-        kept = self._kept_fit(steering)
-        mean, scale, weight, bias = (kept[name] for name in ("mean", "scale", "weight", "bias"))
-        return Fit(mean, scale, weight, bias, float(kept["C"]))
+    def _probe(self, steering: Steering) -> LinearProbe:
+        """Return the probe on the features of a steering."""
+        arrays = self._fitted_arrays(steering)
+        mean, scale, weight, bias = (arrays[name] for name in ("mean", "scale", "weight", "bias"))
+        return LinearProbe(mean, scale, weight, bias, float(arrays["C"]))
 
-    def _fit_on(self, steering: Steering, positions: np.ndarray) -> Fit:
-        """The same on these training images alone: of the others nothing is known to it, C included."""
+    def _probe_on(self, steering: Steering, positions: np.ndarray) -> LinearProbe:
+        """Fit a probe on these training images alone; the others have no influence on it, nor on its C."""
         features, labels = self._features(steering)[positions], self.training.labels[positions]
-        return linear_probe.fit(features, labels, self._training_data.target, self._probing)
+        return linear_probe.fit(features, labels, self._training_set.target, self._probing)
 
-    def _head(self, fit: Fit) -> Head:
-        return Head(fit).to(next(self.body.parameters()).device)
+    def _head(self, probe: LinearProbe) -> Head:
+        return Head(probe).to(next(self.body.parameters()).device)
 
-    def _adapted(self, steering: Steering) -> Probed:
-        """Another method's network; its weights are kept, so that every process has the same."""
+    def _adapted(self, steering: Steering) -> ProbeNetwork:
+        """Return the network that another method trains; its weights are cached, so every process has the same."""
         untouched = steering.baseline
 
-        def begin(positions: np.ndarray | None) -> Probed:
-            fit = self._fit(untouched) if positions is None else self._fit_on(untouched, positions)
-            return Probed(self.body, self._head(fit))
+        def fit_probe(positions: np.ndarray | None) -> ProbeNetwork:
+            probe = self._probe(untouched) if positions is None else self._probe_on(untouched, positions)
+            return ProbeNetwork(self.body, self._head(probe))
 
         def compute() -> CachedArrays:
-            training_data = TrainingData(self._images, self.training.strata, TASK_TYPES[self._training_data.target])
-            network = finetuning.adapted(steering.method, begin, training_data, self._tuning)
+            images = LabelledImages(self._images, self.training.strata, TASK_TYPES[self._training_set.target])
+            network = finetuning.adapt(steering.method, fit_probe, images, self._tuning)
             return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
-        how = [finetuning.peft_version(steering.method), self._tuning.model_dump(mode="json")]
-        kept = self._cached([steering.identity(), *self._settings, *how], compute)
-        network = copy.deepcopy(begin(None))
-        network.load_state_dict({name: torch.from_numpy(value) for name, value in kept.items()})
+        method = [finetuning.peft_version(steering.method), self._tuning.model_dump(mode="json")]
+        weights = self._cached([steering.identity(), *self._settings, *method], compute)
+        network = copy.deepcopy(fit_probe(None))
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
         return network
 
     @property
@@ -227,6 +235,7 @@ class Transferred:
     def _versions(self) -> list[Any]:
         return [FORMAT, SCORING_VERSION, torch.__version__, sklearn.__version__]
 
-    def _cached(self, what: Sequence[Any], compute: Any) -> CachedArrays:
-        where = next(self.body.parameters()).device.type
-        return cached(self._folder, sha256([*self._versions, where, self.sha256, *what]), compute)
+    def _cached(self, key: Sequence[Any], compute: Callable[[], CachedArrays]) -> CachedArrays:
+        """Return the arrays cached under ``key``, the versions, the kind of device and what was given; compute once."""
+        device = next(self.body.parameters()).device.type
+        return cached(self._cache, sha256([*self._versions, device, self.sha256, *key]), compute)

@@ -1,1 +1,1 @@
-"""Nothing of the field: files, caches, downloads."""
+"""Files, hashing, downloads and caches; nothing of the field."""

@@ -1,4 +1,4 @@
-"""Cut a sequence into batches."""
+"""Batches of a sequence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import islice
 
 
 def batched(images: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
-    """Consecutive tuples of ``size``, the last one shorter."""
-    rest = iter(images)
-    while part := tuple(islice(rest, size)):
-        yield part
+    """Yield consecutive tuples of ``size`` images, the last one possibly shorter."""
+    remaining = iter(images)
+    while batch := tuple(islice(remaining, size)):
+        yield batch

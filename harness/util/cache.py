@@ -1,4 +1,4 @@
-"""What takes long to compute and is named by a hash of all that it follows from: computed once, by one process."""
+"""Cache of slowly computed arrays, under a hash of all that they depend on; one process computes each."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from harness.errors import ModelError
 from harness.util.files import write_whole
 
 CachedArrays = Mapping[str, np.ndarray]
+"""Arrays by name."""
 
 
-def cached(folder: Path, key: str, compute: Callable[[], CachedArrays]) -> CachedArrays:
-    """The arrays kept under ``key``; others who ask meanwhile wait for the one that computes them.
+def cached(directory: Path, key: str, compute: Callable[[], CachedArrays]) -> CachedArrays:
+    """Return the arrays cached under ``key``, computing them if necessary; other processes wait meanwhile.
 
     Args:
-        folder: made where it is missing.
-        key: a hash.
-        compute: called where nothing is kept.
+        directory: directory of the cache, created if missing.
+        key: hash of all that the arrays depend on.
+        compute: computes the arrays if they are not cached.
 
     Raises:
-        ModelError: the folder cannot be written.
+        ModelError: the cache cannot be written.
     """
-    path = folder / key[:2] / f"{key}.npz"
-    with _alone(path):
-        found = _kept(path)
-        if found is None:
-            found = compute()
-            write_whole(path, _packed(found))
-        return found
+    path = directory / key[:2] / f"{key}.npz"
+    with _locked(path):
+        arrays = _read(path)
+        if arrays is None:
+            arrays = compute()
+            write_whole(path, _to_npz(arrays))
+        return arrays
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """No other process is at ``path`` meanwhile.
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of ``path`` within the block, against all other processes.
 
     Raises:
-        ModelError: its folder cannot be written.
+        ModelError: the cache cannot be written.
     """
     from filelock import FileLock
 
@@ -49,24 +50,24 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except (OSError, NotImplementedError) as error:  # some shared folders know no locks
-        raise ModelError(f"cache: {path} cannot be written ({error}); name another folder") from error
+    except (OSError, NotImplementedError) as error:  # some shared file systems have no locks
+        raise ModelError(f"cache: {path} cannot be written ({error}); name another directory") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _kept(path: Path) -> CachedArrays | None:
-    """What is kept there; None where nothing is, or nothing whole."""
+def _read(path: Path) -> CachedArrays | None:
+    """Read the cached arrays; None if there are none, or the file is damaged."""
     try:
-        with np.load(path) as kept:
-            return dict(kept)
+        with np.load(path) as archive:
+            return dict(archive)
     except (OSError, EOFError, ValueError, BadZipFile):
         return None
 
 
-def _packed(arrays: CachedArrays) -> bytes:
+def _to_npz(arrays: CachedArrays) -> bytes:
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from harness.errors import LeaderboardError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, whole or not at all; the folder is made where it is missing, and text is UTF-8.
+    """Write a file atomically; its directory is created if missing.
+
+    Args:
+        path: path of the file.
+        content: bytes, or text to be encoded as UTF-8.
 
     Raises:
-        LeaderboardError: it cannot be written.
+        LeaderboardError: the file cannot be written.
     """
     draft = path.with_name(f".{path.name}.part")
     try:
@@ -20,4 +24,4 @@ def write_whole(path: Path, content: str | bytes) -> None:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(draft, path)
     except OSError as error:
-        raise LeaderboardError(f"{path}: cannot be written: {error}; choose another place") from error
+        raise LeaderboardError(f"{path}: cannot be written: {error}; choose another path") from error

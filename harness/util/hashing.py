@@ -1,4 +1,4 @@
-"""Hashes that name what was computed: of JSON values, and of a network's weights."""
+"""Hashes of JSON values and of a network's weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of ``value``: sorted keys, no spaces, so that equal values have equal hashes."""
+    """Return ``value`` as canonical JSON, with sorted keys and no spaces, so that equal values have equal hashes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def sha256(value: Any) -> str:
-    """SHA-256 of the canonical JSON of ``value``, in hexadecimal."""
+    """Return the SHA-256 of the canonical JSON of ``value``, in hexadecimal."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def sha256_of_weights(network: nn.Module) -> str:
-    """SHA-256 of every parameter and buffer: name, dtype, shape and bytes, in the order of the names."""
+    """Return the SHA-256 of every parameter and buffer: name, dtype, shape and bytes, in the order of the names."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""``models.lock``: size and SHA-256 of every downloaded file, recorded once and checked ever after."""
+"""``models.lock``: the size and SHA-256 of every downloaded file, recorded once and checked from then on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from harness.errors import HarnessError
 
 LOCK = "models.lock"
 ON_PURPOSE = f"to take it on purpose, delete the entry in {LOCK}"
+"""Remedy for a file that has changed on purpose."""
 
 
 class Fingerprint(NamedTuple):
-    """What ``models.lock`` knows of a file."""
+    """The entry of a file in ``models.lock``.
+
+    Args:
+        size: size in bytes.
+        sha256: SHA-256 of the content, in hexadecimal.
+    """
 
     size: int
     sha256: str
@@ -29,16 +35,23 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Size and SHA-256 of a file."""
+    """Compute the size and SHA-256 of a file."""
     with path.open("rb") as file:
         return Fingerprint(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def differs(url: str, path: Path) -> str | None:
-    """How ``path`` differs from what ``models.lock`` says of ``url``; None where it does not, or is now recorded.
+    """Compare a file with its entry in ``models.lock``, which is made if missing.
+
+    Args:
+        url: address of the file, which names the entry.
+        path: path of the file.
+
+    Returns:
+        The difference as a predicate, for a message; None if there is none.
 
     Raises:
-        HarnessError: ``models.lock`` cannot be understood.
+        HarnessError: ``models.lock`` cannot be parsed.
     """
     found = fingerprint(path)
     expected = _read().get(url) or _record(url, found)
@@ -48,9 +61,9 @@ def differs(url: str, path: Path) -> str | None:
 
 
 def _record(url: str, found: Fingerprint) -> Fingerprint:
-    """Write ``found`` into ``models.lock``; if another process has been quicker, what that has written is returned."""
+    """Record ``found`` in ``models.lock`` and return the entry, which another process may have made first."""
     try:
-        with _alone(Path(LOCK)):
+        with _locked(Path(LOCK)):
             entries = {url: found} | _read()
             text = {key: entry._asdict() for key, entry in sorted(entries.items())}
             new = Path(f".{LOCK}.new")
@@ -63,12 +76,12 @@ def _record(url: str, found: Fingerprint) -> Fingerprint:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Nobody else replaces ``path`` meanwhile; makes it if need be."""
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of ``path`` within the block, so that no other process replaces it; it is created if missing."""
     while True:
         with path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else it was replaced while we waited
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # otherwise it was replaced during the wait
                 yield
                 return
 
@@ -79,5 +92,5 @@ def _read() -> dict[str, Fingerprint]:
     try:
         return {url: Fingerprint(**entry) for url, entry in json.loads(text or "{}").items()}
     except (ValueError, TypeError, AttributeError) as error:
-        remedy = "mend it, or delete it to record every file afresh"
+        remedy = "fix it, or delete it to record every file afresh"
         raise HarnessError(f"{path.absolute()}: not a {LOCK} ({error}); {remedy}") from error

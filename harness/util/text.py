@@ -1,4 +1,4 @@
-"""Text for people: the word that was probably meant."""
+"""Suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from difflib import get_close_matches
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` where a known word is close, otherwise nothing."""
+    """Return `` (did you mean 'x'?)`` if a known word is close, otherwise the empty string."""
     close = get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -25,8 +25,8 @@ from harness.config.benchmark import parse_benchmark
 from harness.datasets.hugging_face import HuggingFace
 from harness.engine import images
 from harness.errors import DataError, ModelError, SpecError
-from harness.leaderboard import csv_file, outcomes
-from harness.leaderboard.csv_file import Key
+from harness.leaderboard import csv_file, outcomes, ranking
+from harness.leaderboard.row import RowKey
 from harness.models.checkpoint import Checkpoint
 from harness.transfer import linear_probe
 from harness.transfer.probe_model import Probe
@@ -68,10 +68,10 @@ def test_what_was_fitted_and_what_is_scored_are_judged_alike(target: Any) -> Non
         "attributes": drawn.integers(0, 2, (40, 3)),
         "values": drawn.normal(size=(40, 2)).astype(np.float32),
     }[target]
-    pipeline = linear_probe.pipeline(features, y, target, 0.5)
-    fit = linear_probe.fitted(features, y, target, 0.5)
+    pipeline = linear_probe.fit_pipeline(features, y, target, 0.5)
+    fit = linear_probe.fit_with_C(features, y, target, 0.5)
     answers = torch.from_numpy((features - fit.mean) / fit.scale @ fit.weight.T + fit.bias)
-    judged = linear_probe.judged(np.asarray(pipeline.predict(features)), y, target)
+    judged = linear_probe.grade(np.asarray(pipeline.predict(features)), y, target)
     np.testing.assert_allclose(TASK_TYPES[target].outcome(answers, torch.from_numpy(y)), judged, rtol=1e-5)
     assert judged.std() > 0
 
@@ -129,7 +129,7 @@ def test_an_error_is_shown_positive_and_an_accuracy_in_percent() -> None:
 def test_outcomes_come_back_as_they_were_written(values: np.ndarray) -> None:
     rows = [("m", "ct", "0.5", "0.5", "clean", outcomes.written(values.astype(np.float32)))]
     table = pd.DataFrame(rows, columns=list(outcomes.COLUMNS))
-    clean, robust = outcomes.scores(table)[Key("m", "ct", 0.5, 0.5)]
+    clean, robust = outcomes.scores(table)[RowKey("m", "ct", 0.5, 0.5)]
     expected = np.where(np.isnan(values), 1.0, values)  # of bits a bound
     np.testing.assert_allclose(clean, expected, rtol=1e-6)
     np.testing.assert_allclose(robust, expected, rtol=1e-6)
@@ -139,7 +139,7 @@ def test_of_what_was_given_up_outcomes_are_bounds() -> None:
     """An attribute board whose steering was given up in the middle of a stage; no bound is NaN."""
     values = np.array([0.5, 0.75, np.nan], np.float32)
     rows = [("m", "ct", "0.5", "0.5", stage, outcomes.written(values)) for stage in ("clean", "shade-1")]
-    _, robust = outcomes.scores(pd.DataFrame(rows, columns=list(outcomes.COLUMNS)))[Key("m", "ct", 0.5, 0.5)]
+    _, robust = outcomes.scores(pd.DataFrame(rows, columns=list(outcomes.COLUMNS)))[RowKey("m", "ct", 0.5, 0.5)]
     np.testing.assert_allclose(robust, [0.5, 0.75, 1.0])
 
 
@@ -220,7 +220,7 @@ def boards(
             }
             entries = pipeline.entries(parse_benchmark(toy_board(model=model, dataset=set_of("test.npz", target))))
             path = folder / "board.csv"
-            csv_file.write(csv_file.board(entries), path)
+            csv_file.write(ranking.board(entries), path)
             outcomes.write(outcomes.table(entries), path)
             found[target] = folder, csv_file.read(path)
     return found
@@ -263,7 +263,7 @@ def test_every_row_is_what_sklearn_and_numpy_make_of_it(boards: Any, expected: A
         row = grid(table).loc[method_of(beta), beta]
         assert row["clean"] == row["robust"] == pytest.approx(sign * values.mean(), rel=2e-4, abs=2e-6)
         assert row["delta_pp"] == pytest.approx(100 * sign * (values - baseline).mean(), rel=2e-3, abs=5e-3)
-        clean, _ = kept[Key("toy", method_of(beta), beta, 0.5)]
+        clean, _ = kept[RowKey("toy", method_of(beta), beta, 0.5)]
         np.testing.assert_allclose(clean, values, rtol=2e-3, atol=2e-4)
         gained, lost = (values > baseline + 1e-9).sum(), (values < baseline - 1e-9).sum()
         if beta != 1:
@@ -361,7 +361,7 @@ def test_a_threat_without_an_adversary_is_met(
             name=f"shade-{search}", model={"train": set_of("train.npz", target)}, threat={"kind": "shade"},
             dataset=set_of("test.npz", target), search={"kind": search}, batch_size=20,
         )  # fmt: skip
-        table = csv_file.board(pipeline.entries(parse_benchmark(benchmark)))
+        table = ranking.board(pipeline.entries(parse_benchmark(benchmark)))
     (x, y), (shown, asked) = labelled(60, 0, target), labelled(45, 1, target)
     finished = grid(table)
     sign = 1 if target == "attributes" else -1

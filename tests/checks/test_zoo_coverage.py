@@ -16,6 +16,7 @@ from harness.checks.zoo_coverage import Audit, applicability, audit, executed, s
 from harness.errors import LeaderboardError
 from harness.models import robustbench_zoo
 from harness.models.robustbench_zoo import ZooEntry
+from harness.report.zoo_summary import SUMMED_UP, summed_up
 
 ROOT = Path(__file__).parents[2]
 KNOWN = {  # read off the architectures' own code
@@ -36,7 +37,7 @@ KNOWN = {  # read off the architectures' own code
 
 @pytest.mark.parametrize("entry", KNOWN, ids=lambda entry: entry.name)
 def test_counts_are_those_of_the_architecture(entry: ZooEntry) -> None:
-    found = audit(entry)
+    found = audit(entry, robustbench_zoo.build)
     assert found.builds == "yes"
     assert {name: getattr(found, name) for name in KNOWN[entry]} == KNOWN[entry]
 
@@ -96,7 +97,7 @@ ENTRIES = [ZooEntry("cifar10", "Linf", name) for name in ("a", "b", "c")]
 def test_a_stopped_survey_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[ZooEntry] = []
 
-    def audited(entries: Any) -> Any:
+    def audited(entries: Any, build: Any) -> Any:
         for entry in entries:
             asked.append(entry)
             if entry.name == "c" and asked.count(entry) == 1:
@@ -108,10 +109,10 @@ def test_a_stopped_survey_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any)
     monkeypatch.setattr(zoo_coverage, "_audited", audited)
     table = tmp_path / "coverage.csv"
     with pytest.raises(KeyboardInterrupt):
-        survey(ENTRIES, table, lambda row: None)
+        survey(ENTRIES, table, robustbench_zoo.build, lambda row: None)
     assert [row.model for row in zoo_coverage.read(table)] == ["a", "b"]
     told: list[str] = []
-    rows = survey(ENTRIES, table, lambda row: told.append(row.model))
+    rows = survey(ENTRIES, table, robustbench_zoo.build, lambda row: told.append(row.model))
     assert told == ["c"]
     assert [entry.name for entry in asked] == ["a", "b", "c", "c"]
     assert rows == zoo_coverage.read(table)
@@ -121,7 +122,7 @@ def test_a_stopped_survey_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any)
 
 def test_what_does_not_build_or_kills_its_process_is_a_row(tmp_path: Path) -> None:
     nowhere = ZooEntry("cifar10", "Linf", "Nobody2030Nothing")
-    assert audit(nowhere).builds == "no: does not build: KeyError: 'Nobody2030Nothing'"
+    assert audit(nowhere, robustbench_zoo.build).builds == "no: does not build: KeyError: 'Nobody2030Nothing'"
 
 
 def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
@@ -134,8 +135,8 @@ def test_the_committed_table_answers_for_every_entry() -> None:
     rows = zoo_coverage.read(ROOT / "leaderboards" / "coverage.csv")
     assert {(row.dataset, row.threat, row.model) for row in rows} == set(robustbench_zoo.zoo())
     assert all(row.builds == "yes" for row in rows)
-    *_, everything = zoo_coverage.summed_up(rows)
-    assert dict(zip(zoo_coverage.SUMMED_UP, everything[2:], strict=True)) == {
+    *_, everything = summed_up(rows)
+    assert dict(zip(SUMMED_UP, everything[2:], strict=True)) == {
         "build": "206", "CT applies": "113", "in part": "8", "not": "85", "steered wholly": "121",
         "wholly by modules": "90", "smooth extension": "92",
     }  # fmt: skip

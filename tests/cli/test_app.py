@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +18,7 @@ import yaml
 import harness
 from harness.api import registry
 
+ROOT = Path(__file__).parents[2]
 Run = Callable[..., Any]
 Mapping = Callable[..., dict[str, Any]]
 
@@ -46,6 +47,13 @@ def test_help_is_quick_since_nothing_heavy_is_imported(arguments: list[str]) -> 
     code, *heavy = ended.stdout.rpartition("|")[2].split()
     allowed = {"numpy"} if arguments in (["list"], ["schema"]) else set()
     assert (code, set(heavy) - allowed) == ("0", set()), ended.stdout + ended.stderr
+
+
+def test_a_board_is_shown_without_torch() -> None:
+    ended = python("-c", IMPORTED.format(arguments=["show", str(ROOT / "leaderboards" / "digits_linf.csv")]))
+    code, *heavy = ended.stdout.rpartition("|")[2].split()
+    assert (code, set(heavy) & {"torch", "torchvision", "robustbench", "timm"}) == ("0", set()), ended.stderr
+    assert "digits_robust" in ended.stdout
 
 
 def test_it_runs_as_a_module_and_says_its_version() -> None:

@@ -106,7 +106,7 @@ def test_it_stands_beside_no_board_in_pixels(run: Any, command: Any) -> None:
     ended = command("compare", "leaderboards/tiny.csv", "leaderboards/pixel.csv")
     assert "protocol: paper against pixel: robust accuracies are not compared" in " ".join(ended.out.split())
     boards = [csv_file.read(Path(f"leaderboards/{name}.csv")) for name in ("tiny", "pixel")]
-    found = between(*boards).rows
+    found = between(*boards).table()
     assert len(found)
     assert found["robust_pp"].isna().all()
     with pytest.raises(LeaderboardError, match=r"^protocol: the committed board has pixel and the benchmark paper"):

@@ -19,7 +19,7 @@ from harness.config.benchmark import parse_benchmark
 from harness.curvature.activation_names import STEERED
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import phi
-from harness.curvature.smooth import NATIVE, dilated, native, shadow_op, with_plain_silu
+from harness.curvature.smooth import NATIVE, dilated, original_op, shadow_op, with_plain_silu
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import IncompleteSteering, NothingToSteer, SpecError
@@ -31,8 +31,8 @@ KINDS = ("silu", "gelu", "gelu_tanh")
 X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-class Own(torch.autograd.Function):
-    """x·σ(x) as some networks have it: hidden in a function of its own."""
+class SwishFunction(torch.autograd.Function):
+    """x·σ(x) as some networks have it: hidden in an autograd function."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -41,18 +41,18 @@ class Own(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+        x: Tensor = ctx.saved_tensors[0]
         s = torch.sigmoid(x)
         return grad * s * (1 + x * (1 - s))
 
 
-class OwnSwish(nn.Module):
+class CustomSwish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return Own.apply(x)  # type: ignore[no-any-return]
+        return SwishFunction.apply(x)  # type: ignore[no-any-return]
 
 
 class Call(nn.Module):
-    """A function as a part of a network; the buffer keeps it from being taken for a swish of its own."""
+    """A function as a module; the buffer keeps it from being taken for a custom swish."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "nn.SiLU in place": (lambda: nn.SiLU(inplace=True), "silu"),
     "F.silu": (lambda: Call(F.silu), "silu"),
     "F.silu in place": (lambda: Call(lambda x: F.silu(x, inplace=True)), "silu"),
-    "own swish": (OwnSwish, "silu"),
+    "custom swish": (CustomSwish, "silu"),
     "nn.GELU": (nn.GELU, "gelu"),
     "nn.GELU tanh": (lambda: nn.GELU("tanh"), "gelu_tanh"),
     "F.gelu": (lambda: Call(F.gelu), "gelu"),
@@ -91,19 +91,19 @@ def test_silu_is_phi_with_c_1(beta: float) -> None:
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.64, 0.9])
 @pytest.mark.parametrize("kind", ["gelu", "gelu_tanh"])
 def test_gelu_stays_near_phi_with_c_1(kind: Any, beta: float) -> None:
-    """The distance 0.0148 at its own β shrinks and grows with the dilation."""
+    """The distance 0.0148 at the native β shrinks and grows with the dilation."""
     bound = 0.0148 * min((0.64 / 0.36) / (beta / (1 - beta)), 1e9) if beta else 1e-12
     assert (dilated(GRID, kind, beta) - phi(GRID, beta, 1.0)).abs().max() <= bound * 1.05
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_own_beta_is_the_activation_bit_by_bit_and_the_ends_are_relu_and_half_x(kind: Any) -> None:
-    own = NATIVE[kind.partition("_")[0]]
-    assert torch.equal(dilated(GRID, kind, own), native(GRID, kind))
+def test_the_native_beta_is_the_activation_bit_by_bit_and_the_ends_are_relu_and_half_x(kind: Any) -> None:
+    native = NATIVE[kind.partition("_")[0]]
+    assert torch.equal(dilated(GRID, kind, native), original_op(GRID, kind))
     assert torch.equal(dilated(GRID, kind, 1.0), torch.relu(GRID))
     assert torch.equal(dilated(GRID, kind, 0.0), GRID / 2)
-    near = dilated(GRID, kind, own + 1e-7)
-    torch.testing.assert_close(near, native(GRID, kind), atol=1e-6, rtol=0)
+    near = dilated(GRID, kind, native + 1e-7)
+    torch.testing.assert_close(near, original_op(GRID, kind), atol=1e-6, rtol=0)
     assert (dilated(GRID, kind, 0.9999) - torch.relu(GRID)).abs().max() < 1e-3
 
 
@@ -117,9 +117,9 @@ def test_the_gradient_is_right_and_half_types_are_float32_rounded(kind: Any, bet
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_stand_in_computes_the_same(kind: Any) -> None:
+def test_the_shadow_op_computes_the_same(kind: Any) -> None:
     x = torch.linspace(-200, 200, 4001)
-    torch.testing.assert_close(shadow_op(x, kind), native(x, kind), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(shadow_op(x, kind), original_op(x, kind), atol=1e-6, rtol=1e-5)
 
 
 # --- networks ---
@@ -128,35 +128,36 @@ def test_the_stand_in_computes_the_same(kind: Any) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_every_style_is_steered(style: str) -> None:
     make, kind = STYLES[style]
-    steered_network = network(Call(lambda x: dilated(x, kind, 0.8)))  # type: ignore[arg-type]
+    oracle = network(Call(lambda x: dilated(x, kind, 0.8)))  # type: ignore[arg-type]
     steered = steer(network(make()), 0.8, example=X, family="smooth")
-    torch.testing.assert_close(steered(X), steered_network(X), atol=1e-12, rtol=0)
+    torch.testing.assert_close(steered(X), oracle(X), atol=1e-12, rtol=0)
     assert steered.coverage is not None
     assert (steered.coverage.sites, steered.coverage.steered) == (1, 1)
     assert steered.coverage.native == NATIVE[kind.partition("_")[0]]
 
 
-@pytest.mark.parametrize("style", [style for style in STYLES if style != "own swish"])
-def test_its_own_beta_is_the_plain_network_bit_by_bit(style: str) -> None:
+@pytest.mark.parametrize("style", [style for style in STYLES if style != "custom swish"])
+def test_the_native_beta_is_the_plain_network_bit_by_bit(style: str) -> None:
     make, kind = STYLES[style]
     plain = network(make())
     steered = steer(plain, NATIVE[kind.partition("_")[0]], example=X, family="smooth")
     assert torch.equal(steered(X.clone()), plain(X.clone()))
 
 
-def test_a_swish_of_its_own_is_known_by_what_it_computes_and_shares_its_weights() -> None:
-    plain = network(OwnSwish())
+def test_a_custom_swish_is_recognised_by_what_it_computes_and_its_network_shares_the_weights() -> None:
+    plain = network(CustomSwish())
     canonical = with_plain_silu(plain)
+    assert isinstance(canonical, nn.Sequential)
     assert isinstance(canonical[1], nn.SiLU)
     assert canonical[0].weight is plain[0].weight
-    assert isinstance(plain[1], OwnSwish)
+    assert isinstance(plain[1], CustomSwish)
     tanh = network(nn.Tanh())
     assert with_plain_silu(tanh) is tanh
 
 
-def test_an_output_map_is_left_alone() -> None:
+def test_an_activation_of_the_outputs_is_skipped() -> None:
     class Mapped(nn.Module):
-        """A map of the scores of the classes, as in MixedNUTS; not a hidden activation."""
+        """A map of the logits, as in MixedNUTS; not a hidden activation."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -169,8 +170,8 @@ def test_an_output_map_is_left_alone() -> None:
     steered = steer(plain, 0.9, example=X, family="smooth")
     assert steered.coverage is not None
     assert (steered.coverage.steered, steered.coverage.kinds) == (1, {"gelu": 2})
-    steered_network = network(Call(lambda x: dilated(x, "gelu", 0.9)))
-    torch.testing.assert_close(steered(X), F.gelu(steered_network(X) - 0.1))
+    oracle = network(Call(lambda x: dilated(x, "gelu", 0.9)))
+    torch.testing.assert_close(steered(X), F.gelu(oracle(X) - 0.1))
 
 
 def test_relu_is_another_family() -> None:
@@ -178,15 +179,13 @@ def test_relu_is_another_family() -> None:
     steered = steer(mixed, 0.9, example=X, family="smooth")
     assert steered.coverage is not None
     assert steered.coverage.kinds == {"silu": 1, "relu": 1}
-    with pytest.raises(
-        NothingToSteer, match="the smooth family is SiLU and GELU, and the network executes neither within it; it "
-    ):
+    with pytest.raises(NothingToSteer, match=r"smooth family is SiLU and GELU.*it uses relu ×1"):
         steer(network(nn.ReLU()), 0.9, example=X, family="smooth")
 
 
-def test_two_that_have_no_common_beta_are_refused() -> None:
+def test_activations_without_a_common_native_beta_are_refused() -> None:
     both = nn.Sequential(network(nn.GELU(), 3), network(nn.SiLU()))
-    with pytest.raises(IncompleteSteering, match="mixes gelu ×1, silu ×1, which are untouched at different β"):
+    with pytest.raises(IncompleteSteering, match=r"gelu ×1, silu ×1.*different β.*one smooth activation"):
         steer(both, 0.9, example=X, family="smooth")
 
 
@@ -195,18 +194,19 @@ def test_a_call_below_python_is_refused() -> None:
         steer(network(Call(torch.ops.aten.silu)), 0.9, example=X, family="smooth")
 
 
-def test_it_goes_along_c_1_at_all_sites() -> None:
-    for arguments in ({"c": 0.5}, {"sites": "modules"}):
-        with pytest.raises(SpecError, match="family: smooth is steered along c = 1 at all sites"):
-            steer(network(nn.SiLU()), 0.9, family="smooth", **arguments)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="family: expected 'relu' or 'smooth', found 'silu'"):
+def test_the_smooth_family_is_steered_along_c_1_at_all_sites() -> None:
+    wrong: list[tuple[dict[str, Any], str]] = [({"c": 0.5}, "found c = 0.5"), ({"sites": "modules"}, "'modules'")]
+    for arguments, found in wrong:
+        with pytest.raises(SpecError, match=f"family: smooth.*c = 1.*all sites.*{found}"):
+            steer(network(nn.SiLU()), 0.9, family="smooth", **arguments)
+    with pytest.raises(SpecError, match=r"family: .*'relu' or 'smooth'.*'silu'"):
         steer(network(nn.SiLU()), 0.9, family="silu")  # type: ignore[arg-type]
 
 
-# --- the line ---
+# --- benchmarks ---
 
 
-def test_the_flags_know_what_is_steered() -> None:
+def test_the_flags_know_the_steered_activations() -> None:
     for name, family in FAMILIES.items():
         assert STEERED[name] == set(family.native)
 
@@ -221,7 +221,7 @@ def test_the_baseline_of_the_grid_is_the_native_beta() -> None:
 
 
 def test_a_benchmark_of_a_silu_network(here: Path, mapping: Any) -> None:
-    """Through the whole line: the baseline is β = 0.5, and its bits are the plain network's."""
+    """From YAML to leaderboard: the baseline is β = 0.5, and its bits are the plain network's."""
     save_file(silu_network().state_dict(), here / "silu.safetensors")
     fields = mapping(
         name="silu",
@@ -249,22 +249,27 @@ def silu_network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.SiLU(), nn.Linear(16, 10))
 
 
-SILU = {"kind": "checkpoint", "name": "silu", "builder": "test_smooth:silu_network", "weights": "silu.safetensors"}
+SILU = {
+    "kind": "checkpoint",
+    "name": "silu",
+    "builder": "curvature.test_smooth:silu_network",
+    "weights": "silu.safetensors",
+}
 
 
 @pytest.mark.parametrize(
     "steering", [{"beta": [0.5], "family": "smooth", "c": 0.5}, {"beta": [0.5], "family": "smooth", "sites": "modules"}]
 )
 @pytest.mark.usefixtures("installed")
-def test_a_benchmark_says_that_smooth_has_no_c_and_no_sites(mapping: Any, steering: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match="steering: family: smooth is steered along c = 1 at all sites; leave c and"):
+def test_a_benchmark_with_c_or_sites_for_the_smooth_family_is_refused(mapping: Any, steering: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"steering: family: smooth.*leave c and"):
         parse_benchmark(mapping(steering=steering))
 
 
 class Configured(nn.Module):
-    """One class, whose instances compute different things."""
+    """A class whose instances compute different functions."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
 
@@ -272,9 +277,9 @@ class Configured(nn.Module):
         return self.function(x)
 
 
-def test_only_those_instances_are_exchanged_that_compute_a_swish() -> None:
+def test_only_instances_that_compute_a_swish_are_replaced() -> None:
     net = nn.Sequential(
-        nn.Linear(6, 8), Configured(Own.apply), nn.Linear(8, 8), Configured(torch.sigmoid), nn.Linear(8, 3)
+        nn.Linear(6, 8), Configured(SwishFunction.apply), nn.Linear(8, 8), Configured(torch.sigmoid), nn.Linear(8, 3)
     )
     x = torch.randn(5, 6)
     steered = steer(net.eval(), 0.5, family="smooth", example=x)
@@ -283,7 +288,7 @@ def test_only_those_instances_are_exchanged_that_compute_a_swish() -> None:
     assert (steered.coverage.sites, steered.coverage.steered) == (1, 1)
 
 
-def test_what_looks_like_an_output_and_is_left_alone_is_counted() -> None:
+def test_a_hidden_activation_that_is_skipped_for_its_shape_is_counted() -> None:
     net = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3), nn.SiLU(), nn.Linear(3, 3)).eval()
     coverage = steer(net, 0.7, family="smooth", example=torch.randn(5, 6)).coverage
     assert coverage is not None

@@ -1,6 +1,6 @@
-"""Steering reaches every piecewise-affine activation however it is called, and says so when it cannot.
+"""Steering reaches every piecewise-affine activation however it is called, and refuses a network where it cannot.
 
-The oracle is the same network written out by hand with φ, or a network whose ``F.relu`` is exchanged from outside.
+The oracle is the same network written out by hand with φ, or a network whose ``F.relu`` is replaced from outside.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 class Between(nn.Module):
-    """Linear, whatever ``middle`` does to the hidden layer, linear; in float64, so that agreement can be asked for."""
+    """Linear, ``middle`` on the hidden layer, linear; in float64, so that oracles agree to many digits."""
 
     def __init__(self, middle: Callable[[Tensor], Tensor], seed: int = 0) -> None:
         super().__init__()
@@ -47,7 +47,8 @@ class Between(nn.Module):
         self.double().eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.middle(self.first(x)))
+        logits: Tensor = self.last(self.middle(self.first(x)))
+        return logits
 
 
 def images(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -64,7 +65,7 @@ def outputs_and_gradient(network: nn.Module, x: Tensor = X) -> tuple[Tensor, Ten
     return logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0]
 
 
-def agree(network: nn.Module, oracle: nn.Module, x: Tensor = X, tolerance: float = 1e-12) -> None:
+def assert_agree(network: nn.Module, oracle: nn.Module, x: Tensor = X, tolerance: float = 1e-12) -> None:
     for found, expected in zip(outputs_and_gradient(network, x), outputs_and_gradient(oracle, x), strict=True):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
@@ -74,12 +75,12 @@ def same_bits(network: nn.Module, oracle: nn.Module, x: Tensor = X) -> bool:
     return all(torch.equal(found, expected) for found, expected in pairs)
 
 
-def bend(x: Tensor) -> Tensor:
+def steered_relu(x: Tensor) -> Tensor:
     return phi(x, BETA, C)
 
 
 def ignoring(change: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
-    """Use the tensor that was written into, not what the call returns."""
+    """Use the tensor that is written into, not the one that the call returns."""
 
     def middle(x: Tensor) -> Tensor:
         change(x)
@@ -89,12 +90,12 @@ def ignoring(change: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
 
 
 def made_inside(x: Tensor, inplace: bool = False) -> Tensor:
-    module = nn.ReLU(inplace)
-    return module(x)
+    relu: Middle = nn.ReLU(inplace)
+    return relu(x)
 
 
 def before_and_after(x: Tensor) -> Tensor:
-    return torch.relu_(x) + x  # the second term has been written into as well
+    return torch.relu_(x) + x  # the second term is written into as well
 
 
 SLOPE = torch.tensor([0.3], dtype=torch.float64)
@@ -105,40 +106,40 @@ CHANNELS.weight.data.copy_(SLOPES)
 
 
 def leaky(slope: float | Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: slope * x + (1 - slope) * bend(x)
+    return lambda x: slope * x + (1 - slope) * steered_relu(x)
 
 
 def clipped(a: float, b: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: a + bend(x - a) - bend(x - b)
+    return lambda x: a + steered_relu(x - a) - steered_relu(x - b)
 
 
 Middle = Callable[[Tensor], Tensor]
 STYLES: dict[str, tuple[Middle, Middle]] = {
-    # how the network calls it, and what must come out
-    "module": (nn.ReLU(), bend),
-    "module, in place": (nn.ReLU(inplace=True), bend),
-    "module, in place, result ignored": (ignoring(nn.ReLU(inplace=True)), bend),
-    "module made inside forward": (made_inside, bend),
-    "module made inside forward, in place, ignored": (ignoring(partial(made_inside, inplace=True)), bend),
-    "F.relu": (F.relu, bend),
-    "F.relu by keyword": (lambda x: F.relu(input=x, inplace=False), bend),
-    "F.relu in place": (lambda x: F.relu(x, inplace=True), bend),
-    "F.relu in place, positional": (lambda x: F.relu(x, True), bend),
-    "F.relu in place, ignored": (ignoring(lambda x: F.relu(x, inplace=True)), bend),
-    "F.relu in place, positional, ignored": (ignoring(lambda x: F.relu(x, True)), bend),
-    "F.relu_": (F.relu_, bend),
-    "F.relu_ ignored": (ignoring(F.relu_), bend),
-    "partial": (partial(F.relu, inplace=False), bend),
-    "torch.relu": (torch.relu, bend),
-    "torch.relu by keyword": (lambda x: torch.relu(input=x), bend),
-    "torch.relu_": (torch.relu_, bend),
-    "torch.relu_ ignored": (ignoring(torch.relu_), bend),
-    "method": (lambda x: x.relu(), bend),
-    "method in place": (lambda x: x.relu_(), bend),
-    "method in place, ignored": (ignoring(lambda x: x.relu_()), bend),
-    "unbound method": (Tensor.relu, bend),
-    "view, in place, ignored": (ignoring(lambda x: x[:, :].relu_()), bend),
-    "in place, and both used": (before_and_after, lambda x: 2 * bend(x)),
+    # the way in which the network calls it, and the oracle
+    "module": (nn.ReLU(), steered_relu),
+    "module, in place": (nn.ReLU(inplace=True), steered_relu),
+    "module, in place, result ignored": (ignoring(nn.ReLU(inplace=True)), steered_relu),
+    "module made inside forward": (made_inside, steered_relu),
+    "module made inside forward, in place, ignored": (ignoring(partial(made_inside, inplace=True)), steered_relu),
+    "F.relu": (F.relu, steered_relu),
+    "F.relu by keyword": (lambda x: F.relu(input=x, inplace=False), steered_relu),
+    "F.relu in place": (lambda x: F.relu(x, inplace=True), steered_relu),
+    "F.relu in place, positional": (lambda x: F.relu(x, True), steered_relu),
+    "F.relu in place, ignored": (ignoring(lambda x: F.relu(x, inplace=True)), steered_relu),
+    "F.relu in place, positional, ignored": (ignoring(lambda x: F.relu(x, True)), steered_relu),
+    "F.relu_": (F.relu_, steered_relu),
+    "F.relu_ ignored": (ignoring(F.relu_), steered_relu),
+    "partial": (partial(F.relu, inplace=False), steered_relu),
+    "torch.relu": (torch.relu, steered_relu),
+    "torch.relu by keyword": (lambda x: torch.relu(input=x), steered_relu),
+    "torch.relu_": (torch.relu_, steered_relu),
+    "torch.relu_ ignored": (ignoring(torch.relu_), steered_relu),
+    "method": (lambda x: x.relu(), steered_relu),
+    "method in place": (lambda x: x.relu_(), steered_relu),
+    "method in place, ignored": (ignoring(lambda x: x.relu_()), steered_relu),
+    "unbound method": (Tensor.relu, steered_relu),
+    "view, in place, ignored": (ignoring(lambda x: x[:, :].relu_()), steered_relu),
+    "in place, and both used": (before_and_after, lambda x: 2 * steered_relu(x)),
     "LeakyReLU": (nn.LeakyReLU(0.2), leaky(0.2)),
     "LeakyReLU in place, ignored": (ignoring(nn.LeakyReLU(0.2, inplace=True)), leaky(0.2)),
     "F.leaky_relu": (F.leaky_relu, leaky(0.01)),
@@ -173,7 +174,7 @@ STYLES: dict[str, tuple[Middle, Middle]] = {
 def test_every_style_of_call_is_steered(style: str) -> None:
     called, expected = STYLES[style]
     steered = steer(Between(called), BETA, C, example=X)
-    agree(steered, Between(expected))
+    assert_agree(steered, Between(expected))
     with torch.no_grad():
         torch.testing.assert_close(steered(X), Between(expected)(X), rtol=1e-12, atol=1e-12)
 
@@ -203,18 +204,18 @@ def test_beta_1_reaches_the_same_sites_and_changes_nothing(style: str) -> None:
 @pytest.mark.parametrize(
     ("called", "expected"),
     [
-        (ignoring(lambda x: F.relu(x, inplace=True)), bend),
-        (ignoring(nn.ReLU(inplace=True)), bend),
-        (lambda x: F.relu(x, inplace=True) + x, lambda x: 2 * bend(x)),
+        (ignoring(lambda x: F.relu(x, inplace=True)), steered_relu),
+        (ignoring(nn.ReLU(inplace=True)), steered_relu),
+        (lambda x: F.relu(x, inplace=True) + x, lambda x: 2 * steered_relu(x)),
     ],
 )
 def test_in_place_is_written_back_even_where_the_example_does_not_show_it(called: Middle, expected: Middle) -> None:
-    # FAULT: where all hidden units are positive on the example, ReLU in place changes nothing that the proof could
-    # see; so the value returned is taken for the one that is used, and the network runs unsteered, coverage 1 of 1.
+    # Where all hidden units are positive on the example, ReLU in place changes nothing that the proof could see. If the
+    # value returned were taken for the one that is used, the network would run unsteered, with coverage 1 of 1.
     network, oracle = Between(called), Between(expected)
     network.first.bias.data.fill_(50)
     oracle.first.bias.data.fill_(50)
-    agree(steer(network, BETA, C, example=torch.zeros(1, 4).double()), oracle, 30 * X)
+    assert_agree(steer(network, BETA, C, example=torch.zeros(1, 4).double()), oracle, 30 * X)
 
 
 # --- the limits of β ---
@@ -231,7 +232,7 @@ def convolutional() -> nn.Sequential:
         nn.Flatten(),
         nn.Linear(7 * 16, 10),
     ).double()
-    network(images(16, 3, 8, 8))  # statistics that are not 0 and 1
+    network(images(16, 3, 8, 8))  # running statistics other than 0 and 1
     return network.eval()
 
 
@@ -250,8 +251,8 @@ def test_c_1_beta_0_is_an_affine_network(share: float, seed: int) -> None:
 def test_c_below_1_and_beta_above_0_are_not_affine() -> None:
     a, b = images(2, 4, 3, 8, 8)
     for beta, c in ((0.0, 0.9), (0.1, 1.0)):
-        steered_network = steer(NETWORK, beta, c, example=IMAGE)
-        assert (steered_network((a + b) / 2) - (steered_network(a) + steered_network(b)) / 2).abs().max() > 1e-4
+        steered = steer(NETWORK, beta, c, example=IMAGE)
+        assert (steered((a + b) / 2) - (steered(a) + steered(b)) / 2).abs().max() > 1e-4
 
 
 @settings(deadline=None, max_examples=25)
@@ -263,15 +264,15 @@ def test_logits_converge_to_the_plain_ones_within_the_sup_norm_of_phi_minus_relu
     assert (difference <= bound + 1e-13).all()
 
 
-# --- what is left alone ---
+# --- what is not steered ---
 
 
-def test_clamp_and_maximum_are_guards_and_stay() -> None:
-    guard = Between(lambda x: torch.maximum(x.clamp(min=0.1), torch.zeros(())).clamp_(max=2).clip(max=1.5))
-    with pytest.raises(NothingToSteer, match=r"executes none of them; no activation was seen at all"):
-        steer(guard, BETA, C, example=X)
+def test_clamp_and_maximum_are_not_activations_and_stay() -> None:
+    clamped = Between(lambda x: torch.maximum(x.clamp(min=0.1), torch.zeros(())).clamp_(max=2).clip(max=1.5))
+    with pytest.raises(NothingToSteer, match="executes none of them; no activation was seen"):
+        steer(clamped, BETA, C, example=X)
     both = Between(lambda x: F.relu(x.clamp(-1, 2)))
-    agree(steer(both, BETA, C, example=X), Between(lambda x: bend(x.clamp(-1, 2))))
+    assert_agree(steer(both, BETA, C, example=X), Between(lambda x: steered_relu(x.clamp(-1, 2))))
 
 
 def test_smooth_activations_stay_and_are_named() -> None:
@@ -280,16 +281,14 @@ def test_smooth_activations_stay_and_are_named() -> None:
     assert steered.coverage is not None
     assert (steered.coverage.sites, steered.coverage.steered) == (1, 1)
     assert steered.coverage.kinds == {"relu": 1, "gelu": 2, "silu": 1, "tanh": 1}
-    agree(steered, Between(lambda x: bend(F.gelu(x)) + F.silu(x) + torch.tanh(x) + F.gelu(x)))
+    assert_agree(steered, Between(lambda x: steered_relu(F.gelu(x)) + F.silu(x) + torch.tanh(x) + F.gelu(x)))
 
 
 def test_nothing_to_steer_names_what_is_used() -> None:
     with pytest.raises(NothingToSteer) as error:
         steer(Between(lambda x: F.gelu(F.silu(F.gelu(x)))), BETA)
-    assert str(error.value) == (
-        "nothing to steer: Curvature Tuning acts on ReLU, LeakyReLU, PReLU, RReLU, ReLU6 and Hardtanh, and the network "
-        "executes none of them; it uses gelu ×2, silu ×1"
-    )
+    assert "ReLU, LeakyReLU, PReLU, RReLU, ReLU6 and Hardtanh" in str(error.value)
+    assert str(error.value).endswith("it uses gelu ×2, silu ×1")
 
 
 @pytest.mark.parametrize("sites", ["all", "modules"])
@@ -325,7 +324,7 @@ class Noisy(nn.Module):
 
 @pytest.mark.parametrize("example", [torch.ones(1, 4), None], ids=["example given", "example made up"])
 def test_steering_a_randomised_network_draws_no_random_numbers(example: Tensor | None) -> None:
-    # FAULT: the input that is made up is tried on the network outside of fork_rng.
+    # An input that is made up must be tried on the network within fork_rng, too.
     network = Noisy().eval()
     state = torch.get_rng_state()
     steer(network, BETA, example=example)
@@ -334,7 +333,8 @@ def test_steering_a_randomised_network_draws_no_random_numbers(example: Tensor |
 
 @pytest.mark.parametrize("sites", ["all", "modules"])
 def test_the_weights_are_shared_not_copied(sites: Sites) -> None:
-    network = nn.Sequential(convolutional(), nn.PReLU(10).double()).eval()
+    inner = convolutional()
+    network = nn.Sequential(inner, nn.PReLU(10).double()).eval()
     steered = [steer(network, beta, C, sites, example=IMAGE) for beta in (0.5, 0.9)]
     pointers = {tensor.data_ptr() for tensor in network.state_dict().values()}
     for one in steered:
@@ -342,7 +342,7 @@ def test_the_weights_are_shared_not_copied(sites: Sites) -> None:
         assert {id(parameter) for parameter in one.parameters()} == {id(p) for p in network.parameters()}
     before = [one(IMAGE) for one in steered]
     with torch.no_grad():
-        network[0][0].weight.mul_(2)
+        next(inner.parameters()).mul_(2)
     assert not any(torch.equal(one(IMAGE), old) for one, old in zip(steered, before, strict=True))
 
 
@@ -352,12 +352,13 @@ def test_the_weights_are_shared_not_copied(sites: Sites) -> None:
 def test_copies_and_pickles_give_the_same_outputs(sites: Sites, beta: float, copied: Callable[[Any], Any]) -> None:
     network = nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(0.2), nn.Linear(5, 5), nn.ReLU6(), nn.Linear(5, 2)).double()
     steered = steer(network, beta, C, sites)
-    copy_sharing_weights = copied(steered)
-    assert isinstance(copy_sharing_weights, Steered)
-    assert same_bits(copy_sharing_weights, steered)
-    assert copy_sharing_weights.coverage == steered.coverage
-    assert copy_sharing_weights.steering == steered.steering == Steering(beta, C, sites)
-    assert copy_sharing_weights.network[0].weight.data_ptr() != network[0].weight.data_ptr()
+    again = copied(steered)
+    assert isinstance(again, Steered)
+    assert same_bits(again, steered)
+    assert again.coverage == steered.coverage
+    assert again.steering == steered.steering == Steering(beta, C, sites)
+    addresses = {parameter.data_ptr() for parameter in network.parameters()}
+    assert addresses.isdisjoint(parameter.data_ptr() for parameter in again.parameters())
 
 
 # --- modules only ---
@@ -370,7 +371,7 @@ class Block(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-        self.relu = nn.ReLU()
+        self.relu: nn.Module = nn.ReLU()
         self.act: Callable[[Tensor], Tensor] = F.relu
         self.double().eval()
 
@@ -380,14 +381,14 @@ class Block(nn.Module):
         return self.act(self.layers[2](x))
 
 
-class Bend(nn.Module):
+class SteeredReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return bend(x)
+        return steered_relu(x)
 
 
 def test_sites_modules_is_plain_module_replacement() -> None:
     network, replaced = Block(), Block()
-    replaced.relu = Bend()
+    replaced.relu = SteeredReLU()
     steered = steer(network, BETA, C, "modules")
     assert same_bits(steered, replaced)
     assert type(network.relu) is nn.ReLU
@@ -397,7 +398,7 @@ def test_sites_modules_is_plain_module_replacement() -> None:
 
 def test_sites_all_reaches_the_function_call_as_well() -> None:
     replaced = Block()
-    replaced.relu, replaced.act = Bend(), bend
+    replaced.relu, replaced.act = SteeredReLU(), steered_relu
     steered = steer(Block(), BETA, C)
     assert same_bits(steered, replaced)
     assert steered.coverage is not None
@@ -417,42 +418,42 @@ def test_a_module_shared_by_several_parents_is_replaced_in_each() -> None:
 def test_a_network_that_is_one_activation() -> None:
     for sites in ("all", "modules"):
         steered = steer(nn.ReLU(), BETA, C, sites, example=X)
-        assert torch.equal(steered(X), bend(X))
+        assert torch.equal(steered(X), steered_relu(X))
 
 
 def test_modules_alone_have_nothing_to_steer_where_all_are_functions() -> None:
     with pytest.raises(NothingToSteer) as error:
         steer(Between(lambda x: F.relu6(F.relu(F.relu(x)))), BETA, sites="modules")
-    assert str(error.value) == (
-        "none of the 3 activations that it executes is a registered module (relu ×2, relu6 ×1, called as functions); "
-        "use sites: all"
-    )
+    assert "none of the 3 activations" in str(error.value)
+    assert "relu ×2, relu6 ×1" in str(error.value)
+    assert str(error.value).endswith("use sites: all")
 
 
-def test_modules_whose_result_is_ignored_are_refused_or_write_it() -> None:
-    # FAULT: the replaced module returns a new tensor, and nobody checks at β = 1: the activation vanishes.
+def test_modules_whose_result_is_ignored_are_refused_or_write_it_back() -> None:
+    # A replaced module that returned a new tensor here would make the activation vanish.
     class Net(Between):
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.first(x)
             self.middle(hidden)
-            return self.last(hidden)
+            logits: Tensor = self.last(hidden)
+            return logits
 
     try:
         steered = steer(Net(nn.ReLU(inplace=True)), BETA, C, "modules", example=X)
     except IncompleteSteering:
         return
-    agree(steered, Between(bend))
+    assert_agree(steered, Between(steered_relu))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_old_weight_norm_is_steered_by_modules_or_refused() -> None:
-    # FAULT: deepcopy refuses the weight that weight_norm computes, and its RuntimeError reaches the user as it is.
+    # deepcopy refuses the weight that weight_norm computes; its bare RuntimeError must not reach the user.
     layer = nn.utils.weight_norm(nn.Linear(4, 4))
     try:
         steered = steer(nn.Sequential(layer, nn.ReLU()), BETA, C, "modules")
     except ModelError:
         return
-    torch.testing.assert_close(steered(X.float()), bend(layer(X.float())))
+    torch.testing.assert_close(steered(X.float()), steered_relu(layer(X.float())))
 
 
 # --- wrappers in wrappers, threads, DataParallel ---
@@ -470,7 +471,7 @@ def test_a_steered_part_keeps_its_own_beta_inside_a_steered_whole() -> None:
         outer[2],
         Between(lambda x: phi(x, 0.9), seed=1),
     )
-    agree(steered, oracle)
+    assert_agree(steered, oracle)
 
 
 class Lambda(nn.Module):
@@ -483,10 +484,10 @@ def test_a_network_steered_already_has_nothing_left_to_steer() -> None:
     with pytest.raises(NothingToSteer, match="it uses sigmoid ×1, softplus ×1"):
         steer(steer(Between(torch.relu), 0.5), 0.9)
     twice = steer(steer(Between(torch.relu), 1.0), BETA, C)  # the untouched network can still be steered
-    agree(twice, Between(bend))
+    assert_agree(twice, Between(steered_relu))
 
 
-def test_of_nested_reroutes_the_inner_decides_alone() -> None:
+def test_of_nested_reroutes_the_inner_one_wins() -> None:
     counts = CallCounts()
     with Reroute(torch.zeros_like, counts=counts), Reroute(torch.relu):
         found = [F.relu(X), F.leaky_relu(X, 0.5), X.clone().relu_()]
@@ -505,10 +506,11 @@ def test_the_steering_ends_with_the_forward_pass_and_with_an_error() -> None:
     assert torch.equal(F.relu(X), X.clamp(min=0))
 
 
-def test_threads_with_different_betas_do_not_meet() -> None:
+def test_threads_with_different_betas_do_not_interfere() -> None:
     steered = [steer(NETWORK, beta, example=IMAGE) for beta in (0.3, 0.9, 1.0)]
     alone = [outputs_and_gradient(one, IMAGE) for one in steered]
-    start, wrong = threading.Barrier(len(steered)), []
+    start = threading.Barrier(len(steered))
+    wrong: list[Tensor] = []
 
     def work(one: Steered, expected: tuple[Tensor, Tensor]) -> None:
         start.wait()
@@ -533,7 +535,8 @@ def test_the_wrapper_goes_inside_data_parallel() -> None:
     ):
         with pytest.raises(ModelError) as error:
             steer(wrapped, BETA)
-        assert str(error.value) == f"{place} is wrapped in DataParallel; steer its .module and wrap the result"
+        assert str(error.value).startswith(f"{place} is wrapped in DataParallel")
+        assert "steer its .module" in str(error.value)
 
 
 class Outer(nn.Module):
@@ -542,12 +545,13 @@ class Outer(nn.Module):
         self.n = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.n(x)
+        logits: Tensor = self.n(x)
+        return logits
 
 
 # --- what escapes is refused ---
 
-ESCAPED = r"^{} ×{} escaped the steering \(called from compiled or scripted code, or recomputed by activation check"
+ESCAPED = "^{} ×{} escaped .*(compiled|scripted|checkpointing)"
 BELOW_PYTHON: dict[str, Middle] = {
     "relu": torch.ops.aten.relu,
     "leaky_relu": lambda x: torch.ops.aten.leaky_relu(x, 0.2),
@@ -577,15 +581,13 @@ def test_a_call_below_python_in_part_of_the_network_is_refused() -> None:
 def test_scripted_modules_and_functions_are_refused() -> None:
     for scripted in (
         torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.ReLU())),
-        torch.jit.trace(nn.Linear(4, 3), torch.ones(1, 4)),
+        torch.jit.trace(nn.Linear(4, 3), torch.ones(1, 4)),  # type: ignore[no-untyped-call]
     ):
         for network, place in ((scripted, "the network"), (Outer(scripted), "its part 'n'")):
             with pytest.raises(ModelError) as error:
                 steer(network, BETA)
-            assert str(error.value) == (
-                f"{place} is a scripted module ({type(scripted).__name__}), whose activations cannot be reached from "
-                "Python; steer the module it was scripted from"
-            )
+            assert str(error.value).startswith(f"{place} is a scripted module ({type(scripted).__name__})")
+            assert "steer the module it was scripted from" in str(error.value)
     with pytest.raises(IncompleteSteering, match=ESCAPED.format("relu", 1)):
         steer(Between(torch.jit.script(scripted_relu)), BETA)
 
@@ -601,13 +603,11 @@ def test_activation_checkpointing_is_refused(device: str) -> None:
     with pytest.raises(IncompleteSteering, match=ESCAPED.format("relu", 1)):
         steer(network, BETA)
     network = Between(lambda x: checkpoint(F.relu, x, use_reentrant=True)).to(device)
-    with pytest.raises(
-        IncompleteSteering, match=r"gradient with respect to the input cannot be taken.*use_reentrant=True"
-    ):
+    with pytest.raises(IncompleteSteering, match=r"gradient with respect to the input.*use_reentrant=True"):
         steer(network, BETA)
 
 
-class OwnGradient(torch.autograd.Function):
+class CustomGradient(torch.autograd.Function):
     """ReLU with a backward pass of its own, as memory-saving layers have."""
 
     @staticmethod
@@ -617,31 +617,31 @@ class OwnGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * (ctx.saved_tensors[0] > 0)
+        x: Tensor = ctx.saved_tensors[0]
+        return grad * (x > 0)
 
 
 def test_a_relu_with_a_gradient_of_its_own_is_refused_or_steered_whole() -> None:
-    # FAULT: the call is rerouted inside the function's forward, its backward stays ReLU's: φ forward with the gradient
-    # of ReLU, so attacks are weak and the network looks robust. (Inside such a forward gradients are disabled though
-    # the input requires one: a sign to look for in the proof.)
-    network = Between(OwnGradient.apply)
+    # A call rerouted inside the function's forward alone would give φ with the gradient of ReLU: attacks would be weak
+    # and the network would look robust.
+    network = Between(CustomGradient.apply)
     try:
         steered = steer(network, BETA, C, example=X)
     except IncompleteSteering:
         return
-    agree(steered, Between(bend))
+    assert_agree(steered, Between(steered_relu))
 
 
 def test_a_network_that_changes_between_passes_is_refused() -> None:
-    class CountBar(Between):
+    class Drifting(Between):
         passes = 0
 
         def forward(self, x: Tensor) -> Tensor:
             self.passes += 1
             return super().forward(x) * self.passes
 
-    with pytest.raises(IncompleteSteering, match="rerouting the activations unbent does not reproduce the plain net"):
-        steer(CountBar(torch.relu), BETA, example=X)
+    with pytest.raises(IncompleteSteering, match=r"does not reproduce the plain network's outputs.*pure function"):
+        steer(Drifting(torch.relu), BETA, example=X)
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
@@ -655,14 +655,14 @@ def test_the_fast_path_of_transformer_layers_is_steered_too(norm_first: bool, ac
 
     x = images(2, 5, 8)
     steered = steer(layer(activation), BETA, C, example=x)
-    agree(steered, layer(bend), x)
+    assert_agree(steered, layer(steered_relu), x)
     with torch.no_grad():  # where the plain layer takes its fast path
-        torch.testing.assert_close(steered(x), layer(bend)(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(steered(x), layer(steered_relu)(x), rtol=1e-12, atol=1e-12)
 
 
 def test_modules_mean_the_same_with_and_without_gradients() -> None:
-    # FAULT: the layer remembers that its activation was ReLU and, without gradients, takes its fused path: an attack
-    # sees φ and the pass that judges it sees ReLU.
+    # The layer remembers that its activation was ReLU and takes its fused path without gradients: an attack would see
+    # φ, and the pass that verifies its result ReLU.
     x = images(2, 5, 8)
     layer = nn.TransformerEncoderLayer(8, 2, 16, activation=nn.ReLU(), batch_first=True, dtype=torch.float64).eval()
     try:
@@ -670,14 +670,14 @@ def test_modules_mean_the_same_with_and_without_gradients() -> None:
     except IncompleteSteering:
         return
     with torch.no_grad():
-        judged = steered(x)
-    torch.testing.assert_close(judged, steered(x), rtol=1e-12, atol=1e-12)
+        without_gradients = steered(x)
+    torch.testing.assert_close(without_gradients, steered(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("module", [nn.ReLU(), nn.LeakyReLU(), nn.PReLU(), nn.ReLU6(), nn.Hardtanh()])
 def test_networks_in_narrow_types_are_steered(dtype: torch.dtype, module: nn.Module) -> None:
-    # FAULT: a half-precision network with Hardtanh is refused: a + relu(x − a) − relu(x − b) is rounded too often.
+    # In half precision Hardtanh as a + relu(x − a) − relu(x − b) is rounded too often to reproduce the plain network.
     network = Between(copy.deepcopy(module)).to(dtype)
     steered = steer(network, BETA, example=X.to(dtype))
     assert steered(X.to(dtype)).dtype == dtype
@@ -687,7 +687,7 @@ def test_networks_in_narrow_types_are_steered(dtype: torch.dtype, module: nn.Mod
 
 
 def test_autocast_is_steered() -> None:
-    network, oracle = Between(nn.ReLU()).float(), Between(bend).float()
+    network, oracle = Between(nn.ReLU()).float(), Between(steered_relu).float()
     x = X.float()
     steered = steer(network, BETA, C)
     with torch.autocast("cpu", torch.bfloat16):
@@ -696,20 +696,21 @@ def test_autocast_is_steered() -> None:
 
 def test_compiled_from_outside_and_from_inside() -> None:
     steered = steer(Between(nn.ReLU()), BETA, C)
-    agree(torch.compile(steered, backend="aot_eager", fullgraph=True), Between(bend))
-    inside = torch.compile(Between(nn.ReLU()), backend="aot_eager")
+    outside: Any = torch.compile(steered, backend="aot_eager", fullgraph=True)
+    assert_agree(outside, Between(steered_relu))
+    inside: Any = torch.compile(Between(nn.ReLU()), backend="aot_eager")
     inside(X)  # compiled for the plain network first
-    agree(steer(inside, BETA, C), Between(bend))
+    assert_agree(steer(inside, BETA, C), Between(steered_relu))
 
 
 @pytest.mark.parametrize("sites", ["all", "modules"])
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_steering_where_gradients_are_switched_off(sites: Sites, guard: Callable[[], Any]) -> None:
-    # FAULT: under no_grad the proof sums the outputs outside of its own enable_grad, finds no gradient, and refuses.
+    # The proof takes a gradient, so it must enable gradients itself.
     network = Between(nn.ReLU())
     with guard():
         steered = steer(network, BETA, C, sites)
-    agree(steered, Between(bend))
+    assert_agree(steered, Between(steered_relu))
 
 
 # --- proven on the first input, where none can be made up ---
@@ -731,12 +732,11 @@ class Pair(nn.Module):
 @pytest.mark.parametrize("guard", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_the_proof_waits_for_the_first_input(sites: Sites, guard: Callable[[], Any]) -> None:
     network, scale = Pair(nn.ReLU()), images(3)
-    # FAULT under no_grad: see test_steering_where_gradients_are_switched_off.
     steered = steer(network, BETA, C, sites)
     assert steered.coverage is None
     with guard():
         found = steered(X, scale=scale, flip=True)
-        assert torch.equal(found, -bend(network.layer(X) * scale))
+        assert torch.equal(found, -steered_relu(network.layer(X) * scale))
         assert found.requires_grad == torch.is_grad_enabled()
     assert steered.coverage is not None
     assert (steered.coverage.sites, steered.coverage.steered) == (1, 1)
@@ -744,7 +744,7 @@ def test_the_proof_waits_for_the_first_input(sites: Sites, guard: Callable[[], A
 
 @pytest.mark.parametrize(("activation", "fault"), [(F.gelu, NothingToSteer), (torch.ops.aten.relu, IncompleteSteering)])
 def test_a_proof_that_fails_late_fails_every_time(activation: Middle, fault: type[Exception]) -> None:
-    # FAULT: NothingToSteer is raised after coverage is set, so the second pass runs unsteered without a word.
+    # If coverage were set before the error, the second pass would run unsteered without a word.
     steered = steer(Pair(activation), BETA, C)
     for _ in range(2):
         with pytest.raises(fault):
@@ -771,13 +771,17 @@ def test_beta_and_c_outside_0_to_1_are_refused(name: str, value: Any) -> None:
     arguments: dict[str, Any] = {"beta": 0.5, "c": 0.5} | {name: value}
     with pytest.raises(SpecError) as error:
         steer(NETWORK, **arguments)
-    assert str(error.value) == f"{name}: expected a number in [0, 1], found {value!r}"
+    assert str(error.value).startswith(f"{name}: ")
+    assert "[0, 1]" in str(error.value)
+    assert repr(value) in str(error.value)
 
 
 def test_unknown_sites_are_refused() -> None:
     with pytest.raises(SpecError) as error:
         steer(NETWORK, 0.5, sites="some")  # type: ignore[arg-type]
-    assert str(error.value) == "sites: expected 'all' or 'modules', found 'some'"
+    assert str(error.value).startswith("sites: ")
+    assert "'all' or 'modules'" in str(error.value)
+    assert "'some'" in str(error.value)
 
 
 def test_the_example_in_the_docstring() -> None:
@@ -838,11 +842,11 @@ def test_architectures_of_the_zoo(
         assert replaced.coverage == steered.coverage
         assert same_bits(steered, replaced, PIXELS)
     else:
-        with pytest.raises(
-            NothingToSteer, match=f"none of the {executed} activations that it executes is a registered"
-        ):
+        with pytest.raises(NothingToSteer, match=f"none of the {executed} activations.*use sites: all"):
             steer(network, BETA, C, "modules")
-    monkeypatch.setattr(F, "relu", lambda x, inplace=False: bend(x))  # the oracle: another road to every ReLU
+    monkeypatch.setattr(
+        F, "relu", lambda x, inplace=False: steered_relu(x)
+    )  # the oracle: every ReLU replaced from outside
     assert same_bits(steered, network, PIXELS)
 
 

@@ -1,4 +1,4 @@
-"""Data sets from files: what is read is what was stored, and every fault is named with its remedy."""
+"""Datasets from files: what is read equals what was stored, and every fault is named with its remedy."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ X = RANDOM.integers(0, 256, (5, 3, 4, 6), dtype=np.uint8)
 Y = np.array([3, 0, 9, 9, 1])
 
 
-def npz(folder: Path, **arrays: Any) -> Arrays:
-    np.savez(folder / "images.npz", **arrays)
-    return Arrays(path=str(folder / "images.npz"))
+def npz(directory: Path, **arrays: Any) -> Arrays:
+    np.savez(directory / "images.npz", **arrays)
+    return Arrays(path=str(directory / "images.npz"))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def npz(folder: Path, **arrays: Any) -> Arrays:
     [X, X.astype("float32") / 255, X / 255, (X / 255).astype(">f4"), (X / 255).astype("float16")],
     ids=["uint8", "float32", "float64", "big-endian", "float16"],
 )
-def test_arrays_are_read_as_pixels_in_the_order_asked_for(tmp_path: Path, stored: Any) -> None:
+def test_arrays_are_read_as_pixels_in_the_requested_order(tmp_path: Path, stored: Any) -> None:
     source = npz(tmp_path, x=stored, y=Y.astype("uint8")).open(offline=True)
     batch = source.read((4, 0, 2))
     assert len(source) == 5
@@ -61,7 +61,7 @@ def test_reading_leaves_the_stored_images_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(source.read((0,)).x, before)
 
 
-def test_where_the_files_lie_is_not_part_of_the_identity() -> None:
+def test_the_path_of_the_files_is_not_part_of_the_identity() -> None:
     assert Arrays(path="a.npz").identity() == Arrays(path="b.npz").identity()
     assert CIFAR10(root="a", n=5).identity() == CIFAR10(root="b", n=5).identity()
     assert CIFAR10(n=5).identity() != CIFAR10(n=6).identity()
@@ -75,23 +75,23 @@ NOT_A_NUMBER[3, 0, 0, 0] = np.nan
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": X, "y": Y}, "no array x in it, only images, y; write it with numpy.savez"),
-        ({"labels": Y}, "no array x and no y in it, only labels"),
+        ({"images": X, "y": Y}, r"no array x .*only images, y; .*numpy\.savez"),
+        ({"labels": Y}, r"no array x and no y .*only labels"),
         ({"x": X.transpose(0, 2, 3, 1), "y": Y}, r"x has shape \(5, 4, 6, 3\).*transpose to n×c×h×w"),
         ({"x": X[0], "y": Y}, r"x has shape \(3, 4, 6\); expected n×c×h×w"),
         ({"x": X[:0], "y": Y[:0]}, "at least one image"),
-        ({"x": X.astype("int64"), "y": Y}, "x is int64; expected uint8 in 0 … 255, or float"),
-        ({"x": X.astype("float32"), "y": Y}, r"x is float32 from 0 to 255; expected .*: divide by 255"),
-        ({"x": FLOATS * 2 - 1, "y": Y}, r"x is float64 from -1 to 1; .* undo the normalisation"),
-        ({"x": NOT_A_NUMBER, "y": Y}, "x holds NaN, first in image 3"),
-        ({"x": X, "y": Y[:4]}, r"y has shape \(4,\); expected \(5,\), a label for each of the 5 images"),
+        ({"x": X.astype("int64"), "y": Y}, r"x is int64; .*uint8 in 0 … 255, or float"),
+        ({"x": X.astype("float32"), "y": Y}, r"x is float32 from 0 to 255; .*divide by 255"),
+        ({"x": FLOATS * 2 - 1, "y": Y}, r"x is float64 from -1 to 1; .*undo the normalisation"),
+        ({"x": NOT_A_NUMBER, "y": Y}, r"x holds NaN.*image 3"),
+        ({"x": X, "y": Y[:4]}, r"y has shape \(4,\); expected \(5,\)"),
         ({"x": X, "y": np.eye(10)[Y]}, r"y has shape \(5, 10\)"),
-        ({"x": X, "y": Y.astype("float32")}, "y is float32; expected integers"),
-        ({"x": X, "y": Y - 1}, "y has the label -1 at image 1"),
+        ({"x": X, "y": Y.astype("float32")}, r"y is float32; .*integers"),
+        ({"x": X, "y": Y - 1}, r"y has the label -1 at image 1; .*≥ 0"),
         ({"x": X, "y": Y.astype(object)}, "y holds Python objects; save numbers"),
     ],
 )
-def test_a_fault_in_the_arrays_is_named(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+def test_wrong_arrays_are_named_with_the_remedy(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         npz(tmp_path, **arrays).open()
     assert str(tmp_path / "images.npz") in str(caught.value)
@@ -112,17 +112,18 @@ def test_a_missing_a_foreign_and_a_truncated_file_are_refused(tmp_path: Path) ->
     np.save(tmp_path / "x.npy", X)
     with pytest.raises(DataError, match=r"x\.npy: not an \.npz file"):
         Arrays(path=str(tmp_path / "x.npy")).open()
-    with pytest.raises(DataError, match=r"dataset\.path: no file .*gone\.npz; write it with numpy\.savez"):
+    with pytest.raises(DataError, match=r"dataset\.path: no file .*gone\.npz; .*numpy\.savez"):
         Arrays(path=str(tmp_path / "gone.npz")).open()
 
 
 PIXELS = RANDOM.integers(0, 256, (4, 3072), dtype=np.uint8)
-"""Four images as CIFAR stores them: the red, the green and the blue plane, row by row."""
+"""Four images in CIFAR's layout: the red, the green and the blue plane, row by row."""
 
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset, Path]:
-    """A data set whose official test batch has four images, and where that batch lies."""
+    """A dataset whose official test batch has four images, and the path of that batch."""
+    dataset: Dataset
     if request.param == "cifar10":
         dataset, official, key = CIFAR10(root=str(tmp_path)), datasets.CIFAR10, "labels"
     else:
@@ -147,11 +148,11 @@ def test_the_test_batch_alone_is_enough(cifar: tuple[Dataset, Path]) -> None:
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_a_damaged_batch_is_refused_and_left_alone(cifar: tuple[Dataset, Path], offline: bool) -> None:
+def test_a_damaged_batch_is_refused_and_kept(cifar: tuple[Dataset, Path], offline: bool) -> None:
     dataset, file = cifar
     damaged = file.read_bytes()[:-1] + b"?"
     file.write_bytes(damaged)
-    with pytest.raises(DataError, match=r"damaged, its MD5 is not .*delete it and run again, or .*https:"):
+    with pytest.raises(DataError, match=r"damaged, .*MD5.*; delete it and run again, or .*https:"):
         dataset.open(offline=offline)
     assert file.read_bytes() == damaged
 
@@ -159,7 +160,7 @@ def test_a_damaged_batch_is_refused_and_left_alone(cifar: tuple[Dataset, Path], 
 def test_offline_a_missing_batch_is_named_with_its_address(cifar: tuple[Dataset, Path]) -> None:
     dataset, file = cifar
     file.unlink()
-    message = r"gz: no such file, and offline none is downloaded; .*open https://www.cs.toronto.edu/.* as \S+gz$"
+    message = r"gz: no such file, .*offline.*; .*open https://www\.cs\.toronto\.edu/.* as \S+gz$"
     with pytest.raises(DataMissing, match=message) as caught:
         dataset.open(offline=True)
     assert str(caught.value).startswith(str(file.parent.parent))
@@ -184,7 +185,7 @@ def test_an_archive_that_is_not_cifars_is_refused(cifar: tuple[Dataset, Path]) -
     official = datasets.CIFAR10 if isinstance(dataset, CIFAR10) else datasets.CIFAR100
     file.unlink()
     (file.parent.parent / official.filename).write_bytes(b"half")
-    with pytest.raises(DataError, match=rf"gz is damaged, its MD5 is not {official.tgz_md5}; delete it and run again"):
+    with pytest.raises(DataError, match=rf"gz is damaged, .*{official.tgz_md5}; delete it and run again"):
         dataset.open(offline=True)
 
 
@@ -200,8 +201,8 @@ def test_a_failed_download_is_named_and_keeps_stdout_clean(
     monkeypatch.setattr("harness.util.downloads.urlopen", blocked)
     monkeypatch.setattr("harness.util.downloads.FIRST_WAIT_S", 0.0)
     with pytest.raises(
-        DataError, match=r"the download failed \(OSError: network unreachable\); to put it there by hand"
+        DataError, match=r"the download failed .*network unreachable.*; to put it there by hand"
     ) as caught:
         dataset.open()
-    assert not isinstance(caught.value, DataMissing)  # which the nightly job lets pass
+    assert not isinstance(caught.value, DataMissing)  # for which the nightly job skips a benchmark
     assert capsys.readouterr().out == ""

@@ -54,7 +54,7 @@ def task(**changes: Any) -> Task:
 def cell(**changes: Any) -> Cell:
     fields = {
         "task": task(), "steering": Steering(0.9), "shard": Shard((3, 1, 4), "cd"), "stage": "square",
-        "standing": (3, 4),
+        "surviving": (3, 4),
     }  # fmt: skip
     return Cell(**(fields | changes))
 

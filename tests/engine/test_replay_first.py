@@ -18,7 +18,7 @@ from harness.api.work import Shard
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
-from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard import csv_file, outcomes, ranking
 from harness.models.demo import Demo
 from harness.scheduling.trials import TrialChain
 
@@ -43,7 +43,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "executor": {"kind": "local", "workers": workers},
         } | changes
         entries = pipeline.entries(parse_benchmark(asked), runs=folder / name)
-        return csv_file.board(entries), outcomes.table(entries), folder / name / "tiny"
+        return ranking.board(entries), outcomes.table(entries), folder / name / "tiny"
 
     return {
         "without": go("without"),

@@ -10,10 +10,11 @@ import pandas as pd
 
 from harness.analysis.statistics import wilson
 from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard.row import FORMATS, LeaderboardRow, rows_of
 
 N = 200
 SCRIPT = "<script>alert(1)</script>"
-SHARED = {
+SHARED: dict[str, Any] = {
     "family": "relu", "sites": 17, "steered": 17, "n": N, "dataset": "cifar10[:200]", "metric": "accuracy",
     "trainable_parameters": 0, "fitted_from": "", "train": "", "threat": "Linf",
     "eps": "0.0313725", "attack": "standard", "protocol": "pixel", "seed": 3, "batch_size": 50,
@@ -23,7 +24,7 @@ SHARED = {
 
 
 def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> dict[str, Any]:
-    """A finished row: so many of N images stand; the gain is against 100."""
+    """Return a finished row on which so many of N images survive; the gain is over 100."""
     low, high = wilson(robust, N)
     return SHARED | {
         "rank": 1, "model": model, "method": "ct", "beta": beta, "c": 0.5, "clean": clean / N,
@@ -35,39 +36,44 @@ def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> d
 
 
 def untouched(model: str, beta: float = 1.0, **changes: Any) -> dict[str, Any]:
-    """The row of the untouched network: 170 of N clean, 100 robust."""
+    """Return the row of the untouched network: 170 of N clean, 100 robust."""
     row = point(model, beta, 170, 100, method="untouched", p_holm=None, delta_pp=0.0, p_value=1.0)
     return row | {"gained": 0, "lost": 0} | changes
 
 
 def selected(model: str, chosen: str, **changes: Any) -> dict[str, Any]:
-    """A headline."""
+    """Return a headline that chose these β."""
     row = point(model, 0.0, 168, 104, status="selected", chosen=chosen, selection="cross_validation:5")
     return row | {"rank": None, "beta": None, "c": None, "p_holm": None, "seconds": None} | changes
 
 
 def bounded(model: str, beta: float, clean: int, robust: int, **changes: Any) -> dict[str, Any]:
-    """A row that was given up."""
+    """Return the row of a pruned steering."""
     gone = ("robust_low", "robust_high", "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm",
             "robust_replay")  # fmt: skip
     return point(model, beta, clean, robust, status="bounded") | dict.fromkeys(gone) | changes
 
 
 def failed(model: str, why: str) -> dict[str, Any]:
-    """A model without a score."""
+    """Return the row of a model without a score."""
     gone = ("sites", "steered", "trainable_parameters", "n", "ct_harness", "torch", "device")
     return SHARED | {"model": model, "method": "", "status": f"failed: {why}"} | dict.fromkeys(gone)
 
 
 def table(*rows: dict[str, Any]) -> pd.DataFrame:
-    """The rows as a board."""
-    return pd.DataFrame(rows, columns=list(csv_file.FORMATS))
+    """Return the rows as a board."""
+    return pd.DataFrame(rows, columns=list(FORMATS))
+
+
+def rows(*rows: dict[str, Any]) -> list[LeaderboardRow]:
+    """Return the rows as whatever reads a board has them."""
+    return rows_of(table(*rows))
 
 
 def board(network: str, protocol: str = "pixel", **changes: Any) -> pd.DataFrame:
-    """One network: 50.0 % untouched; its headline has 52.0 %, in-sample at β = 0.9 under ``protocol: paper``.
+    """Return a board of one network: 50.0 % untouched, 52.0 % in the headline, in-sample under ``protocol: paper``.
 
-    ``changes`` to what was asked are of all rows, others of the headline.
+    ``changes`` of the question are made in all rows, others in the headline.
     """
     asked = {"model": network, "protocol": protocol, "dataset": "cifar10[100 per class]"}
     question = {*asked, "threat", "eps", "attack", "seed", "weights_sha256", "data_sha256"}
@@ -75,12 +81,12 @@ def board(network: str, protocol: str = "pixel", **changes: Any) -> pd.DataFrame
     headline = {"delta_pp": 2.0, "delta_low": -1.25, "delta_high": 5.25, "chosen": "0.9;0.8;0.9;0.9;0.9"}
     if protocol == "paper":
         headline |= {"status": "in-sample", "selection": "none", "chosen": "0.9", "flags": "not_comparable;partial"}
-    rows = [selected("", "") | headline | changes, point("", 0.9, 170, 104), untouched("")]
-    return table(*(row | asked for row in rows))
+    own = [selected("", "") | headline | changes, point("", 0.9, 170, 104), untouched("")]
+    return table(*(row | asked for row in own))
 
 
 def hard() -> pd.DataFrame:
-    """Two c, bounds, flags, a name that is markup, a loss, and a model that failed."""
+    """Return a board with two c, bounds, flags, a name that is markup, a loss, and a model that failed."""
     wide, loser = "WideResNet-28-10 with a rather long name", "loser"
     return table(
         selected(wide, "0.9/0.3;0.9;0.9;0.8;0.9", delta_pp=6.0, delta_low=2.25, delta_high=10.0, gained=13, lost=1,
@@ -103,11 +109,48 @@ def hard() -> pd.DataFrame:
     )  # fmt: skip
 
 
-def write(board: pd.DataFrame, path: Path, bits: pd.DataFrame | None = None) -> Path:
-    """The board as a CSV, with its outcome file where there are bits."""
+CLEAN: dict[str, Any] = {
+    "metric": "accuracy", "threat": "clean", "eps": "", "attack": "", "trainable_parameters": 965,
+    "fitted_from": "ab" * 32,
+}  # fmt: skip
+ATTACKED: dict[str, Any] = {"threat": "Linf", "eps": "0.1", "attack": "standard"}
+
+
+def transfer(
+    dataset: str, base: float, ct: float | None, others: dict[str, float] | None = None, model: str = "m", **asked: Any
+) -> pd.DataFrame:
+    """Return a board of one model: the probe's accuracy in percent, and the gains of CT and other methods in points.
+
+    Among its rows is a steering that gains 40 points in sample, which nothing may count.
+    """
+
+    def row(points: float, **changes: Any) -> dict[str, Any]:
+        accuracy = (base + points) / 100
+        return {"clean": accuracy, "robust": accuracy, "delta_pp": points, "dataset": dataset} | CLEAN | changes | asked
+
+    own = [] if ct is None else [selected(model, "0.9") | row(ct, method="ct", selection="training")]
+    own.append(point(model, 0.5, 0, 0) | row(40.0, method="ct"))
+    own.append(untouched(model) | row(0.0, method="linear_probe"))
+    for method, points in (others or {}).items():
+        trained = 99_999 if method == "fine_tuning" else 1000 + 100 * int(method.partition("-")[2] or 0)
+        own.append(point(model, 1.0, 0, 0) | row(points, method=method, trainable_parameters=trained))
+    return table(*own)
+
+
+def three_transfers() -> dict[str, pd.DataFrame]:
+    """Return boards of three datasets: +2 at 50 %, −1 at 80 %, +5 at 10 %; LoRA loses on one, and ties on another."""
+    return {
+        "a": transfer("beans", 50, 2.0, {"lora-1": -1.0}),
+        "b": transfer("dtd[:200]", 80, -1.0, {"lora-1": 0.0}),
+        "c": transfer("mnist", 10, 5.0, trainable_parameters=7690),
+    }
+
+
+def write(board: pd.DataFrame, path: Path, marks: pd.DataFrame | None = None) -> Path:
+    """Write the board as a CSV, and its outcome file where there are marks; return the CSV's path."""
     csv_file.write(board, path)
-    if bits is not None:
-        outcomes.write(bits, path)
+    if marks is not None:
+        outcomes.write(marks, path)
     return path
 
 
@@ -115,23 +158,19 @@ class Element:
     """An element of a page, as `parsed` finds it."""
 
     def __init__(self, tag: str, attributes: dict[str, str | None]) -> None:
-        self.tag, self.attributes, self.children, self.words = tag, attributes, [], []
-        self.children: list[Element]
-        self.words: list[str]
+        self.tag, self.attributes = tag, attributes
+        self.children: list[Element] = []
+        self.words: list[str] = []
 
     @property
     def text(self) -> str:
-        """All its text, runs of spaces as one."""
+        """Its text and that of all elements below it, runs of spaces as one."""
         return " ".join("".join(self.words).split())
 
     def all(self, tag: str, **attributes: str) -> list[Element]:
-        """The elements below it that have this tag and these attributes; ``class_`` is the class."""
+        """Return the elements below it that have this tag and these attributes; ``class_`` is the class."""
         wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-        found = [
-            child
-            for child in self.children
-            if child.tag == tag and wanted.items() <= child.attributes.items()
-        ]  # fmt: skip
+        found = [child for child in self.children if child.tag == tag and wanted.items() <= child.attributes.items()]
         return found + [one for child in self.children for one in child.all(tag, **attributes)]
 
 
@@ -163,7 +202,7 @@ class _Parser(HTMLParser):
 
 
 def parsed(page: str) -> Element:
-    """A page; every element must be closed where it should be."""
+    """Parse a page, and refuse it unless every element is closed where it should be."""
     parser = _Parser()
     parser.feed(page)
     parser.close()

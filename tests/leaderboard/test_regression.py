@@ -1,4 +1,6 @@
-"""The nightly gate and comparisons: planted regressions fail, noise does not, improvements are reported."""
+"""The nightly gate: planted regressions fail, noise does not, improvements are reported."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -10,72 +12,34 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.gate import BITS, COMMITTED, GRID, SHARED, N, board, entry, flip
 from safetensors.torch import load_file, save_file
 
-from harness.analysis.metrics import METRICS
-from harness.analysis.selection import InSample, choose
-from harness.analysis.statistics import paired
-from harness.api.records import BASELINE, Coverage, Steering
+from harness.api.records import BASELINE, Steering
 from harness.errors import LeaderboardError
-from harness.leaderboard import compare, csv_file, outcomes, regression
-from harness.leaderboard.csv_file import Entry, Headline, Score
+from harness.leaderboard import outcomes, regression
+from harness.leaderboard.regression import Board, GateVerdict
+from harness.leaderboard.scores import ModelEntry
 from harness.report import ci_summary
 
-N = 200
-SHARED = {
-    "model": "m", "dataset": "digits[:200]", "threat": "Linf", "eps": "0.1", "attack": "standard", "n": N, "seed": 0,
-    "batch_size": 100, "weights_sha256": "w" * 64, "data_sha256": "d" * 64, "fitted_from": "", "train": "",
-}  # fmt: skip
-VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu"}
+
+def verdicts(fresh: Board, max_drop: float | None = None) -> dict[float, GateVerdict]:
+    return {row.key.beta: row.verdict for row in regression.check(fresh, COMMITTED, max_drop)}
 
 
-def entry(robust, shared=SHARED, clean=None, target="class"):
-    """A model whose scores are ``robust``: steering → bits."""
-    clean = np.ones(N, np.float32) if clean is None else clean
-    versions = VERSIONS | {"weights_sha256": shared["weights_sha256"]}
-    scores = [
-        Score(steering, clean, bits, True, {"clean": clean, "apgd-ce": bits}, {}, bits, frozenset(), 1.0, versions)
-        for steering, bits in robust.items()
-    ]
-    choice = choose(InSample(), scores, np.zeros(N), 0)
-    gain = paired(robust[BASELINE], choice.scores(scores)[1])
-    headline, metric = Headline("none", choice, gain, "in-sample"), METRICS[target]
-    return Entry(dict(shared), scores, headline, Coverage(3, 3, {"relu": 3}), metric=metric)
-
-
-def board(*entries):
-    return regression.Board(csv_file.board(entries), outcomes.table(entries))
-
-
-def flip(bits, lose=0, gain=0):
-    bits = bits.copy()
-    bits[np.flatnonzero(bits > 0)[:lose]] = 0
-    bits[np.flatnonzero(bits == 0)[-gain:] if gain else []] = 1
-    return bits
-
-
-BITS = (np.random.default_rng(0).random(N) < 0.6).astype(np.float32)
-GRID = {BASELINE: BITS, Steering(0.9): flip(BITS, 3, 5)}
-COMMITTED = board(entry(GRID))
-
-
-def verdicts(fresh, **options):
-    return {row.key.beta: row.verdict for row in regression.check(fresh, COMMITTED, **options)}
-
-
-def test_an_equal_board_holds():
+def test_an_equal_board_holds() -> None:
     assert verdicts(board(entry(GRID))) == {1.0: "held", 0.9: "held"}
 
 
 @pytest.mark.parametrize(("lose", "gain"), [(1, 0), (0, 1), (2, 2), (5, 0)])
-def test_a_few_flips_move_a_row_and_pass(lose, gain):
+def test_a_few_flips_move_a_row_and_pass(lose: int, gain: int) -> None:
     rows = regression.check(board(entry(GRID | {Steering(0.9): flip(GRID[Steering(0.9)], lose, gain)})), COMMITTED)
     assert {row.key.beta: row.verdict for row in rows} == {1.0: "held", 0.9: "moved"}
     assert next(row.flipped for row in rows if row.key.beta == 0.9) == lose + gain
     assert not regression.failed(rows)
 
 
-def test_a_fall_beyond_chance_fails():
+def test_a_fall_beyond_chance_fails() -> None:
     """Nine losses and no gain: 2⁻⁹ times four tests is below 1 %; eight are not enough."""
     for lose, verdict in ((9, "regressed"), (8, "moved")):
         rows = regression.check(board(entry(GRID | {BASELINE: flip(BITS, lose)})), COMMITTED)
@@ -83,27 +47,27 @@ def test_a_fall_beyond_chance_fails():
         assert regression.failed(rows) == (verdict == "regressed")
 
 
-def test_a_fall_of_clean_accuracy_fails():
+def test_a_fall_of_clean_accuracy_fails() -> None:
     clean = flip(np.ones(N, np.float32), 12)
     assert set(verdicts(board(entry(GRID, clean=clean))).values()) == {"regressed"}
 
 
-def test_an_improvement_is_reported_and_passes():
+def test_an_improvement_is_reported_and_passes() -> None:
     rows = regression.check(board(entry(GRID | {Steering(0.9): flip(BITS, 0, 40)})), COMMITTED)
     assert {row.key.beta: row.verdict for row in rows} == {1.0: "held", 0.9: "improved"}
     assert not regression.failed(rows)
 
 
-def test_max_drop_is_a_limit_of_its_own():
+def test_max_drop_is_a_limit_of_its_own() -> None:
     fresh = board(entry(GRID | {Steering(0.9): flip(GRID[Steering(0.9)], 5)}))
     assert verdicts(fresh)[0.9] == "moved"
     assert verdicts(fresh, max_drop=2.4)[0.9] == "regressed"
     assert verdicts(fresh, max_drop=2.5)[0.9] == "moved"
 
 
-def test_what_vanished_fails():
+def test_what_vanished_fails() -> None:
     assert verdicts(board(entry({BASELINE: BITS}))) == {1.0: "held", 0.9: "regressed"}
-    failed = board(Entry(SHARED, failure="no weights"))
+    failed = board(ModelEntry(SHARED, failure="no weights"))
     rows = regression.check(failed, COMMITTED)
     assert {row.why for row in rows} == {"failed: no weights"}
     with pytest.raises(LeaderboardError, match="do not answer the same question"):
@@ -111,12 +75,12 @@ def test_what_vanished_fails():
 
 
 @pytest.mark.parametrize(("column", "what"), [("weights_sha256", "weights"), ("data_sha256", "data")])
-def test_other_weights_or_data_fail(column, what):
+def test_other_weights_or_data_fail(column: str, what: str) -> None:
     rows = regression.check(board(entry(GRID, SHARED | {column: "x" * 64})), COMMITTED)
     assert all(row.verdict == "regressed" and what in row.why for row in rows)
 
 
-def test_of_what_was_fitted_here_what_it_was_fitted_from_must_agree():
+def test_of_what_was_fitted_here_what_it_was_fitted_from_must_agree() -> None:
     """A fit has other last bits on another machine; its backbone and its training images have not."""
     shared = SHARED | {"fitted_from": "f" * 64}
     committed = board(entry(GRID, shared))
@@ -126,7 +90,7 @@ def test_of_what_was_fitted_here_what_it_was_fitted_from_must_agree():
     assert all(row.verdict == "regressed" and "backbone or the training images" in row.why for row in other)
 
 
-def test_of_graded_answers_noise_is_no_change_and_a_fall_is_one():
+def test_of_graded_answers_noise_is_no_change_and_a_fall_is_one() -> None:
     errors = -np.random.default_rng(1).random(N).astype(np.float32)
     worse = errors - np.float32(1e-6)
     committed = board(entry({BASELINE: errors}, clean=errors, target="values"))
@@ -138,11 +102,11 @@ def test_of_graded_answers_noise_is_no_change_and_a_fall_is_one():
     assert row.clean_pp == pytest.approx(-100 * 0.5 * 30 / N, abs=1e-3)
 
 
-def test_new_rows_are_not_judged():
+def test_new_rows_are_not_judged() -> None:
     assert verdicts(board(entry(GRID | {Steering(0.5): BITS}))) == {1.0: "held", 0.9: "held"}
 
 
-def test_the_summaries_say_the_same():
+def test_the_summaries_say_the_same() -> None:
     rows = regression.check(board(entry(GRID | {Steering(0.9): flip(BITS, 40)}, SHARED)), COMMITTED)
     text = ci_summary.markdown("a|board", rows)
     assert "REGRESSED (1 regressed, 1 held)" in text
@@ -152,74 +116,6 @@ def test_the_summaries_say_the_same():
     (suite,) = suites
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     assert [case.get("name") for case in suite if case.find("failure") is not None] == ["m β=0.9"]
-
-
-def test_outcomes_survive_the_file(tmp_path):
-    outcomes.write(COMMITTED.outcomes, tmp_path / "x.csv")
-    found = outcomes.scores(outcomes.read(tmp_path / "x.csv"))
-    for steering, bits in GRID.items():
-        clean, robust = found["m", "untouched" if steering.is_baseline else "ct", steering.beta, 0.5]
-        assert np.array_equal(robust, bits)
-        assert clean.all()
-    assert outcomes.read(tmp_path / "y.csv") is None
-    (tmp_path / "z.outcomes.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(LeaderboardError, match="not an outcome file"):
-        outcomes.read(tmp_path / "z.csv")
-
-
-def test_graded_outcomes_are_the_mean_of_the_stages():
-    stages = {"clean": np.ones(N), "fog/1": BITS, "fog/2": flip(BITS, 20)}
-    score = Score(
-        BASELINE,
-        np.ones(N),
-        np.mean([BITS, flip(BITS, 20)], axis=0),
-        True,
-        stages,
-        {},
-        None,
-        frozenset(),
-        1.0,
-        VERSIONS,
-    )
-    found = outcomes.scores(outcomes.table([Entry(SHARED, [score])]))
-    assert np.array_equal(found["m", "untouched", 1.0, 0.5][1], score.robust)
-
-
-def test_comparison_of_two_boards_is_paired_where_it_can_be():
-    other = board(entry(GRID | {BASELINE: flip(BITS, 4, 1)}, SHARED | {"seed": 1}))
-    found = compare.between(COMMITTED.table, other.table, COMMITTED.outcomes, other.outcomes)
-    row = found.rows.set_index("beta").loc[1.0]
-    expected = paired(BITS, flip(BITS, 4, 1))
-    assert (row["gained"], row["lost"], row["test"]) == (1, 4, "paired")
-    assert row["robust_pp"] == pytest.approx(-1.5)
-    assert row["p_value"] == pytest.approx(expected.p_value)
-    assert found.differences == ("seed: 0 against 1",)
-    without = compare.between(COMMITTED.table, other.table)
-    assert set(without.rows["test"]) == {"unpaired"}
-    assert any("no outcome file" in sentence for sentence in without.differences)
-
-
-def test_comparison_names_what_makes_no_sense():
-    far = board(entry(GRID, SHARED | {"eps": "0.2"}))
-    found = compare.between(COMMITTED.table, far.table, COMMITTED.outcomes, far.outcomes)
-    assert found.differences == ("eps: 0.1 against 0.2: robust accuracies are not compared",)
-    assert found.rows["robust_pp"].isna().all()
-    assert (found.rows["clean_pp"] == 0).all()
-    other = board(entry(GRID, SHARED | {"dataset": "cifar10[:200]", "data_sha256": "e" * 64}))
-    found = compare.between(COMMITTED.table, other.table)
-    assert not len(found.rows)
-    assert "other data, so nothing is compared" in found.differences[0]
-    grown = board(entry(GRID, SHARED | {"dataset": "digits[:300]", "data_sha256": "e" * 64}))
-    found = compare.between(COMMITTED.table, grown.table, COMMITTED.outcomes, grown.outcomes)
-    assert set(found.rows["test"]) == {"unpaired"}
-    lone = board(entry({BASELINE: BITS}))
-    assert compare.between(COMMITTED.table, lone.table).only_first == (("m", "ct", 0.9, 0.5),)
-
-
-def test_comparison_within_a_board():
-    (row,) = compare.within(COMMITTED.table).to_dict("records")
-    assert (row["chosen"], row["gained"], row["lost"]) == ("0.9", 5, 3)
-    assert row["baseline"] == pytest.approx(BITS.mean(), abs=1e-6)
 
 
 NETWORK = """
@@ -246,7 +142,7 @@ class TestForReal:
 
     @pytest.fixture(scope="class")
     @staticmethod
-    def home(tmp_path_factory):
+    def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         from importlib.resources import files
 
         home = tmp_path_factory.mktemp("gate")
@@ -262,27 +158,27 @@ class TestForReal:
         return home
 
     @staticmethod
-    def command(home, *options, path="", runs="runs"):
+    def command(home: Path, *options: str, path: str = "", runs: str = "runs") -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", "harness", options[0], "benchmarks/tiny.yaml"]
         words += ["--against", "leaderboards/tiny.csv", "--runs", runs, *options[1:]]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [path, str(home)]))}
         return subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, check=False)
 
-    def test_it_holds(self, home):
+    def test_it_holds(self, home: Path) -> None:
         done = self.command(home, "check", "--summary", "s.md", "--junit", "j.xml", runs="again")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "tiny: held (3 held)" in done.stdout
         assert "held" in (home / "s.md").read_text()
         assert ElementTree.parse(home / "j.xml").getroot()[0].get("failures") == "0"
 
-    def test_a_broken_steering_fails(self, home, tmp_path):
+    def test_a_broken_steering_fails(self, home: Path, tmp_path: Path) -> None:
         (tmp_path / "sitecustomize.py").write_text(BROKEN)
         done = self.command(home, "check", path=str(tmp_path), runs="broken")
         assert done.returncode == 1, done.stdout + done.stderr
         assert "regressed: network β=0.8: fell by more than chance" in done.stdout
         assert "regressed: network β=1" not in done.stdout
 
-    def test_a_perturbed_weight_fails(self, home):
+    def test_a_perturbed_weight_fails(self, home: Path) -> None:
         path = home / "own.safetensors"
         original = path.read_bytes()
         state = load_file(path)
@@ -295,12 +191,12 @@ class TestForReal:
         assert done.returncode == 1
         assert "the weights have another hash" in done.stdout
 
-    def test_another_question_cannot_be_compared(self, home):
+    def test_another_question_cannot_be_compared(self, home: Path) -> None:
         done = self.command(home, "check", "--set", "threat.eps=0.06")
         assert done.returncode == 2
         assert "eps: the committed board has 0.05 and the benchmark 0.06" in done.stderr
 
-    def test_nightly_sums_up_and_goes_on(self, home):
+    def test_nightly_sums_up_and_goes_on(self, home: Path) -> None:
         (home / "leaderboards" / "absent.csv").write_text("rank\n")
         nightly = Path(__file__).parents[2] / "ci" / "nightly.py"
         environment = os.environ | {"PYTHONPATH": str(home)}
@@ -314,6 +210,7 @@ class TestForReal:
         board = home / "leaderboards" / "tiny.outcomes.csv"
         before = board.read_text()
         claim = outcomes.read(home / "leaderboards" / "tiny.csv")
+        assert claim is not None
         claim["outcomes"] = "1" * 80  # the committed board claims that nothing was ever lost
         outcomes.write(claim, home / "leaderboards" / "tiny.csv")
         done = subprocess.run(
@@ -323,7 +220,7 @@ class TestForReal:
         assert done.returncode == 1
         assert "# Nightly: REGRESSED" in (home / "nightly" / "summary.md").read_text()
 
-    def test_compare_writes_for_machines(self, home):
+    def test_compare_writes_for_machines(self, home: Path) -> None:
         words = [
             sys.executable,
             "-m",

@@ -1,13 +1,12 @@
-"""The CIFAR ResNets of the paper: RobustBench's function, the authors' keys, and a ReLU that modules do not reach."""
+"""The CIFAR ResNets of the paper: RobustBench's function, the authors' keys, and ReLUs that are not modules."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from harness.api.records import Sites
 from harness.curvature.steering import steer
 from harness.models.architectures import cifar_resnet
 from harness.models.robustbench import import_robustbench
@@ -17,13 +16,15 @@ DEEPEST = ("152", "Bottleneck", (3, 8, 36, 3), 101, 151)
 
 
 def built(depth: str, classes: int) -> nn.Module:
-    """With statistics and weights that are not those of the start, so that nothing is an identity."""
+    """Build a network with statistics and weights other than the initial ones, so that no layer is the identity."""
     torch.manual_seed(0)
     network: nn.Module = getattr(cifar_resnet, f"cifar{classes}_resnet{depth}")()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.0)
             nn.init.normal_(module.bias, std=0.1)
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return network.eval()
@@ -31,7 +32,7 @@ def built(depth: str, classes: int) -> nn.Module:
 
 @pytest.mark.parametrize("classes", [10, 100])
 @pytest.mark.parametrize(("depth", "block", "blocks"), [entry[:3] for entry in DEPTHS])
-def test_it_is_the_function_of_robustbenchs(depth: str, block: str, blocks: tuple[int, ...], classes: int) -> None:
+def test_it_computes_the_same_as_robustbenchs(depth: str, block: str, blocks: tuple[int, ...], classes: int) -> None:
     import_robustbench()
     from robustbench.model_zoo.architectures import resnet
 
@@ -46,20 +47,18 @@ def test_it_is_the_function_of_robustbenchs(depth: str, block: str, blocks: tupl
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("depth", "modules", "all_"), [(entry[0], *entry[3:]) for entry in [*DEPTHS, DEEPEST]])
-def test_replacing_modules_misses_the_relu_after_each_sum(depth: str, modules: int, all_: int) -> None:
-    """The counts of the paper's networks."""
-    x = torch.rand(1, 3, 32, 32)
-    coverage_of = partial(steer, built(depth, 10), 0.9, example=x)
-    assert (coverage_of(sites="modules").coverage.steered, coverage_of(sites="modules").coverage.sites) == (
-        modules,
-        all_,
-    )
-    assert (coverage_of().coverage.steered, coverage_of().coverage.sites) == (all_, all_)
+@pytest.mark.parametrize(("depth", "modules", "relus"), [(entry[0], *entry[3:]) for entry in [*DEPTHS, DEEPEST]])
+def test_replacing_modules_misses_the_relu_after_each_sum(depth: str, modules: int, relus: int) -> None:
+    network = built(depth, 10)
+    sites: Sites
+    for sites, steered in (("modules", modules), ("all", relus)):
+        coverage = steer(network, 0.9, sites=sites, example=torch.rand(1, 3, 32, 32)).coverage
+        assert coverage is not None
+        assert (coverage.steered, coverage.sites) == (steered, relus)
 
 
 def test_the_keys_are_those_of_the_authors_checkpoints() -> None:
-    """By hand, from their code: a sequence for the stem, and in each block one for the branch, one for the shortcut."""
+    """Written by hand from their code: a Sequential for the stem, and one for branch and shortcut of each block."""
     keys = built("50", 100).state_dict().keys()
     assert keys >= {
         "conv1.0.weight", "conv1.1.running_var", "conv2_x.0.residual_function.3.weight",

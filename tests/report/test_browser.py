@@ -15,7 +15,7 @@ from helpers import boards
 from harness.report import site
 
 PAGES = ("boards/x.html", "index.html", "paper.html")
-BITS = pd.DataFrame(
+OUTCOMES = pd.DataFrame(
     [("m", "untouched", "1", "0.5", "clean", "1111"), ("m", "untouched", "1", "0.5", "apgd-ce", "110?")],
     columns=["model", "method", "beta", "c", "stage", "outcomes"],
 )
@@ -36,7 +36,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens a page of the site of a hard board and a pair; what the console says or is asked of the network fails."""
-    boards.write(boards.hard(), tmp_path / "leaderboards/x.csv", BITS)
+    boards.write(boards.hard(), tmp_path / "leaderboards/x.csv", OUTCOMES)
     for protocol in ("paper", "pixel"):
         boards.write(boards.board("ResNet-18", protocol), tmp_path / f"leaderboards/{protocol}.csv")
     site.build(tmp_path / "leaderboards", tmp_path / "site")
@@ -82,7 +82,8 @@ def test_the_table_is_sorted_by_its_headings(opened: Callable[..., Any], by: str
         else:
             button.focus()
             page.keyboard.press("Enter")
-        return heading.get_attribute("aria-sort")
+        found: str | None = heading.get_attribute("aria-sort")
+        return found
 
     def numbers() -> list[float]:
         return [float(text) for text in column(page, GAINED) if text]

@@ -16,13 +16,15 @@ from matplotlib.axes import Axes
 
 from harness.analysis.statistics import wilson
 from harness.errors import LeaderboardError
+from harness.leaderboard.row import rows_of
 from harness.report import curves, plot
 
+HARD = rows_of(boards.hard())
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def axes_of(*rows: dict[str, Any]) -> Axes:
-    (panel,) = curves.panels(boards.table(*rows))
+    (panel,) = curves.panels(boards.rows(*rows))
     return plot.draw([panel]).axes[0]
 
 
@@ -31,8 +33,21 @@ def lines(axis: Axes, **look: object) -> list[Any]:
     return [
         line
         for line in axis.get_lines()
-        if len(line.get_xdata()) and all(getattr(line, f"get_{name}")() == value for name, value in look.items())
+        if np.size(line.get_xdata()) and all(getattr(line, f"get_{name}")() == value for name, value in look.items())
     ]
+
+
+def vertices(axis: Axes, name: str) -> np.ndarray:
+    """The corners of the band of this name, [n, 2]."""
+    (band,) = [band for band in axis.collections if band.get_label() == f"_band-{name}"]
+    return np.asarray(band.get_paths()[0].vertices)
+
+
+def legend(axis: Axes) -> list[str]:
+    """The texts of the legend."""
+    found = axis.get_legend()
+    assert found is not None
+    return [text.get_text() for text in found.get_texts()]
 
 
 def at(line: Any) -> tuple[list[float], list[float]]:
@@ -46,19 +61,18 @@ def test_the_drawn_accuracies_and_intervals_are_the_stored_ones() -> None:
     (robust,), (clean,) = lines(axis, label="robust"), lines(axis, label="clean")
     assert at(robust) == ([0.8, 0.9, 1.0], [60.0, 55.0, 50.0])
     assert at(clean) == ([0.8, 0.9, 1.0], [80.0, 82.5, 85.0])
-    bands = {str(band.get_label()): band.get_paths()[0].vertices for band in axis.collections}
     for name, counts in (("robust", (120, 110, 100)), ("clean", (160, 165, 170))):
+        band = vertices(axis, name)
         for beta, count in zip((0.8, 0.9, 1.0), counts, strict=True):
-            drawn = bands[f"_band-{name}"][np.isclose(bands[f"_band-{name}"][:, 0], beta), 1]
+            drawn = band[np.isclose(band[:, 0], beta), 1]
             low, high = wilson(count, boards.N)
             assert (drawn.min(), drawn.max()) == pytest.approx((100 * low, 100 * high))
 
 
 def test_an_interval_is_the_boards_not_computed_again() -> None:
     axis = axes_of(boards.untouched("m", robust_low=0.125, robust_high=0.875))
-    (band,) = [band for band in axis.collections if band.get_label() == "_band-robust"]
-    vertices = band.get_paths()[0].vertices
-    assert (vertices[:, 1].min(), vertices[:, 1].max()) == (12.5, 87.5)
+    ends = vertices(axis, "robust")[:, 1]
+    assert (ends.min(), ends.max()) == (12.5, 87.5)
 
 
 def test_the_baseline_is_a_line_at_the_untouched_networks_own_beta() -> None:
@@ -67,7 +81,7 @@ def test_the_baseline_is_a_line_at_the_untouched_networks_own_beta() -> None:
         boards.untouched("m", 0.5, family="smooth", c=1.0),
         boards.point("m", 1.0, 180, 100, family="smooth", c=1.0, gained=0, lost=0, p_value=1.0, p_holm=1.0),
     ]
-    (panel,) = curves.panels(boards.table(*rows))
+    (panel,) = curves.panels(boards.rows(*rows))
     assert (panel.baseline, panel.clean, panel.robust) == (0.5, 85.0, 50.0)
     axis = axes_of(*rows)
     assert [line.get_ydata() for line in lines(axis, label="_baseline-clean")] == [[85.0, 85.0]]
@@ -84,8 +98,8 @@ def test_a_bound_is_an_open_mark_that_no_line_joins_and_no_band_surrounds() -> N
     assert bound.get_linestyle() == "None"
     assert bound.get_markerfacecolor() == plot.PAPER
     assert joined.get_markerfacecolor() == plot.ROBUST
-    assert all(band.get_paths()[0].vertices[:, 0].min() >= 0.9 for band in axis.collections)
-    assert "at most" in [text.get_text() for text in axis.get_legend().get_texts()]
+    assert all(vertices(axis, name)[:, 0].min() >= 0.9 for name in ("robust", "clean"))
+    assert "at most" in legend(axis)
 
 
 def test_flagged_rows_have_a_ring_and_only_they() -> None:
@@ -94,7 +108,7 @@ def test_flagged_rows_have_a_ring_and_only_they() -> None:
     assert at(rings) == ([0.9, 0.9], [55.0, 82.5])
     plain = axes_of(boards.untouched("m"), boards.point("m", 0.9, 165, 110))
     assert lines(plain, label="_flagged") == []
-    assert "flagged" not in [text.get_text() for text in plain.get_legend().get_texts()]
+    assert "flagged" not in legend(plain)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +141,8 @@ def test_each_c_has_a_line_from_the_untouched_network_and_no_two_lines_look_alik
 
 
 def test_the_svg_is_xml_names_every_model_and_is_the_same_each_time(tmp_path: Path) -> None:
-    plot.write(boards.hard(), tmp_path / "a", "board")
-    plot.write(boards.hard(), tmp_path / "b", "board")
+    plot.write(HARD, tmp_path / "a", "board")
+    plot.write(HARD, tmp_path / "b", "board")
     for name in ("board.svg", "board.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     text = (tmp_path / "a" / "board.svg").read_text(encoding="utf-8")
@@ -143,7 +157,7 @@ def test_the_svg_is_xml_names_every_model_and_is_the_same_each_time(tmp_path: Pa
 
 
 def test_a_model_that_failed_has_no_panel_and_every_other_has_one() -> None:
-    assert [panel.model for panel in curves.panels(boards.hard())] == [
+    assert [panel.model for panel in curves.panels(HARD)] == [
         "WideResNet-28-10 with a rather long name", boards.SCRIPT, "loser",
     ]  # fmt: skip
 
@@ -152,13 +166,13 @@ def test_drawing_leaves_matplotlibs_settings_alone() -> None:
     import matplotlib as mpl
 
     before = json.dumps(dict(mpl.rcParams), default=str)
-    plot.svg(plot.draw(curves.panels(boards.hard())))
+    plot.svg(plot.draw(curves.panels(HARD)))
     assert json.dumps(dict(mpl.rcParams), default=str) == before
 
 
 def test_a_board_without_the_untouched_network_is_refused() -> None:
     with pytest.raises(LeaderboardError, match=r"^m: expected one row of the untouched network, found 0; run the"):
-        curves.panels(boards.table(boards.point("m", 0.9, 1, 1)))
+        curves.panels(boards.rows(boards.point("m", 0.9, 1, 1)))
 
 
 # --- the command ---

@@ -15,9 +15,10 @@ from helpers import boards
 
 from harness.errors import LeaderboardError
 from harness.leaderboard import csv_file
+from harness.leaderboard.row import FORMATS
 from harness.report.export import to_json, to_latex, to_parquet
 
-COUNTS = {name for name, kind in csv_file.FORMATS.items() if kind == "d"}
+COUNTS = {name for name, kind in FORMATS.items() if kind == "d"}
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def same(found: object, written: object) -> bool:
 def test_json_has_every_cell_of_the_csv(board: Path) -> None:
     table = csv_file.read(board)
     rows = json.loads(to_json(table))
-    assert [list(row) for row in rows] == [list(csv_file.FORMATS)] * len(table)
+    assert [list(row) for row in rows] == [list(FORMATS)] * len(table)
     for row, (_, expected) in zip(rows, table.iterrows(), strict=True):
         assert all(same(row[name], expected[name]) for name in row)
         assert all(isinstance(row[name], int) for name in COUNTS if row[name] is not None)

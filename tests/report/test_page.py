@@ -14,11 +14,12 @@ from helpers import boards
 
 from harness.leaderboard.flags import MEANING
 from harness.report import verdict
+from harness.report.formats import AT_LEAST, AT_MOST, TO
 from harness.report.page import commands as repeating
-from harness.report.page import report, staged
+from harness.report.page import report, stage_table, surviving
 from harness.report.verdict import ModelVerdict
 
-BITS = pd.DataFrame(
+OUTCOMES = pd.DataFrame(
     [
         ("m", "untouched", "1", "0.5", "clean", "1111"), ("m", "untouched", "1", "0.5", "apgd-ce", "1100"),
         ("m", "untouched", "1", "0.5", "replay", "1000"),
@@ -29,7 +30,7 @@ BITS = pd.DataFrame(
 
 
 def told(*rows: dict[str, Any]) -> ModelVerdict:
-    return verdict.model_verdict("m", boards.table(*rows).to_dict("records"))
+    return verdict.model_verdict(boards.rows(*rows))
 
 
 def page_of(tmp_path: Path, table: pd.DataFrame, bits: pd.DataFrame | None = None) -> boards.Element:
@@ -46,7 +47,7 @@ def test_the_sentence_has_the_numbers_of_the_headline() -> None:
     )  # fmt: skip
     assert told(row, boards.untouched("m")) == ModelVerdict(
         "m", "neither", 1.1,
-        "β = 0.8, cross-validated: +1.1 points, 95 % −0.2 … +2.4, 14 gained, 3 lost, p = 0.17",
+        f"β = 0.8, cross-validated: +1.1 points, 95 % −0.2{TO}+2.4, 14 gained, 3 lost, p = 0.17",
         "On 200 images chance alone may explain the difference; more images would tell.",
     )  # fmt: skip
 
@@ -111,9 +112,9 @@ def test_the_page_has_each_row_with_its_numbers(tmp_path: Path) -> None:
     assert rows[0] | {"model": ""} == {
         "rank": "", "model": "", "β": "0.9/0.3 0.9 0.9 0.8 0.9", "row": "selected", "clean": "84.0", "robust": "52.0",
         "95 %": "45.1 … 58.8", "Δ": "+6.0", "95 % of Δ": "+2.2 … +10.0", "gained": "13", "lost": "1",
-        "p": "0.0018", "replay": "52.0", "steered": "17 of 17", "flags": "replay", "seconds": "",
+        "p": "0.0018", "replay": "52.0", "steered": "17/17", "flags": "replay", "seconds": "",
     }  # fmt: skip
-    assert (rows[3]["β"], rows[4]["row"], rows[4]["Δ"]) == ("0.9, c = 0.3", "untouched", "")
+    assert (rows[3]["β"], rows[4]["row"], rows[4]["Δ"]) == ("0.9, c = 0.3", "baseline", "")
     assert (rows[5]["clean"], rows[5]["robust"], rows[5]["95 %"]) == ("≤ 80.0", "≤ 48.0", "")
     assert (rows[-1]["model"], rows[-1]["row"], rows[-1]["β"], rows[-1]["robust"]) == ("gone $x_1$", "failed", "", "")
     assert "mCE" not in heads
@@ -141,16 +142,25 @@ def test_the_flags_that_were_met_are_explained_and_no_others(tmp_path: Path) -> 
 
 
 def test_the_stages_are_those_of_the_outcome_file(tmp_path: Path) -> None:
-    assert staged(BITS) == (
+    assert stage_table(OUTCOMES) == (
         ("model", "β", "clean", "apgd-ce", "replay"),
         ("m", "1", "100.0", "50.0", "25.0"),
-        ("m", "0.9", "75.0", "≤ 75.0", ""),
+        ("m", "0.9", "75.0", f"{AT_MOST}75.0", ""),
     )
     board = boards.table(boards.untouched("m"), boards.point("m", 0.9, 165, 110))
-    page = page_of(tmp_path, board, BITS)
+    page = page_of(tmp_path, board, OUTCOMES)
     assert "≤ 75.0" in page.all("section", aria_labelledby="stages")[0].text
     (tmp_path / "x.outcomes.csv").unlink()
     assert page_of(tmp_path, board).all("section", aria_labelledby="stages") == []
+
+
+@pytest.mark.parametrize(
+    ("marks", "shown"),
+    [("0110", "50.0"), ("01?0", f"{AT_MOST}50.0"), ("0.5 1 0.75", "75.0"), ("0.5 ?", f"{AT_MOST}75.0"),
+     ("-0.5 -1.5", "1"), ("-1 ?", f"{AT_LEAST}0.5")],
+)  # fmt: skip
+def test_the_stages_of_graded_answers_are_read_as_their_metric(marks: str, shown: str) -> None:
+    assert surviving(marks) == shown
 
 
 def test_where_the_numbers_come_from_is_told(tmp_path: Path) -> None:
@@ -181,7 +191,7 @@ def test_no_text_of_the_board_becomes_markup(tmp_path: Path) -> None:
         boards.selected(boards.SCRIPT, "0.9", flags=nasty), boards.untouched(boards.SCRIPT, dataset=nasty),
         boards.point(boards.SCRIPT, 0.9, 165, 110), boards.failed(nasty, boards.SCRIPT),
     ]  # fmt: skip
-    bits = pd.DataFrame([(boards.SCRIPT, "untouched", "1", "0.5", nasty, "10")], columns=list(BITS))
+    bits = pd.DataFrame([(boards.SCRIPT, "untouched", "1", "0.5", nasty, "10")], columns=list(OUTCOMES))
     text = report(boards.write(boards.table(*rows), tmp_path / "<script>.csv", bits))
     page = boards.parsed(text)
     assert text.count("<script") == 1
@@ -194,7 +204,7 @@ def test_no_text_of_the_board_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_the_page_is_well_made(tmp_path: Path) -> None:
-    board = boards.write(boards.hard(), tmp_path / "x.csv", BITS)
+    board = boards.write(boards.hard(), tmp_path / "x.csv", OUTCOMES)
     text = report(board)
     page = boards.parsed(text)
     ids = re.findall(r'\bid="([^"]*)"', text)
@@ -210,7 +220,7 @@ def test_the_page_is_well_made(tmp_path: Path) -> None:
         "46.0 % at β = 0.5. Clean accuracy untouched: 85.0 %. The table below has every number."
     )
     assert (  # with several c, and with bounds, of which nothing is known but that they are no better
-        "the best is 56.0 % at β = 0.9, c = 0.5; 2 steerings were given up, each at 48.0 % or less."
+        "the best is 56.0 % at β = 0.9, c = 0.5; 2 steerings were pruned, each at 48.0 % or less."
         in str(images[0].attributes["aria-label"])
     )
     assert not re.search(r'(?:src|href)="(?!#|data:)', text), "nothing is loaded"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from helpers import boards
 from helpers.boards import board
 
 from harness.config.benchmark import load_benchmark
+from harness.leaderboard.row import rows_of
 from harness.report import paper_table, site
 from harness.report.paper_table import (
     PUBLISHED,
@@ -31,9 +32,13 @@ from harness.report.paper_table import (
 ROOT = Path(__file__).parents[2]
 
 
+def table_of(tables: Mapping[str, pd.DataFrame]) -> list[PaperGroup]:
+    return groups({name: rows_of(table) for name, table in tables.items()})
+
+
 def rows(*tables: pd.DataFrame) -> list[PaperRow]:
     """The rows to which the boards a, b, … have given something."""
-    table = groups(dict(zip("abcdef", tables, strict=False)))
+    table = table_of(dict(zip("abcdef", tables, strict=False)))
     return [row for group in table for row in group.rows if row.measured]
 
 
@@ -70,12 +75,12 @@ def test_each_network_has_a_value_for_each_threat_and_none_is_a_loss() -> None:
 
 
 def test_our_benchmarks_ask_the_published_questions_of_the_published_networks() -> None:
-    asked = {}
-    for question, network in PUBLISHED:
-        asked.setdefault(question, set()).add(network)
-    for question, networks in asked.items():
-        benchmark = load_benchmark(ROOT / paper_table.benchmark(question))
-        assert PaperSetting(benchmark.dataset.kind, **benchmark.threat.columns()) == question
+    published: dict[PaperSetting, set[str]] = {}
+    for setting, network in PUBLISHED:
+        published.setdefault(setting, set()).add(network)
+    for setting, networks in published.items():
+        benchmark = load_benchmark(ROOT / paper_table.benchmark(setting))
+        assert PaperSetting(benchmark.dataset.kind, **benchmark.threat.columns()) == setting
         assert {plain(model.label) for model in benchmark.models} == networks
 
 
@@ -83,7 +88,7 @@ def test_our_benchmarks_ask_the_published_questions_of_the_published_networks() 
 
 
 def test_without_a_board_every_published_network_has_a_blank_row_in_the_papers_order() -> None:
-    table = groups({"other": boards.hard()})
+    table = table_of({"other": boards.hard()})
     assert not belongs(table)
     assert [group.title for group in table] == [
         "CIFAR-10 · L2, ε = 0.5", "CIFAR-10 · Linf, ε = 8/255", "CIFAR-10 · corruptions",
@@ -97,7 +102,7 @@ def test_without_a_board_every_published_network_has_a_blank_row_in_the_papers_o
 @pytest.mark.parametrize("network", ["ResNet-18", "resnet18", "RESNET_18"])
 @pytest.mark.parametrize("protocol", ["paper", "pixel"])
 def test_a_board_of_a_published_network_fills_its_half_of_the_row(network: str, protocol: str) -> None:
-    table = groups({"mine": board(network, protocol)})
+    table = table_of({"mine": board(network, protocol)})
     (first, *others) = table
     assert first.title == "CIFAR-10 · Linf, ε = 8/255"
     assert not belongs(others)
@@ -137,7 +142,7 @@ def test_a_board_of_another_question_or_network_does_not_belong(other: dict[str,
 
 def test_a_pair_of_which_nothing_was_published_gets_a_row_and_a_title_of_its_own() -> None:
     asked = {"dataset": "digits[10 per class]", "eps": "0.1", "attack": "custom:apgd-ce"}
-    table = groups({"a": board("demo", "pixel", **asked), "b": board("demo", "paper", **asked)})
+    table = table_of({"a": board("demo", "pixel", **asked), "b": board("demo", "paper", **asked)})
     assert table[0].title == "digits · Linf, ε = 0.1 · custom:apgd-ce"
     assert table[0].benchmark == ""
     assert not belongs(table[1:])
@@ -150,7 +155,7 @@ def test_a_pair_of_which_nothing_was_published_gets_a_row_and_a_title_of_its_own
 
 def test_another_network_under_a_published_question_stands_with_it() -> None:
     wide = board("WRN", "paper", weights_sha256="cc"), board("WRN", weights_sha256="cc")
-    table = groups({"a": wide[0], "b": wide[1]})
+    table = table_of({"a": wide[0], "b": wide[1]})
     assert [row.network for row in table[0].rows] == ["ResNet-18", "ResNet-50", "ResNet-152", "WRN"]
     assert table[0].benchmark == "benchmarks/paper_cifar10_linf.yaml"
 
@@ -199,7 +204,7 @@ def cells(page: boards.Element, network: str) -> list[str]:
 
 def test_the_three_ways_stand_in_columns_of_their_own() -> None:
     asked = {"dataset": "digits[10 per class]", "eps": "0.1"}
-    table = groups({"p": board("demo", "paper", **asked), "q": board("demo", "pixel", **asked)})
+    table = table_of({"p": board("demo", "paper", **asked), "q": board("demo", "pixel", **asked)})
     page = shown(table)
     assert cells(page, "demo") == [
         "demo", "–", "", "50.0 → 52.0 p not_comparable, partial", "0.9", "200",
@@ -227,15 +232,15 @@ def test_the_three_ways_stand_in_columns_of_their_own() -> None:
 
 
 def test_the_flags_that_were_met_are_explained() -> None:
-    assert [one.text for one in shown(groups({"a": board("ResNet-18", "paper")})).all("dt")] == [
+    assert [one.text for one in shown(table_of({"a": board("ResNet-18", "paper")})).all("dt")] == [
         "not_comparable", "partial",
     ]  # fmt: skip
-    assert shown(groups({})).all("dt") == []
+    assert shown(table_of({})).all("dt") == []
 
 
 def test_names_are_text_and_no_markup() -> None:
     asked = {"dataset": f"{boards.SCRIPT}[:2]", "weights_sha256": "cc"}
-    table = groups({
+    table = table_of({
         boards.SCRIPT: board(boards.SCRIPT, "paper", flags=boards.SCRIPT, **asked),
         "q": board(boards.SCRIPT, "pixel", **asked),
     })  # fmt: skip
@@ -248,7 +253,7 @@ def test_names_are_text_and_no_markup() -> None:
 
 def test_the_bias_of_the_best_of_many_is_as_the_page_says() -> None:
     """Where 30 β err independently about the same accuracy, by simulation."""
-    text = shown(groups({})).text
+    text = shown(table_of({})).text
     found = re.search(
         r"best of 30 on 1,000 images .* by about \+([\d.]+) points where 5 % .* by \+([\d.]+) where half", text
     )
@@ -297,7 +302,7 @@ def test_the_command_writes_one_page_that_needs_nothing(
     command: Callable[..., Ended], here: Path, folder: Path
 ) -> None:
     ended = command("paper", str(folder))
-    assert (ended.code, ended.out) == (0, "written: paper_table.html\n")
+    assert (ended.code, ended.out) == (0, "written: paper.html\n")
     text = (here / "paper.html").read_text(encoding="utf-8")
     assert "50.0\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}52.0" in text
     assert [link.attributes["href"] for link in boards.parsed(text).all("a")] == ["#content"]

@@ -17,7 +17,7 @@ from harness.checks.zoo_coverage import Audit
 from harness.errors import LeaderboardError
 from harness.report import site
 
-BITS = pd.DataFrame(
+OUTCOMES = pd.DataFrame(
     [("m", "untouched", "1", "0.5", "clean", "10")], columns=["model", "method", "beta", "c", "stage", "outcomes"]
 )
 AUDITS = [
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     """Two boards, one with outcomes and a name that is no address as it is; and a table of coverage."""
     there = tmp_path / "leaderboards"
     small = boards.table(boards.selected("m", "0.9", delta_pp=2.0), boards.untouched("m"))
-    boards.write(small, there / "a #1?.csv", BITS)
+    boards.write(small, there / "a #1?.csv", OUTCOMES)
     boards.write(boards.hard(), there / "index.csv")
     (there / "coverage.csv").write_text(zoo_coverage.to_csv(AUDITS), encoding="utf-8")
     return there
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_files_to_download_are_the_boards_byte_by_byte(folder: Path, tmp_path: Path) -> None:
     """Also where a name has a line's end in it, which reading text would change."""
     odd = "two\rlines\r\nor three"
-    boards.write(boards.table(boards.selected(odd, "0.9"), boards.untouched(odd)), folder / "odd.csv", BITS)
+    boards.write(boards.table(boards.selected(odd, "0.9"), boards.untouched(odd)), folder / "odd.csv", OUTCOMES)
     site.build(folder, tmp_path / "site")
     for name in ("odd.csv", "odd.outcomes.csv", "index.csv"):
         assert (tmp_path / "site" / site.BOARDS / name).read_bytes() == (folder / name).read_bytes()

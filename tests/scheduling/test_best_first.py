@@ -21,19 +21,13 @@ from harness.api.records import Steering
 from harness.api.threat import Threat
 from harness.api.work import Cell, Outcome
 from harness.config.benchmark import parse_benchmark
-from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard import csv_file, outcomes, ranking
+from harness.leaderboard.row import rows_of
 from harness.scheduling.best_first import BestFirstSearch
 from harness.scheduling.margins import smallest_margin_first
 from harness.scheduling.policies import BestFirstPolicy, FullGridPolicy
 from harness.scheduling.state import RunProgress
 from harness.scheduling.trials import REPLAY_FIRST, TrialChain, chains, grid, shards
-
-
-class Nothing:
-    """A ledger that holds nothing."""
-
-    def get(self, key: str) -> None:
-        return None
 
 
 @dataclass
@@ -140,7 +134,7 @@ def test_a_bound_is_never_below_what_it_bounds(table: Table) -> None:
 @given(tables(), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_the_course_is_the_same_whoever_computes_and_in_which_order(table: Table, slots: int, chance: Random) -> None:
     alone = run(table)
-    state: RunProgress[TrialChain] = RunProgress(table.chains, Nothing())  # type: ignore[arg-type]
+    state: RunProgress[TrialChain] = RunProgress(table.chains, lambda key: None)
     searches = BestFirstPolicy(state, {"m": table.search()})
     in_flight: dict[int, Cell] = {}
     while not searches.is_done():
@@ -162,7 +156,7 @@ def test_the_course_is_the_same_whoever_computes_and_in_which_order(table: Table
 
 @given(tables())
 def test_what_is_known_is_not_asked_for(table: Table) -> None:
-    state: RunProgress[TrialChain] = RunProgress(table.chains, Nothing())  # type: ignore[arg-type]
+    state: RunProgress[TrialChain] = RunProgress(table.chains, lambda key: None)
     everything = FullGridPolicy(state)
     while (number := everything.next_ready(())) is not None:
         cell = state.next(number)
@@ -221,7 +215,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     def go(name: str, **changes: Any) -> Any:
         entries = pipeline.entries(parse_benchmark(mapping_of(**changes)), runs=folder / name)
-        return csv_file.board(entries), outcomes.table(entries)
+        return ranking.board(entries), outcomes.table(entries)
 
     return {
         "one": go("one"),
@@ -250,10 +244,10 @@ def test_the_demo_networks_have_the_winners_of_the_full_grid(boards: dict[str, A
     pd.testing.assert_frame_equal(*headlines, check_dtype=False)
     winners = [board[board["rank"] == 1][candidates].reset_index(drop=True) for board in (best, full)]
     pd.testing.assert_frame_equal(*winners, check_dtype=False)
-    exact = {key: row["robust"] for key, row in csv_file.scored_rows(full).items()}
-    assert {key: row["robust"] for key, row in csv_file.scored_rows(best).items()}.items() <= exact.items()
-    for key, row in csv_file.scored_rows(best, "bounded").items():
-        assert row["robust"] >= exact[key]
+    exact = {row.key: row.robust for row in rows_of(full) if row.is_finished}
+    assert {row.key: row.robust for row in rows_of(best) if row.is_finished}.items() <= exact.items()
+    for row in rows_of(best):
+        assert row.kind != "bounded" or row.robust >= exact[row.key]
 
 
 def test_an_unfinished_row_says_what_it_can_be_at_most(
@@ -265,12 +259,12 @@ def test_an_unfinished_row_says_what_it_can_be_at_most(
     row = board[board["status"] == "bounded"].iloc[0]
     numbers = ["robust_low", "delta_pp", "delta_low", "gained", "p_value", "p_holm", "robust_replay"]
     assert row[numbers].isna().all()
-    print_board(board, "x")
+    print_board(rows_of(board), "x")
     assert f"≤ {100 * row['robust']:.1f}" in capsys.readouterr().out
     own = bits[(bits["model"] == row["model"]) & (bits["beta"] == f"{row['beta']:g}")]
     last = own[own["stage"] == "square"]["outcomes"].item()
     assert "?" in last
     csv_file.write(board, tmp_path / "x.csv")
     assert csv_file.to_csv(csv_file.read(tmp_path / "x.csv")) == csv_file.to_csv(board)
-    bound = outcomes.scores(bits)[csv_file.key_of(row)][1]
+    bound = outcomes.scores(bits)[next(row.key for row in rows_of(board) if row.kind == "bounded")][1]
     assert bound.mean() == pytest.approx(row["robust"])

@@ -1,4 +1,4 @@
-"""Where the classifier begins: what an own hook sees going into the library's last layer."""
+"""The features of a network: what a hook of our own sees going into the library's last layer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Headed(nn.Module):
         self.head = nn.ModuleDict({"fc": nn.Linear(3, 3)})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head["fc"](self.body(x))
+        logits: Tensor = self.head["fc"](self.body(x))
+        return logits
 
 
 class Pooling(nn.Module):
@@ -47,10 +48,10 @@ class Pooling(nn.Module):
         self.last = nn.Conv2d(6, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.relu(self.stem(x))).mean((2, 3))
+        return torch.mean(self.last(torch.relu(self.stem(x))), (2, 3))
 
 
-class SteeredOp(Pooling):
+class ActivatedLogits(Pooling):
     """As in SqueezeNet, a ReLU comes after its classifier."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,17 +83,14 @@ class ByKeyword(nn.Module):
         self.body, self.fc = nn.Sequential(*body()), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(input=self.body(x))
-
-
-def module_of(network: nn.Module, name: str) -> nn.Module:
-    return dict(network.named_modules())[name]
+        logits: Tensor = self.fc(input=self.body(x))
+        return logits
 
 
 def seen(network: nn.Module, name: str, x: Tensor, run: nn.Module | None = None) -> Tensor:
-    """What goes into the module ``name`` of ``network`` when ``run`` runs, its places' mean where it has such."""
+    """The input of the module ``name`` of ``network`` while ``run`` runs, averaged over its positions if it has any."""
     found: list[Tensor] = []
-    hook = module_of(network, name).register_forward_hook(lambda _, given, __: found.append(given[0]))
+    hook = network.get_submodule(name).register_forward_hook(lambda _, args, __: found.append(args[0]))
     with torch.no_grad():
         (run or network)(x)
     hook.remove()
@@ -104,7 +102,8 @@ def check(network: nn.Module, x: Tensor, name: str, width: int, linear: bool = T
     features = without_classifier(network.eval(), x[:1])
     assert features.classifier == name
     assert not features.training
-    found, last = features(x), module_of(network, name)
+    found, last = features(x), network.get_submodule(name)
+    assert isinstance(last, nn.Linear | nn.Conv2d)
     assert found.shape == (len(x), width)
     torch.testing.assert_close(found, seen(network, name, x), rtol=0, atol=0)
     if linear:
@@ -141,45 +140,45 @@ def test_finding_it_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["head.fc", "fc", "network.head.fc"])
-def test_it_can_be_named_and_a_wrapper_left_out(name: str) -> None:
+def test_it_can_be_named_with_or_without_the_prefix_of_a_wrapper(name: str) -> None:
     network = Normalised(Headed(), (0.4,), (0.2,)).eval()
     with torch.no_grad():
         assert torch.equal(without_classifier(network, X[:1], name)(X), without_classifier(network, X[:1])(X))
 
 
 @pytest.mark.parametrize(
-    ("network", "name", "told"),
+    ("network", "name", "message"),
     [
-        (nn.Sequential(*body(), nn.Linear(6, 3), nn.LogSoftmax(1)), None, "something comes after it"),
+        (nn.Sequential(*body(), nn.Linear(6, 3), nn.LogSoftmax(1)), None, "'3'.* something comes after it"),
         (nn.Sequential(*body(), nn.Linear(6, 3), nn.Linear(3, 2)), "3", "cannot be taken before '3'"),
         (Ensemble(), None, r"(cannot be taken before|seems to be) 'members\.1\.3'"),
-        (Functional(), None, "no linear layer or convolution of it yields its 3 logits"),
-        (Headed(), "head.fcc", r"expected the name of one module \(did you mean 'head.fc'\?\)"),
-        (Headed(), "body.2", "not called, or no linear layer"),
-        (Ensemble(), "3", r"it may be members\.0\.3 or members\.1\.3"),
+        (Functional(), None, "linear layers and convolutions yields its 3 logits"),
+        (Headed(), "head.fcc", r"classifier 'head\.fcc': .*did you mean 'head\.fc'"),
+        (Headed(), "body.2", r"classifier 'body\.2' is not called, or is no linear layer"),
+        (Ensemble(), "3", r"classifier '3': .*members\.0\.3 or members\.1\.3"),
     ],
     ids=["log-softmax", "not the last", "ensemble", "functional", "misspelt", "no linear layer", "two"],
 )
-def test_what_cannot_be_found_is_told_with_a_remedy(network: nn.Module, name: str | None, told: str) -> None:
-    with pytest.raises(ModelError, match=rf"(?s){told}.*(name the module|choose another backbone)"):
+def test_what_cannot_be_found_is_reported_with_a_remedy(network: nn.Module, name: str | None, message: str) -> None:
+    with pytest.raises(ModelError, match=rf"(?s){message}.*\(classifier: head\.fc\), or choose another backbone"):
         without_classifier(network.eval(), X[:1], name)
 
 
-def test_a_classifier_called_by_keyword_is_found_or_told() -> None:
+def test_a_classifier_called_by_keyword_is_found_or_asked_for() -> None:
     try:
         features = without_classifier(ByKeyword().eval(), X[:1])
     except ModelError as error:
-        assert "name the module" in str(error)  # noqa: PT017
+        assert "classifier: " in str(error)  # noqa: PT017
     else:
         with torch.no_grad():
-            assert torch.equal(features(X), features.network.body(X))
+            assert torch.equal(features(X), features.network.get_submodule("body")(X))
 
 
-# --- steered, too, they are what goes into the classifier ---
+# --- steered, they are still the input of the classifier ---
 
 
 @pytest.mark.parametrize(
-    "network", [Headed(), Pooling(), SteeredOp()], ids=["linear", "1×1 convolution", "ReLU after it"]
+    "network", [Headed(), Pooling(), ActivatedLogits()], ids=["linear", "1×1 convolution", "ReLU after it"]
 )
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 @torch.no_grad()
@@ -190,7 +189,7 @@ def test_features_of_the_steered_network_are_what_goes_into_its_classifier(netwo
     torch.testing.assert_close(steered(X), expected, rtol=1e-6, atol=1e-6)
 
 
-# --- the libraries' ---
+# --- networks of the libraries ---
 
 TORCHVISION: dict[str, tuple[str, int]] = {
     "resnet18": ("fc", 512),
@@ -209,7 +208,7 @@ HEAVIER: dict[str, tuple[str, int]] = {
 }
 
 
-def pictures(side: int) -> Tensor:
+def images(side: int) -> Tensor:
     return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
@@ -217,9 +216,9 @@ def pictures(side: int) -> Tensor:
 def test_of_torchvision(name: str) -> None:
     arguments: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     network = torchvision.models.get_model(name, weights=None, **arguments)
-    where, width = (TORCHVISION | HEAVIER)[name]
+    classifier, width = (TORCHVISION | HEAVIER)[name]
     side = 299 if name == "inception_v3" else 224 if name in HEAVIER else 64
-    check(network, pictures(side), where, width, linear=name != "squeezenet1_0")  # that has a ReLU after it
+    check(network, images(side), classifier, width, linear=name != "squeezenet1_0")  # a ReLU comes after that one
 
 
 LIGHT = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"]
@@ -229,17 +228,17 @@ LIGHT = ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small
     "name", [*LIGHT, *(pytest.param(name, marks=pytest.mark.slow) for name in ("swin_tiny_patch4_window7_224",))]
 )
 def test_of_timm(name: str) -> None:
-    """timm documents the place as ``classifier`` of the config, and the width as ``in_features`` of what is there."""
+    """timm documents its name as ``classifier`` of the config, and its width as ``in_features``."""
     network = timm.create_model(name)
-    where = network.pretrained_cfg["classifier"]
-    assert network.get_classifier() is module_of(network, where)
-    check(network, pictures(224), where, network.get_classifier().in_features)
+    classifier = network.pretrained_cfg["classifier"]
+    assert network.get_classifier() is network.get_submodule(classifier)
+    check(network, images(224), classifier, network.get_classifier().in_features)
 
 
-def test_two_classifiers_of_one_network_are_told() -> None:
+def test_a_network_with_two_classifiers_is_refused() -> None:
     network = timm.create_model("deit_tiny_distilled_patch16_224").eval()
     with pytest.raises(ModelError, match="choose another backbone"):
-        without_classifier(network, pictures(224))
+        without_classifier(network, images(224))
 
 
 ZOO: dict[str, tuple[str, str, int]] = {
@@ -256,7 +255,7 @@ ZOO: dict[str, tuple[str, str, int]] = {
     "name", [pytest.param(name, marks=[pytest.mark.slow] if place >= 4 else []) for place, name in enumerate(ZOO)]
 )
 def test_of_robustbench(name: str) -> None:
-    threat, where, width = ZOO[name]
+    threat, classifier, width = ZOO[name]
     network, example = build(ZooEntry("cifar10", threat, name))
-    check(network, example, where, width)
-    assert module_of(network, where).in_features == width
+    check(network, example, classifier, width)
+    assert network.get_submodule(classifier).in_features == width

@@ -1,8 +1,8 @@
-"""LoRA and fine-tuning: they begin as the probe, train what the formula says, and end where a loop by hand does."""
+"""LoRA and fine-tuning: they start as the probe, train what the formula says, and end where a loop by hand does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torchvision
 from helpers.transfer import CLASSES, arrays, by_hand, hand_C, lora_numbers, numbers, sklearns, toy
 from torch import Tensor, nn
 
-from harness.analysis.task_types import Class
+from harness.analysis.task_types import Classification
 from harness.api.records import BASELINE
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
@@ -22,10 +22,10 @@ from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
 from harness.transfer import finetuning
 from harness.transfer.backbone import without_classifier
-from harness.transfer.finetuning import TrainingData, count, merged, trainable
-from harness.transfer.linear_probe import Fit, fitted
+from harness.transfer.finetuning import LabelledImages, count_trainable, merge_lora, trainable_copy
+from harness.transfer.linear_probe import LinearProbe, fit_with_C
 from harness.transfer.probe_model import Probe
-from harness.transfer.probe_network import Head, Probed
+from harness.transfer.probe_network import Head, ProbeNetwork
 from harness.transfer.settings import METHODS, Tuning
 from harness.util.hashing import sha256_of_weights
 
@@ -33,7 +33,7 @@ LORAS = [method for method in METHODS if method.startswith("lora")]
 
 
 class Mixed(nn.Module):
-    """Every kind of layer: convolutions of several sizes, one in groups, one in depth, norms, linear layers."""
+    """Every kind of layer: convolutions of several sizes, grouped and depthwise, a norm, linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,24 +45,27 @@ class Mixed(nn.Module):
         self.point = nn.Conv2d(12, 5, 1)
         self.hidden = nn.Linear(5, 9, bias=False)
         self.head = nn.Linear(9, 3)
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
         self.norm.running_mean.normal_()
         self.norm.running_var.uniform_(0.5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         features = torch.relu(self.norm(self.first(x)))
         features = torch.relu(self.point(self.deep(self.grouped(features))))
-        return self.head(torch.relu(self.hidden(features.mean((2, 3)))))
+        logits: Tensor = self.head(torch.relu(self.hidden(features.mean((2, 3)))))
+        return logits
 
 
 def head(width: int, classes: int) -> Head:
     drawn = np.random.default_rng(0)
     mean, scale, weight, bias = drawn.normal(size=width), drawn.uniform(0.5, 2, width), (classes, width), classes
-    return Head(Fit(mean, scale, drawn.normal(size=weight), drawn.normal(size=bias), 1.0))
+    return Head(LinearProbe(mean, scale, drawn.normal(size=weight), drawn.normal(size=bias), 1.0))
 
 
-def probed(network: nn.Module, x: Tensor) -> Probed:
+def probed(network: nn.Module, x: Tensor) -> ProbeNetwork:
     features = without_classifier(network.eval(), x[:1])
-    return Probed(features, head(features(x[:1]).shape[1], CLASSES)).eval().requires_grad_(False)
+    return ProbeNetwork(features, head(features(x[:1]).shape[1], CLASSES)).eval().requires_grad_(False)
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -73,23 +76,23 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.fixture(params=NETWORKS)
-def start(request: pytest.FixtureRequest) -> tuple[Probed, Tensor]:
+def start(request: pytest.FixtureRequest) -> tuple[ProbeNetwork, Tensor]:
     build, shape = NETWORKS[request.param]
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     return probed(build(), x), x
 
 
-# --- they begin as the probe ---
+# --- they start as the probe ---
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_as_made_it_is_the_probe_bit_by_bit(start: tuple[Probed, Tensor], method: str) -> None:
+def test_before_training_it_is_the_probe_bit_by_bit(start: tuple[ProbeNetwork, Tensor], method: str) -> None:
     probe, x = start
     before = sha256_of_weights(probe)
-    network = trainable(method, probe)
+    network = trainable_copy(method, probe)
     with torch.no_grad():
         assert torch.equal(network(x), probe(x))
-        assert torch.equal(merged(network)(x), probe(x))
+        assert torch.equal(merge_lora(network)(x), probe(x))
     assert sha256_of_weights(probe) == before
     assert not any(parameter.requires_grad for parameter in probe.parameters())
 
@@ -97,10 +100,10 @@ def test_as_made_it_is_the_probe_bit_by_bit(start: tuple[Probed, Tensor], method
 @pytest.mark.parametrize("method", LORAS)
 @torch.no_grad()
 def test_merged_it_is_the_same_function_and_each_weight_has_moved_by_b_times_a(
-    start: tuple[Probed, Tensor], method: str
+    start: tuple[ProbeNetwork, Tensor], method: str
 ) -> None:
     probe, x = start
-    network = trainable(method, probe)
+    network = trainable_copy(method, probe)
     drawn = torch.Generator().manual_seed(1)
     moved: dict[str, Tensor] = {}
     named = dict(network.features.named_parameters())
@@ -112,17 +115,17 @@ def test_merged_it_is_the_same_function_and_each_weight_has_moved_by_b_times_a(
             moved[layer + ".weight"] = torch.einsum("or,r...->o...", up.flatten(1), down)
     expected = network(x)
     assert not torch.allclose(expected, probe(x), atol=1e-3)
-    result = merged(network)
+    result = merge_lora(network)
     torch.testing.assert_close(result(x), expected, rtol=1e-4, atol=1e-5)
     own = dict(probe.features.named_parameters())
     found = dict(result.features.named_parameters())
     assert found.keys() == own.keys()
     for name, weight in own.items():
         torch.testing.assert_close(found[name], weight + moved.get(name, 0), rtol=1e-5, atol=1e-6)
-    assert moved.keys() == {f"{name}.weight" for name, module in probe.features.named_modules() if of_lora(module)}
+    assert moved.keys() == {f"{name}.weight" for name, module in probe.features.named_modules() if takes_lora(module)}
 
 
-def of_lora(module: nn.Module) -> bool:
+def takes_lora(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
@@ -130,48 +133,48 @@ def of_lora(module: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
-def test_lora_trains_as_many_numbers_as_the_formula_says(start: tuple[Probed, Tensor], rank: int) -> None:
+def test_lora_trains_as_many_numbers_as_the_formula_says(start: tuple[ProbeNetwork, Tensor], rank: int) -> None:
     probe, _ = start
     width = len(probe.head.mean)
-    assert count(f"lora-{rank}", probe) == lora_numbers(probe.features, rank) + CLASSES * (width + 1)
+    assert count_trainable(f"lora-{rank}", probe) == lora_numbers(probe.features, rank) + CLASSES * (width + 1)
 
 
 def test_the_formula_by_hand() -> None:
     probe = probed(Mixed(), torch.rand(1, 1, 8, 8))
     head = 3 * (9 + 1)
-    assert count("lora-2", probe) == 2 * (1 * 6 + 8) + 2 * (12 + 5) + 2 * (5 + 9) + head
-    assert count("fine_tuning", probe) == 48 + 16 + (12 * 2 * 9 + 12) + (12 + 12) + (60 + 5) + 45 + head
+    assert count_trainable("lora-2", probe) == 2 * (1 * 6 + 8) + 2 * (12 + 5) + 2 * (5 + 9) + head
+    assert count_trainable("fine_tuning", probe) == 48 + 16 + (12 * 2 * 9 + 12) + (12 + 12) + (60 + 5) + 45 + head
 
 
-def test_of_a_network_of_torchvision() -> None:
+def test_a_network_of_torchvision_trains_as_many_too() -> None:
     network = torchvision.models.mobilenet_v2(weights=None)
     probe = probed(network, torch.rand(1, 3, 32, 32))
     without = numbers(network) - 1000 * 1281
     assert without == 2_223_872  # 3.5 million less the classifier
-    assert count("fine_tuning", probe) == without + CLASSES * 1281
-    assert count("lora-4", probe) == lora_numbers(probe.features, 4) + CLASSES * 1281
+    assert count_trainable("fine_tuning", probe) == without + CLASSES * 1281
+    assert count_trainable("lora-4", probe) == lora_numbers(probe.features, 4) + CLASSES * 1281
     assert 0 < lora_numbers(probe.features, 4) < without
 
 
-def test_fine_tuning_trains_every_parameter(start: tuple[Probed, Tensor]) -> None:
+def test_fine_tuning_trains_every_parameter(start: tuple[ProbeNetwork, Tensor]) -> None:
     probe, _ = start
-    assert count("fine_tuning", probe) == numbers(probe.features) + numbers(probe.head)
+    assert count_trainable("fine_tuning", probe) == numbers(probe.features) + numbers(probe.head)
 
 
 def test_training_moves_these_and_nothing_else() -> None:
-    """Statistics stay, and so do mean and scale of the probe; with LoRA biases and norms too."""
+    """Statistics stay, and so do mean and scale of the probe; under LoRA, biases and norms do too."""
     x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    training_data, probe = lesson_of(x, np.arange(24) % 3), probed(Mixed(), x)
+    images, probe = labelled(x, np.arange(24) % 3), probed(Mixed(), x)
     before = {name: tensor.clone() for name, tensor in probe.state_dict().items()}
     settings = Tuning(epochs=2, batch_size=5)
     for method in METHODS:
-        *_, trained = finetuning.training(method, probe, training_data, np.arange(24), 0.05, settings)
+        *_, trained = finetuning.train(method, probe, images, np.arange(24), 0.05, settings)
         assert not any(module.training for module in trained.modules())
-        after = merged(trained).state_dict()
+        after = merge_lora(trained).state_dict()
         moved = {name for name in before if not torch.equal(after[name], before[name])}
         own = {f"features.{name}" for name, _ in probe.features.named_parameters()}
         if method != "fine_tuning":
-            own = {f"features.{n}.weight" for n, module in probe.features.named_modules() if of_lora(module)}
+            own = {f"features.{n}.weight" for n, module in probe.features.named_modules() if takes_lora(module)}
         assert moved == own | {"head.weight", "head.bias"}
     assert all(torch.equal(tensor, before[name]) for name, tensor in probe.state_dict().items())
 
@@ -179,38 +182,40 @@ def test_training_moves_these_and_nothing_else() -> None:
 # --- against a loop by hand ---
 
 
-def lesson_of(x: Tensor, y: np.ndarray) -> TrainingData:
+def labelled(x: Tensor, y: np.ndarray) -> LabelledImages:
     labels = torch.from_numpy(y)
-    return TrainingData(lambda positions: (x[list(positions)], labels[list(positions)]), y, Class())
+    return LabelledImages(lambda positions: (x[list(positions)], labels[list(positions)]), y, Classification())
 
 
-def held_of(y: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Positions, sorted by class after a shuffle, of which every so manyth is held."""
+def held_out(y: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Positions, shuffled and then sorted by class, of which an even share is held out."""
     shuffled = np.random.default_rng(seed).permutation(len(y))
     order = np.array(sorted(shuffled, key=lambda i: y[i]))
     return np.array(sorted(order[i] for i in range(len(y)) if int((i + 1) * share) > int(i * share)))
 
 
 def plain(weights: list[Tensor], x: Tensor) -> Tensor:
-    """The toy and its probe, as a formula: weights are W, b, V, d, and mean and scale of the probe."""
+    """The toy and its probe as a formula; the weights are W, b, V, d, and the probe's mean and scale."""
     w, b, v, d, mean, scale = weights
     features = (x.flatten(1) @ w.T + b).clamp_min(0)
     return ((features - mean) / scale) @ v.T + d
 
 
-def by_hand_epochs(start: list[Tensor], x: Tensor, y: Tensor, rate: float, epochs: int, batch: int, seed: int) -> Any:
+def by_hand_epochs(
+    start: list[Tensor], x: Tensor, y: Tensor, rate: float, epochs: int, batch: int, seed: int
+) -> Iterator[list[Tensor]]:
     """The weights after each epoch of Adam, written out (Kingma & Ba 2015, Algorithm 1)."""
     weights = [tensor.clone() for tensor in start]
     first, second = ([torch.zeros_like(tensor) for tensor in weights[:4]] for _ in range(2))
     order, step = torch.Generator().manual_seed(seed), 0
     for _ in range(epochs):
         shuffled = torch.randperm(len(x), generator=order)
-        for chosen in shuffled.split(batch):
+        for chosen in torch.split(shuffled, batch):
             step += 1
-            asked = [tensor.detach().requires_grad_() for tensor in weights[:4]]
-            logits = plain([*asked, *weights[4:]], x[chosen])
+            leaves = [tensor.detach().requires_grad_() for tensor in weights[:4]]
+            logits = plain([*leaves, *weights[4:]], x[chosen])
             loss = -logits.log_softmax(1)[torch.arange(len(chosen)), y[chosen]].mean()
-            for k, gradient in enumerate(torch.autograd.grad(loss, asked)):
+            for k, gradient in enumerate(torch.autograd.grad(loss, leaves)):
                 first[k] = 0.9 * first[k] + 0.1 * gradient
                 second[k] = 0.999 * second[k] + 0.001 * gradient**2
                 mean, spread = first[k] / (1 - 0.9**step), second[k] / (1 - 0.999**step)
@@ -228,30 +233,30 @@ def by_hand_start(x: Tensor, y: np.ndarray, C: float) -> list[Tensor]:
 
 @pytest.mark.parametrize("seed", [1, 5])
 def test_fine_tuning_is_what_a_loop_by_hand_gives(tmp_path: Path, seed: int) -> None:
-    """Rate and epochs chosen on a held share, then everything: in float64, without autograd of the network."""
+    """Rate and epochs chosen on a held-out share, then all images: in float64, without autograd of the network."""
     arrays(tmp_path)
     with np.load(tmp_path / "train.npz") as kept:
         x, y = torch.from_numpy(kept["x"]), kept["y"]
     rates, epochs, batch, share = (0.01, 0.1), 4, 16, 0.3
     C = hand_C(by_hand(x.numpy()), y)
-    held = held_of(y, share, seed)
+    held = held_out(y, share, seed)
     rest = np.setdiff1d(np.arange(len(y)), held)
     labels = torch.from_numpy(y)
 
-    def merit(weights: list[Tensor]) -> tuple[float, float]:
+    def score(weights: list[Tensor]) -> tuple[float, float]:
         logits = plain(weights, x[held].double())
         right = float((logits.argmax(1) == labels[held]).double().mean())
         return round(right, 9), -float(nn.functional.cross_entropy(logits, labels[held]))
 
     start = by_hand_start(x[rest], y[rest], C)
-    found = {(rates[0], 0): merit(start)}
+    scores = {(rates[0], 0): score(start)}
     for rate in rates:
         trained = by_hand_epochs(start, x[rest].double(), labels[rest], rate, epochs, batch, seed)
-        found |= {(rate, epoch): merit(weights) for epoch, weights in enumerate(trained, start=1)}
-    rate, best = max(found, key=lambda checked: found[checked])
+        scores |= {(rate, epoch): score(weights) for epoch, weights in enumerate(trained, start=1)}
+    rate, best = max(scores, key=lambda candidate: scores[candidate])
     assert seed != 5 or best > 0
-    begun = by_hand_start(x, y, C)
-    *_, expected = begun, *by_hand_epochs(begun, x.double(), labels, rate, best, batch, seed)
+    initial = by_hand_start(x, y, C)
+    *_, expected = initial, *by_hand_epochs(initial, x.double(), labels, rate, best, batch, seed)
 
     tuning = {"epochs": epochs, "learning_rates": rates, "batch_size": batch, "share": share, "seed": seed}
     loaded = toys(tmp_path, tuning=tuning).load()
@@ -259,7 +264,7 @@ def test_fine_tuning_is_what_a_loop_by_hand_gives(tmp_path: Path, seed: int) -> 
     shown = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(network(shown).double(), plain(expected, shown.double()), rtol=1e-3, atol=2e-3)
     if best:
-        assert not torch.allclose(network(shown).double(), plain(begun, shown.double()), atol=0.05)
+        assert not torch.allclose(network(shown).double(), plain(initial, shown.double()), atol=0.05)
 
 
 def toys(folder: Path, cache: str = "features", **changes: Any) -> Probe:
@@ -303,18 +308,18 @@ def test_the_shared_backbone_stays_as_it_was(tmp_path: Path, method: str) -> Non
     assert not any(parameter.requires_grad for parameter in adapted.parameters())
 
 
-# --- whether it helps ---
+# --- what training gains ---
 
 
 def blind() -> nn.Module:
-    """A network that sees no difference between the left and the right half."""
+    """A network whose features are the same for the left and the right half."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 12), nn.ReLU())
+    convolution, linear = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8 * 16, 12)
     with torch.no_grad():
-        weight = network[3].weight.view(12, 8, 4, 4)
+        weight = linear.weight.view(12, 8, 4, 4)
         weight.copy_(weight + weight.flip(3))
-        network[0].weight.copy_(network[0].weight + network[0].weight.flip(3))
-    return nn.Sequential(*network, nn.Linear(12, 2))
+        convolution.weight.copy_(convolution.weight + convolution.weight.flip(3))
+    return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), linear, nn.ReLU(), nn.Linear(12, 2))
 
 
 def sided(n: int, seed: int) -> tuple[Tensor, np.ndarray]:
@@ -328,77 +333,78 @@ def sided(n: int, seed: int) -> tuple[Tensor, np.ndarray]:
 
 @pytest.mark.parametrize("method", ["lora-2", "fine_tuning"])
 def test_training_finds_what_the_frozen_features_do_not_hold(method: str) -> None:
-    (x, y), (shown, asked) = sided(120, 0), sided(200, 1)
+    (x, y), (test_x, test_y) = sided(120, 0), sided(200, 1)
     features = without_classifier(blind().eval(), x[:1])
     assert torch.allclose(features(x), features(x.flip(3)), atol=1e-5)
-    training_data = lesson_of(x, y)
+    images = labelled(x, y)
 
-    def begin(positions: np.ndarray | None) -> Probed:
+    def fit_probe(positions: np.ndarray | None) -> ProbeNetwork:
         positions = np.arange(120) if positions is None else positions
-        fit = fitted(features(x[positions]).detach().numpy(), y[positions], "class", 0.1)
-        return Probed(features, Head(fit)).eval()
+        probe = fit_with_C(features(x[positions]).detach().numpy(), y[positions], "class", 0.1)
+        return ProbeNetwork(features, Head(probe)).eval()
 
     settings = Tuning(epochs=15, learning_rates=(0.003, 0.02))
-    network = finetuning.adapted(method, begin, training_data, settings)
+    network = finetuning.adapt(method, fit_probe, images, settings)
 
-    def right(one: nn.Module, images: Tensor, labels: np.ndarray) -> float:
-        return float((one(images).argmax(1).numpy() == labels).mean())
+    def accuracy(network: nn.Module, x: Tensor, y: np.ndarray) -> float:
+        return float((network(x).argmax(1).numpy() == y).mean())
 
-    held = held_of(y, settings.share, settings.seed)
+    held = held_out(y, settings.share, settings.seed)
     rest = np.setdiff1d(np.arange(len(y)), held)
-    assert right(begin(np.arange(120)), shown, asked) < 0.65
-    assert right(network, shown, asked) > 0.9
-    assert right(network, x[held], y[held]) >= right(begin(rest), x[held], y[held])
+    assert accuracy(fit_probe(np.arange(120)), test_x, test_y) < 0.65
+    assert accuracy(network, test_x, test_y) > 0.9
+    assert accuracy(network, x[held], y[held]) >= accuracy(fit_probe(rest), x[held], y[held])
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_epoch_may_be_best_and_then_it_is_the_probe(tmp_path: Path, method: str) -> None:
-    """With a rate that destroys everything, what it ends as is where it began."""
+    """With a learning rate that destroys everything, it ends where it started."""
     arrays(tmp_path)
     loaded = toys(tmp_path, tuning={"epochs": 1, "learning_rates": [1e3], "seed": 1}).load()
     x = torch.rand(9, 1, 4, 4)
     assert torch.equal(loaded.steered(BASELINE._replace(method=method))(x), loaded.network(x))
 
 
-# --- what cannot be ---
+# --- what cannot be trained ---
 
 
 class Bare(nn.Module):
-    """But for its classifier it has nothing that LoRA takes."""
+    """Nothing but its classifier can take LoRA."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale, self.last = nn.Parameter(torch.ones(16)), nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.relu(x.flatten(1) * self.scale))
+        logits: Tensor = self.last(torch.relu(x.flatten(1) * self.scale))
+        return logits
 
 
-def test_lora_without_layers_is_told() -> None:
+def test_lora_without_layers_is_refused() -> None:
     probe = probed(Bare(), torch.rand(1, 1, 4, 4))
-    with pytest.raises(ModelError, match=r"LoRA needs linear layers or convolutions.*leave it out"):
-        count("lora-1", probe)
-    assert count("fine_tuning", probe) == 16 + 3 * 17
+    with pytest.raises(ModelError, match=r"LoRA needs linear layers or convolutions.*; leave it out"):
+        count_trainable("lora-1", probe)
+    assert count_trainable("fine_tuning", probe) == 16 + 3 * 17
 
 
-def test_lora_without_peft_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_without_peft_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ModelError, match=r"LoRA needs peft.*pip install 'ct-harness\[transfer\]'"):
-        trainable("lora-1", probed(toy(), torch.rand(1, 1, 4, 4)))
+    with pytest.raises(ModelError, match=r"LoRA needs peft .*; pip install 'ct-harness\[transfer\]'"):
+        trainable_copy("lora-1", probed(toy(), torch.rand(1, 1, 4, 4)))
 
 
-def test_a_share_that_leaves_none_to_choose_on_is_told(tmp_path: Path) -> None:
+def test_a_share_that_leaves_none_to_choose_on_is_refused(tmp_path: Path) -> None:
     arrays(tmp_path)
     loaded = toys(tmp_path, tuning={"share": 0.01}).load()
-    with pytest.raises(ModelError, match=r"tuning\.share: 0\.01 of 60 training images leaves none"):
+    with pytest.raises(ModelError, match=r"tuning\.share: 0\.01 of 60 training images .*; raise it"):
         loaded.steered(BASELINE._replace(method="fine_tuning"))
 
 
 @pytest.mark.parametrize("classes", [(5, 6, 7, 8, 9), (5, 6, 7, 8, 9, 4)])
-def test_a_class_that_is_wholly_held_is_told(tmp_path: Path, classes: Any) -> None:
-    """One image a class, of which every fifth is held: the others are of fewer classes."""
+def test_a_class_that_is_held_out_entirely_is_refused(tmp_path: Path, classes: Any) -> None:
+    """One image per class, of which every fifth is held out: the others have fewer classes."""
     train = Digits(split="train", classes=classes, per_class=1)
     fields = {"backbone": Demo(name="digits_plain_0to4"), "train": train, "tuning": {"epochs": 1}}
     loaded = Probe.model_validate(fields | {"cache": str(tmp_path)}).load()

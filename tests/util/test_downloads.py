@@ -1,4 +1,4 @@
-"""Downloads: whole or not at all, patient, from a mirror first, and ever after the file that was recorded."""
+"""Downloads: atomic, with retries, from a mirror first, and checked against the record from then on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,26 +20,25 @@ import torch
 
 from harness.errors import DataError, DataMissing, HarnessError, ModelError
 from harness.models.checkpoint_files import hub_file
-from harness.util import downloads, lockfile
+from harness.util import downloads
 from harness.util.downloads import BadFile, Remote, from_hugging_face, mirrored
 from harness.util.lockfile import differs
 
 CONTENT = b"weights" * 5000
 OTHER = b"weihgts" * 5000
-PAGE = b"<!DOCTYPE html><html>quota exceeded</html>"
+WEB_PAGE = b"<!DOCTYPE html><html>quota exceeded</html>"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves what ``answers`` says of a path: the answer to each request in turn, the last one for good.
+    """Serves the ``answers`` of a path one after the other, and the last one from then on.
 
-    An answer is the content; an int is a status; a pair is the content, and how much of it comes before the line is
-    cut.
+    An answer is the content, a status as an int, or a pair of the content and the number of bytes that are sent of it.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, list[bytes | int | tuple[bytes, int]]] = {}
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     @property
     def address(self) -> str:
@@ -50,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requested.append(self.path)
         answers = self.server.answers.get(self.path, [404])
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         if isinstance(answer, int):
@@ -68,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server on this machine, an empty working directory, and no waiting."""
+    """A local server, an empty working directory, and no waiting."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(downloads.MIRROR, raising=False)
     monkeypatch.setattr(downloads, "FIRST_WAIT_S", 0.0)
@@ -79,18 +78,18 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.server_close()
 
 
-def no_page(path: Path) -> None:
+def not_a_web_page(path: Path) -> None:
     if path.read_bytes().startswith(b"<"):
         raise BadFile("is a web page")
 
 
 def remote(server: Server, **fields: Any) -> Remote:
     url = f"{server.address}/zoo/a.pt"
-    return Remote(Path("models/a.pt").absolute(), url, **({"check": no_page} | fields))
+    return Remote(Path("models/a.pt").absolute(), url, **({"check": not_a_web_page} | fields))
 
 
-def left(folder: str = "models") -> list[str]:
-    return sorted(file.name for file in Path(folder).iterdir())
+def files_in(directory: str = "models") -> list[str]:
+    return sorted(file.name for file in Path(directory).iterdir())
 
 
 def test_a_file_is_fetched_once_and_recorded(server: Server) -> None:
@@ -100,62 +99,62 @@ def test_a_file_is_fetched_once_and_recorded(server: Server) -> None:
     file.ensure(offline=False)
     file.ensure(offline=True)
     assert file.path.read_bytes() == CONTENT
-    assert server.asked == ["/zoo/a.pt"]
-    assert left() == ["a.pt"]
+    assert server.requested == ["/zoo/a.pt"]
+    assert files_in() == ["a.pt"]
     expected = {"size": len(CONTENT), "sha256": hashlib.sha256(CONTENT).hexdigest()}
     assert json.loads(Path("models.lock").read_text()) == {file.url: expected}
-    assert left(".") == ["models", "models.lock"]
+    assert files_in(".") == ["models", "models.lock"]
 
 
-def test_a_fault_that_passes_is_waited_for(server: Server) -> None:
+def test_a_temporary_fault_is_retried(server: Server) -> None:
     server.answers["/zoo/a.pt"] = [503, (CONTENT, 1000), 429, CONTENT]
     remote(server).ensure(offline=False)
     assert Path("models/a.pt").read_bytes() == CONTENT
-    assert len(server.asked) == 4 == downloads.ATTEMPTS
+    assert len(server.requested) == 4 == downloads.ATTEMPTS
 
 
 def test_each_wait_is_twice_as_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
+    waits: list[float] = []
     monkeypatch.setattr(downloads, "FIRST_WAIT_S", 1.0)
-    monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     server.answers["/zoo/a.pt"] = [503]
     with pytest.raises(ModelError):
         remote(server).ensure(offline=False)
-    assert waited == [1, 2, 4]
+    assert waits == [1, 2, 4]
 
 
-BY_HAND = r"; to put it there by hand, open http://127\S+/zoo/a\.pt in a browser and save the file as \S+/models/a\.pt$"
+BY_HAND = r".*; to put it there by hand, open http://127\S+/zoo/a\.pt .*save .* as \S+/models/a\.pt$"
 
 
 @pytest.mark.parametrize(
     ("answer", "requests", "message"),
     [
-        ((CONTENT, 1000), 4, r"the download failed \(ConnectionError: it stopped after 1,000 of 35,000 bytes\)"),
-        (500, 4, r"the download failed \(HTTPError: HTTP Error 500: Internal Server Error\)"),
-        (404, 1, r"the download failed \(HTTPError: HTTP Error 404: Not Found\)"),
-        (PAGE, 1, r"what came from http\S+/zoo/a.pt is a web page"),
+        ((CONTENT, 1000), 4, r"the download failed .*1,000 of 35,000 bytes"),
+        (500, 4, r"the download failed .*500: Internal Server Error"),
+        (404, 1, r"the download failed .*404: Not Found"),
+        (WEB_PAGE, 1, r"what came from http\S+/zoo/a\.pt is a web page"),
     ],
     ids=["cut", "broken", "gone", "page"],
 )
 @pytest.mark.parametrize("error", [ModelError, DataError])
-def test_a_bad_download_is_told_with_the_way_by_hand_and_leaves_nothing(
+def test_a_bad_download_is_named_with_the_way_by_hand_and_leaves_nothing(
     server: Server, answer: Any, requests: int, message: str, error: type[HarnessError]
 ) -> None:
     server.answers["/zoo/a.pt"] = [answer]
     with pytest.raises(error, match=message + BY_HAND) as caught:
         remote(server, error=error).ensure(offline=False)
     assert str(caught.value).startswith(f"{Path('models/a.pt').absolute()}: ")
-    assert len(server.asked) == requests
-    assert left() == []
+    assert len(server.requested) == requests
+    assert files_in() == []
     assert not Path("models.lock").exists()
 
 
-def test_offline_nothing_is_asked_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_nothing_is_requested(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(downloads.MIRROR, server.address)
-    with pytest.raises(DataMissing, match="no such file, and offline none is downloaded" + BY_HAND):
+    with pytest.raises(DataMissing, match="no such file.*offline" + BY_HAND):
         remote(server, missing=DataMissing).ensure(offline=True)
-    assert server.asked == []
-    assert left(".") == []
+    assert server.requested == []
+    assert files_in(".") == []
 
 
 # --- mirrors ---
@@ -170,7 +169,7 @@ def test_offline_nothing_is_asked_for(server: Server, monkeypatch: pytest.Monkey
         ("", "https://a.org/b/c.pt", None),
     ],
 )
-def test_how_a_mirrored_file_is_addressed(
+def test_the_address_on_a_mirror_holds_host_and_path(
     mirror: str, url: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(downloads.MIRROR, mirror)
@@ -178,52 +177,54 @@ def test_how_a_mirrored_file_is_addressed(
 
 
 @pytest.mark.parametrize("scheme", ["file", "http"])
-def test_the_mirror_is_asked_first(server: Server, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
-    pool = Path("pool/127.0.0.1/zoo/a.pt")
-    pool.parent.mkdir(parents=True)
-    pool.write_bytes(CONTENT)
+def test_the_mirror_is_tried_first(server: Server, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    mirrored_file = Path("pool/127.0.0.1/zoo/a.pt")
+    mirrored_file.parent.mkdir(parents=True)
+    mirrored_file.write_bytes(CONTENT)
     server.answers["/pool/127.0.0.1/zoo/a.pt"] = [CONTENT]
     address = Path("pool").absolute().as_uri() if scheme == "file" else f"{server.address}/pool"
     monkeypatch.setenv(downloads.MIRROR, address)
     file = remote(server)
     file.ensure(offline=False)
     assert file.path.read_bytes() == CONTENT
-    assert server.asked == ([] if scheme == "file" else ["/pool/127.0.0.1/zoo/a.pt"])
+    assert server.requested == ([] if scheme == "file" else ["/pool/127.0.0.1/zoo/a.pt"])
     assert list(json.loads(Path("models.lock").read_text())) == [file.url]
 
 
-def test_what_a_mirror_does_not_have_comes_from_its_own_address(
+def test_a_file_that_the_mirror_lacks_comes_from_its_own_address(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", waited.append)
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     monkeypatch.setenv(downloads.MIRROR, Path("empty").absolute().as_uri())
     with pytest.raises(ModelError, match=r"failed \(the mirror's file:\S+: URLError.*; HTTPError: .*404"):
         remote(server).ensure(offline=False)
     server.answers["/zoo/a.pt"] = [CONTENT]
     remote(server).ensure(offline=False)
     assert Path("models/a.pt").read_bytes() == CONTENT
-    assert waited == []
+    assert waits == []
 
 
-def test_a_mirror_that_has_a_page_in_its_place_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_sends_a_web_page_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(downloads.MIRROR, f"{server.address}/m")
-    server.answers |= {"/m/127.0.0.1/zoo/a.pt": [PAGE], "/zoo/a.pt": [CONTENT]}
-    with pytest.raises(ModelError, match=r"what came from http\S+/m/127.0.0.1/zoo/a.pt is a web page; to put"):
+    server.answers |= {"/m/127.0.0.1/zoo/a.pt": [WEB_PAGE], "/zoo/a.pt": [CONTENT]}
+    with pytest.raises(
+        ModelError, match=r"what came from http\S+/m/127\.0\.0\.1/zoo/a\.pt is a web page; to put it there"
+    ):
         remote(server).ensure(offline=False)
-    assert left() == []
+    assert files_in() == []
 
 
 # --- models.lock ---
 
 DIFFERS = (
-    r" is not what \S+/models\.lock recorded for http\S+/zoo/a\.pt: expected SHA-256 [0-9a-f]{16}…, 35,000 bytes, "
-    r"found SHA-256 [0-9a-f]{16}…, 35,000 bytes; "
+    r" is not what \S+/models\.lock recorded for http\S+/zoo/a\.pt: expected .*[0-9a-f]{16}…, 35,000 bytes, "
+    r"found .*[0-9a-f]{16}…, 35,000 bytes; "
 )
-ON_PURPOSE = r", or to take it on purpose, delete the entry in models\.lock$"
+ON_PURPOSE = r".* delete the entry in models\.lock$"
 
 
-def test_a_file_that_was_put_there_is_recorded_and_refused_when_it_changes(server: Server) -> None:
+def test_a_file_put_there_by_hand_is_recorded_and_refused_when_it_changes(server: Server) -> None:
     file = remote(server)
     file.path.parent.mkdir()
     file.path.write_bytes(CONTENT)
@@ -234,7 +235,7 @@ def test_a_file_that_was_put_there_is_recorded_and_refused_when_it_changes(serve
     assert file.path.read_bytes() == OTHER
     Path("models.lock").write_text("{}")
     file.ensure(offline=True)
-    assert server.asked == []
+    assert server.requested == []
 
 
 def test_another_file_from_the_same_address_is_refused(server: Server) -> None:
@@ -242,9 +243,9 @@ def test_another_file_from_the_same_address_is_refused(server: Server) -> None:
     file = remote(server)
     file.ensure(offline=False)
     file.path.unlink()
-    with pytest.raises(ModelError, match=rf"what came from http\S+/zoo/a.pt{DIFFERS}run again{ON_PURPOSE}"):
+    with pytest.raises(ModelError, match=rf"what came from http\S+/zoo/a\.pt{DIFFERS}run again{ON_PURPOSE}"):
         file.ensure(offline=False)
-    assert left() == []
+    assert files_in() == []
 
 
 def test_entries_are_sorted_and_kept(server: Server) -> None:
@@ -255,17 +256,15 @@ def test_entries_are_sorted_and_kept(server: Server) -> None:
 
 
 @pytest.mark.parametrize("text", ["<<<<<<< HEAD", "[]", '{"https://a.org": 3}', '{"https://a.org": {"size": 1}}'])
-def test_a_lock_that_cannot_be_understood_is_not_overwritten(server: Server, text: str) -> None:
+def test_a_lock_that_cannot_be_parsed_is_not_overwritten(server: Server, text: str) -> None:
     Path("models.lock").write_text(text)
     Path("a").write_bytes(b"a")
-    with pytest.raises(HarnessError, match=r"models\.lock: not a models\.lock \(.*\); mend it, or delete it"):
+    with pytest.raises(HarnessError, match=r"models\.lock: not a models\.lock .*; fix it, or delete it"):
         differs("https://a.org", Path("a"))
     assert Path("models.lock").read_text() == text
 
 
-def test_where_the_lock_cannot_be_written_what_it_says_is_still_checked(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_cannot_be_written_is_still_checked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a").write_bytes(CONTENT)
     Path("b").write_bytes(OTHER)
     differs("https://a.org", Path("a"))
@@ -273,13 +272,13 @@ def test_where_the_lock_cannot_be_written_what_it_says_is_still_checked(
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(lockfile.fcntl, "flock", denied)  # root may write anywhere
+    monkeypatch.setattr(fcntl, "flock", denied)  # root may write anywhere
     assert "is not what" in str(differs("https://a.org", Path("b")))
     with pytest.warns(UserWarning, match=r"models\.lock cannot be written .*; https://b\.org is not recorded"):
         assert differs("https://b.org", Path("b")) is None
 
 
-def test_processes_that_record_at_once_lose_nothing(server: Server) -> None:
+def test_processes_that_record_at_once_lose_no_entry(server: Server) -> None:
     Path("a").write_bytes(b"a")
     code = (
         "import sys; from pathlib import Path; from harness.util.downloads import differs\n"
@@ -288,11 +287,11 @@ def test_processes_that_record_at_once_lose_nothing(server: Server) -> None:
     running = [subprocess.Popen([sys.executable, "-c", code, name]) for name in ("one", "two", "three")]
     assert [process.wait(60) for process in running] == [0, 0, 0]
     assert len(json.loads(Path("models.lock").read_text())) == 120
-    assert left(".") == ["a", "models.lock"]
+    assert files_in(".") == ["a", "models.lock"]
 
 
-def test_who_waited_for_a_file_that_was_replaced_meanwhile_waits_for_the_new_one(server: Server) -> None:
-    """Or two would write at once, each alone with a file of its own."""
+def test_a_process_that_waited_for_a_replaced_lock_waits_for_the_new_one(server: Server) -> None:
+    """Otherwise two processes would write at once, each holding the lock of another file."""
     Path("a").write_bytes(b"a")
     Path("models.lock").write_text("{}")
     Path("new").write_text("{}")
@@ -311,7 +310,7 @@ def test_who_waited_for_a_file_that_was_replaced_meanwhile_waits_for_the_new_one
     assert list(json.loads(Path("models.lock").read_text())) == ["https://a.org"]
 
 
-def test_processes_that_fetch_at_once_each_find_it_whole(server: Server) -> None:
+def test_processes_that_download_at_once_each_find_a_complete_file(server: Server) -> None:
     server.answers["/a.pt"] = [CONTENT]
     code = (
         "import sys; from pathlib import Path; from harness.util.downloads import Remote\n"
@@ -321,10 +320,10 @@ def test_processes_that_fetch_at_once_each_find_it_whole(server: Server) -> None
     command = [sys.executable, "-c", code, server.address]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate(timeout=60)[0].strip() for process in running] == [str(len(CONTENT))] * 3
-    assert left() == ["a.pt"]
+    assert files_in() == ["a.pt"]
 
 
-# --- where others look for their files ---
+# --- caches of other libraries ---
 
 
 def test_a_hub_file_must_have_the_hash_of_its_name(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,18 +334,18 @@ def test_a_hub_file_must_have_the_hash_of_its_name(server: Server, monkeypatch: 
     server.answers |= {f"/{name}": [content], "/net-00000000.pth": [content]}
     hub_file(f"{server.address}/{name}").ensure(offline=False)
     assert Path("hub/checkpoints", name).read_bytes() == content
-    with pytest.raises(ModelError, match=r"is not the file of that name: its SHA-256 starts with [0-9a-f]{8}; to put"):
+    with pytest.raises(ModelError, match=r"is not the file of that name: .*SHA-256.*[0-9a-f]{8}; to put it there"):
         hub_file(f"{server.address}/net-00000000.pth").ensure(offline=False)
-    assert left("hub/checkpoints") == [name]
+    assert files_in("hub/checkpoints") == [name]
 
 
-def plant(cache: Path, repo: str, **files: bytes) -> Path:
-    """A repository in a cache of the Hugging Face hub; returns the folder of its files."""
-    folder = cache / f"models--{repo.replace('/', '--')}"
-    snapshot = folder / "snapshots" / ("0" * 40)
+def write_hub_cache(cache: Path, repo: str, **files: bytes) -> Path:
+    """Write a repository into a cache of the Hugging Face hub, and return the directory of its files."""
+    directory = cache / f"models--{repo.replace('/', '--')}"
+    snapshot = directory / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0" * 40)
+    (directory / "refs").mkdir()
+    (directory / "refs" / "main").write_text("0" * 40)
     for name, content in files.items():
         (snapshot / name.replace("__", ".")).write_bytes(content)
     return snapshot
@@ -354,17 +353,18 @@ def plant(cache: Path, repo: str, **files: bytes) -> Path:
 
 def test_a_file_in_the_cache_of_hugging_face_is_recorded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hf").absolute()))
-    snapshot = plant(Path("hf"), "user/net", pytorch_model__bin=CONTENT)
-    fetch: Callable[[], Path] = lambda: from_hugging_face(  # noqa: E731
-        "user/net", ["model.safetensors", "pytorch_model.bin"], None, True, "do it by hand"
-    )
+    snapshot = write_hub_cache(Path("hf"), "user/net", pytorch_model__bin=CONTENT)
+
+    def fetch() -> Path:
+        return from_hugging_face("user/net", ["model.safetensors", "pytorch_model.bin"], None, True, "do it by hand")
+
     assert fetch() == (snapshot / "pytorch_model.bin").absolute()
     [url] = json.loads(Path("models.lock").read_text())
     assert url == "https://huggingface.co/user/net/resolve/main/pytorch_model.bin"
     (snapshot / "pytorch_model.bin").write_bytes(OTHER)
-    with pytest.raises(ModelError, match=rf"is not what .*{url}.*; name the revision that you want \(repo@revision\)"):
+    with pytest.raises(ModelError, match=rf"is not what .*{url}.*; name the revision .*repo@revision"):
         fetch()
     os.remove(snapshot / "pytorch_model.bin")
-    message = rf"^\S+model\.safetensors or {url}: not in the cache .*, and offline none is downloaded; do it by hand$"
+    message = rf"^\S+model\.safetensors or {url}: not in the cache .*offline.*; do it by hand$"
     with pytest.raises(ModelError, match=message):
         fetch()

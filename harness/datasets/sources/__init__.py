@@ -1,1 +1,1 @@
-"""Sources: how images are held and read by number."""
+"""Sources: images in memory, in files, or decoded by a library, read by index."""

@@ -1,4 +1,4 @@
-"""Pictures that lie in files of any size, opened when they are read."""
+"""Images in files, of any size, decoded when they are read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ImageFileSource(Source):
-    """Labelled picture files.
+    """Labelled image files.
 
     Args:
-        root: the folder that they lie in.
-        files: each one's path below ``root``.
-        classes: the label of each, ≥ 0.
-        preprocessing: how they become images of one size.
+        root: directory of the files.
+        files: path of each file below ``root``.
+        classes: label of each file, ≥ 0.
+        preprocessing: resizing and cropping applied to every image.
     """
 
     root: Path
@@ -36,97 +36,98 @@ class ImageFileSource(Source):
         return len(self.files)
 
     def labels(self) -> Sequence[int]:
-        """See `Source.labels`; opens no picture."""
+        """See `Source.labels`; opens no file."""
         return self.classes
 
     def read(self, indices: tuple[int, ...]) -> Batch:
-        """See `Source.read`; opens these pictures and no others.
+        """See `Source.read`; opens no other files.
 
         Raises:
-            DataError: one is not there or damaged, or they have different sizes.
+            DataError: an image is missing or damaged, or they differ in size.
         """
         import torch
 
         names = tuple(self.files[index] for index in indices)
-        images = [read_picture(self.root / name, self.preprocessing) for name in names]
+        images = [read_image(self.root / name, self.preprocessing) for name in names]
         y = torch.tensor([self.classes[index] for index in indices], dtype=torch.int64)
-        return Batch(stacked(images, names, self.root), y, torch.tensor(indices, dtype=torch.int64), names)
+        return Batch(stack(images, names, self.root), y, torch.tensor(indices, dtype=torch.int64), names)
 
     def prepared(self, preprocessing: Preprocessing) -> ImageFileSource:
-        """The same pictures as a model wants them; a model that does not say gets them as they are here."""
+        """Apply the model's preprocessing in place of the dataset's, which stays if the model has none."""
         return self if preprocessing == AS_STORED else replace(self, preprocessing=preprocessing)
 
 
 def square(size: int | None) -> Preprocessing:
-    """ImageNet's custom for images of ``size``×``size``: the shorter side to 8/7 of it (224: 256), the centre cut."""
+    """Return ImageNet's usual preprocessing: the shorter side to 8/7 of ``size`` (256 for 224), then a centre crop."""
     return AS_STORED if size is None else Preprocessing(round(size * 8 / 7), size)
 
 
-def read_picture(path: Path, preprocessing: Preprocessing) -> Tensor:
-    """A picture file as an image: float32 [3, h, w] in [0, 1].
+def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
+    """Read an image file as float32 [3, h, w] in [0, 1].
 
     Args:
-        path: anything that Pillow can open.
-        preprocessing: done before its 8-bit colours become floats.
+        path: file in any format that Pillow can open.
+        preprocessing: resizing and cropping, done on the 8-bit colours.
 
     Raises:
         DataMissing: there is no such file.
-        DataError: it is damaged, or no picture.
+        DataError: the file is damaged, or not an image.
     """
     from PIL import Image
 
     if not path.is_file():
-        raise DataMissing(f"{path}: no such picture; unpack or copy the data set again")
-    return decoded(lambda: Image.open(path), str(path), preprocessing)
+        raise DataMissing(f"{path}: no such image; unpack or copy the dataset again")
+    return decode(lambda: Image.open(path), str(path), preprocessing)
 
 
-def decoded(opened: Callable[[], Image], where: str, preprocessing: Preprocessing) -> Tensor:
-    """A picture as an image: float32 [3, h, w] in [0, 1].
+def decode(open_image: Callable[[], Image], where: str, preprocessing: Preprocessing) -> Tensor:
+    """Decode an image to float32 [3, h, w] in [0, 1].
 
     Args:
-        opened: opens the picture.
-        where: which it is, for errors.
-        preprocessing: done before its 8-bit colours become floats.
+        open_image: opens the image.
+        where: name of the image, for error messages.
+        preprocessing: resizing and cropping, done on the 8-bit colours.
 
     Raises:
         DataMissing: there is no such file.
-        DataError: it is damaged, or no picture.
+        DataError: the file is damaged, or not an image.
     """
     try:
-        with opened() as picture:
-            colours = picture.convert("RGB")
+        with open_image() as opened:
+            rgb = opened.convert("RGB")
     except FileNotFoundError as error:
-        raise DataMissing(f"{error.filename or where}: no such picture; unpack or copy the data set again") from error
+        raise DataMissing(f"{error.filename or where}: no such image; unpack or copy the dataset again") from error
     except Exception as error:  # by format Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        raise DataError(f"{where}: no picture, or damaged ({error}); copy the file again") from error
-    image: Tensor = _transform(preprocessing)(colours)
+        raise DataError(f"{where}: not an image, or damaged ({error}); copy the file again") from error
+    image: Tensor = _transform(preprocessing)(rgb)
     return image
 
 
-def stacked(images: Sequence[Tensor], names: Sequence[str], where: object) -> Tensor:
-    """The images as one tensor.
+def stack(images: Sequence[Tensor], names: Sequence[str], where: object) -> Tensor:
+    """Stack images of one size into a tensor [n, c, h, w].
 
     Args:
-        images: each [c, h, w].
-        names: what each is called, for errors.
-        where: the data set, for errors.
+        images: images [c, h, w].
+        names: name of each image, for error messages.
+        where: location of the dataset, for error messages.
 
     Raises:
-        DataError: they have different sizes.
+        DataError: the images differ in size.
     """
     import torch
 
     for name, image in zip(names, images, strict=True):
         if image.shape != images[0].shape:
-            one, other = (f"{found.shape[2]}×{found.shape[1]}" for found in (images[0], image))
+            first, other = (f"{each.shape[2]}×{each.shape[1]}" for each in (images[0], image))
             raise DataError(
-                f"{where}: pictures of different sizes ({names[0]} is {one}, {name} is {other}), and the model "
-                "does not say how to prepare them; set dataset.size: 224, or whatever the model takes"
+                f"{where}: images of different sizes ({names[0]} is {first}, {name} is {other}), and the model has no "
+                "preprocessing of its own; set dataset.size: 224, or whatever the model takes"
             )
     return torch.stack(list(images))
 
 
 def _transform(preprocessing: Preprocessing) -> Any:
+    """Return the preprocessing as a torchvision transform from a PIL image to a tensor."""
     from torchvision import transforms
 
     resize, crop, interpolation = preprocessing

@@ -1,4 +1,4 @@
-"""Images that lie in memory as they were stored, and become float32 in [0, 1] when they are read."""
+"""Images held in memory as stored, and converted to float32 in [0, 1] when read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ArraySource(Source):
     """Images and labels in two arrays.
 
     Args:
-        x: [n, c, h, w], uint8 in 0 … 255 or float in [0, 1].
-        y: integers [n], ≥ 0.
+        x: images [n, c, h, w], uint8 in 0 … 255 or float in [0, 1].
+        y: class numbers, integers [n] ≥ 0.
     """
 
     x: NDArray[Any]

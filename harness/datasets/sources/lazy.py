@@ -1,4 +1,4 @@
-"""Pictures that a library decodes when they are read, and whose labels are known before."""
+"""Images decoded when they are read, with labels that are known in advance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api.dataset import Source
 from harness.api.records import AS_STORED, Batch, Preprocessing, Target
-from harness.datasets.sources.image_files import decoded, stacked
+from harness.datasets.sources.image_files import decode, stack
 from harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LazySource(Source):
-    """Labelled pictures.
+    """Labelled images that a library decodes one by one.
 
     Args:
-        picture: opens the picture of a number.
-        y: the labels of all, as `Batch` has them.
-        where: where the pictures lie, for errors.
-        preprocessing: how they become images of one size.
+        open_image: opens the image of an index.
+        y: labels of all images, in the form of those of `Batch`.
+        where: location of the images, for error messages.
+        preprocessing: resizing and cropping applied to every image.
     """
 
-    picture: Callable[[int], Image]
+    open_image: Callable[[int], Image]
     y: NDArray[Any]
     where: str
     preprocessing: Preprocessing = AS_STORED
@@ -37,76 +37,76 @@ class LazySource(Source):
         return len(self.y)
 
     def labels(self) -> list[int]:
-        """See `Source.labels`; decodes no picture."""
+        """See `Source.labels`; decodes no image."""
         labels: list[int] = self.y.tolist()
         return labels
 
     def read(self, indices: tuple[int, ...]) -> Batch:
-        """See `Source.read`; decodes these pictures and no others.
+        """See `Source.read`; decodes no other images.
 
         Raises:
-            DataError: one is not there or damaged, or they have different sizes.
+            DataError: an image is missing or damaged, or they differ in size.
         """
         import torch
 
         images = [
-            decoded(partial(self.picture, index), f"{self.where}: picture {index}", self.preprocessing)
+            decode(partial(self.open_image, index), f"{self.where}: image {index}", self.preprocessing)
             for index in indices
         ]
-        x = stacked(images, [f"picture {index}" for index in indices], self.where)
+        x = stack(images, [f"image {index}" for index in indices], self.where)
         return Batch(x, torch.from_numpy(self.y[list(indices)]), torch.tensor(indices, dtype=torch.int64))
 
     def prepared(self, preprocessing: Preprocessing) -> LazySource:
-        """The same pictures as a model wants them; a model that does not say gets them as they are here."""
+        """Apply the model's preprocessing in place of the dataset's, which stays if the model has none."""
         return self if preprocessing == AS_STORED else replace(self, preprocessing=preprocessing)
 
 
-def in_memory(pixels: NDArray[Any]) -> Callable[[int], Image]:
-    """Opens the pictures of an array: uint8 [n, h, w] of grey levels, or [n, h, w, 3] of colours."""
+def image_opener(pixels: NDArray[Any]) -> Callable[[int], Image]:
+    """Return a function that opens the image of an index in an array, uint8 [n, h, w] (grey) or [n, h, w, 3] (RGB)."""
     from PIL import Image
 
     return lambda index: Image.fromarray(pixels[index])
 
 
 def as_labels(labels: Any, target: Target, where: str) -> NDArray[Any]:
-    """Labels in whatever form a library has them, as `Batch` has them.
+    """Convert a library's labels to the form of those of `Batch`.
 
     Args:
-        labels: a label for each picture; for attributes and values a row for each, or a single number.
-        target: what they are.
-        where: where they were found, for errors.
+        labels: one label for each image; for attributes and values a row, or a single number, for each.
+        target: kind of the labels.
+        where: location of the labels, for error messages.
 
     Raises:
-        DataError: they are something else.
+        DataError: the labels are not of that kind.
     """
     import numpy as np
 
     try:
-        found = np.asarray(labels)
+        array = np.asarray(labels)
     except ValueError as error:  # rows of different lengths
-        raise DataError(f"{where}: the rows are not of one length; expected {EXPECTED[target]}") from error
+        raise DataError(f"{where}: rows of different lengths; expected {EXPECTED[target]}") from error
     if target == "class":
-        good = found.ndim == 1 and found.dtype.kind in "iu" and found.min(initial=0) >= 0
-        return _right(good, found, target, where).astype(np.int64)
-    rows = found[:, None] if found.ndim == 1 else found
+        valid = array.ndim == 1 and array.dtype.kind in "iu" and array.min(initial=0) >= 0
+        return _checked(valid, array, target, where).astype(np.int64)
+    rows = array[:, None] if array.ndim == 1 else array
     if target == "attributes":
-        good = rows.ndim == 2 and rows.dtype.kind in "biu" and bool(((rows == 0) | (rows == 1)).all())
-        return _right(good, rows, target, where).astype(np.int64)
-    good = rows.ndim == 2 and rows.dtype.kind in "fiu" and bool(np.isfinite(rows).all())
-    return _right(good, rows, target, where).astype(np.float32)
+        valid = rows.ndim == 2 and rows.dtype.kind in "biu" and bool(((rows == 0) | (rows == 1)).all())
+        return _checked(valid, rows, target, where).astype(np.int64)
+    valid = rows.ndim == 2 and rows.dtype.kind in "fiu" and bool(np.isfinite(rows).all())
+    return _checked(valid, rows, target, where).astype(np.float32)
 
 
 EXPECTED: dict[Target, str] = {
-    "class": "for each picture the number of its class, ≥ 0",
-    "attributes": "for each picture a row of 0 and 1, one for each attribute",
-    "values": "for each picture a row of finite numbers",
+    "class": "for each image the number of its class, ≥ 0",
+    "attributes": "for each image a row of 0 and 1, one for each attribute",
+    "values": "for each image a row of finite numbers",
 }
 
 
-def _right(good: bool, labels: NDArray[Any], target: Target, where: str) -> NDArray[Any]:
-    if not good:
-        few = " ".join(str(labels[:3].tolist()).split())
+def _checked(valid: bool, labels: NDArray[Any], target: Target, where: str) -> NDArray[Any]:
+    if not valid:
+        first = " ".join(str(labels[:3].tolist()).split())
         raise DataError(
-            f"{where}: expected {EXPECTED[target]}; found {labels.dtype} {list(labels.shape)}: {few:.200} …"
+            f"{where}: expected {EXPECTED[target]}; found {labels.dtype} {list(labels.shape)}: {first:.200} …"
         )
     return labels

@@ -1,1 +1,1 @@
-"""Architectures that are built here."""
+"""Architectures that the package defines itself."""

@@ -1,4 +1,4 @@
-"""The architecture of the demo networks."""
+"""Architecture of the demo networks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ WIDTH = 12
 
 
 class DigitsNet(nn.Module):
-    """A residual network for 8×8 digits, 4,666 parameters for ten: [n, 1, 8, 8] in [0, 1] to logits [n, classes].
+    """A residual network from digits [n, 1, 8, 8] in [0, 1] to logits [n, classes]; 4,666 parameters for ten classes.
 
-    A stem that halves the resolution, one residual block, a linear layer on the flattened features. Nothing
-    is normalised, neither pixels nor features, and it is as small as its accuracy allows, so that AutoAttack
-    is quick. Of the three ReLUs that a forward runs, two are modules and one is not: see `Residual`.
+    It has a stem that halves the resolution, one residual block, and a linear layer on the flattened features. Neither
+    pixels nor features are normalised. It is as small as its accuracy allows, so that AutoAttack is quick. Of the three
+    ReLUs of a forward pass, two are modules and one is not; see `Residual`.
 
     Args:
-        classes: logits.
+        classes: number of classes.
     """
 
     def __init__(self, classes: int = 10) -> None:
@@ -27,20 +27,20 @@ class DigitsNet(nn.Module):
         self.classifier = nn.Linear(WIDTH * 4 * 4, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The logits of the images ``x``."""
+        """Return the logits of the images ``x``."""
         features = self.block(self.relu(self.stem(x)))
         logits: Tensor = self.classifier(features.flatten(1))
         return logits
 
 
 class Residual(nn.Module):
-    """Two convolutions beside an identity.
+    """A residual block of two convolutions.
 
-    The ReLU after the sum is called as a function, as in the CIFAR ResNets of the Curvature Tuning paper: it
-    is no module, so replacing modules misses it, and only ``sites: all`` reaches every ReLU.
+    The ReLU after the sum is a function call, as in the CIFAR ResNets of the Curvature Tuning paper: replacing modules
+    misses it, and only ``sites: all`` reaches every ReLU.
 
     Args:
-        width: channels in, between and out.
+        width: number of channels throughout.
     """
 
     def __init__(self, width: int) -> None:
@@ -50,5 +50,5 @@ class Residual(nn.Module):
         self.second = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The features after the block, of the shape of ``x``."""
+        """Return the features after the block, of the shape of ``x``."""
         return F.relu(x + self.second(self.relu(self.first(x))))

@@ -1,1 +1,1 @@
-"""Corruption sources: where corrupted images come from."""
+"""Sources of corrupted images: official datasets, and a generator."""

@@ -1,4 +1,4 @@
-"""What every place that has corrupted images must do."""
+"""Interface of a source of corrupted images."""
 
 from __future__ import annotations
 
@@ -12,30 +12,43 @@ if TYPE_CHECKING:
 
     from harness.api.records import Batch
 
-Stage = tuple[str, int]
-"""A corruption and a severity."""
+Level = tuple[str, int]
+"""A corruption and its severity."""
 
 
 class CorruptionSource(ABC):
-    """A place that has the corrupted twin of every image."""
+    """A source of the corrupted version of every image."""
 
     @property
     @abstractmethod
     def label(self) -> str:
-        """Its name on the leaderboard and in the identity."""
+        """Name on the leaderboard and in the identity."""
 
     @abstractmethod
-    def prepare(self, root: Path, stages: Sequence[Stage], batch: Batch | None, offline: bool) -> None:
-        """Have the images of ``stages`` there; ``batch`` holds a few clean ones, if there are any to look at.
+    def prepare(self, root: Path, levels: Sequence[Level], batch: Batch | None, offline: bool) -> None:
+        """Make sure that the corrupted images are available and match the benchmark's.
+
+        Args:
+            root: directory that holds the official datasets.
+            levels: corruptions and severities to be scored.
+            batch: a few clean images to compare with; None if there are none.
+            offline: refuse to download anything.
 
         Raises:
-            HarnessError: they cannot be had, or are of other images than ``batch``.
+            HarnessError: the corrupted images cannot be had, or do not match ``batch``.
         """
 
     @abstractmethod
     def images(self, root: Path, corruption: str, severity: int, batch: Batch, seed: int) -> Tensor:
-        """The twins of ``batch``, in its order, on the CPU: float32 [n, c, h, w] in [0, 1].
+        """Return the corrupted version of each image, on the CPU: float32 [n, c, h, w] in [0, 1].
+
+        Args:
+            root: directory that holds the official datasets.
+            corruption: name of the corruption.
+            severity: severity of the corruption, 1 to 5.
+            batch: clean images, in the order of the result.
+            seed: seed of the noise; official datasets have none.
 
         Raises:
-            DataError: they are not there, damaged, or of other images.
+            DataError: the corrupted images are missing, damaged, or do not match ``batch``.
         """

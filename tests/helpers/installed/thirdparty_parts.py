@@ -1,15 +1,19 @@
-"""A third party's parts: one of each kind."""
+"""A third party's parts, one of each kind, that say no more than they must."""
+
+from __future__ import annotations
 
 from concurrent.futures import Future
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
 
 from harness.api.dataset import Dataset, Source
 from harness.api.executor import Executor
-from harness.api.model import Model
+from harness.api.model import Model, Scorable
 from harness.api.records import Batch
 from harness.api.threat import Threat
+from harness.api.work import Cell, Outcome
 
 
 class Training(Model):
@@ -18,9 +22,7 @@ class Training(Model):
     kind: ClassVar[str] = "training"
     label: ClassVar[str] = "left training"
 
-    def load(self, *, offline=False):
-        from torch import nn
-
+    def load(self, *, offline: bool = False) -> Scorable:
         from harness.models.loaded import Loaded
         from harness.util.hashing import sha256_of_weights
 
@@ -33,13 +35,13 @@ class Normalised(Dataset, Source):
 
     kind: ClassVar[str] = "normalised"
 
-    def open(self, *, offline=False):
+    def open(self, *, offline: bool = False) -> Source:
         return self
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 8
 
-    def read(self, indices):
+    def read(self, indices: tuple[int, ...]) -> Batch:
         chosen = torch.tensor(indices)
         return Batch(torch.randn(len(chosen), 1, 8, 8, generator=torch.Generator().manual_seed(0)), chosen % 4, chosen)
 
@@ -50,7 +52,7 @@ class Dim(Threat):
     kind: ClassVar[str] = "dim"
     stages: ClassVar[tuple[str, ...]] = ("dim-1", "dim-2")
 
-    def perturb(self, stage, network, batch, seed):
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
         return (batch.x - int(stage[-1]) / 10).clamp(0, 1)
 
 
@@ -60,16 +62,16 @@ class Inline(Executor):
     kind: ClassVar[str] = "inline"
     slots: ClassVar[int] = 1
 
-    def __enter__(self):
+    def __enter__(self) -> Inline:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         pass
 
-    def submit(self, cell):
+    def submit(self, cell: Cell) -> Future[Outcome]:
         from harness.engine.evaluate import evaluate
 
-        future = Future()
+        future: Future[Outcome] = Future()
         try:
             future.set_result(evaluate(cell))
         except Exception as error:

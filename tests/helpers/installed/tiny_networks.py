@@ -1,15 +1,12 @@
-"""Networks on 8x8 images of four classes: class k has the brightest quadrant k."""
+"""Networks on 8×8 images of four classes: class k has the brightest quadrant k."""
 
-import os
-import signal
-from multiprocessing import current_process
-from pathlib import Path
+from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def _quadrants(extra=0, classes=4):
+def _quadrants(extra: int = 0, classes: int = 4) -> nn.Sequential:
     drawn = torch.Generator().manual_seed(7)
     first, last = nn.Linear(64, 4 + extra), nn.Linear(4 + extra, classes)
     with torch.no_grad():
@@ -24,73 +21,56 @@ def _quadrants(extra=0, classes=4):
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
 
 
-def quadrants():
+def quadrants() -> nn.Sequential:
     """Linear on images in [0, 1], so its robust accuracy has a closed form."""
     return _quadrants()
 
 
-def mixed():
+def mixed() -> nn.Sequential:
     """With random units among them, so that every steering scores differently."""
     return _quadrants(extra=24)
 
 
-def narrow():
+def narrow() -> nn.Sequential:
+    """Two logits for four classes."""
     return _quadrants(classes=2)
 
 
-def probabilities():
+def probabilities() -> nn.Module:
     return nn.Sequential(_quadrants(), nn.Softmax(1))
 
 
-def smooth():
+def smooth() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.GELU())
 
 
 class _NaN(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body = _quadrants()
 
-    def forward(self, x):
-        return self.body(x) * float("nan")
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        return logits * float("nan")
 
 
-def nan():
+def nan() -> nn.Module:
     return _NaN()
 
 
 class _Lapses(nn.Module):
     """Fails in the dark, long after it was admitted."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.body = _quadrants()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if x.min() < 0.1:
             raise RuntimeError("a lapse")
-        return self.body(x)
+        logits: Tensor = self.body(x)
+        return logits
 
 
-def lapses():
+def lapses() -> nn.Module:
     return _Lapses()
-
-
-def _die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies_once():
-    marker = Path("died.once")
-    if current_process().name != "MainProcess" and not marker.exists():
-        marker.touch()
-        _die()
-    return mixed()
-
-
-def dies_always():
-    if current_process().name != "MainProcess":
-        with Path("died.always").open("a") as log:
-            log.write("x")
-        _die()
-    return mixed()

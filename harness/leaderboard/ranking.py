@@ -1,0 +1,140 @@
+"""From the scores of each model to the ranked board: intervals, paired tests, Holm's correction, the headline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.analysis.metrics import METRICS
+from harness.analysis.selection import Scored, better
+from harness.analysis.statistics import Paired, holm, interval, paired
+from harness.api.records import Steering
+from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK
+from harness.leaderboard.scores import Headline, ModelEntry, Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Columns = dict[str, object]
+"""Values of some columns of a row; the others are empty."""
+
+
+def board(entries: Iterable[ModelEntry]) -> pd.DataFrame:
+    """Return the leaderboard: models in the benchmark's order; of each the headline, then its steerings, best first."""
+    import pandas as pd
+
+    rows = [row for entry in entries for row in (_failed(entry) if entry.failure else _scored(entry))]
+    return pd.DataFrame(rows, columns=list(FORMATS))
+
+
+def _scored(entry: ModelEntry) -> list[Columns]:
+    (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
+    ordered = sorted(entry.scores, key=_best_first)
+    gains = {score.steering: paired(baseline.robust, score.robust) for score in ordered if score.complete}
+    p_holm = _adjusted(gains, ordered)
+    rows = [
+        (_compared(entry, score, score.replay, gains[score.steering]) if score.complete else _bounded(entry, score))
+        | score.versions
+        | dict(score.summary_columns)
+        | {
+            "rank": rank,
+            "method": entry.method_of(score.steering),
+            "trainable_parameters": entry.trainable[score.steering.method],
+            "beta": score.steering.beta,
+            "c": score.steering.c,
+            "p_holm": p_holm.get(score.steering),
+            "status": OK if score.complete else BOUNDED,
+            "flags": ";".join(sorted(score.flags)),
+            "seconds": score.seconds,
+        }
+        for rank, score in enumerate(ordered, start=1)
+    ]
+    return [_headline(entry, entry.headline, baseline), *rows] if entry.headline else rows
+
+
+def _best_first(score: Score) -> tuple[float, ...]:
+    """Sort key; of equal accuracies one that is only a bound comes last."""
+    robust, *rest = better(score)
+    return (robust, not score.complete, *rest)
+
+
+def _adjusted(gains: Mapping[Steering, Paired], scores: Sequence[Score]) -> dict[Steering, float]:
+    """Adjust p by Holm over the steerings, and over the other methods; a pruned one counts with p = 1."""
+    compared = [score.steering for score in scores if not score.steering.is_baseline]
+    adjusted: dict[Steering, float] = {}
+    for methods in (False, True):
+        family = [steering for steering in compared if bool(steering.method) == methods]
+        finished = {steering: gains[steering].p_value for steering in family if steering in gains}
+        pruned = [1.0] * (len(family) - len(finished))
+        adjusted |= zip(finished, holm([*finished.values(), *pruned]), strict=False)
+    return adjusted
+
+
+def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns:
+    """Report the procedure that chooses β, beside the baseline on the same images."""
+    choice = headline.choice
+    clean, robust = choice.scores(entry.scores)
+    steerings = set(choice.chosen)
+    used = [score for score in entry.scores if score.steering in steerings]
+    replayed = [replace(score, robust=score.replay) for score in used if score.replay is not None]
+    replay = choice.scores(replayed)[1] if len(replayed) == len(used) else None
+    only = used[0].steering if len(used) == 1 else None
+    return (
+        _compared(entry, Scored(baseline.steering, clean, robust), replay, headline.gain)
+        | baseline.versions
+        | {
+            "method": CT,
+            "trainable_parameters": entry.trainable[""],
+            "weights_sha256": "+".join(sorted({score.versions["weights_sha256"] for score in used})),
+            "beta": only.beta if only else None,
+            "c": only.c if only else None,
+            "status": headline.status,
+            "selection": headline.name,
+            "chosen": ";".join(map(_short, choice.chosen)),
+            "flags": ";".join(sorted({flag for score in used for flag in score.flags})),
+        }
+    )
+
+
+def _compared(entry: ModelEntry, scored: Scored, replay: np.ndarray | None, against: Paired) -> Columns:
+    """The numbers of a finished row, compared with the baseline on the same images."""
+    shown, ends = entry.metric.shown, entry.metric.interval
+    low, high = ends(*interval(scored.robust, graded=entry.metric is not METRICS["class"]))
+    delta_low, delta_high = ends(against.low, against.high)
+    return _bounded(entry, scored) | {
+        "robust_low": low,
+        "robust_high": high,
+        "delta_pp": 100 * shown(against.delta),
+        "delta_low": 100 * delta_low,
+        "delta_high": 100 * delta_high,
+        "gained": against.gained,
+        "lost": against.lost,
+        "p_value": against.p_value,
+        "robust_replay": None if replay is None else shown(float(replay.mean(dtype=np.float64))),
+    }
+
+
+def _bounded(entry: ModelEntry, scored: Scored) -> Columns:
+    """The numbers that a pruned row has too, its accuracies being upper bounds."""
+    assert entry.coverage is not None
+    return entry.shared | {
+        "metric": entry.metric.name,
+        "clean": entry.metric.shown(float(scored.clean.mean(dtype=np.float64))),
+        "robust": entry.metric.shown(float(scored.robust.mean(dtype=np.float64))),
+        "sites": entry.coverage.sites,
+        "steered": entry.coverage.steered,
+        "n": len(scored.robust),
+    }
+
+
+def _short(steering: Steering) -> str:
+    return f"{steering.beta:g}" if steering.c == 0.5 else f"{steering.beta:g}/{steering.c:g}"
+
+
+def _failed(entry: ModelEntry) -> list[Columns]:
+    """The one row of a model without a score, with the reason."""
+    reason = " ".join(f"{FAILED}: {entry.failure}".split())
+    return [{**entry.shared, "status": reason, "flags": entry.flag or ""}]

@@ -1,0 +1,283 @@
+"""One row of a leaderboard: its columns, their types and formats, and the kind of row it is.
+
+A new column is a new field of `LeaderboardRow`; its place among the fields is its place in the CSV. Text becomes typed
+values once, in `rows_of`; everything that reads a board reads these records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
+
+from harness.analysis.metrics import BY_NAME, METRICS, Metric
+from harness.errors import LeaderboardError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RowKind = Literal["baseline", "steered", "adapted", "bounded", "selected", "in_sample", "failed"]
+"""Kinds of rows, one for each row:
+
+- ``baseline``: the untouched network, or its linear probe;
+- ``steered``: a finished point of the grid;
+- ``adapted``: another method than steering, such as ``lora-4``, finished;
+- ``bounded``: pruned by the search; its accuracies are upper bounds;
+- ``selected``: the headline, its β chosen on other images than it is reported on;
+- ``in_sample``: a headline whose β was chosen on the images it is reported on: not to be trusted;
+- ``failed``: a model without a score.
+"""
+
+OK, BOUNDED, SELECTED, IN_SAMPLE, FAILED = "ok", "bounded", "selected", "in-sample", "failed"
+"""Values of the column ``status``; a failed row's goes on with the reason."""
+
+CT, UNTOUCHED, LINEAR_PROBE = "ct", "untouched", "linear_probe"
+"""Values of the column ``method`` for a steering and for both kinds of baseline. Other methods name themselves."""
+BASELINES = (UNTOUCHED, LINEAR_PROBE)
+OWN = (CT, *BASELINES)
+
+Text = Annotated[str, "s"]
+Count = Annotated[int | None, "d"]
+Coordinate = Annotated[float | None, ".6g"]
+Accuracy = Annotated[float | None, ".6f"]
+"""In [0, 1]; where the metric is an error, that error."""
+Points = Annotated[float | None, "+.4f"]
+"""Percentage points; where the metric is an error, hundredths of it."""
+PValue = Annotated[float | None, ".4g"]
+Figure = Annotated[float | None, ".4f"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaderboardRow:
+    """One row of a leaderboard; None or empty where the CSV is. ``leaderboards/README.md`` explains every column."""
+
+    rank: Count
+    model: Text
+    method: Text
+    beta: Coordinate
+    c: Coordinate
+    family: Text
+    clean: Accuracy
+    robust: Accuracy
+    robust_low: Accuracy
+    robust_high: Accuracy
+    delta_pp: Points
+    delta_low: Points
+    delta_high: Points
+    gained: Count
+    lost: Count
+    p_value: PValue
+    p_holm: PValue
+    robust_replay: Accuracy
+    mce: Figure
+    published_clean: Figure
+    published_robust: Figure
+    status: Text
+    selection: Text
+    chosen: Annotated[tuple[str, ...], "s"]
+    """The steering of each fold, ``0.9``, or with another c than 0.5 ``0.9/0.3``."""
+    sites: Count
+    steered: Count
+    trainable_parameters: Count
+    n: Count
+    dataset: Text
+    metric: Annotated[Metric, "s"]
+    threat: Text
+    eps: Text
+    attack: Text
+    protocol: Text
+    flags: Annotated[tuple[str, ...], "s"]
+    seed: Count
+    batch_size: Count
+    weights_sha256: Text
+    fitted_from: Text
+    train: Text
+    data_sha256: Text
+    ct_harness: Text
+    torch: Text
+    device: Text
+    seconds: Annotated[float | None, ".1f"]
+    kind: RowKind
+    """Not a column: follows from ``status`` and ``method``."""
+
+    @property
+    def key(self) -> RowKey:
+        """Identity of a row of the grid among the rows of its board."""
+        return RowKey(self.model, self.method, known(self.beta), known(self.c))
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether the row reports a choice of β."""
+        return self.kind in ("selected", "in_sample")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the row is a fully scored point of the grid, the baseline and other methods among them."""
+        return self.kind in ("baseline", "steered", "adapted")
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the network was adapted by another method than steering, finished or not."""
+        return self.method not in (*OWN, "")
+
+    @property
+    def is_attacked(self) -> bool:
+        """Whether the benchmark has a threat; without one, clean and robust are the same."""
+        return self.threat != "clean"
+
+    @property
+    def failure(self) -> str:
+        """Why the model has no score; empty where it has one."""
+        return self.status.removeprefix(f"{FAILED}: ") if self.kind == "failed" else ""
+
+    @property
+    def chosen_betas(self) -> tuple[float, ...]:
+        """The β of each fold of a headline."""
+        return tuple(float(text.partition("/")[0]) for text in self.chosen)
+
+    def written(self, column: str) -> str:
+        """Return a cell as the CSV has it."""
+        value = getattr(self, column)
+        if isinstance(value, tuple):
+            return ";".join(value)
+        return written(value.name if isinstance(value, Metric) else value, column)
+
+
+FORMATS: dict[str, str] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(LeaderboardRow, include_extras=True).items()
+    if hasattr(hint, "__metadata__")
+}
+"""The columns in their order, and how the CSV writes each."""
+
+TEXT = [name for name, form in FORMATS.items() if form == "s"]
+
+
+class RowKey(NamedTuple):
+    """Identity of a row of the grid: model, method and steering."""
+
+    model: str
+    method: str
+    beta: float
+    c: float
+
+    @property
+    def name(self) -> str:
+        """The model, and the steering or the other method: ``m β=0.9``."""
+        if self.method not in OWN:
+            return f"{self.model} {self.method}"
+        return f"{self.model} β={self.beta:g}" + ("" if self.c == 0.5 else f" c={self.c:g}")
+
+
+T = TypeVar("T")
+
+
+def known(value: T | None) -> T:
+    """Return a number that every row of its kind has: `rows_of` has checked it, and the type does not say so."""
+    assert value is not None
+    return value
+
+
+def written(value: object, column: str) -> str:
+    """Return a value as the CSV has it, whether it was just computed or read from one."""
+    if _is_missing(value):
+        return ""
+    form = FORMATS[column]
+    return str(int(value)) if form == "d" else f"{value:{form}}"  # type: ignore[call-overload]
+
+
+def rows_of(table: pd.DataFrame) -> list[LeaderboardRow]:
+    """Parse a board, fresh or read from its CSV, into typed rows.
+
+    Raises:
+        LeaderboardError: a status or a metric is unknown, or a scored row lacks a number.
+    """
+    return [_parsed(record) for record in table.to_dict("records")]
+
+
+def by_model(rows: Iterable[LeaderboardRow]) -> dict[str, list[LeaderboardRow]]:
+    """Group the rows by model, in the board's order."""
+    found: dict[str, list[LeaderboardRow]] = {}
+    for row in rows:
+        found.setdefault(row.model, []).append(row)
+    return found
+
+
+def failures_of(rows: Iterable[LeaderboardRow]) -> dict[str, str]:
+    """Return the models that were not scored, each with its reason."""
+    return {row.model: row.failure for row in rows if row.kind == "failed"}
+
+
+def baseline_of(rows: Sequence[LeaderboardRow]) -> LeaderboardRow:
+    """Return the baseline among the rows of one model.
+
+    Raises:
+        LeaderboardError: there is not exactly one.
+    """
+    found = [row for row in rows if row.kind == "baseline"]
+    if len(found) != 1:
+        raise LeaderboardError(
+            f"{rows[0].model}: expected one row of the untouched network, found {len(found)}; run the benchmark again"
+        )
+    return found[0]
+
+
+SCORED = ("clean", "robust", "n", "sites", "steered")
+COMPARED = ("robust_low", "robust_high", "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value")
+GRID = ("beta", "c")
+REQUIRED: dict[RowKind, tuple[str, ...]] = {
+    "baseline": (*GRID, *SCORED, *COMPARED),
+    "steered": (*GRID, *SCORED, *COMPARED),
+    "adapted": (*GRID, *SCORED, *COMPARED),
+    "bounded": (*GRID, *SCORED),
+    "selected": (*SCORED, *COMPARED),
+    "in_sample": (*SCORED, *COMPARED),
+    "failed": (),
+}
+"""The numbers that a row of each kind always has."""
+
+
+def _parsed(record: dict[Any, Any]) -> LeaderboardRow:
+    cells = {column: _cell(record[column], column) for column in FORMATS}
+    model, kind = str(cells["model"]), _kind(str(cells["status"]), str(cells["method"]))
+    if kind is None:
+        raise LeaderboardError(
+            f"{model}: status: expected ok, bounded, selected, in-sample or failed, found {cells['status']!r}; "
+            "run the benchmark again"
+        )
+    for column in REQUIRED[kind]:
+        if cells[column] is None:
+            raise LeaderboardError(
+                f"{model}: {column}: expected a number where status is {cells['status']}, found none; "
+                "run the benchmark again"
+            )
+    return LeaderboardRow(**cells, kind=kind)
+
+
+def _kind(status: str, method: str) -> RowKind | None:
+    if status.startswith(FAILED):
+        return "failed"
+    if status == OK:
+        return "baseline" if method in BASELINES else "steered" if method == CT else "adapted"
+    others: dict[str, RowKind] = {BOUNDED: "bounded", SELECTED: "selected", IN_SAMPLE: "in_sample"}
+    return others.get(status)
+
+
+def _cell(value: Any, column: str) -> Any:
+    missing, form = _is_missing(value), FORMATS[column]
+    if form != "s":
+        return None if missing else int(value) if form == "d" else float(value)
+    text = "" if missing else str(value)
+    if column in ("chosen", "flags"):
+        return tuple(filter(None, text.split(";")))
+    return _metric(text) if column == "metric" else text
+
+
+def _metric(name: str) -> Metric:
+    if name not in BY_NAME and name:
+        raise LeaderboardError(f"metric: expected {', '.join(BY_NAME)}, found {name!r}; run the benchmark again")
+    return BY_NAME.get(name, METRICS["class"])  # a model that failed early has none
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # noqa: PLR0124

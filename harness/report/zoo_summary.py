@@ -1,0 +1,37 @@
+"""The table of coverage of RobustBench's zoo, summed up by board."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from harness.checks.zoo_coverage import Audit
+
+SUMMED_UP = (
+    "build", "CT applies", "in part", "not", "steered wholly", "wholly by modules", "smooth extension",
+)  # fmt: skip
+"""What `summed_up` counts, after the board and its number of entries."""
+
+
+def summed_up(audits: Sequence[Audit]) -> list[tuple[str, ...]]:
+    """Return for each board, and for all: its name, its number of entries, and how many of them `SUMMED_UP`."""
+    boards: dict[str, list[Audit]] = {}
+    for audit in audits:
+        boards.setdefault(f"{audit.dataset}/{audit.threat}", []).append(audit)
+    return [_counts(name, part) for name, part in (*boards.items(), ("all", list(audits)))]
+
+
+def _counts(name: str, audits: Sequence[Audit]) -> tuple[str, ...]:
+    def count(keep: Callable[[Audit], bool]) -> str:
+        return str(sum(map(keep, audits)))
+
+    return (
+        name,
+        str(len(audits)),
+        count(lambda one: one.builds == "yes"),
+        count(lambda one: one.applicability == "yes"),
+        count(lambda one: one.applicability.startswith("partial")),
+        count(lambda one: one.applicability.startswith("no")),
+        count(lambda one: one.sites not in ("", "0") and one.steered == one.sites),
+        count(lambda one: one.sites not in ("", "0") and one.by_modules == one.sites),
+        count(lambda one: one.smooth.isdecimal() and one.smooth != "0"),
+    )

@@ -1,0 +1,109 @@
+"""``ct-harness`` in this process or in one of its own, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit code and output of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+"""Runs ``ct-harness`` with arguments."""
+Run = Callable[..., Ended]
+"""Runs a benchmark, given as a mapping, with further arguments."""
+
+
+def in_process(*arguments: str) -> Ended:
+    """Run ``ct-harness`` in this process; what it did not catch is raised."""
+    from typer.testing import CliRunner
+
+    from harness.cli.app import app
+
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ended(result.exit_code, result.stdout, result.stderr)
+
+
+class Running:
+    """``ct-harness`` as a process of its own, the leader of a group in which all of its workers are.
+
+    What it prints goes to a file: a pipe would stay open as long as any worker of a killed run holds it.
+    """
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".err", delete=False) as err:
+            self._err = Path(err.name)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness", *arguments],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """Return its exit code; None while it runs."""
+        return self._process.poll()
+
+    def wait(self, seconds: float) -> int:
+        """Wait for its exit code, at most so many seconds."""
+        return self._process.wait(seconds)
+
+    def err(self) -> str:
+        """Return what it has printed on stderr."""
+        return self._err.read_text()
+
+    def end(self) -> None:
+        """Kill whatever is left of it and of its workers."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait(10)
+
+
+Start = Callable[..., Running]
+"""Starts ``ct-harness`` with arguments as a process of its own."""
+
+
+def cells(runs: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
+    """Read a ledger: key to row, the identity parsed."""
+    with sqlite3.connect(runs / name / "ledger.sqlite") as connection:
+        connection.row_factory = sqlite3.Row
+        rows = [dict(row) for row in connection.execute("SELECT * FROM cells ORDER BY key")]
+    connection.close()
+    return {row["key"]: row | {"identity": json.loads(row["identity"])} for row in rows}
+
+
+def csv_of(benchmark: dict[str, Any], runs: Path) -> str:
+    """Run a benchmark, given as a mapping, with its ledger under ``runs``, and return its leaderboard as text."""
+    from harness import pipeline
+    from harness.config.benchmark import parse_benchmark
+    from harness.leaderboard import csv_file
+
+    return csv_file.to_csv(pipeline.run(parse_benchmark({"name": "tiny"} | benchmark), runs=runs))
+
+
+def untimed(csv: str) -> list[str]:
+    """Return the lines of a leaderboard without ``seconds``, its last column."""
+    lines = csv.splitlines()
+    assert lines[0].endswith(",seconds")
+    return [line.rpartition(",")[0] for line in lines]

@@ -1,0 +1,104 @@
+"""Networks that fail, wait or die in a worker, and not in the process that started the run.
+
+That process has written its pid to ``driver.pid`` in the working directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from tiny_networks import mixed, narrow, quadrants
+from torch import Tensor, nn
+
+__all__ = ["caught", "dies_always", "dies_once", "mixed", "narrow", "overdue", "quadrants", "raises", "slow"]
+
+
+def _in_worker() -> bool:
+    return os.getpid() != int(Path("driver.pid").read_text())
+
+
+def _die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def dies_once() -> nn.Module:
+    if _in_worker():
+        with contextlib.suppress(FileExistsError):
+            Path("died.once").touch(exist_ok=False)  # by one worker, whoever is first
+            _die()
+    return mixed()
+
+
+def dies_always() -> nn.Module:
+    if _in_worker():
+        with Path("died.always").open("a") as log:
+            log.write("x")
+        _die()
+    return mixed()
+
+
+def _as(cls: type[nn.Sequential]) -> nn.Module:
+    network = mixed()
+    network.__class__ = cls  # the same weights under the same names
+    return network
+
+
+class _Caught(nn.Sequential):
+    """On the Ray node that is to be killed it never ends; elsewhere it waits until it has begun there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _in_worker():
+            import ray
+
+            if ray.get_runtime_context().get_node_id() == Path("victim").read_text():
+                Path("caught").touch()
+                time.sleep(600)
+            while not Path("caught").exists():
+                time.sleep(0.02)
+        answer: Tensor = super().forward(x)
+        return answer
+
+
+def caught() -> nn.Module:
+    return _as(_Caught)
+
+
+class _Slow(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.1 if _in_worker() else 0)
+        answer: Tensor = super().forward(x)
+        return answer
+
+
+def slow() -> nn.Module:
+    return _as(_Slow)
+
+
+class _Unpicklable(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class _Raises(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        if _in_worker():
+            raise _Unpicklable("salt", "pepper")
+        answer: Tensor = super().forward(x)
+        return answer
+
+
+def raises() -> nn.Module:
+    return _as(_Raises)
+
+
+def overdue() -> nn.Module:
+    network = mixed()
+    if _in_worker():  # what Slurm sends to a job whose time is nearly up
+        network.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
+    return network
