@@ -44,7 +44,7 @@ class Holdout(Procedure):
 
 
 class InSample(Procedure):
-    """In-sample choice: the β that wins on all images, reported on the same. It is biased, and marked ``in-sample``."""
+    """Choice in sample: the β that wins on all images, reported on the same. Biased, and marked ``in-sample``."""
 
     kind: Literal["none"] = "none"
 

@@ -58,7 +58,7 @@ class Classification(TaskType):
         if y.max() >= answers.shape[1]:
             raise ModelError(
                 f"the data have labels up to {y.max().item()}, but the network yields {answers.shape[1]} logits; "
-                "use a data set and a model with the same classes"
+                "use a dataset and a model with the same classes"
             )
         sums_to_one = torch.allclose(answers.sum(1), answers.new_ones(()))
         if answers.min() >= 0 and answers.max() <= 1 and sums_to_one:
