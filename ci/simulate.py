@@ -106,7 +106,7 @@ def simulate(tables: int, effect: float, seed: int) -> dict[str, tuple[int, floa
 
 
 def main() -> None:
-    """Print the Markdown table of the README."""
+    """Print the table of harness/analysis/README.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

@@ -36,7 +36,7 @@ from harness.api.records import Steering
 from harness.attacks.autoattack import configured
 from harness.config.benchmark import Benchmark, parse_benchmark
 from harness.curvature.phi import phi
-from harness.curvature.shared_copy import twin
+from harness.curvature.shared_copy import copy_sharing_weights
 from harness.engine.acceleration import compiled, to_channels_last
 from harness.engine.numerics import reproducible, resolve
 from harness.models.loaded import Loaded
@@ -64,7 +64,7 @@ class Reference(nn.Module):
 
 def replaced(network: nn.Module, activation: nn.Module) -> nn.Module:
     """A copy with every registered ReLU replaced."""
-    return twin(network, lambda module: activation if type(module) is nn.ReLU else None)
+    return copy_sharing_weights(network, lambda module: activation if type(module) is nn.ReLU else None)
 
 
 class Registered(nn.Module):
@@ -347,7 +347,7 @@ def activations(device: str, batch_size: int) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """As in the README."""
+    """Return a table as Markdown."""
     lines = [f"| {' | '.join(table.columns)} |", f"|{'---|' * len(table.columns)}"]
     for row in table.astype(object).where(table.notna(), "").to_dict("records"):
         lines.append(f"| {' | '.join(str(value) for value in row.values())} |")

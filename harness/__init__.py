@@ -1,4 +1,4 @@
-"""Curvature Tuning, benchmarked: from a benchmark YAML to a β leaderboard that can be trusted."""
+"""Robustness benchmark of Curvature Tuning: from a YAML file to a β leaderboard that can be trusted."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["phi", "run", "steer"]
 
-_HOMES = {"phi": "harness.curvature.phi", "run": "harness.pipeline", "steer": "harness.curvature.steering"}
+_MODULES = {"phi": "harness.curvature.phi", "run": "harness.pipeline", "steer": "harness.curvature.steering"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: torch takes seconds, ``--help`` should not."""
-    if name not in _HOMES:
+    """Import a public name when it is first used: torch takes seconds to import, and ``--help`` should not."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'harness' has no attribute {name!r}; it has {', '.join(__all__)}")
     from importlib import import_module
 
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value  # the function, also where a module of that name has just been imported
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # so that the name is the function, even if a module of the same name was imported
     return value

@@ -1,4 +1,4 @@
-"""``python -m harness``."""
+"""Entry point of ``python -m harness``; the same as ``ct-harness``."""
 
 from harness.cli.app import main
 

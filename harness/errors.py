@@ -1,30 +1,44 @@
-"""Every error the harness raises on purpose: what was expected, what was found, where, and what to do."""
+"""Every error that the harness raises on purpose.
+
+A message says what was expected, what was found, where, and what to do.
+
+    HarnessError
+    ├── SpecError              the benchmark file, an override or an argument
+    ├── DataError              the images or their labels
+    │   └── DataMissing
+    ├── ModelError             one model; the others are still scored
+    │   ├── NothingToSteer
+    │   ├── IncompleteSteering
+    │   └── InvalidAdversary
+    ├── LedgerError            the results under ``runs``
+    └── LeaderboardError       a CSV file
+"""
 
 from __future__ import annotations
 
 
 class HarnessError(Exception):
-    """Base of all of them. The command line prints its text, without a traceback."""
+    """Base of all errors of the harness. The command line prints its message, without a traceback."""
 
 
 class SpecError(HarnessError):
-    """The benchmark file, an override or an argument is not what it should be; names the file and the key."""
+    """The benchmark file, an override or an argument is not valid. The message names the file and the key."""
 
 
 class DataError(HarnessError):
-    """The data are not there, damaged, or not images in [0, 1] with labels."""
+    """The data are missing, damaged, or not images in [0, 1] with labels."""
 
 
 class DataMissing(DataError):
-    """The data are not there at all."""
+    """The data are missing."""
 
 
 class ModelError(HarnessError):
-    """A model cannot be loaded, or cannot be scored as it is. Its row says ``failed`` and the others still run.
+    """A model cannot be loaded, or cannot be scored. Its row says ``failed``, and the others are still scored.
 
     Args:
         message: what was expected, what was found, and what to do.
-        flag: the row's flag that names this fault, where there is one.
+        flag: flag of the row that stands for this fault; None if there is none.
     """
 
     def __init__(self, message: str, flag: str | None = None) -> None:
@@ -36,20 +50,20 @@ class ModelError(HarnessError):
 
 
 class NothingToSteer(ModelError):
-    """The network executes no piecewise-affine activation, so Curvature Tuning has nothing to act on."""
+    """The network runs no activation of the family, so there is nothing for Curvature Tuning to act on."""
 
 
 class IncompleteSteering(ModelError):
-    """A piecewise-affine activation escapes the steering, so a score would be of a half-steered network."""
+    """An activation escapes the steering, so a score would be that of a partly steered network."""
 
 
 class InvalidAdversary(ModelError):
-    """An attack returned an image that is not finite, outside [0, 1], or outside the ball: never scored."""
+    """An attack returned an image that is not finite, not in [0, 1] or not allowed by the threat: never scored."""
 
 
 class LedgerError(HarnessError):
-    """The ledger cannot be opened or written, or was written by another schema."""
+    """The ledger cannot be opened, read or written, or has another schema."""
 
 
 class LeaderboardError(HarnessError):
-    """A leaderboard file is not one of ours, or cannot be written."""
+    """A leaderboard or outcome file cannot be read or written, or is not one of ours."""

@@ -6,14 +6,15 @@ pyproject.toml.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from harness.api.part import Part
+from harness.api.validation import KEY, NESTED, explain
 from harness.errors import SpecError
 from harness.util.text import did_you_mean
 
@@ -89,45 +90,7 @@ def build(group: str, value: Any, where: str) -> Part:
     try:
         return cls.model_validate(fields)
     except ValidationError as error:
-        raise SpecError(explain(error, cls, where)) from error
-
-
-def explain(error: ValidationError, cls: type[Any], where: str) -> str:
-    """Return a line for each fault of a mapping: the key, what was expected, and what was found.
-
-    Args:
-        error: pydantic's error.
-        cls: class that the mapping was to become.
-        where: key of the mapping in the YAML; empty for the whole file.
-    """
-    faults: list[dict[str, Any]] = [dict(fault) for fault in error.errors()]
-    keys = [fault["loc"] for fault in faults]  # a bad entry also makes its list too short: report it once, at the entry
-    innermost = [fault for fault in faults if not any(key[: len(fault["loc"])] == fault["loc"] != key for key in keys)]
-    return "\n".join(_explain_one(fault, cls, where) for fault in innermost)
-
-
-def _explain_one(fault: dict[str, Any], cls: type[Any], where: str) -> str:
-    """Return the line for one fault; a nested part brings a line for each of its own."""
-    key = where
-    for step in fault["loc"]:
-        key += f"[{step}]" if isinstance(step, int) else f".{step}" if key else str(step)
-    if fault["type"] == "extra_forbidden":
-        owner = _class_at(cls, fault["loc"][:-1])
-        names = [field.alias or name for name, field in owner.model_fields.items()] if owner else []
-        known = f"; known keys: {', '.join(names)}" if owner else ""
-        return f"{key}: unknown key{did_you_mean(str(fault['loc'][-1]), names)}{known}"
-    if fault["type"] == "missing":
-        return f"{key}: missing, and it has no default"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == NESTED:
-        return "\n".join(line.replace(KEY, key, 1) for line in message.splitlines())
-    if not key:  # a fault of the whole file, whose message names the key
-        return str(message)
-    return f"{key}: {message[0].lower() + message[1:]}, found {fault['input']!r}"
-
-
-KEY, NESTED = "\0", "nested"
-"""Placeholder for the key in the message of a nested part; and pydantic's type of such a fault."""
+        raise SpecError(explain(error, cls, where, fields)) from error
 
 
 def build_inside(group: str, value: Any) -> Part:
@@ -138,19 +101,9 @@ def build_inside(group: str, value: Any) -> Part:
         value: the mapping with its ``kind``.
 
     Raises:
-        PydanticCustomError: the mapping does not describe a part; `explain` puts in its key, which pydantic knows.
+        PydanticCustomError: the mapping does not describe a part; `explain` fills in its key.
     """
     try:
         return build(group, value, KEY)
     except SpecError as error:
         raise PydanticCustomError(NESTED, "{lines}", {"lines": str(error)}) from error
-
-
-def _class_at(cls: type[Any], steps: Sequence[Any]) -> type[BaseModel] | None:
-    """Return the class of the mapping at ``steps`` below ``cls``, if it is a single one."""
-    for step in steps:
-        field = cls.model_fields.get(step)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return None
-        cls = field.annotation
-    return cls

@@ -1,4 +1,4 @@
-"""The benchmark file: text becomes typed values here, once, and is not checked again further down."""
+"""Parsing of the benchmark file: its text becomes typed values here, once, and is not checked again."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ from harness.api.executor import Executor
 from harness.api.model import Model
 from harness.api.records import Compile, FamilyName, Precision, Protocol, Sites
 from harness.api.threat import Threat
-from harness.config.overrides import _override
+from harness.api.validation import explain
+from harness.config.overrides import apply_override
 from harness.config.protocol import filled_in
 from harness.errors import SpecError
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
-"""The keys that hold one part, and the group that its kind is looked up in; ``models`` holds a list of them."""
+"""Keys that hold a part, with the group in which its kind is looked up; ``models`` holds a list of parts."""
 
 Unit = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 def _spread(value: Any) -> Any:
-    """A number, a list of numbers, or ``{from, to, step}``, both ends included."""
+    """Return the values of a number, a list of numbers, or ``{from, to, step}`` with both ends included."""
     if isinstance(value, Mapping):
         if set(value) != {"from", "to", "step"}:
             raise ValueError("expected a list of numbers or {from: …, to: …, step: …}")
         try:
             start, stop, step = (Decimal(str(value[key])) for key in ("from", "to", "step"))
             ordered = 0 <= start <= stop <= 1 and step > 0
-        except InvalidOperation:  # no numbers, or NaN
+        except InvalidOperation:  # not a number
             raise ValueError("expected numbers for from, to and step") from None
         if not ordered:
             raise ValueError("expected 0 ≤ from ≤ to ≤ 1 and step > 0")
@@ -66,13 +67,13 @@ Grid = Annotated[tuple[Unit, ...], Field(min_length=1), BeforeValidator(_spread)
 
 
 class SteeringGrid(BaseModel):
-    """The steerings to score, beside the untouched network, which always is.
+    """Steerings to score, besides the untouched network, which is always scored.
 
     Args:
-        beta: in [0, 1].
-        c: in [0, 1]; 0.5, the paper's, by default.
-        sites: "all", or "modules" for plain replacement of registered modules.
-        family: "relu", or "smooth" for SiLU and GELU along c = 1, beyond the paper.
+        beta: values of β in [0, 1].
+        c: values of c in [0, 1]; the paper's 0.5 by default.
+        sites: calls of activations to steer: "all", or only those of registered "modules".
+        family: activations to steer: "relu" as in the paper, or "smooth" for SiLU and GELU along c = 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,7 +86,7 @@ class SteeringGrid(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _along_one(cls, fields: Any) -> Any:
-        """The smooth family has c = 1 unless told otherwise."""
+        """Fill in c = 1 for the smooth family."""
         smooth = isinstance(fields, Mapping) and fields.get("family") == "smooth"
         return {"c": 1.0} | dict(fields) if smooth else fields
 
@@ -97,10 +98,10 @@ class SteeringGrid(BaseModel):
 
 
 class BestFirst(Procedure):
-    """Finish the baseline, the winners, and no more.
+    """Best-first search: finish the baseline and the winners, and prune the rest.
 
     Args:
-        top: how many of the best to finish.
+        top: number of the best steerings to finish.
     """
 
     kind: Literal["best_first"] = "best_first"
@@ -108,7 +109,7 @@ class BestFirst(Procedure):
 
 
 class Full(Procedure):
-    """Finish every steering of the grid."""
+    """Full search: finish every steering of the grid."""
 
     kind: Literal["full"] = "full"
 
@@ -120,25 +121,26 @@ class Benchmark(BaseModel):
     """One question: these models, on these images, under this threat, at these β.
 
     Args:
-        name: of the ledger's folder and the CSV; the file's name by default.
-        models: each with its ``kind``; see ``ct-harness list``.
-        dataset: likewise.
-        threat: likewise.
-        steering: the grid of β.
-        protocol: "pixel", or "paper" for how the paper's numbers were made; see `harness.config.protocol`.
-        selection: how the headline's β is chosen; where every model is fitted on training images, on those.
-        search: whether every steering is finished, or only those that may win; the winner is the same.
-        replay_points: a row that loses more than this, in percentage points, to the adversarial images of the other
-            steerings is flagged ``replay``.
-        seed: of the attacks' noise, and of the folds.
+        name: name of the ledger's directory and of the CSV; the file's name by default.
+        models: models to score, each with its ``kind``; see ``ct-harness list``.
+        dataset: images to score them on, with its ``kind``.
+        threat: attacks or corruptions to score them under, with its ``kind``.
+        steering: grid of β and c.
+        protocol: "pixel", or "paper" to reproduce the paper's numbers; see `harness.config.protocol`.
+        selection: procedure by which the headline's β is chosen. By default cross-validation on the scored images, or
+            on the training images if every model has some.
+        search: whether to finish every steering, or only those that can win; the winner is the same.
+        replay_points: percentage points that a row may lose to the adversarial images of other steerings before it is
+            flagged ``replay``.
+        seed: seed of the attacks' noise, and of the folds.
         batch_size: images attacked as one batch; part of every result's identity.
-        executor: where cells are computed.
-        replay_first: whether a steering is shown what fooled the untouched network before it is attacked; cheaper, and
-            what stands is attacked in another batch, so with other noise, than by AutoAttack alone.
-        compile: whether attacks run on a compiled network: "auto" is on a GPU, where it can be. Like the device it is
-            no part of a result's identity.
-        precision: of the network while it is attacked; what the attack finds is judged in float32. "tf32" is a GPU's.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
+        replay_first: whether to replay what fooled the baseline on a steering before attacking it. Cheaper; but the
+            survivors are attacked in other batches, so with other noise, than by AutoAttack alone.
+        compile: whether attacks run on a compiled network; "auto" compiles on a GPU, if the network can be compiled.
+            Like the device, it is not part of a result's identity.
+        precision: precision of the network under attack; adversarial images are judged in float32. "tf32" needs a GPU.
+        executor: place where cells are computed, with its ``kind``; this machine by default.
+        device: device to compute on: "auto" (a GPU if there is one), "cpu", "cuda", or "cuda:1".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -162,7 +164,7 @@ class Benchmark(BaseModel):
 
     @property
     def normalised(self) -> bool:
-        """Whether images are attacked after they were normalised; see `harness.config.protocol`."""
+        """True if images are normalised before they are attacked; see `harness.config.protocol`."""
         return self.protocol == "paper" and self.threat.reduction == "worst"
 
     @field_validator("models")
@@ -176,7 +178,7 @@ class Benchmark(BaseModel):
 
     @field_validator("replay_first", "compile", "precision")
     @classmethod
-    def _of_an_attack(cls, value: Any, info: ValidationInfo) -> Any:
+    def _only_with_attacks(cls, value: Any, info: ValidationInfo) -> Any:
         threat = info.data.get("threat")
         if threat is not None and not threat.attacks and value not in (False, "auto", "never", "float32"):
             raise ValueError(f"it is about attacks, and {threat.kind} has none; leave it out")
@@ -186,7 +188,7 @@ class Benchmark(BaseModel):
     def _attacks_change_a_class(self) -> Benchmark:
         if self.threat.attacks and self.dataset.target != "class":
             raise ValueError(
-                f"threat: {self.threat.kind} makes a network answer another class, but the labels of "
+                f"threat: {self.threat.kind} makes a network predict another class, but the labels of "
                 f"{self.dataset.title} are {self.dataset.target}; use threat: {{kind: clean}}"
             )
         return self
@@ -196,11 +198,13 @@ def load_benchmark(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark
     """Read a benchmark file.
 
     Args:
-        path: the YAML.
-        overrides: ``key.path=value``, the value read as YAML; list entries by number (``models.0.name=x``).
+        path: path of the YAML file.
+        overrides: changes to it, ``key.path=value`` each, the value in YAML; entries of a list are numbered from 0
+            (``models.0.name=x``).
 
     Raises:
-        SpecError: names the file, the key, what was expected and what was found.
+        SpecError: the file cannot be read, or is not a benchmark. A line for each fault names the file, the key, what
+            was expected and what was found.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -213,14 +217,14 @@ def load_benchmark(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark
         raise SpecError(f"{path}: expected a mapping with models, dataset, threat and steering, found {data!r}")
     try:
         for override in overrides:
-            _override(data, override)
+            apply_override(data, override)
         return parse_benchmark({"name": Path(path).stem} | data)
     except SpecError as error:
         raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
 
 
 def parse_benchmark(data: Mapping[str, Any]) -> Benchmark:
-    """A benchmark from its mapping; see `load_benchmark`."""
+    """Return the benchmark that a mapping describes; see `load_benchmark`."""
     fields = {"executor": {"kind": "local"}} | filled_in(data)
     if isinstance(fields.get("models"), list):
         fields["models"] = [registry.build("models", model, f"models[{i}]") for i, model in enumerate(fields["models"])]
@@ -230,21 +234,20 @@ def parse_benchmark(data: Mapping[str, Any]) -> Benchmark:
             fields[key] = registry.build(group, fields[key], key)
         else:
             fields.pop(key, None)
-    if fields.get("selection") is None and _all_fitted(fields.get("models")):
+    if fields.get("selection") is None and _all_have_training_images(fields.get("models")):
         fields["selection"] = OnTraining()
     try:
         return Benchmark.model_validate(fields)
     except ValidationError as error:
-        raise SpecError(registry.explain(error, Benchmark, "")) from error
+        raise SpecError(explain(error, Benchmark, "", fields)) from error
 
 
-def _all_fitted(models: Any) -> bool:
-    """Whether every model has training images, which β is then chosen on."""
+def _all_have_training_images(models: Any) -> bool:
     return isinstance(models, list) and bool(models) and all(model.training is not None for model in models)
 
 
 def _with_defaults(threat: Any, dataset: Any) -> Any:
-    """The threat with what it takes from the data set filled in: RobustBench's ε, say."""
+    """Return the threat's mapping with the defaults for this dataset, such as RobustBench's ε."""
     if not (isinstance(threat, Mapping) and isinstance(dataset, Mapping)):
         return threat
     kinds = threat.get("kind"), dataset.get("kind")
@@ -253,6 +256,6 @@ def _with_defaults(threat: Any, dataset: Any) -> Any:
     try:
         cls = registry.part("threats", kinds[0])
     except SpecError:
-        return threat  # building it will say what is wrong
+        return threat  # building it will report the fault
     assert issubclass(cls, Threat)
     return cls.defaults(str(kinds[1])) | dict(threat)

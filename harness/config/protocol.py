@@ -1,33 +1,33 @@
-"""How the numbers of the Curvature Tuning paper were made, so that they can be reproduced: ``protocol: paper``.
+"""``protocol: paper``: the settings of the Curvature Tuning paper, to reproduce its numbers.
 
-There, images are normalised before AutoAttack, so ε and the box [0, 1] act on normalised images: a perturbation may be
-several times larger in pixels than ε says, and no image that was found is checked. (Corruptions have no ε, and are made
-before either way.) Registered modules alone are replaced, and β is the best on the very images it is reported on. Such
-a row is flagged ``not_comparable``. With ``protocol: pixel``, the default, everything else in this package applies.
+There, images are normalised before AutoAttack, so ε and the box [0, 1] apply to normalised images: in pixels a
+perturbation may be several times larger than ε, and adversarial images are not verified. (Corruptions have no ε, and
+are made before the normalisation in either protocol.) Only registered modules are replaced, and β is the best one on
+the very images it is reported on. Such rows are flagged ``not_comparable``. The default is ``protocol: pixel``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.errors import SpecError
-
-if TYPE_CHECKING:
-    pass
 
 IMPLIED: Mapping[str, Mapping[str, Any]] = {
     "selection": {"kind": "none"},
     "steering": {"sites": "modules", "family": "relu"},
 }
-"""What ``protocol: paper`` fills in, and what a benchmark may not say otherwise."""
+"""Keys that ``protocol: paper`` fills in, and that a benchmark may not set otherwise."""
 
 
 def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a benchmark with what its protocol implies.
+    """Return a benchmark's mapping with the keys that its protocol implies.
+
+    Args:
+        fields: the mapping as it was read.
 
     Raises:
-        SpecError: the benchmark says otherwise.
+        SpecError: a key contradicts the protocol.
     """
     if fields.get("protocol") != "paper":
         return dict(fields)
@@ -35,7 +35,7 @@ def filled_in(fields: Mapping[str, Any]) -> dict[str, Any]:
     for key, implied in IMPLIED.items():
         given = fields.get(key)
         if not isinstance(given, Mapping | None):
-            continue  # reading it will say what is wrong
+            continue  # parsing it will say what is wrong
         for name, value in implied.items():
             if given is not None and given.get(name, value) != value:
                 raise SpecError(

@@ -1,4 +1,4 @@
-"""The JSON Schema of the benchmark file, for editors: made from the same classes that parse it."""
+"""JSON Schema of the benchmark file, for editors; made from the classes that parse it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from harness.config.benchmark import PARTS, Benchmark
 
 
 def schema() -> dict[str, Any]:
-    """The schema, with every registered kind, built-in and third-party."""
+    """Return the schema, with every registered kind, built-in and third-party."""
     result = Benchmark.model_json_schema(ref_template="#/$defs/{model}")
-    parts = {"Model", "Dataset", "Threat", "Executor"}  # interfaces: their kinds stand in their place
+    parts = {"Model", "Dataset", "Threat", "Executor"}  # abstract: their registered kinds take their place
     definitions = {name: entry for name, entry in result["$defs"].items() if name not in parts}
     for group in registry.GROUPS:
         definitions[group] = {
@@ -22,7 +22,7 @@ def schema() -> dict[str, Any]:
     for key, group in PARTS.items():
         result["properties"][key] = _any_of(group)
     result["properties"]["models"]["items"] = _any_of("models")
-    optional = {"name", "executor"}  # the file's name and the local machine
+    optional = {"name", "executor"}  # they default to the file's name and to this machine
     return result | {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ct-harness benchmark",
@@ -32,20 +32,20 @@ def schema() -> dict[str, Any]:
 
 
 def _any_of(group: str) -> dict[str, str]:
-    """Any kind of ``group``."""
+    """Return a reference to any kind of ``group``."""
     return {"$ref": f"#/$defs/{group}"}
 
 
 def _kind(cls: type[Part], definitions: dict[str, Any]) -> dict[str, Any]:
-    """One kind; what its schema defines goes into ``definitions``."""
+    """Return the schema of one kind, moving what it defines into ``definitions``."""
     result = cls.model_json_schema(ref_template="#/$defs/{model}")
     definitions |= result.pop("$defs", {})
-    given = set()
-    if issubclass(cls, Threat):  # what a data set may fill in need not be there
-        given = {key for dataset in registry.registered("datasets") for key in cls.defaults(dataset)}
-    required = [key for key in result.get("required", []) if key not in given]
-    own = {
-        key: _any_of(entry["group"]) if "group" in entry else entry
+    optional = set()
+    if issubclass(cls, Threat):  # keys that some dataset has a default for
+        optional = {key for dataset in registry.registered("datasets") for key in cls.defaults(dataset)}
+    required = [key for key in result.get("required", []) if key not in optional]
+    properties = {
+        key: _any_of(entry["group"]) if "group" in entry else entry  # a part within a part names its group
         for key, entry in result.get("properties", {}).items()
-    }  # a part inside of a part
-    return result | {"properties": {"kind": {"const": cls.kind}} | own, "required": ["kind", *required]}
+    }
+    return result | {"properties": {"kind": {"const": cls.kind}} | properties, "required": ["kind", *required]}

@@ -86,7 +86,8 @@ class AtBeta(nn.Module):
 def compiled(network: nn.Module) -> nn.Module:
     """Return ``network`` as compiled at its first call, for batches of any size."""
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    return torch.compile(network, dynamic=True)  # type: ignore[return-value]
+    known = hasattr(torch._inductor.config, "deterministic")  # since torch 2.9
+    return torch.compile(network, dynamic=True, options={"deterministic": True} if known else None)  # type: ignore[return-value]
 
 
 def checked(fast: nn.Module, network: nn.Module, example: Tensor) -> nn.Module:

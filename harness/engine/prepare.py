@@ -35,7 +35,7 @@ class PreparedModel:
     Args:
         model: the model as the benchmark describes it.
         data: the chosen images with the model's preprocessing; None if the preprocessing is not known.
-        task: what the model's cells have in common; None if the model has failed.
+        task: everything that the model's cells share; None if the model has failed.
         coverage: activations that the steering reaches; None if the model has failed.
         training: images that a part of the model is fitted on; None if nothing is fitted.
         trainable: number of parameters fitted on them, by method; "" stands for the steerings.
@@ -156,7 +156,7 @@ def check_training_images(benchmark: Benchmark, loaded: Scorable, scored: Collec
     if loaded.training is None:
         if isinstance(benchmark.selection, OnTraining):
             raise ModelError(
-                "selection: kind training chooses β on the images that a model is fitted on, but nothing is fitted on "
+                "selection: training chooses β on the images that a model is fitted on, but nothing is fitted on "
                 "this one; set selection={kind: cross_validation}, or score a probe (kind: probe)"
             )
         return

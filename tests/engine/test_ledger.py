@@ -7,7 +7,8 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import csv_of
+from helpers import tiny
+from helpers.commands import Running, cells, csv_of, untimed
+from helpers.packages import INSTALLED, python_path
+from helpers.tiny import mapping
 from safetensors.torch import load_file, save_file
 
 from harness import pipeline
@@ -27,11 +31,8 @@ from harness.errors import LedgerError
 from harness.scheduling.trials import REPLAY
 from harness.threats.lp import Linf
 
-Mapping = Callable[..., dict[str, Any]]
-Rows = Callable[..., dict[str, dict[str, Any]]]
-
 STAGES = 3
-FULL = 3 * 3 * STAGES  # steerings × shards × stages, where something stands to the end
+FULL = 3 * 3 * STAGES  # steerings × shards × stages, where some image survives to the end
 
 
 def task(**changes: Any) -> Task:
@@ -44,7 +45,7 @@ def task(**changes: Any) -> Task:
             "steering": {"beta": 0.9},
         }
     )
-    fields = {
+    fields: dict[str, Any] = {
         "label": "m", "model": benchmark.models[0], "dataset": benchmark.dataset, "threat": benchmark.threat,
         "seed": 0, "device": "cpu", "weights_sha256": "ab",
     }  # fmt: skip
@@ -52,7 +53,7 @@ def task(**changes: Any) -> Task:
 
 
 def cell(**changes: Any) -> Cell:
-    fields = {
+    fields: dict[str, Any] = {
         "task": task(), "steering": Steering(0.9), "shard": Shard((3, 1, 4), "cd"), "stage": "square",
         "surviving": (3, 4),
     }  # fmt: skip
@@ -112,9 +113,8 @@ def test_every_steering_and_stage_of_a_shard_sees_the_same_noise() -> None:
 # --- the file ---
 
 
-def outcome(key: str, **changes: Any) -> Outcome:
-    values = np.array([1, 0, 0.25], np.float32)
-    return Outcome(**({"key": key, "values": values, "seconds": 1.5, "provenance": {"torch": "β"}} | changes))
+def outcome(key: str, flags: tuple[str, ...] = (), adversaries: Adversaries | None = None) -> Outcome:
+    return Outcome(key, np.array([1, 0, 0.25], np.float32), 1.5, flags, {"torch": "β"}, adversaries)
 
 
 def test_an_outcome_comes_back_as_it_went_in(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_ledger_of_another_schema_is_left_alone(tmp_path: Path) -> None:
         old.execute("CREATE TABLE cells (old TEXT)")
         old.execute("PRAGMA user_version = 7")
     old.close()
-    with pytest.raises(LedgerError, match=r"ledger\.sqlite: expected a ledger of schema 1, found 7; move it away"):
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite: .*schema 1, found 7.*move it away"):
         Ledger(tmp_path)
     with sqlite3.connect(tmp_path / "ledger.sqlite") as old:
         assert old.execute("PRAGMA user_version").fetchone() == (7,)
@@ -149,7 +149,7 @@ def test_a_ledger_of_another_schema_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_text("rubbish" * 300)
-    with pytest.raises(LedgerError, match=r"ledger\.sqlite: cannot be opened or written: .*; choose another --runs"):
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite: cannot be opened or written: .*--runs"):
         Ledger(tmp_path)
 
 
@@ -165,42 +165,41 @@ def test_images_that_cannot_be_kept_leave_no_row(tmp_path: Path) -> None:
 # --- a run, and another after it ---
 
 
-@pytest.mark.usefixtures("here")
-def test_a_rerun_computes_nothing_and_writes_the_same_bytes(
-    resumed: Path, mapping: Mapping, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = rows(resumed / "runs")
-    monkeypatch.setattr("harness.engine.evaluate.evaluate", lambda _: pytest.fail("a cell was computed again"))
+def refuse(cell: Cell) -> Outcome:
+    pytest.fail("a cell was computed again")
+
+
+def test_a_rerun_computes_nothing_and_writes_the_same_bytes(resumed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cells(resumed / "runs")
+    monkeypatch.setattr("harness.engine.evaluate.evaluate", refuse)
     assert csv_of(mapping(), resumed / "runs") == (resumed / "first.csv").read_text()
-    assert rows(resumed / "runs") == before
+    assert cells(resumed / "runs") == before
 
 
-def test_every_cell_is_kept_and_only_those_that_are_needed(resumed: Path, rows: Rows) -> None:
-    kept = rows(resumed / "runs")
+def test_every_cell_is_kept_and_only_those_that_are_needed(resumed: Path) -> None:
+    kept = cells(resumed / "runs")
     stages = [row["identity"]["stage"] for row in kept.values() if row["identity"]["stage"] != REPLAY]
     assert stages.count("clean") == 9
     assert stages.count("clean") >= stages.count("apgd-ce") >= stages.count("square") > 0
     assert len(stages) <= FULL
 
 
-def test_adversarial_images_are_those_lost_in_the_very_stage_and_lie_in_the_ball(
-    resumed: Path, rows: Rows, images: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_adversarial_images_are_those_lost_in_the_very_stage_and_lie_in_the_ball(resumed: Path) -> None:
     from tiny_networks import mixed
 
-    clean, labels = images
+    clean, labels = tiny.images()
     kept = {
         (str(row["identity"]["steering"]), *row["identity"]["shard"]["images"], row["identity"]["stage"]): row
-        for row in rows(resumed / "runs").values()
+        for row in cells(resumed / "runs").values()
     }
-    found = 0
+    found, previous = 0, {"apgd-ce": "clean", "square": "apgd-ce"}
     for (*chain, stage), row in kept.items():
         key, numbers = row["key"], np.array(row["identity"]["shard"]["images"])
         path = resumed / "runs" / "tiny" / "adversaries" / key[:2] / f"{key}.safetensors"
-        before = {"apgd-ce": "clean", "square": "apgd-ce"}.get(stage)
+        before = previous.get(str(stage))
         alive = np.frombuffer(row["outcome"], "<f4") > 0
-        stood = np.frombuffer(kept[*chain, before]["outcome"], "<f4") > 0 if before else alive
-        lost = numbers[stood & ~alive]
+        survived = np.frombuffer(kept[*chain, before]["outcome"], "<f4") > 0 if before else alive
+        lost = numbers[survived & ~alive]
         assert path.exists() == bool(len(lost))
         if not len(lost):
             continue
@@ -219,11 +218,11 @@ def test_adversarial_images_are_those_lost_in_the_very_stage_and_lie_in_the_ball
 
 
 @pytest.mark.usefixtures("here")
-def test_more_betas_reuse_what_is_there(mapping: Mapping, rows: Rows, tmp_path: Path, untimed: Any) -> None:
+def test_more_betas_reuse_what_is_there(tmp_path: Path) -> None:
     csv_of(mapping(steering={"beta": 0.9}), tmp_path / "grown")
-    before = rows(tmp_path / "grown")
+    before = cells(tmp_path / "grown")
     grown = csv_of(mapping(), tmp_path / "grown")
-    after = rows(tmp_path / "grown")
+    after = cells(tmp_path / "grown")
     assert {key: after[key] for key in before} == before
     new = [row["identity"] for key, row in after.items() if key not in before]
     new = [one for one in new if one["stage"] != REPLAY]  # another β finds other images to show
@@ -242,37 +241,37 @@ def test_more_betas_reuse_what_is_there(mapping: Mapping, rows: Rows, tmp_path: 
     ],
     ids=["seed", "batch size", "eps", "weights"],
 )
-def test_a_changed_question_reuses_nothing(resumed: Path, mapping: Mapping, rows: Rows, change: dict[str, Any]) -> None:
-    before = rows(resumed / "runs")
+def test_a_changed_question_reuses_nothing(resumed: Path, change: dict[str, Any]) -> None:
+    before = cells(resumed / "runs")
     csv_of(mapping(**change), resumed / "runs")
-    after = rows(resumed / "runs")
+    after = cells(resumed / "runs")
     assert {key: after[key] for key in before} == before
     clean = [row["identity"] for key, row in after.items() if key not in before and row["identity"]["stage"] == "clean"]
     assert len(clean) == 3 * (2 if "batch_size" in change else 3)
 
 
-def test_a_changed_pixel_concerns_its_shard_alone(resumed: Path, mapping: Mapping, rows: Rows, images: Any) -> None:
-    x, y = images[0].copy(), images[1]
+def test_a_changed_pixel_concerns_its_shard_alone(resumed: Path) -> None:
+    x, y = tiny.images()
     x[20, 0, 0, 0] += 0.01
     np.savez("changed.npz", x=x, y=y)
-    before = rows(resumed / "runs")
+    before = cells(resumed / "runs")
     csv_of(mapping(dataset={"kind": "arrays", "path": "changed.npz"}), resumed / "runs")
-    new = [row["identity"] for key, row in rows(resumed / "runs").items() if key not in before]
+    new = [row["identity"] for key, row in cells(resumed / "runs").items() if key not in before]
     assert new
     assert all(20 in one["shard"]["images"] for one in new)
 
 
-def test_moving_the_images_changes_nothing(resumed: Path, mapping: Mapping, rows: Rows) -> None:
-    before = rows(resumed / "runs")
+def test_moving_the_images_changes_nothing(resumed: Path) -> None:
+    before = cells(resumed / "runs")
     os.rename("images.npz", "moved.npz")
     csv_of(mapping(dataset={"kind": "arrays", "path": "moved.npz"}), resumed / "runs")
-    assert rows(resumed / "runs") == before
+    assert cells(resumed / "runs") == before
 
 
 @pytest.mark.usefixtures("here")
-def test_weights_that_change_between_two_runs_of_one_process_are_scored_anew(mapping: Mapping, tmp_path: Path) -> None:
-    # Once: workbench() keeps a model by its spec for the life of the process, so a second run in it (a notebook,
-    # after retraining) reports the first run's weights.
+def test_weights_that_change_between_two_runs_of_one_process_are_scored_anew(tmp_path: Path) -> None:
+    # Once: a model was kept by its spec for the life of the process, so a second run in it (a notebook,
+    # after retraining) reported the first run's weights.
     from tiny_networks import mixed
 
     network = mixed()
@@ -283,18 +282,17 @@ def test_weights_that_change_between_two_runs_of_one_process_are_scored_anew(map
         table = pipeline.run(parse_benchmark(mapping(name="tiny", models=[model])), runs=tmp_path / "runs")
         hashes.append(table["weights_sha256"][0])
         with torch.no_grad():
-            network[1].weight.mul_(0.5)
+            network.get_parameter("1.weight").mul_(0.5)
     assert hashes[0] != hashes[1]
 
 
 @pytest.mark.usefixtures("here")
-def test_images_that_change_between_two_runs_of_one_process_are_read_anew(
-    mapping: Mapping, tmp_path: Path, images: Any
-) -> None:
-    # Once: likewise source(): an .npz rewritten between two runs of one process is not read again.
+def test_images_that_change_between_two_runs_of_one_process_are_read_anew(tmp_path: Path) -> None:
+    # Once: likewise, an .npz rewritten between two runs of one process was not read again.
     hashes = []
+    x, y = tiny.images()
     for scale in (1, 0.9):
-        np.savez("mine.npz", x=images[0] * np.float32(scale), y=images[1])
+        np.savez("mine.npz", x=x * np.float32(scale), y=y)
         benchmark = mapping(name="tiny", dataset={"kind": "arrays", "path": "mine.npz"})
         hashes.append(pipeline.run(parse_benchmark(benchmark), runs=tmp_path / "runs")["data_sha256"][0])
     assert hashes[0] != hashes[1]
@@ -302,10 +300,95 @@ def test_images_that_change_between_two_runs_of_one_process_are_read_anew(
 
 # --- killed at any moment ---
 
+KILLED = mapping(
+    search={"kind": "full"},
+    batch_size=4,
+    steering={"beta": [0.9, 0.8, 0.7, 0.5]},
+    executor={"kind": "local", "workers": 1},
+    threat={
+        "kind": "Linf",
+        "eps": 0.1,
+        "attack": {"stages": ["apgd-ce", "square"], "iterations": 60, "queries": 900},
+    },
+)
 
-def counted(runs: Path, name: str) -> int:
-    """How many cells a ledger holds, while another process writes it."""
-    path = runs / name / "ledger.sqlite"
+
+@dataclass
+class Restarts:
+    """A run that was ended three times, each time in another way, and then left alone.
+
+    Args:
+        folder: its working directory.
+        before, after: what the ledger held at each start and each end, the last run's included.
+        codes: exit codes of the ended runs.
+        boards: whether there was a leaderboard after each of them.
+        gone: whether all processes of each run were gone soon after.
+        err: what the run printed that was interrupted.
+    """
+
+    folder: Path
+    before: list[dict[str, Any]] = field(default_factory=list)
+    after: list[dict[str, Any]] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
+    boards: list[bool] = field(default_factory=list)
+    gone: list[bool] = field(default_factory=list)
+    err: str = ""
+
+
+@pytest.fixture(scope="module")
+def restarts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarts]:
+    """Shared by three laws, since a run takes seconds to start."""
+    folder = tmp_path_factory.mktemp("restarts")
+    x, y = tiny.images()
+    np.savez(folder / "images.npz", x=x, y=y)
+    (folder / "killed.yaml").write_text(yaml.safe_dump(KILLED))
+    record = Restarts(folder)
+    started: list[Running] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PYTHONPATH", python_path(INSTALLED))
+        patch.syspath_prepend(str(INSTALLED))
+        inline = KILLED | {"name": "undisturbed", "executor": {"kind": "inline"}}
+        (folder / "undisturbed.csv").write_text(csv_of(inline, folder / "other"))
+        total = len(cells(folder / "other", "undisturbed"))
+        drawn = random.Random(5)
+        try:
+            for share, end in ((0.02, kill_leader), (0.4, interrupt), (0.75, kill_all), (1, None)):
+                record.before.append(cells(folder / "runs", "killed") if started else {})
+                victim = Running(folder, "run", "killed.yaml")
+                started.append(victim)
+                if end is not None:
+                    assert wait_for(lambda share=share: counted(folder / "runs") >= max(share * total, 1), 60)  # type: ignore[misc]
+                    time.sleep(drawn.uniform(0, 0.2))
+                    assert victim.poll() is None, "it was finished before it could be killed; give it more to do"
+                    end(victim.pid)
+                record.codes.append(victim.wait(60))
+                record.gone.append(wait_for(lambda victim=victim: not alive(victim.pid), 10))  # type: ignore[misc]
+                record.boards.append((folder / "leaderboards" / "killed.csv").exists())
+                record.after.append(cells(folder / "runs", "killed"))
+                record.err += victim.err() if end is interrupt else ""
+            yield record
+        finally:
+            for one in started:
+                one.end()
+
+
+def kill_leader(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_all(pid: int) -> None:
+    os.killpg(pid, signal.SIGKILL)
+
+
+def interrupt(pid: int) -> None:
+    """As a terminal does."""
+    os.killpg(pid, signal.SIGINT)
+
+
+def counted(runs: Path) -> int:
+    """How many cells the ledger holds, while another process writes it."""
+    path = runs / "killed" / "ledger.sqlite"
     if not path.exists():
         return 0
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)
@@ -326,61 +409,7 @@ def wait_for(happened: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
-KILLED = {
-    "search": {"kind": "full"},
-    "batch_size": 4,
-    "steering": {"beta": [0.9, 0.8, 0.7, 0.5]},
-    "executor": {"kind": "local", "workers": 1},
-    "threat": {
-        "kind": "Linf",
-        "eps": 0.1,
-        "attack": {"stages": ["apgd-ce", "square"], "iterations": 60, "queries": 900},
-    },
-}
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_any_moment_goes_on_where_it_was(
-    here: Path, mapping: Mapping, rows: Rows, process: Any, untimed: Any
-) -> None:
-    Path("killed.yaml").write_text(yaml.safe_dump(mapping(**KILLED)))
-    runs = here / "runs"
-    undisturbed = csv_of(mapping(**KILLED, name="undisturbed") | {"executor": {"kind": "inline"}}, here / "other")
-    total = len(rows(here / "other", "undisturbed"))
-    drawn = random.Random(5)
-    for share in (0.02, 0.4, 0.75):
-        before = rows(runs, "killed") if runs.exists() else {}
-        victim = process("run", "killed.yaml")
-        assert wait_for(lambda share=share: counted(runs, "killed") >= max(share * total, 1), 60)
-        time.sleep(drawn.uniform(0, 0.2))
-        assert victim.poll() is None, "it was finished before it could be killed; give it more to do"
-        os.killpg(victim.pid, signal.SIGKILL)
-        victim.wait(10)
-        assert not Path("leaderboards/killed.csv").exists()
-        after = rows(runs, "killed")
-        assert len(before) < len(after) < total
-        assert {key: after[key] for key in before} == before
-    before = rows(runs, "killed")
-    last = process("run", "killed.yaml")
-    assert last.wait(60) == 0, last.err()
-    after = rows(runs, "killed")
-    assert {key: after[key] for key in before} == before
-    assert after.keys() == rows(here / "other", "undisturbed").keys()
-    assert untimed(Path("leaderboards/killed.csv").read_text()) == untimed(undisturbed)
-
-
-@pytest.mark.slow
-def test_the_workers_of_a_killed_run_go_too(mapping: Mapping, process: Any, here: Path) -> None:
-    # Once: workers outlive a run that was killed, waiting for work that never comes, each with its torch (or its GPU).
-    Path("killed.yaml").write_text(yaml.safe_dump(mapping(**KILLED)))
-    victim = process("run", "killed.yaml")
-    assert wait_for(lambda: counted(here / "runs", "killed") > 0, 60)
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.wait(10)
-    assert wait_for(lambda: not _alive(victim.pid), 8), "processes of the killed run are still there"
-
-
-def _alive(group: int) -> bool:
+def alive(group: int) -> bool:
     """Whether a process of the group is there that is not merely unreaped."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -393,13 +422,30 @@ def _alive(group: int) -> bool:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_that_nothing_is_lost(here: Path, mapping: Mapping, process: Any) -> None:
-    Path("killed.yaml").write_text(yaml.safe_dump(mapping(**KILLED)))
-    victim = process("run", "killed.yaml")
-    assert wait_for(lambda: counted(here / "runs", "killed") > 0, 60)
-    os.killpg(victim.pid, signal.SIGINT)  # as a terminal does
-    assert victim.wait(20) == 2
-    assert "interrupted; results so far are kept: run the same command to continue" in victim.err()
-    assert "Traceback" not in victim.err()
-    assert counted(here / "runs", "killed") > 0
-    assert wait_for(lambda: not _alive(victim.pid), 10)
+def test_a_run_killed_at_any_moment_goes_on_where_it_was(restarts: Restarts) -> None:
+    undisturbed = cells(restarts.folder / "other", "undisturbed")
+    for before, after in zip(restarts.before, restarts.after, strict=True):
+        assert {key: after[key] for key in before} == before
+    for before, after in zip(restarts.before[:3], restarts.after[:3], strict=True):
+        assert len(before) < len(after) < len(undisturbed)
+    assert restarts.boards == [False, False, False, True]
+    assert restarts.codes[3] == 0
+    assert restarts.after[3].keys() == undisturbed.keys()
+    board, expected = ((restarts.folder / name).read_text() for name in ("leaderboards/killed.csv", "undisturbed.csv"))
+    assert untimed(board) == untimed(expected)
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_killed_run_go_too(restarts: Restarts) -> None:
+    # Once: workers outlived a run that was killed, waiting for work that never came, each with its torch (or its GPU).
+    assert restarts.codes[0] == -signal.SIGKILL
+    assert all(restarts.gone), "processes of an ended run are still there"
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_that_nothing_is_lost(restarts: Restarts) -> None:
+    assert restarts.codes[1] == 2
+    for piece in ("interrupted", "kept", "run the same command"):
+        assert piece in restarts.err
+    assert "Traceback" not in restarts.err
+    assert len(restarts.after[1]) > 0

@@ -1,0 +1,92 @@
+"""Faults of a benchmark's mapping: each is one line with the key, what was expected and what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.config.benchmark import parse_benchmark
+from harness.errors import SpecError
+
+DEMO = {"kind": "demo", "name": "digits_plain_0to4"}
+PROBE = {"kind": "probe", "backbone": DEMO, "train": {"kind": "digits"}}
+
+
+def faults(**changes: Any) -> list[str]:
+    mapping = {
+        "name": "x",
+        "models": [{"kind": "demo", "name": "digits_plain"}],
+        "dataset": {"kind": "digits"},
+        "threat": {"kind": "Linf", "eps": "8/255"},
+        "steering": {"beta": 0.9},
+    }
+    with pytest.raises(SpecError) as error:
+        parse_benchmark(mapping | changes)
+    return str(error.value).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": "soon"}, "seed: expected an integer, found 'soon'"),
+        ({"seed": 1.5}, "seed: expected an integer, found 1.5"),
+        ({"replay_first": 1}, "replay_first: expected true or false, found 1"),
+        ({"name": 3}, "name: expected text, found 3"),
+        ({"device": "gpu"}, r"device: expected text that matches ^(auto|cpu|cuda(:\d+)?)$, found 'gpu'"),
+        ({"compile": "yes"}, "compile: expected 'auto', 'always' or 'never', found 'yes'"),
+        ({"models": []}, "models: expected a list of at least 1, found []"),
+        ({"models": DEMO}, f"models: expected a list, found {DEMO}"),
+        ({"steering": 3}, "steering: expected a mapping, found 3"),
+        ({"steering": {"beta": "high"}}, "steering.beta: expected a list, found 'high'"),
+        ({"steering": {"beta": [0.9, 1.1]}}, "steering.beta[1]: expected a number of at most 1, found 1.1"),
+        ({"steering": {"beta": -0.5}}, "steering.beta[0]: expected a number of at least 0, found -0.5"),
+        ({"dataset": {"kind": "digits", "n": 0}}, "dataset.n: expected a number above 0, found 0"),
+        ({"search": {"kind": "best_first", "top": 0}}, "search.top: expected a number above 0, found 0"),
+        ({"selection": {}}, "selection: expected a mapping with a kind, found {}"),
+    ],
+)
+def test_a_fault_is_told_in_the_words_of_the_file(changes: dict[str, Any], line: str) -> None:
+    assert faults(**changes) == [line]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"executor": {"kind": "local", "workers": 0}},
+         "executor.workers: expected a number above 0 or 'auto', found 0"),
+        ({"selection": {"kind": "cross_validation", "folds": 1}},
+         "selection.folds: expected a number of at least 2, found 1"),
+        ({"threat": {"kind": "Linf", "eps": 0.1, "attack": {"stages": []}}},
+         "threat.attack.stages: expected a list of at least 1, found []"),
+        ({"threat": {"kind": "Linf", "eps": 0.1, "attack": "x"}},
+         "threat.attack: expected 'standard', 'plus' or 'rand' or a mapping, found 'x'"),
+    ],
+)  # fmt: skip
+def test_the_branches_of_a_union_are_neither_in_the_key_nor_lines_of_their_own(
+    changes: dict[str, Any], line: str
+) -> None:
+    assert faults(**changes) == [line]
+
+
+def test_an_unknown_kind_of_procedure_names_those_there_are() -> None:
+    (line,) = faults(selection={"kind": "x"})
+    assert line.startswith("selection: expected one of the kinds 'cross_validation', 'holdout'")
+
+
+def test_a_fault_in_a_part_of_a_part_has_its_whole_key() -> None:
+    (line,) = faults(models=[PROBE | {"backbone": DEMO | {"colour": 1}}])
+    assert line.startswith("models[0].backbone.colour: unknown key; known keys: name")
+    (line,) = faults(models=[PROBE | {"train": {"kind": "digits", "n": 0}}])
+    assert line == "models[0].train.n: expected a number above 0, found 0"
+
+
+def test_each_fault_is_a_line() -> None:
+    assert faults(seed=-1, batch_size=0) == [
+        "seed: expected a number of at least 0, found -1",
+        "batch_size: expected a number above 0, found 0",
+    ]
+
+
+def test_a_bad_entry_that_also_makes_its_list_too_short_is_told_once() -> None:
+    assert faults(steering={"beta": [1.1]}) == ["steering.beta[0]: expected a number of at most 1, found 1.1"]
