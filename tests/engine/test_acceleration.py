@@ -242,9 +242,7 @@ def test_tf32_is_on_for_the_attack_alone() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_what_is_lost_is_judged_in_float32(
-    run: Run, monkeypatch: pytest.MonkeyPatch, precision: str
-) -> None:
+def test_what_is_lost_is_judged_in_float32(run: Run, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """A network that is always wrong while it is attacked, so that the attack is content with the clean images."""
     monkeypatch.setattr(session, "half_precision", lambda network, precision: Wrong(network))
     benchmark = mapping(models=[{"kind": "demo", "name": "digits_plain"}], dataset={"kind": "digits", "n": 16},
