@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.commands import untimed
+from helpers.packages import INSTALLED, python_path
+from helpers.tasks import Mean, Stages, task
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scheduling.test_trials import Mean, Stages, task
 
 from harness import pipeline
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
@@ -46,9 +48,9 @@ class Table:
         self.images = [7 + 2 * k for k in range(n)]
         self.steerings = grid(self.betas, [0.5], "all")
         digests = dict.fromkeys(self.images, "d")
-        fragile = smallest_margin_first(digests, [np.arange(n) % 5])
+        ordered = smallest_margin_first(digests, [np.arange(n) % 5])
         asked = replace(task(self.threat), replay_first=self.replay_first)
-        self.chains = chains(asked, self.steerings, shards(fragile, self.size))
+        self.chains = chains(asked, self.steerings, shards(ordered, self.size))
         self.sets = [on for on, _ in selection_sets(CrossValidation(folds=2), np.arange(n) % 2, 0)]
 
     def outcome(self, cell: Cell) -> np.ndarray:
@@ -64,7 +66,7 @@ class Table:
 
     def full(self) -> dict[Steering, Scored]:
         """By brute force."""
-        found = {}
+        found: dict[Steering, Scored] = {}
         for steering, rows in zip(self.steerings, self.values, strict=True):
             robust = rows.all(0) if self.threat.reduction == "worst" else rows[1:].mean(0)
             if self.replay_first and self.threat.reduction == "worst" and not steering.is_baseline:
@@ -94,7 +96,7 @@ def on(scored: Scored, where: np.ndarray) -> Scored:
 def run(table: Table) -> BestFirstSearch:
     """One cell after another; each must belong to a steering that may still win, or to the baseline."""
     search, everything = table.search(), table.full()
-    while (number := search.next()) is not None:
+    while (number := search.ask()) is not None:
         chain = table.chains[number]
         finished = [steering for steering in table.steerings if not search.open[steering]]
         bound = search.bounds[chain.steering]
@@ -169,14 +171,14 @@ def test_what_is_known_is_not_asked_for(table: Table) -> None:
     assert not searches.remaining()
 
 
-def test_a_loser_is_given_up_after_its_most_fragile_shard() -> None:
+def test_a_loser_is_pruned_after_the_shard_of_the_smallest_margins() -> None:
     values = np.ones((3, 3, 8))
     values[1, 1, :2] = 0  # β = 0.9 loses two images to the first attack, β = 0.8 none
     table = Table(Stages(how_many=2), [0.9, 0.8], values, 2, 1)
     table.chains = chains(task(table.threat), table.steerings, shards(dict.fromkeys(table.images, "d"), 2))
 
     def cells() -> list[list[int]]:
-        """How many stages were run: a list for each steering, most fragile shard first."""
+        """How many stages were run: a list for each steering, the shard of the smallest margins first."""
         search = run(table)
         numbers = [[k for k, chain in enumerate(table.chains) if chain.steering == one] for one in table.steerings]
         return [[len(search.done[number]) for number in own] for own in numbers]
@@ -196,43 +198,46 @@ def test_margins_order_the_images() -> None:
 
 
 def mapping_of(**changes: Any) -> dict[str, Any]:
-    attack = {"stages": ["apgd-ce", "apgd-t", "square"], "iterations": 8, "queries": 60}
+    attack = {"stages": ["apgd-ce", "apgd-t", "square"], "iterations": 6, "queries": 40, "targets": 2}
     return {
         "name": "tiny",
         "models": [{"kind": "demo", "name": "digits_plain"}, {"kind": "demo", "name": "digits_robust"}],
         "dataset": {"kind": "digits", "n": 60},
         "threat": {"kind": "Linf", "eps": 0.12, "attack": attack},
-        "steering": {"beta": [0.3, 0.5, 0.7, 0.9]},
-        "batch_size": 15,
-        "executor": {"kind": "local", "workers": 1},
+        "steering": {"beta": [0.3, 0.5, 0.9]},
+        "batch_size": 20,
+        "executor": {"kind": "inline"},
     } | changes
 
 
 @pytest.fixture(scope="module")
-def boards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same question answered best-first with one worker, with two, fully, and best-first from the full ledger."""
+def boards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The same question answered best-first in this process, by two workers, fully, and from the full ledger."""
     folder = tmp_path_factory.mktemp("search")
 
     def go(name: str, **changes: Any) -> Any:
         entries = pipeline.entries(parse_benchmark(mapping_of(**changes)), runs=folder / name)
         return ranking.board(entries), outcomes.table(entries)
 
-    return {
-        "one": go("one"),
-        "two": go("two", executor={"kind": "local", "workers": 2}),
-        "full": go("full", search={"kind": "full"}),
-        "after": go("full"),
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", python_path(INSTALLED))
+        patch.syspath_prepend(str(INSTALLED))
+        yield {
+            "one": go("one"),
+            "two": go("two", executor={"kind": "local", "workers": 2}),
+            "full": go("full", search={"kind": "full"}),
+            "after": go("full"),
+        }
 
 
 def test_the_board_is_the_same_with_any_number_of_workers_and_whatever_the_ledger_held(
-    boards: dict[str, Any], untimed: Callable[[str], list[str]]
+    boards: dict[str, Any],
 ) -> None:
-    one, bits = boards["one"]
+    one, marks = boards["one"]
     for other in ("two", "after"):
         board, table = boards[other]
         assert untimed(csv_file.to_csv(board)) == untimed(csv_file.to_csv(one))
-        assert table.equals(bits)
+        assert table.equals(marks)
 
 
 def test_the_demo_networks_have_the_winners_of_the_full_grid(boards: dict[str, Any]) -> None:
@@ -255,16 +260,16 @@ def test_an_unfinished_row_says_what_it_can_be_at_most(
 ) -> None:
     from harness.cli.terminal import print_board
 
-    board, bits = boards["one"]
+    board, marks = boards["one"]
     row = board[board["status"] == "bounded"].iloc[0]
     numbers = ["robust_low", "delta_pp", "delta_low", "gained", "p_value", "p_holm", "robust_replay"]
     assert row[numbers].isna().all()
     print_board(rows_of(board), "x")
     assert f"≤ {100 * row['robust']:.1f}" in capsys.readouterr().out
-    own = bits[(bits["model"] == row["model"]) & (bits["beta"] == f"{row['beta']:g}")]
+    own = marks[(marks["model"] == row["model"]) & (marks["beta"] == f"{row['beta']:g}")]
     last = own[own["stage"] == "square"]["outcomes"].item()
     assert "?" in last
     csv_file.write(board, tmp_path / "x.csv")
     assert csv_file.to_csv(csv_file.read(tmp_path / "x.csv")) == csv_file.to_csv(board)
-    bound = outcomes.scores(bits)[next(row.key for row in rows_of(board) if row.kind == "bounded")][1]
+    bound = outcomes.scores(marks)[next(row.key for row in rows_of(board) if row.kind == "bounded")][1]
     assert bound.mean() == pytest.approx(row["robust"])

@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, ClassVar
 
 import numpy as np
+from helpers.tasks import Mean, Stages, task
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.api.records import BASELINE, Steering
-from harness.api.threat import Threat
-from harness.api.work import Task
-from harness.config.benchmark import parse_benchmark
 from harness.scheduling.trials import CLEAN, TrialChain, chains, grid, shards
 from harness.util.batching import batched
 
-BENCHMARK = parse_benchmark(
-    {
-        "name": "x",
-        "models": [{"kind": "demo", "name": "digits_plain"}],
-        "dataset": {"kind": "digits"},
-        "threat": {"kind": "Linf", "eps": 0.1},
-        "steering": {"beta": 0.9},
-    }
-)
-
-
-class Stages(Threat):
-    """As many stages as asked for."""
-
-    kind: ClassVar[str] = "stages"
-    how_many: int
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        return tuple(f"stage-{i}" for i in range(self.how_many))
-
-    def perturb(self, stage: str, network: Any, batch: Any, seed: int) -> Any:
-        raise NotImplementedError
-
-
-class Mean(Stages):
-    """The same, averaged."""
-
-    kind: ClassVar[str] = "mean"
-    reduction: ClassVar[Any] = "mean"
-
-
-def task(threat: Threat) -> Task:
-    return Task("m", BENCHMARK.models[0], BENCHMARK.dataset, threat, 0, "cpu", "ab")
-
 
 def walk(chain: TrialChain, outcomes: np.ndarray) -> tuple[list[np.ndarray], list[tuple[str, tuple[int, ...]]]]:
-    """Run a lane on a table of outcomes [stages, images], a stage judging only what still stands."""
+    """Run a chain on a table of outcomes [stages, images], a stage judging only the images that survived so far."""
     done: list[np.ndarray] = []
     ran = []
     images = chain.shard.images
@@ -83,7 +45,7 @@ def test_worst_is_the_and_of_all_stages_and_each_sees_only_survivors(table: list
     np.testing.assert_array_equal(robust, outcomes.all(axis=0))
     alive = np.logical_and.accumulate(np.vstack([np.ones_like(outcomes[:1]), outcomes]))[:-1]
     expected = [tuple(np.array(images)[row.astype(bool)].tolist()) for row in alive]
-    assert ran == [(stage, stands) for stage, stands in zip(chain.stages, expected, strict=True) if stands]
+    assert ran == [(stage, survivors) for stage, survivors in zip(chain.stages, expected, strict=True) if survivors]
 
 
 @given(tables)
@@ -99,7 +61,7 @@ def test_mean_is_the_share_of_stages_survived_by_all_images(table: list[list[int
     np.testing.assert_allclose(robust, outcomes[1:].mean(axis=0) if len(outcomes) > 1 else outcomes[0], rtol=1e-6)
 
 
-def test_a_lane_begins_with_the_clean_images() -> None:
+def test_a_chain_begins_with_the_clean_images() -> None:
     (shard,) = shards({7: "a", 2: "b"}, 5)
     first = TrialChain(task(Stages(how_many=1)), BASELINE, shard).next([])
     assert first is not None
@@ -134,7 +96,7 @@ def test_the_grid_is_the_baseline_and_every_other_pair_once(betas: list[float], 
     assert all(a.beta >= b.beta for a, b in pairwise(points))
 
 
-def test_lanes_are_every_steering_on_every_shard_the_baseline_first() -> None:
+def test_chains_are_every_steering_on_every_shard_the_baseline_first() -> None:
     cut = shards(dict.fromkeys(range(5), "d"), 2)
     made = chains(task(Stages(how_many=1)), grid([0.5, 0.9], [0.5], "all"), cut)
     assert [(chain.steering.beta, chain.shard.images[0]) for chain in made] == [
