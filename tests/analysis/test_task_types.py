@@ -436,7 +436,7 @@ def test_a_parquet_file_is_trained_on(tmp_path: Path, monkeypatch: Any, target: 
     )
     datasets.Dataset.from_dict(table, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
     train = HuggingFace(path=str(folder), split="train", labels=target)
-    backbone = Checkpoint(builder="test_targets:colours")
+    backbone = Checkpoint(builder="helpers.networks:colours")
     loaded = Probe(backbone=backbone, train=train, cache=str(tmp_path / "features")).load(offline=True)
     assert np.allclose(loaded.training.labels, y)
     x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
@@ -444,9 +444,3 @@ def test_a_parquet_file_is_trained_on(tmp_path: Path, monkeypatch: Any, target: 
     assert answers.shape == (30, 2)
     assert TASK_TYPES[target].outcome(answers, torch.from_numpy(loaded.training.labels)).mean() > -0.02
     assert loaded.training.strata.sum() == 0
-
-
-def colours() -> torch.nn.Module:
-    torch.manual_seed(0)
-    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
-    return torch.nn.Sequential(*layers, torch.nn.Linear(4, 5))
