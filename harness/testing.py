@@ -1,6 +1,6 @@
-"""The contract suites: what every plug-in of a kind must pass, the built-in ones too.
+"""Contract suites for plug-ins: what every model, dataset, threat and executor must pass, the built-in ones too.
 
-A plug-in author subclasses the suite of a kind in a test file and overrides its one fixture:
+Subclass the suite in a test file, override its fixture ``part``, and run pytest:
 
     from harness.testing import ThreatContract
 
@@ -8,6 +8,8 @@ A plug-in author subclasses the suite of a kind in a test file and overrides its
         @pytest.fixture
         def part(self):
             return MyThreat(strength=0.1)
+
+The docstring of a test says what it checks, and what goes wrong in a benchmark when it fails.
 """
 
 from __future__ import annotations
@@ -36,33 +38,50 @@ from harness.util.hashing import canonical
 
 
 class PartContract:
-    """What every part is: registered, frozen, picklable, with an identity in JSON."""
+    """Contract of every part: registered, parsed from its own fields, picklable, with an identity in JSON.
+
+    The suites below extend it; do not subclass it itself.
+    """
 
     group: str
-    """The entry-point group, one of `harness.api.registry.GROUPS`."""
+    """Entry-point group in which the part is registered, one of `harness.api.registry.GROUPS`."""
 
     @pytest.fixture
     def part(self) -> Part:
-        """The part under test."""
-        raise NotImplementedError("override the fixture `part`")
+        """The part under test; override this fixture."""
+        raise NotImplementedError("override the fixture `part` to return the part under test")
 
     def test_is_registered_under_its_kind(self, part: Part) -> None:
-        """What a YAML names is this class."""
+        """The part's ``kind`` is registered for its class.
+
+        If not, a YAML cannot name it, or names another class: check the entry point in pyproject.toml, and that the
+        package has been installed since.
+        """
         assert registry.part(self.group, part.kind) is type(part)
 
     def test_is_parsed_from_its_own_fields(self, part: Part) -> None:
-        """A YAML can say all that the part is."""
+        """Parsing the part's own fields, as JSON, gives an equal part.
+
+        If not, a field cannot be written in YAML, or is changed by parsing, so that a benchmark would score another
+        part than its file says.
+        """
         fields = part.model_dump(mode="json")
         assert registry.build(self.group, {"kind": part.kind} | fields, "here") == part
 
-    def test_travels(self, part: Part) -> None:
-        """A worker gets an equal part, and equal parts are one in a cache."""
-        twin = pickle.loads(pickle.dumps(part))
-        assert twin == part
-        assert hash(twin) == hash(part)
+    def test_survives_pickling(self, part: Part) -> None:
+        """A pickled copy is equal and has the same hash.
 
-    def test_identity_is_json_without_whereabouts(self, part: Part) -> None:
-        """Where files lie is not what they are."""
+        If not, the part cannot be sent to a worker, or a worker would load it again for every cell.
+        """
+        received = pickle.loads(pickle.dumps(part))
+        assert received == part
+        assert hash(received) == hash(part)
+
+    def test_identity_is_json_without_locations(self, part: Part) -> None:
+        """``identity()`` is JSON, equal for equal parts, has the kind, and leaves ``location_fields`` out.
+
+        If not, results in the ledger are not found again: after a rerun, or after files have moved.
+        """
         identity = part.identity()
         assert canonical(identity) == canonical(copy.deepcopy(part).identity())
         assert identity["kind"] == part.kind
@@ -70,19 +89,25 @@ class PartContract:
 
 
 class ModelContract(PartContract):
-    """A network in eval mode, from images in [0, 1] to logits, named by the hash of its weights."""
+    """Contract of a model: a network in eval mode, from images in [0, 1] to logits, that can be steered.
+
+    Override ``part``, and ``shape`` if the model takes other images than 3×32×32. The model is loaded offline.
+    """
 
     group = "models"
     shape: tuple[int, int, int] = (3, 32, 32)
-    """Of one image, c×h×w."""
+    """Shape of one image, c×h×w."""
 
     @pytest.fixture
     def loaded(self, part: Model) -> Scorable:
-        """The model, loaded without a network."""
+        """The loaded model; nothing may be downloaded."""
         return part.load(offline=True)
 
     def test_yields_logits(self, loaded: Scorable) -> None:
-        """Finite, a row an image, the same for the same image."""
+        """The network returns finite logits [n, classes], and the same for the same images.
+
+        If not, accuracy is not defined, or the network is randomised and attacks on it are unreliable.
+        """
         x = torch.rand(3, *self.shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), reproducible():
             logits, again = loaded.network(x), loaded.network(x)
@@ -92,22 +117,35 @@ class ModelContract(PartContract):
         assert torch.equal(logits, again)
 
     def test_is_in_eval_mode(self, loaded: Scorable) -> None:
-        """Every part of it."""
+        """No module is in training mode.
+
+        If one is, dropout or batch statistics change its answers: call ``network.eval()`` in ``load``.
+        """
         assert not any(module.training for module in loaded.network.modules())
 
     def test_hash_names_the_weights(self, part: Model, loaded: Scorable) -> None:
-        """Loading again gives the same hash; it is a SHA-256."""
+        """``sha256`` is a SHA-256, and the same when the model is loaded again.
+
+        If not, the ledger takes every run for a new model and reuses nothing.
+        """
         assert part.load(offline=True).sha256 == loaded.sha256
         assert len(bytes.fromhex(loaded.sha256)) == 32
 
     def test_baseline_is_the_untouched_network(self, loaded: Scorable) -> None:
-        """β = 1, bit by bit."""
+        """At the baseline, ``steered`` returns the untouched network, bit for bit.
+
+        If not, the baseline's row is that of another network, and so is every gain over it.
+        """
         x = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(1))
         with torch.no_grad(), reproducible():
             assert torch.equal(loaded.steered(BASELINE, x)(x), loaded.network(x))
 
     def test_steering_reaches_something(self, loaded: Scorable) -> None:
-        """And changes the logits."""
+        """Some activation is steered, and β = 0.5 changes the logits.
+
+        If not, every steering scores the baseline again: the network has no activation of the family, or computes it
+        in a way that the steering does not see.
+        """
         x = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(2))
         coverage = loaded.coverage("all", x[:1])
         assert 0 < coverage.steered <= coverage.sites
@@ -115,7 +153,10 @@ class ModelContract(PartContract):
             assert not torch.equal(loaded.steered(Steering(0.5), x)(x), loaded.network(x))
 
     def test_is_compiled_as_what_it_is(self, loaded: Scorable) -> None:
-        """Hand a part of the steered network to the compiler, and compute the same with what comes back."""
+        """``compiled`` hands one module to the compiler, and the network that it returns computes the same.
+
+        If not, attacks with ``compile`` run on another network than the one that is judged.
+        """
         x = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(3))
         compiled: list[nn.Module] = []
 
@@ -129,7 +170,10 @@ class ModelContract(PartContract):
         assert len(compiled) == 1
 
     def test_in_normalised_space_it_is_the_same_network(self, loaded: Scorable) -> None:
-        """Normalise first and ask the inner model, or refuse."""
+        """Normalisation followed by the inner network computes what the whole network does, or the split is refused.
+
+        If not, ``protocol: paper`` scores another network.
+        """
         x = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(4))
         try:
             inner, normalise = loaded.normalised_space()
@@ -139,23 +183,29 @@ class ModelContract(PartContract):
             assert torch.equal(inner.network(normalise(x)), loaded.network(x))
 
     def test_has_a_label(self, part: Model) -> None:
-        """One line."""
+        """The name on the leaderboard is a single line, and not empty."""
         assert part.label
         assert "\n" not in part.label
 
 
 class DatasetContract(PartContract):
-    """Images in [0, 1] with labels, readable by number."""
+    """Contract of a dataset: labelled images in [0, 1], readable by number.
+
+    Override ``part`` with a dataset of at least three images with class labels. It is opened offline.
+    """
 
     group = "datasets"
 
     @pytest.fixture
     def source(self, part: Dataset) -> Source:
-        """The data, opened without a network."""
+        """The opened dataset; nothing may be downloaded."""
         return part.open(offline=True)
 
     def test_reads_images_in_the_unit_box(self, source: Source) -> None:
-        """float32 [n, c, h, w] in [0, 1], int64 labels from 0 on, the numbers that were asked for."""
+        """``read`` returns float32 images [n, c, h, w] in [0, 1], int64 labels from 0, and the numbers asked for.
+
+        If not, a run refuses the data, or scores other images than it says. Leave normalisation to the model.
+        """
         wanted = (2, 0, 1)
         batch = source.read(wanted)
         assert batch.x.dtype == torch.float32
@@ -167,15 +217,18 @@ class DatasetContract(PartContract):
         assert tuple(batch.indices.tolist()) == wanted
 
     def test_slices_concatenate_to_the_whole(self, source: Source) -> None:
-        """However it is cut."""
+        """Reading in parts gives the images and labels that reading at once gives.
+
+        If not, an image depends on its batch, and no result can be reproduced.
+        """
         numbers = tuple(range(min(len(source), 20)))
         whole = source.read(numbers)
         slices = [source.read(numbers[:7]), source.read(numbers[7:])]
-        assert torch.equal(whole.x, torch.cat([piece.x for piece in slices]))
-        assert torch.equal(whole.y, torch.cat([piece.y for piece in slices]))
+        assert torch.equal(whole.x, torch.cat([batch.x for batch in slices]))
+        assert torch.equal(whole.y, torch.cat([batch.y for batch in slices]))
 
     def test_subset(self, part: Dataset, source: Source) -> None:
-        """The first n, in order; never more than there are."""
+        """``n`` chooses the first n images, in order, and more than there are is an error that names ``dataset.n``."""
         size = len(source)
         assert part.model_copy(update={"n": 3, "indices": None}).subset(size) == (0, 1, 2)
         with pytest.raises(DataError, match=r"dataset\.n"):
@@ -183,13 +236,16 @@ class DatasetContract(PartContract):
 
 
 class ThreatContract(PartContract):
-    """Stages that propose images, in order, from a seed."""
+    """Contract of a threat: stages that propose images within what the threat allows, reproducibly from a seed.
+
+    Override ``part``; override ``network`` and ``batch`` if the threat needs other images than 1×8×8.
+    """
 
     group = "threats"
 
     @pytest.fixture
     def network(self) -> nn.Module:
-        """A linear classifier of 1×8×8 images with 10 classes, so that something is lost and something survives."""
+        """A linear classifier of 1×8×8 images with 10 classes, easy to fool on some images and not on others."""
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval().requires_grad_(False)
 
@@ -200,7 +256,10 @@ class ThreatContract(PartContract):
         return Batch(x, network(x).argmax(1), torch.arange(12))
 
     def test_names_its_stages(self, part: Threat) -> None:
-        """Each once, none of them the clean stage, which every threat has and ``clean`` has alone."""
+        """Stage names are unique, none is ``clean``, which the harness adds, and the reduction is "worst" or "mean".
+
+        If not, outcomes of two stages are taken for each other.
+        """
         assert part.stages or part.kind == "clean"
         assert len(set(part.stages)) == len(part.stages)
         assert CLEAN not in part.stages
@@ -208,7 +267,11 @@ class ThreatContract(PartContract):
 
     @pytest.mark.filterwarnings("ignore")
     def test_proposes_an_image_for_each(self, part: Threat, network: nn.Module, batch: Batch) -> None:
-        """Of the same shape, in [0, 1], allowed by its own check; the given images are left alone."""
+        """Every stage returns float32 images of the same shape, in [0, 1], that pass the threat's own ``check``.
+
+        The given images must be unchanged. If an image is invalid, the harness refuses the whole output and the model's
+        row says ``failed``.
+        """
         before = batch.x.clone()
         for stage in part.stages:
             proposed = part.perturb(stage, network, batch, seed=0)
@@ -221,7 +284,10 @@ class ThreatContract(PartContract):
 
     @pytest.mark.filterwarnings("ignore")
     def test_same_seed_same_images(self, part: Threat, network: nn.Module, batch: Batch) -> None:
-        """Whatever was drawn in between; and the caller's random numbers are left alone."""
+        """A stage returns the same images for the same seed, and leaves the global random state as it was.
+
+        If not, results depend on what ran before: draw from a ``torch.Generator``, or in ``torch.random.fork_rng()``.
+        """
         for stage in part.stages:
             torch.manual_seed(5)
             with reproducible():
@@ -233,7 +299,10 @@ class ThreatContract(PartContract):
             assert torch.equal(drawn, torch.rand(4))
 
     def test_says_what_it_takes(self, part: Threat, batch: Batch) -> None:
-        """Count passes through the network for each stage, or say that they are not known; leave the images alone."""
+        """``passes`` returns counts, or None if they are not known; ``own_work`` leaves the images unchanged.
+
+        If not, ``ct-harness doctor`` cannot estimate the duration.
+        """
         before = batch.x.clone()
         part.own_work(batch.x)
         assert torch.equal(batch.x, before)
@@ -243,7 +312,7 @@ class ThreatContract(PartContract):
 
     @pytest.mark.filterwarnings("ignore")
     def test_smoke_test_makes_images_that_it_allows(self, part: Threat, network: nn.Module, batch: Batch) -> None:
-        """Name what was tried, and return an image for each."""
+        """``smoke_test`` names the stage it tried and returns valid images; otherwise ``ct-harness doctor`` fails."""
         if not part.stages:
             return
         stage, images = part.smoke_test(network, batch.part([0, 1]))
@@ -252,24 +321,27 @@ class ThreatContract(PartContract):
         part.check(batch.x[:2], images)
 
     def test_fills_its_columns(self, part: Threat) -> None:
-        """Those of the leaderboard."""
+        """``columns`` returns exactly ``threat``, ``eps`` and ``attack``, the threat's columns on the leaderboard."""
         assert set(part.columns()) == {"threat", "eps", "attack"}
 
     def test_summarises_what_there_is(self, part: Threat) -> None:
-        """Numbers from the accuracies of all stages; and no error where stages are missing."""
+        """``summary_columns`` returns finite numbers, and no new columns (or an error) if stages are missing."""
         summary_columns = part.summary_columns(dict.fromkeys((CLEAN, *part.stages), 0.5))
         assert all(np.isfinite(value) for value in summary_columns.values())
         assert part.summary_columns({CLEAN: 0.5}).keys() <= summary_columns.keys()
 
 
 class ExecutorContract(PartContract):
-    """Cells in, outcomes out: the same as computed here, errors included."""
+    """Contract of an executor: the outcomes of its cells are those computed in this process, bit for bit.
+
+    Override ``part``. The cells use the demo network and the digits, so workers need nothing but the harness.
+    """
 
     group = "executors"
 
     @pytest.fixture
     def cells(self) -> list[Cell]:
-        """Eight cells on the demo network and the digits."""
+        """Eight cells on the demo network and the digits: two steerings, two shards, two stages."""
         attack = {"stages": ["apgd-ce"], "iterations": 3}
         model = registry.build("models", {"kind": "demo", "name": "digits_plain"}, "model")
         dataset = registry.build("datasets", {"kind": "digits", "n": 8}, "dataset")
@@ -288,7 +360,11 @@ class ExecutorContract(PartContract):
         ]
 
     def test_gives_what_evaluate_gives(self, part: Executor, cells: list[Cell]) -> None:
-        """Bit by bit, however many are in flight."""
+        """Every cell's outcome has the scores and adversarial images that `harness.engine.evaluate.evaluate` gives.
+
+        If not, leaderboards depend on where they were computed: on the worker's device, threads or versions, or on an
+        outcome that was returned for another cell.
+        """
         found: dict[str, Outcome] = {}
         waiting = list(cells)
         with part as executor:

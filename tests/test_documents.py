@@ -362,7 +362,7 @@ def test_readme_runs_and_a_readers_own_network_scores_what_it_must(folder: Folde
     board = pd.read_csv("leaderboards/mine.csv")
     asked = yaml.safe_load(Path("mine.yaml").read_text())
     assert set(board["model"]) == {asked["models"][0]["name"]}
-    assert set(board["n"]) == {200}
+    assert set(board["n"]) == {50}
     grid = board[board["status"] != "selected"]
     assert sorted(grid["beta"]) == sorted([*asked["steering"]["beta"], 1.0])
     (clean,) = grid[grid["method"] == "untouched"]["clean"]

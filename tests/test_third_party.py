@@ -29,16 +29,16 @@ def benchmark(**changes: Any) -> Benchmark:
 
 
 def findings(asked: Benchmark) -> dict[str, Finding]:
-    return {found.check: found for found in doctor(asked, runs=Path("runs"), out=Path("leaderboards/x.csv"))}
+    return {finding.check: finding for finding in doctor(asked, runs=Path("runs"), out=Path("leaderboards/x.csv"))}
 
 
 @pytest.mark.usefixtures("here")
-def test_doctor_looks_into_all_four_and_estimates_what_they_take() -> None:
+def test_doctor_checks_all_four_and_estimates_what_they_take() -> None:
     found = findings(benchmark())
     assert {finding.level for finding in found.values()} == {"ok"}
     assert found.keys() >= {"device", "data", "weights", "clean", "steering", "attack", "disk", "memory", "duration"}
     assert "3 cells at a time" in found["device"].text
-    assert "24 of 24 images right" in found["clean"].text
+    assert "24 of 24 images" in found["clean"].text
     assert "published: 100.00 %" in found["clean"].text
     assert "fgsm" in found["attack"].text
     assert found["duration"].text.startswith("at most about")
@@ -65,6 +65,7 @@ def test_doctor_says_why_a_third_party_threat_cannot_attack(monkeypatch: pytest.
     found = findings(benchmark())
     assert found["attack"].level == "problem"
     assert "it has no edges" in found["attack"].text
+    assert found["attack"].remedy == "give it some"
 
 
 def refuse(*_: object) -> None:
@@ -76,7 +77,7 @@ def refuse(*_: object) -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("protocol", ["pixel", "paper"])
 def test_a_run_scores_them_under_either_protocol(protocol: str) -> None:
-    """At β = 1 the network is linear: an image is lost when its quadrant is brighter by less than twice ε."""
+    """At β = 1 the network is linear: an image is fooled if its quadrant is brighter by less than twice ε."""
     from complete_parts import GAPS
 
     board = pipeline.run(benchmark(protocol=protocol), runs="runs")
@@ -85,7 +86,7 @@ def test_a_run_scores_them_under_either_protocol(protocol: str) -> None:
     assert baseline["clean"] == 1
     if protocol == "pixel":
         assert baseline["robust"] == (GAPS > 2 * 0.1).mean()
-    else:  # the box [0, 1] cuts off all darker than mid-grey, and of equal logits the first counts
+    else:  # the box [0, 1] cuts off what is darker than mid-grey; of equal logits the first counts
         brighter = 4 * (GAPS - 0.2) - 0.1 > 0
         assert baseline["robust"] == (brighter | (np.arange(24) % 4 == 0)).mean()
         assert "not_comparable" in baseline["flags"]

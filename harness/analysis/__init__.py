@@ -1,1 +1,1 @@
-"""Statistics on outcomes per image: metrics, intervals, tests, and the choice of β. Pure."""
+"""Statistics of outcomes: metrics, intervals, tests, and the selection of β. Pure."""

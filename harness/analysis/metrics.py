@@ -1,6 +1,7 @@
-"""In what is an answer measured, and how is that read? Pure.
+"""Metrics: the units of a board's scores, and their usual notation. Pure.
 
-Along the line an outcome is a number an image, and more is better. A board shows the metric as its field does.
+Inside the harness an outcome is one number for each image, and more is better. A board shows the mean as the field
+does: as an accuracy, or as an error, of which less is better.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from harness.api.records import Target
 
 @dataclass(frozen=True)
 class Metric:
-    """What the mean of the outcomes is called.
+    """Name and notation of a mean outcome.
 
     Args:
-        name: in the column ``metric``.
-        sign: −1 where less is better, so that an outcome is the negative of what is shown.
-        most: an outcome can be.
-        scale: what people multiply it by: an accuracy is read in percent.
-        form: how they write it then.
+        name: value of the column ``metric``.
+        sign: sign of the board's value relative to the outcome: −1 for an error, of which less is better.
+        most: highest outcome of an image.
+        scale: factor from the board's value to the usual notation: 100 for an accuracy, read in percent.
+        form: format specification of the usual notation.
     """
 
     name: str
@@ -30,29 +31,33 @@ class Metric:
     form: str = ".1f"
 
     def shown(self, outcome: float) -> float:
-        """As a board has it: an accuracy in [0, 1], an error as such."""
+        """Return a mean outcome as the board has it: an accuracy in [0, 1], or a positive error."""
         return self.sign * outcome
 
     def interval(self, low: float, high: float) -> tuple[float, float]:
-        """Both ends as a board has them, the lower first."""
+        """Return an interval of mean outcomes as the board has it, the lower end first."""
         return (low, high) if self.sign > 0 else (-high, -low)
 
     def read(self, value: float) -> float:
-        """As people read what a board has."""
+        """Return a board's value in the usual notation: an accuracy in percent, an error as it is."""
         return self.scale * value
 
     def text(self, value: float) -> str:
-        """The same, written."""
+        """Return a board's value in the usual notation, as text."""
         return f"{self.read(value):{self.form}}"
 
     @property
     def is_share(self) -> bool:
-        """Whether it is read in percent, and its differences in points."""
+        """True if values are read in percent, and differences in percentage points."""
         return self.scale == 100
 
-    def points(self, value: float) -> float:
-        """A difference as people read it, from the hundredths that a board has: percentage points of an accuracy."""
-        return self.scale / 100 * value
+    def points(self, hundredths: float) -> float:
+        """Return a difference in the usual notation, such as percentage points.
+
+        Args:
+            hundredths: 100 times the difference of two values, as in the board's column ``delta_pp``.
+        """
+        return self.scale / 100 * hundredths
 
 
 METRICS: Mapping[Target, Metric] = {
@@ -64,5 +69,5 @@ BY_NAME = {metric.name: metric for metric in METRICS.values()}
 
 
 def spoken(metric: Metric) -> str:
-    """Its name in words."""
+    """Return the metric's name in words."""
     return metric.name.replace("_", " ")

@@ -1,6 +1,6 @@
-"""The choice of β that is not fooled: made on other images than those it is reported on. Pure.
+"""Selection of β without selection bias: chosen on other images than those it is reported on. Pure.
 
-The best of 30 β on the images that it is reported on gains one to three points when there is nothing to gain.
+Chosen on the very images it is reported on, the best of 30 β gains one to three points where there is nothing to gain.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from harness.api.records import Steering
 
 
 class Procedure(BaseModel):
-    """A way of doing something, by its ``kind``, with its settings."""
+    """A procedure, named by its ``kind``, with its settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CrossValidation(Procedure):
-    """On each fold the β that wins on the other folds; reported on all images.
+    """Cross-validation: on each fold, the β that wins on the other folds; reported on all images.
 
     Args:
-        folds: how many, stratified by label and fixed by the benchmark's seed.
+        folds: number of folds, stratified by label and fixed by the benchmark's seed.
     """
 
     kind: Literal["cross_validation"] = "cross_validation"
@@ -33,10 +33,10 @@ class CrossValidation(Procedure):
 
 
 class Holdout(Procedure):
-    """The β that wins on a share of the images; reported on the others.
+    """Holdout: the β that wins on a share of the images; reported on the others.
 
     Args:
-        share: of the images to choose on, stratified by label and fixed by the benchmark's seed.
+        share: share of the images to choose on, in (0, 1), stratified by label and fixed by the benchmark's seed.
     """
 
     kind: Literal["holdout"] = "holdout"
@@ -44,13 +44,13 @@ class Holdout(Procedure):
 
 
 class InSample(Procedure):
-    """The β that wins on all images, reported on the same: not to be trusted, and marked ``in-sample``."""
+    """Choice in sample: the β that wins on all images, reported on the same. Biased, and marked ``in-sample``."""
 
     kind: Literal["none"] = "none"
 
 
 class OnTraining(Procedure):
-    """The β that wins by cross-validation on the images that a model is fitted on; reported on all images."""
+    """Choice on training images: the β that wins by cross-validation on them; reported on all scored images."""
 
     kind: Literal["training"] = "training"
 
@@ -61,7 +61,13 @@ Selection = Annotated[AnySelection, Field(discriminator="kind")]
 
 @dataclass(frozen=True)
 class Scored:
-    """What ranks a steering: clean and robust scores of each image, [n]: in [0, 1], or negative errors."""
+    """Scores by which a steering is ranked.
+
+    Args:
+        steering: the steering that was scored.
+        clean: clean score of each image, [n]: in [0, 1], or a negative error.
+        robust: robust score of each image, [n], likewise.
+    """
 
     steering: Steering
     clean: np.ndarray
@@ -69,9 +75,10 @@ class Scored:
 
 
 def better(scored: Scored) -> tuple[float, float, float, float]:
-    """Sorts the better steering first: robust, then clean, then β nearest the untouched network, then c nearest ½.
+    """Return a sort key, smaller for the better steering.
 
-    The means are rounded, so that the order in which images are summed cannot break a tie.
+    By robust score, then clean score, then β nearest that of the untouched network, then c nearest ½. The means are
+    rounded, so that the order in which images are summed cannot break a tie.
     """
     steering = scored.steering
     return (
@@ -84,11 +91,11 @@ def better(scored: Scored) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The outcome of a procedure that chooses β.
+    """The β that a procedure has chosen.
 
     Args:
-        chosen: the steering for each part of ``parts``.
-        parts: positions of the images that each was reported on, [k] each; disjoint.
+        chosen: the chosen steering for each part of the images.
+        parts: positions of the images that each choice is reported on, [k] each; disjoint.
     """
 
     chosen: tuple[Steering, ...]
@@ -100,7 +107,11 @@ class Choice:
         return np.sort(np.concatenate(self.parts))
 
     def scores(self, grid: Sequence[Scored]) -> tuple[np.ndarray, np.ndarray]:
-        """Clean and robust scores of the `reported` images, in their order, each under the β chosen for it."""
+        """Return clean and robust scores of the `reported` images, in their order, each under the β chosen for it.
+
+        Args:
+            grid: scores of every steering on the same images.
+        """
         by_steering = {scored.steering: scored for scored in grid}
         clean = np.full(len(grid[0].clean), np.nan)
         robust = clean.copy()
@@ -117,14 +128,14 @@ def choose(
     seed: int,
     training_scores: Sequence[Scored] = (),
 ) -> Choice:
-    """Choose β among ``grid``, which holds the baseline, as ``selection`` says.
+    """Choose β by a procedure.
 
     Args:
         selection: the procedure.
-        grid: every steering's scores on the same images.
-        labels: of these images, int [n].
-        seed: fixes the folds.
-        training_scores: for a choice made on training images, every steering's scores there.
+        grid: scores of every steering on the same images, the baseline among them.
+        labels: labels of these images, int [n], by which folds are stratified.
+        seed: seed of the folds.
+        training_scores: scores of every steering on the training images; needed only for a choice made on them.
     """
     if isinstance(selection, OnTraining):
         return Choice((min(training_scores, key=better).steering,), (np.arange(len(labels)),))
@@ -134,7 +145,13 @@ def choose(
 
 
 def selection_sets(selection: AnySelection, labels: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each choice to be made on these images: the positions it is made on, and those it is reported on."""
+    """Return the positions of the images that each choice is made on, and of those that it is reported on.
+
+    Args:
+        selection: the procedure; one that chooses on training images has no sets.
+        labels: labels of the images, int [n], by which folds are stratified.
+        seed: seed of the folds.
+    """
     if isinstance(selection, OnTraining):
         return []
     everything = np.arange(len(labels))
@@ -143,16 +160,20 @@ def selection_sets(selection: AnySelection, labels: np.ndarray, seed: int) -> li
     order = by_label(labels, seed)
     position = np.arange(len(labels))
     if isinstance(selection, CrossValidation):
-        deal = position % selection.folds  # like cards: sizes differ by at most one, in all and within each label
-        return [(np.sort(order[deal != fold]), np.sort(order[deal == fold])) for fold in range(selection.folds)]
+        fold_of = position % selection.folds  # fold sizes differ by at most one, in all and within each label
+        return [(np.sort(order[fold_of != fold]), np.sort(order[fold_of == fold])) for fold in range(selection.folds)]
     to_choose = np.floor((position + 1) * selection.share) > np.floor(position * selection.share)
     return [(np.sort(order[to_choose]), np.sort(order[~to_choose]))]
 
 
 def by_label(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Positions of the images, shuffled by ``seed`` and then ordered by label; every k-th is a stratified sample.
+    """Return the positions of the images, shuffled and then sorted by label, so that every k-th is a stratified sample.
 
-    scikit-learn's StratifiedKFold is not used since it refuses labels with fewer images than folds.
+    scikit-learn's StratifiedKFold would refuse labels with fewer images than folds.
+
+    Args:
+        labels: labels of the images, int [n].
+        seed: seed of the shuffling.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     return shuffled[np.argsort(np.asarray(labels)[shuffled], kind="stable")]

@@ -1,4 +1,4 @@
-"""Intervals and tests on outcomes per image. Pure; whatever scipy or statsmodels has is theirs."""
+"""Intervals and tests for outcomes of images. Pure; what scipy and statsmodels offer is taken from them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import numpy as np
 import scipy
 
 UNLIKE = 0.001
-"""How unlikely a measured accuracy must be before it is called unlike the published one."""
+"""Significance level at which a measured accuracy is called unlike the published one."""
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for a share (Wilson 1927).
+    """Return Wilson's score interval for a share (Wilson 1927).
 
     Args:
-        successes: how many of ``n``; the sum of graded scores is rounded.
-        n: how many there were, at least 1.
-        confidence: of the two-sided interval.
+        successes: number of successes; a sum of graded scores is rounded.
+        n: number of trials, at least 1.
+        confidence: two-sided confidence level, in (0, 1).
 
     Returns:
-        The lower and upper bound, in [0, 1].
+        Lower and upper bound, in [0, 1].
     """
     interval = scipy.stats.binomtest(round(successes), n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def interval(scores: np.ndarray, graded: bool) -> tuple[float, float]:
-    """95 % interval for the mean of scores [n]: Wilson's, or where they are graded a bootstrap one."""
+    """Return the 95 % interval for the mean of scores [n]: Wilson's, or a bootstrap interval if they are graded."""
     return resampled(np.asarray(scores, np.float64)) if graded else wilson(float(scores.sum()), len(scores))
 
 
 def resampled(values: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap interval for the mean of numbers [n], 95 %; seeded."""
+    """Return the 95 % percentile bootstrap interval for the mean of values [n]; seeded."""
     if (values == values[0]).all():
         return float(values[0]), float(values[0])
     found = scipy.stats.bootstrap((values,), np.mean, n_resamples=9999, rng=0, method="percentile", batch=100)
@@ -44,17 +44,16 @@ def resampled(values: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """One set of images scored twice.
+    """Comparison of two scores of the same images.
 
     Args:
-        delta: mean of the second less mean of the first.
+        delta: mean of the second scores less mean of the first.
         low: lower bound of ``delta``, 95 %.
-        high: upper bound.
-        gained: images that score higher the second time.
-        lost: images that score lower.
-        p_value: of the exact McNemar test, two-sided: are gains and losses equally likely? Of graded scores, of a
-            sign-flip test of their mean difference. Of a procedure that chooses β by cross-validation, of the test in
-            `harness.analysis.selection_inference`.
+        high: upper bound of ``delta``, 95 %.
+        gained: number of images that score higher the second time.
+        lost: number of images that score lower the second time.
+        p_value: two-sided p-value: of McNemar's exact test; for graded scores, of a sign-flip test of their mean
+            difference; for a choice of β by cross-validation, of the test in `harness.analysis.selection_inference`.
     """
 
     delta: float
@@ -66,10 +65,14 @@ class Paired:
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Paired:
-    """Compare two scores of the same images, [n] each, in [0, 1], or any numbers of which more is better.
+    """Compare two scores of the same images.
 
-    Bits get Newcombe's interval and McNemar's test; graded scores a bootstrap interval and a sign-flip test, since of
-    those a few large differences may outweigh many small ones.
+    Scores of 0 and 1 get Newcombe's interval and McNemar's test. Graded scores, of which a few large differences may
+    outweigh many small ones, get a bootstrap interval and a sign-flip test.
+
+    Args:
+        first: first score of each image, [n]; more is better.
+        second: second score of each image, [n].
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     difference = second - first
@@ -83,7 +86,14 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
 
 
 def flipped(difference: np.ndarray, alternative: str = "two-sided") -> float:
-    """The sign-flip test of a mean difference [n]: without an effect, each has either sign equally often; seeded."""
+    """Return the p-value of the sign-flip test of a mean difference; seeded.
+
+    Without an effect, each image's difference has either sign equally often.
+
+    Args:
+        difference: difference of each image, [n].
+        alternative: "two-sided", "greater" or "less".
+    """
     if not difference.any():
         return 1.0
     unit = 1e-6 * float(np.abs(difference).max())  # sums that differ by float noise are equal
@@ -99,26 +109,26 @@ def flipped(difference: np.ndarray, alternative: str = "two-sided") -> float:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """The exact two-sided McNemar test (McNemar 1947): 1 where nothing changed."""
+    """Return the p-value of McNemar's exact two-sided test (McNemar 1947); 1 if nothing changed."""
     return float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def fell(gained: int, lost: int) -> float:
-    """The exact one-sided test of a fall: how likely are this many losses or more by chance alone?"""
+    """Return the p-value of the exact one-sided test of a fall: the probability of as many losses by chance alone."""
     return float(scipy.stats.binomtest(lost, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
 
 
 def newcombe(both: int, gained: int, lost: int, n: int) -> tuple[float, float]:
-    """95 % interval for the difference of two paired shares (Newcombe 1998, Stat. Med. 17:2635, method 10).
+    """Return the 95 % interval for the difference of two paired shares (Newcombe 1998, Stat. Med. 17:2635, method 10).
 
     Args:
-        both: images that survive both times.
-        gained: only the second time.
-        lost: only the first time.
-        n: all images.
+        both: number of images that survive both times.
+        gained: number of images that survive only the second time.
+        lost: number of images that survive only the first time.
+        n: number of all images.
 
     Returns:
-        Bounds of second less first, in [-1, 1].
+        Bounds of the second share less the first, in [-1, 1].
     """
     second, first = (both + gained) / n, (both + lost) / n
     (low_2, high_2), (low_1, high_1) = wilson(both + gained, n), wilson(both + lost, n)
@@ -134,7 +144,7 @@ def _hybrid(a: float, b: float, phi: float) -> float:
 
 
 def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
-    """Newcombe's φ of the fourfold table, with his correction for continuity where it is positive."""
+    """Return Newcombe's φ of the 2×2 table, with his continuity correction where it is positive."""
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     if margins == 0:
         return 0.0
@@ -148,14 +158,14 @@ def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for multiple testing (Holm 1979, step-down).
 
-    statsmodels' ``multipletests`` gives the same numbers, which a test holds this against, but collects garbage at each
-    call: 0.2 s, of which a simulation makes thousands.
+    statsmodels' ``multipletests`` gives the same numbers (a test compares them), but runs the garbage collector at each
+    call: 0.2 s, and a simulation makes thousands of calls.
 
     Args:
-        p_values: one for each hypothesis, in [0, 1].
+        p_values: p-value of each hypothesis, in [0, 1].
 
     Returns:
-        The adjusted p-values in the same order, in [0, 1].
+        The adjusted p-values, in the same order, in [0, 1].
     """
     values = np.asarray(p_values, np.float64)
     order = np.argsort(values, kind="stable")
@@ -166,16 +176,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def unpaired(first: float, n_first: int, second: float, n_second: int) -> tuple[float, float, float]:
-    """Two shares of different images.
+    """Compare two shares of different images.
 
     Args:
-        first: successes among ``n_first``; rounded.
-        n_first: at least 1.
-        second: successes among ``n_second``; rounded.
-        n_second: at least 1.
+        first: number of successes in the first sample; rounded.
+        n_first: size of the first sample, at least 1.
+        second: number of successes in the second sample; rounded.
+        n_second: size of the second sample, at least 1.
 
     Returns:
-        Newcombe's 95 % interval for second less first (1998, independent samples), and Fisher's exact p.
+        Bounds of Newcombe's 95 % interval for the second share less the first (1998, independent samples), and the
+        p-value of Fisher's exact test.
     """
     from statsmodels.stats.proportion import confint_proportions_2indep
 
@@ -185,14 +196,14 @@ def unpaired(first: float, n_first: int, second: float, n_second: int) -> tuple[
 
 
 def unlike(clean_correct: int, n: int, published_clean: float) -> bool:
-    """Whether ``clean_correct`` of ``n`` is further from the published accuracy than chance explains.
+    """Return whether an accuracy is further from the published one than chance explains.
 
-    The exact binomial test (Clopper & Pearson 1934), two-sided, at α = 0.001: the first ``n`` images of a test set are
-    taken for a sample of it.
+    By the exact binomial test (Clopper & Pearson 1934), two-sided at level `UNLIKE`: the scored images, the first of
+    the test set, are taken for a sample of it.
 
     Args:
-        clean_correct: clean images that the untouched network classifies correctly, 0 … ``n``.
-        n: images, at least 1.
-        published_clean: in [0, 1].
+        clean_correct: number of clean images that the untouched network classifies correctly.
+        n: number of images, at least 1.
+        published_clean: published clean accuracy, in [0, 1].
     """
     return bool(scipy.stats.binomtest(clean_correct, n, published_clean).pvalue < UNLIKE)

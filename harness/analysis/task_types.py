@@ -1,4 +1,4 @@
-"""What a network is asked of an image, and how good its answer is: a class, attributes, or numbers. Pure."""
+"""Task types: classification, attributes and regression, and how an answer is scored in each. Pure."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from harness.errors import ModelError
 
 
 class TaskType(ABC):
-    """How answers are judged, and learned from."""
+    """A type of labels, with its score and its training loss."""
 
     @abstractmethod
     def outcome(self, answers: Tensor, y: Tensor) -> Tensor:
-        """How good each answer is, float [n], more being better.
+        """Return the score of each answer, float [n]; more is better.
 
         Args:
-            answers: what the network yields, [n, k].
-            y: as `Batch` has it.
+            answers: outputs of the network, [n, k].
+            y: labels, as in `harness.api.records.Batch`.
         """
 
     @abstractmethod
     def loss(self, answers: Tensor, y: Tensor) -> Tensor:
-        """What training makes small, a number."""
+        """Return the training loss, a scalar; arguments as in `outcome`."""
 
     @abstractmethod
     def check_answers(self, answers: Tensor, y: Tensor) -> None:
-        """Refuse a network whose answers on clean images do not fit the labels.
+        """Refuse a network whose answers on clean images do not suit the labels; arguments as in `outcome`.
 
         Raises:
-            ModelError: says what was expected.
+            ModelError: their shape differs from the labels', or they are probabilities.
         """
 
     def margin(self, answers: Tensor, y: Tensor) -> Tensor:
-        """How far each answer is from a wrong one, float [n]: what is fragile is smaller."""
+        """Return the distance of each answer from a wrong one, float [n]; by default its score."""
         return self.outcome(answers, y)
 
 
 class Classification(TaskType):
-    """One of several classes: the one with the largest logit."""
+    """Classification: the answer is the class with the largest logit."""
 
     def outcome(self, answers: Tensor, y: Tensor) -> Tensor:
-        """1 where it is right."""
+        """Return 1 for each correct answer, otherwise 0."""
         return (answers.argmax(1) == y).float()
 
     def loss(self, answers: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         return F.cross_entropy(answers, y)
 
     def check_answers(self, answers: Tensor, y: Tensor) -> None:
-        """No probabilities, and a logit for each class."""
+        """Expect a logit for each class, and no probabilities."""
         if y.max() >= answers.shape[1]:
             raise ModelError(
                 f"the data have labels up to {y.max().item()}, but the network yields {answers.shape[1]} logits; "
-                "use a data set and a model with the same classes"
+                "use a dataset and a model with the same classes"
             )
         sums_to_one = torch.allclose(answers.sum(1), answers.new_ones(()))
         if answers.min() >= 0 and answers.max() <= 1 and sums_to_one:
@@ -68,40 +68,40 @@ class Classification(TaskType):
             )
 
     def margin(self, answers: Tensor, y: Tensor) -> Tensor:
-        """By how much the logit of ``y`` leads the best other one; negative where the image is misclassified."""
+        """Return the logit of ``y`` less the largest other one; negative where the image is misclassified."""
         others = answers.scatter(1, y[:, None], -torch.inf).amax(1)
         return answers.gather(1, y[:, None])[:, 0] - others
 
 
 class MultilabelClassification(TaskType):
-    """Several attributes, each there (a positive logit) or not."""
+    """Multilabel classification: each attribute is present if its logit is positive."""
 
     def outcome(self, answers: Tensor, y: Tensor) -> Tensor:
-        """The share of the attributes that are right, in [0, 1]."""
+        """Return the share of correct attributes, in [0, 1]."""
         return ((answers > 0) == (y == 1)).float().mean(1)
 
     def loss(self, answers: Tensor, y: Tensor) -> Tensor:
-        """Binary cross-entropy, mean over the attributes."""
+        """Return the binary cross-entropy, averaged over the attributes."""
         return F.binary_cross_entropy_with_logits(answers, y.float())
 
     def check_answers(self, answers: Tensor, y: Tensor) -> None:
-        """A logit for each attribute."""
+        """Expect a logit for each attribute."""
         _same_width(answers, y, "attributes")
 
 
 class Regression(TaskType):
-    """Numbers."""
+    """Regression of one or more numbers."""
 
     def outcome(self, answers: Tensor, y: Tensor) -> Tensor:
-        """The negative of the squared error, mean over the numbers of an image; ≤ 0."""
+        """Return the negative squared error, averaged over the numbers of an image; at most 0."""
         return -(answers - y).square().mean(1)
 
     def loss(self, answers: Tensor, y: Tensor) -> Tensor:
-        """Mean squared error."""
+        """Return the mean squared error."""
         return F.mse_loss(answers, y)
 
     def check_answers(self, answers: Tensor, y: Tensor) -> None:
-        """A number for each."""
+        """Expect an output for each number."""
         _same_width(answers, y, "values")
 
 
@@ -115,6 +115,6 @@ TASK_TYPES: Mapping[Target, TaskType] = {
 def _same_width(answers: Tensor, y: Tensor, what: str) -> None:
     if y.ndim != 2 or answers.shape != y.shape:
         raise ModelError(
-            f"the data have {what} of shape {list(y.shape)}, but the network yields {list(answers.shape)}; it must be "
-            "trained, or its probe fitted, on the same"
+            f"the data have {what} of shape {list(y.shape)}, but the network yields {list(answers.shape)}; train it, "
+            "or fit its probe, on the same labels"
         )

@@ -90,7 +90,7 @@ class Scorable(Protocol):
 
     @property
     def recipe(self) -> str:
-        """How a part is fitted, and with which versions of which packages; empty if nothing is fitted."""
+        """Description of how a part is fitted, package versions included; empty if nothing is fitted."""
 
     @property
     def network(self) -> nn.Module:

@@ -136,7 +136,7 @@ class Published:
         robust: accuracy under AutoAttack, or mean accuracy over the corruptions, in [0, 1]; None if it was not
             published for this threat.
         eps: radius of the threat's ball, in pixels; None where it has none.
-        source: where it was published: for RobustBench, the file in its repository.
+        source: publication of the figures: for RobustBench, the file in its repository.
     """
 
     clean: float

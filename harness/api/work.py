@@ -23,7 +23,7 @@ SCORING_VERSION = 3
 
 @dataclass(frozen=True)
 class Task:
-    """What all cells of one model have in common.
+    """Everything that the cells of one model share.
 
     Args:
         label: the model's name on the leaderboard.
@@ -33,13 +33,13 @@ class Task:
         seed: the benchmark's seed.
         device: device to compute on, such as "cpu" or "cuda:1".
         weights_sha256: hash of the model that was loaded; a worker must find the same.
-        preprocessing: how the model wants pictures resized and cropped.
+        preprocessing: resizing and cropping that the model expects.
         offline: whether to refuse every download.
         compile: whether attacks run on a compiled network; see `harness.engine.acceleration`.
         precision: precision of the network under attack; it is always judged in float32.
         replay_first: whether what fooled the baseline is replayed on a steering before it is attacked.
         normalised: whether images are normalised before they are attacked; see `harness.config.protocol`.
-        recipe: how a part of the model is fitted; see `harness.api.model.Scorable.recipe`.
+        recipe: description of how a part is fitted; see `harness.api.model.Scorable.recipe`.
     """
 
     label: str
@@ -112,7 +112,7 @@ class Cell:
     """The unit of work, of resume and of distribution: one stage on one shard of one steered model.
 
     Args:
-        task: what the cell shares with the model's other cells.
+        task: everything that the model's cells share.
         steering: the point of the grid, or another method.
         shard: the batch of images.
         stage: name of the stage: one of the threat's, or one of `harness.scheduling.trials`.

@@ -1,1 +1,1 @@
-"""Checks before a run: doctor, cost, and coverage of RobustBench's zoo."""
+"""Checks before a run: whether it will work, what it will cost, and what Curvature Tuning reaches."""

@@ -1,6 +1,6 @@
-"""What will a benchmark take? Time, memory and room on disk, from what a few images cost.
+"""Cost of a benchmark in time and memory, extrapolated from a few images.
 
-All of it is an upper bound: no image that an attack defeats on the way is taken off.
+Both are upper bounds: images that an attack fools are spared the attacks after it, but are counted all the same.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from harness.api.threat import Threat
 
 WITH_GRAPH, WITHOUT_GRAPH = 1.5, 0.25
-"""The most that a process holds at once, as a share of what is kept for a backward pass: with the gradients on their
-way back (measured: 1.45), and where nothing is kept (a network holds a few layers of it; generous)."""
+"""Peak memory of a pass, relative to the activations that a backward pass keeps: with the backward pass (measured:
+1.45), and without (a few layers at a time; generous)."""
 WORKER = 500_000_000
-"""Bytes of a worker process before it has a model: mostly torch."""
+"""Bytes of a worker process without a model: mostly torch."""
 COPIES = 40
-"""Arrays of the size of a batch that an attack holds beside the network's activations; FAB the most of them."""
+"""Arrays of the size of a batch that an attack holds besides the activations; FAB holds the most."""
 FEW, MORE = 2, 64
-"""Images that a pass is timed on: more where two of them take less than `QUICK` seconds."""
+"""Images that a pass is timed on: more if a pass on the few takes less than `QUICK` seconds."""
 QUICK = 0.05
 STAGES = 8
-"""Of a "mean" threat, as many are timed."""
+"""Stages that are timed of a threat with reduction "mean"."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one image costs, measured on a few.
+    """Cost of one image, measured on a few.
 
     Args:
         forward: seconds of a forward pass.
         gradient: seconds of a forward and a backward pass.
-        own_step: seconds of one step of the attack's work beside the network.
-        stage: seconds to have the images of a stage of a "mean" threat, on the average; 0 for others.
+        own_step: seconds of one step of the attack's work outside the network; see `Threat.own_work`.
+        stage: mean seconds to make the image of a stage with reduction "mean"; 0 with "worst".
         activations: bytes that the network keeps for a backward pass.
         image: bytes of the image itself.
         weights: bytes of the network's parameters and buffers, once for all images.
-        classes: logits.
+        classes: number of logits.
     """
 
     forward: float
@@ -58,7 +58,7 @@ class Costs:
 
 
 def seconds(threat: Threat, costs: Costs) -> float | None:
-    """Return the seconds that all stages take for one image under one steering; None where the threat does not say."""
+    """Return the seconds of all stages for one image under one steering; None if the threat does not say."""
     total = costs.forward
     for stage in threat.stages:
         passes = threat.passes(stage, costs.classes)
@@ -70,18 +70,18 @@ def seconds(threat: Threat, costs: Costs) -> float | None:
 
 
 def memory(threat: Threat, costs: Costs, batch_size: int) -> int:
-    """Bytes that one process needs on the device, its libraries aside."""
-    alive = costs.activations * (WITH_GRAPH if threat.attacks else WITHOUT_GRAPH)
-    return costs.weights + batch_size * int(COPIES * costs.image + alive)
+    """Return the bytes that one process needs on the device, libraries aside."""
+    activations = costs.activations * (WITH_GRAPH if threat.attacks else WITHOUT_GRAPH)
+    return costs.weights + batch_size * int(COPIES * costs.image + activations)
 
 
 def measure(network: nn.Module, batch: Batch, threat: Threat) -> Costs:
-    """Time ``network`` on a few images of ``batch``, and count what it keeps.
+    """Measure the cost of one image, on a few images of a batch.
 
     Args:
-        network: images in [0, 1] to logits, on the device of ``batch``.
-        batch: at least one image.
-        threat: its own work, and the making of its images where it is a "mean" threat, are timed too.
+        network: network from images in [0, 1] to logits, on the device of ``batch``.
+        batch: images to measure on, at least one.
+        threat: threat whose own work is timed, and with reduction "mean" the making of its images.
     """
     import torch
 
@@ -107,7 +107,7 @@ def measure(network: nn.Module, batch: Batch, threat: Threat) -> Costs:
 
 
 def _stage(threat: Threat, network: nn.Module, batch: Batch) -> float:
-    """Seconds for an image, over stages spread evenly: corruptions differ much in what they cost."""
+    """Return the mean seconds to make an image, over evenly spaced stages: corruptions differ much in their cost."""
     if threat.reduction != "mean" or not threat.stages:
         return 0.0
     few = batch.part(range(min(FEW, len(batch))))
@@ -119,7 +119,13 @@ def _stage(threat: Threat, network: nn.Module, batch: Batch) -> float:
 
 
 def gradient(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """The gradient of the cross-entropy at ``x`` [n, c, h, w], and the bytes that the network kept for it."""
+    """Return the gradient of the cross-entropy at ``x``, and the bytes that autograd kept for it.
+
+    Args:
+        network: network from images to logits.
+        x: images [n, c, h, w].
+        y: their classes, int64 [n].
+    """
     import torch
     from torch.nn import functional as F
 
@@ -133,33 +139,33 @@ def gradient(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        x, y = x.detach().clone().requires_grad_(), y.clone()  # else the storage of the whole batch would count
+        x, y = x.detach().clone().requires_grad_(), y.clone()  # slices share the storage of the whole batch
         loss = F.cross_entropy(network(x), y, reduction="sum")
-        if not loss.requires_grad:  # no path from the logits to the pixels
+        if not loss.requires_grad:  # the network cuts the gradient
             return torch.zeros_like(x), 0
         (result,) = torch.autograd.grad(loss, x, allow_unused=True)
     return torch.zeros_like(x) if result is None else result, sum(kept.values())
 
 
 def _timed(step: Callable[[], object], x: Tensor) -> float:
-    """Seconds of one ``step``, the mean of a few where it is quick."""
+    """Return the seconds of one ``step``, as the mean of several if it is quick."""
     import torch
 
-    def done() -> None:
+    def run() -> None:
         step()
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
 
-    done()  # the first call also allocates
+    run()  # the first call also allocates
     started, number = perf_counter(), 0
     while perf_counter() - started < QUICK:
-        done()
+        run()
         number += 1
     return (perf_counter() - started) / number
 
 
 def available_memory(device: str) -> int | None:
-    """Bytes that are free on ``device``; of a container what it may have. None where the system does not say."""
+    """Return the free bytes on ``device``, within the limit of a container; None if the system does not say."""
     if device.startswith("cuda"):
         import torch
 

@@ -1,4 +1,4 @@
-"""What a check found, and what to do about it."""
+"""Findings of the checks before a run, each with its remedy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Level = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """Finding of one check.
 
     Args:
-        check: its name, one word.
-        subject: the model's label, or the key or option, that it is about.
-        level: a "problem" keeps the benchmark, or this model, from being scored as it should.
+        check: name of the check, one word.
+        subject: label of the model, or key or option, that was checked.
+        level: "ok", "warning", or "problem" if the benchmark or this model cannot be scored.
         text: what was found.
-        remedy: what to do; empty where nothing is to be done.
+        remedy: what to do; empty if there is nothing to do.
     """
 
     check: str
@@ -31,11 +31,12 @@ class Finding:
 
 
 def problem(check: str, subject: str, error: Exception) -> Finding:
-    """What an error says; in those of the harness the remedy mostly stands after a semicolon."""
+    """Return the finding for an error. In the harness's own messages the remedy comes after a semicolon."""
     if isinstance(error, NothingToSteer):
-        return Finding(check, subject, "problem", str(error), "take it out of the benchmark, or steer what it does use")
+        remedies = ["remove it from the benchmark, or set steering.family to activations that it runs"]
+        return Finding(check, subject, "problem", str(error), *remedies)
     if isinstance(error, HarnessError):
-        text, *remedies = re.split(r"; (?![^(]*\))", str(error), maxsplit=1)  # not within brackets
+        text, *remedies = re.split(r"; (?![^(]*\))", str(error), maxsplit=1)  # no semicolon within brackets
     else:
         text, remedies = f"{type(error).__name__}: {error}", []
-    return Finding(check, subject, "problem", text, *(remedies or [f"mend it, or take {subject} out of the benchmark"]))
+    return Finding(check, subject, "problem", text, *(remedies or [f"fix it, or remove {subject} from the benchmark"]))

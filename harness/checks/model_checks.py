@@ -1,4 +1,4 @@
-"""Can this model be scored? Its weights, its clean accuracy, the steering's reach, and one step of an attack."""
+"""Checks of one model: its weights, its clean accuracy, the reach of the steering, and one step of the threat."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from harness.leaderboard import flags
 from harness.scheduling.trials import grid
 
 STEERED, ATTACKED = 8, 2
-"""Images that the steered network classifies, and those of them that are attacked."""
-SURPRISE = 0.01
-"""How unlikely an accuracy must be by chance alone before it is called above chance."""
+"""Images that the steered network classifies; and how many of the correct ones are attacked."""
+ABOVE_CHANCE = 0.01
+"""Significance level at which an accuracy is called above chance."""
 
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """What a model that can be scored will need.
+    """Costs of a model that can be scored.
 
     Args:
-        costs: of its network under the smallest β.
-        correct: the share of the images looked at that its untouched network classifies correctly, in [0, 1].
-        steerings: how many will be scored, the untouched network among them.
+        costs: cost of one image, under the last steering of the grid.
+        correct: share of the images that the untouched network classifies correctly, in [0, 1].
+        steerings: number of steerings and other methods to score, the baseline among them.
     """
 
     costs: Costs
@@ -45,19 +45,19 @@ class ModelCosts:
     steerings: int
 
 
-def checkup(
+def check_model(
     benchmark: Benchmark, model: Model, images: Batch | None, device: str
 ) -> tuple[list[Finding], ModelCosts | None]:
-    """Look into ``model`` until a check cannot be made.
+    """Check one model, up to the first problem.
 
     Args:
-        benchmark: that it is part of.
-        model: nothing of it is downloaded.
-        images: a few, as it wants them; None where there are none, and then only its weights are looked into.
-        device: to run it on.
+        benchmark: the benchmark that it is part of.
+        model: the model to check; nothing is downloaded.
+        images: a few images with the model's preprocessing; without them only its weights are checked.
+        device: device to run it on.
 
     Returns:
-        A finding for each check that was made; and what it will need, None where it cannot be scored.
+        The finding of each check, and the model's costs; None if it cannot be scored.
     """
     findings: list[Finding] = []
     check = "weights"
@@ -77,33 +77,34 @@ def checkup(
             task_type.check_answers(scores, batch.y)
             if benchmark.dataset.target == "class":
                 findings.append(_clean(benchmark, model, scores, batch.y))
-            check, grid_ = "steering", benchmark.steering
-            coverage = session.loaded.coverage(grid_.sites, batch.x[:1], grid_.family)
+            check, asked = "steering", benchmark.steering
+            coverage = session.loaded.coverage(asked.sites, batch.x[:1], asked.family)
             findings.append(_steering(benchmark, model, coverage))
-            steerings = grid(grid_.beta, grid_.c, grid_.sites, grid_.family, coverage.native)
+            steerings = grid(asked.beta, asked.c, asked.sites, asked.family, coverage.native)
             network, check = session.steered(steerings[-1], batch.x[:1]), "attack"
             if benchmark.threat.stages:
                 findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
             costs = measure(network, batch.part(range(min(len(batch), benchmark.batch_size))), benchmark.threat)
     except Exception as error:  # whatever a network raises on its first images
         return [*findings, problem(check, model.label, error)], None
-    right = float(task_type.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0
-    return findings, ModelCosts(costs, right, len(steerings) + len(model.adaptations))
+    correct = float(task_type.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0
+    return findings, ModelCosts(costs, correct, len(steerings) + len(model.adaptations))
 
 
 def _weights(model: Model, session: ModelSession) -> Finding:
+    """Report the number of parameters and the hash of the weights."""
     parameters = sum(parameter.numel() for parameter in session.loaded.body.parameters())
     return Finding("weights", model.label, "ok", f"{parameters:,} parameters, SHA-256 {session.loaded.sha256[:12]}")
 
 
 def _clean(benchmark: Benchmark, model: Model, scores: Tensor, y: Tensor) -> Finding:
-    """Above chance, and as RobustBench has it where the data are the same."""
+    """Compare the clean accuracy with chance, and with the published one if there is one."""
     correct, n, classes = int((scores.argmax(1) == y).sum()), len(y), scores.shape[1]
-    text = f"{correct} of {n} images right"
-    tellable = classes**-n < SURPRISE
-    if tellable and binomtest(correct, n, 1 / classes, alternative="greater").pvalue >= SURPRISE:
+    text = f"{correct} of {n} images classified correctly"
+    enough = classes**-n < ABOVE_CHANCE  # with fewer images, not even all correct is above chance
+    if enough and binomtest(correct, n, 1 / classes, alternative="greater").pvalue >= ABOVE_CHANCE:
         return Finding(
-            "clean", model.label, "problem", f"{text}, not above chance (1 in {classes})",
+            "clean", model.label, "problem", f"{text}: not above chance (1 in {classes})",
             "check its weights, its normalisation (mean, std) and the order of its classes",
         )  # fmt: skip
     figures = model.published(benchmark.dataset.kind, benchmark.threat.kind)
@@ -113,33 +114,34 @@ def _clean(benchmark: Benchmark, model: Model, scores: Tensor, y: Tensor) -> Fin
     if not unlike(correct, n, figures.clean):
         return Finding("clean", model.label, "ok", text)
     remedy = "check that the checkpoint and the images are those that the figure was published for"
-    return Finding("clean", model.label, "warning", f"{text}, further off than chance explains", remedy)
+    return Finding("clean", model.label, "warning", f"{text}, further away than chance explains", remedy)
 
 
 def _steering(benchmark: Benchmark, model: Model, coverage: Coverage) -> Finding:
+    """Report how many activations are steered."""
     text = f"{coverage.steered} of {coverage.sites} activations are steered"
     if not flags.of_coverage(coverage, benchmark.steering.family):
         return Finding("steering", model.label, "ok", text)
     if benchmark.protocol == "paper":
-        return Finding("steering", model.label, "ok", f"{text}, registered modules alone, as protocol: paper has it")
+        return Finding("steering", model.label, "ok", f"{text}: registered modules only, as in protocol: paper")
     kinds = ", ".join(f"{kind} ×{number}" for kind, number in coverage.kinds.items())
     remedy = (
         "set steering.sites: all" if benchmark.steering.sites == "modules"
-        else "read its rows, flagged partial, as those of a network that is steered in part"
+        else "expect its rows to be flagged partial, since only a part of the network is steered"
     )  # fmt: skip
-    return Finding("steering", model.label, "warning", f"{text}; it runs {kinds}", remedy)
+    return Finding("steering", model.label, "warning", f"{text}; the network runs {kinds}", remedy)
 
 
 def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, batch: Batch) -> Finding:
-    """One step of the threat on two images, on the network that is steered furthest."""
+    """Run one step of the threat on a few images, at the last steering of the grid."""
     threat = benchmark.threat
     few = batch.part(range(min(len(batch), STEERED)))
     if threat.reduction == "worst":
-        right = (logits(network, few.x).argmax(1) == few.y).nonzero().flatten().tolist()
-        if not right:
-            text = f"none of {len(few)} images is right {where}, so there was nothing to attack"
-            return Finding("attack", model.label, "warning", text, "let the grid of β end nearer to 1")
-        few = few.part(right)
+        correct = (logits(network, few.x).argmax(1) == few.y).nonzero().flatten().tolist()
+        if not correct:
+            text = f"none of {len(few)} images is classified correctly {where}, so there is nothing to attack"
+            return Finding("attack", model.label, "warning", text, "raise the smallest β in steering.beta")
+        few = few.part(correct)
     few = few.part(range(min(len(few), ATTACKED)))
     try:
         stage, images = threat.smoke_test(network, few)
@@ -147,4 +149,4 @@ def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, 
         raise ModelError(f"{where}: {error}") from error
     verify(threat, few.x, images, normalised=benchmark.normalised)
     logits(network, images)
-    return Finding("attack", model.label, "ok", f"a step of {stage} works {where}")
+    return Finding("attack", model.label, "ok", f"one step of {stage} works {where}")

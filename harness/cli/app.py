@@ -1,4 +1,4 @@
-"""The command line: the only place that prints and the only one that knows exit codes.
+"""The command ``ct-harness`` and its subcommands. Only this package prints, and only it knows exit codes.
 
 0: good. 1: the answer is no (a model failed, a board regressed). 2: it could not be done (bad input, nothing scored).
 """
@@ -23,8 +23,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"ct-harness {__version__}")
         raise typer.Exit(GOOD)
 
@@ -32,9 +32,11 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
-    """Keep the options that all commands share."""
+    """Keep the options that come before every command."""
     SHARED["debug"] = debug
 
 
@@ -46,6 +48,6 @@ for command in (
 
 
 def main() -> None:
-    """The entry point of ``ct-harness``."""
+    """Run ``ct-harness``."""
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without β still works
     app()

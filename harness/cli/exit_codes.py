@@ -1,28 +1,24 @@
-"""The exit codes, and errors told without a traceback."""
+"""Exit codes, and errors shown as one message without a traceback."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from harness.errors import HarnessError
 
-if TYPE_CHECKING:
-    pass
-
-
 GOOD, NO, UNDONE = 0, 1, 2
-
+"""Done; done, and the answer is no; could not be done."""
 
 SHARED = {"debug": False}
-"""The options that stand before the command."""
+"""Values of the options that come before the command."""
 
 
 def guarded(command: Callable[..., int]) -> Callable[..., None]:
-    """A command that ends with the exit code it returns, or 2 and one clear message where it could not be done."""
+    """Wrap a command so that it exits with the code it returns, or with 2 and one message where it raises."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -34,7 +30,7 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             typer.secho(f"error: {error}", err=True, fg="red")
             code = UNDONE
         except KeyboardInterrupt:
-            typer.echo("interrupted; what is computed is kept: run the same command to go on", err=True)
+            typer.echo("interrupted; results so far are kept: run the same command to continue", err=True)
             code = UNDONE
         raise typer.Exit(code)
 

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal, elsewhere a line from time to time."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from harness.scheduling.policies import SchedulingPolicy
 
 
-EVERY = 10.0
-"""Seconds between two lines of progress where there is no terminal to draw a bar on."""
+LINE_EVERY = 10.0
+"""Seconds between two lines where there is no terminal to draw a bar on."""
 
 
 class ProgressBar:
-    """Shows how far a run is, how fast it goes and how long it will take; on stderr, so that stdout is the result.
+    """Progress of a run: cells done, cells a second, and time left.
 
-    The time left is the sum over the cells that remain, each at the mean time of its stage so far: Square takes
-    many times longer than APGD, so a share of the cells would be a poor guess.
+    The time left is the sum over the remaining cells, each at the mean time of its stage so far: Square takes many
+    times longer than APGD, so the share of cells alone would be a poor estimate.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class ProgressBar:
         )  # fmt: skip
         self.slots, self.done = 1, 0
         self.times: dict[str, list[float]] = defaultdict(list)
-        self.since = self.told = monotonic()
+        self.started_at = self.printed_at = monotonic()
 
     def __enter__(self) -> ProgressBar:
         self.bar.start()
@@ -56,9 +56,9 @@ class ProgressBar:
         """See `harness.engine.scheduler.ProgressListener`."""
         self.slots = slots
         self.times.clear()
-        for shown in self.bar.task_ids:
-            self.bar.remove_task(shown)
-        self.since = self.told = monotonic()
+        for task in self.bar.task_ids:
+            self.bar.remove_task(task)
+        self.started_at = self.printed_at = monotonic()
         left = policy.remaining().total()
         self.done = known
         self.task = self.bar.add_task("starting", total=known + left, completed=known, note="")
@@ -74,8 +74,8 @@ class ProgressBar:
         where = f"{cell.task.label} β={cell.steering.beta:g} {cell.stage}"
         note = self._note(remaining)
         self.bar.update(self.task, completed=self.done, total=total, description=where, note=note)
-        if not self.console.is_terminal and (monotonic() - self.told > EVERY or not remaining):
-            self.told = monotonic()
+        if not self.console.is_terminal and (monotonic() - self.printed_at > LINE_EVERY or not remaining):
+            self.printed_at = monotonic()
             self.console.print(f"{self.done}/{total} cells, {note}; last {where}", highlight=False, soft_wrap=True)
 
     def failed(self, label: str, error: ModelError) -> None:
@@ -84,7 +84,7 @@ class ProgressBar:
 
     def _note(self, remaining: dict[str, int]) -> str:
         finished = sum(map(len, self.times.values()))
-        rate = finished / max(monotonic() - self.since, 1e-9)
+        rate = finished / max(monotonic() - self.started_at, 1e-9)
         usual = sum(map(sum, self.times.values())) / finished
         means = {stage: sum(times) / len(times) for stage, times in self.times.items()}
         left = sum(count * means.get(stage, usual) for stage, count in remaining.items()) / self.slots
@@ -92,11 +92,11 @@ class ProgressBar:
 
 
 class CountBar:
-    """Shows how far a count is, on stderr.
+    """Progress of a count.
 
     Args:
-        total: what it counts up to.
-        what: is counted.
+        total: number to count up to.
+        what: name of the things counted, in the plural.
     """
 
     def __init__(self, total: int, what: str) -> None:
@@ -117,7 +117,7 @@ class CountBar:
         self.bar.stop()
 
     def advanced(self, last: str) -> None:
-        """One more."""
+        """Count one more, and name it."""
         self.done += 1
         self.bar.update(self.task, advance=1, description=last)
         if not self.console.is_terminal:

@@ -31,7 +31,7 @@ def run(
         str | None, typer.Option(metavar="KIND", help="Compute on another executor: local, ray, slurm.")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, such as ray://host:10001.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The CSV. [default: leaderboards/<name>.csv]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The CSV. (default: leaderboards/<name>.csv)")] = None,
     runs: Annotated[Path, typer.Option(help="Ledger directory.")] = Path("runs"),
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
@@ -109,7 +109,7 @@ def check(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     update: Annotated[bool, typer.Option("--update", help="Accept the fresh board on purpose.")] = False,
     runs: Annotated[
-        Path | None, typer.Option(help="Ledger directory. [default: runs/check-<hash of the code>]")
+        Path | None, typer.Option(help="Ledger directory. (default: runs/check-<hash of the code>)")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
@@ -151,7 +151,7 @@ def check(
 def doctor(
     benchmark: Annotated[Path, typer.Argument(help="The benchmark YAML.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a key.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The CSV. [default: leaderboards/<name>.csv]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The CSV. (default: leaderboards/<name>.csv)")] = None,
     runs: Annotated[Path, typer.Option(help="Ledger directory.")] = Path("runs"),
     offline: Annotated[
         bool, typer.Option("--offline", help="As of run; nothing is downloaded without it either.")

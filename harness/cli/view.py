@@ -56,7 +56,7 @@ def _summed_up(boards: list[Path]) -> AcrossDatasets:
 @guarded
 def plot(
     board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory. [default: the board's]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory. (default: the board's)")] = None,
 ) -> int:
     """Draw accuracy against β, one panel for each model, as SVG and PNG."""
     from harness.leaderboard import csv_file
@@ -75,7 +75,7 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The page. [default: beside the board; for several, several.html]"),
+        typer.Option("--out", "-o", help="The page. (default: beside the board; for several, several.html)"),
     ] = None,
 ) -> int:
     """Write a leaderboard, or several summed up, as one HTML page for people; it needs no network."""
@@ -134,9 +134,9 @@ def demo(
 def export(
     board: Annotated[Path, typer.Argument(help="A leaderboard CSV.")],
     json_: Annotated[bool, typer.Option("--json", help="As a list of rows.")] = False,
-    parquet: Annotated[bool, typer.Option("--parquet", help="As typed columns; needs ct-harness[parquet].")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="As typed columns; needs the extra parquet.")] = False,
     latex: Annotated[bool, typer.Option("--latex", help="As a table of the headlines, for booktabs.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. [default: beside the board]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. (default: beside the board)")] = None,
 ) -> int:
     """Write a leaderboard for other programs: --json, --parquet or --latex."""
     from harness.leaderboard import csv_file

@@ -188,8 +188,8 @@ class Benchmark(BaseModel):
     def _attacks_change_a_class(self) -> Benchmark:
         if self.threat.attacks and self.dataset.target != "class":
             raise ValueError(
-                f"threat: {self.threat.kind} attacks the predicted class, but the labels of {self.dataset.title} are "
-                f"{self.dataset.target}; use threat: {{kind: clean}}"
+                f"threat: {self.threat.kind} makes a network predict another class, but the labels of "
+                f"{self.dataset.title} are {self.dataset.target}; use threat: {{kind: clean}}"
             )
         return self
 

@@ -35,7 +35,7 @@ class PreparedModel:
     Args:
         model: the model as the benchmark describes it.
         data: the chosen images with the model's preprocessing; None if the preprocessing is not known.
-        task: what the model's cells have in common; None if the model has failed.
+        task: everything that the model's cells share; None if the model has failed.
         coverage: activations that the steering reaches; None if the model has failed.
         training: images that a part of the model is fitted on; None if nothing is fitted.
         trainable: number of parameters fitted on them, by method; "" stands for the steerings.

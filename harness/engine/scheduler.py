@@ -54,11 +54,11 @@ class Scheduler:
     in_flight: dict[Future[Outcome], tuple[object, int, Cell]] = field(default_factory=dict)
 
     def progress(self, chains: Sequence[T]) -> RunProgress[T]:
-        """Return what the ledger holds of ``chains``; the models that have failed are left out of it."""
+        """Return the progress of ``chains`` as the ledger has it; models that have failed make none."""
         return RunProgress(chains, self.ledger.get, self.failures)
 
     def compute_all(self, chains: Sequence[T]) -> RunProgress[T]:
-        """Compute every cell of ``chains``."""
+        """Compute every cell of ``chains``, and return the outcomes."""
         progress = self.progress(chains)
         self.compute(progress, FullGridPolicy(progress))
         return progress
@@ -66,8 +66,8 @@ class Scheduler:
     def compute(self, progress: RunProgress[T], policy: SchedulingPolicy) -> None:
         """Compute every cell that ``policy`` asks for, and add the outcomes to ``progress``.
 
-        Each outcome is in the ledger before the next is looked at, so nothing computed is lost. A cell that was started
-        ahead of being asked for, and is not, stays in flight, and its outcome still goes to the ledger.
+        Each outcome goes to the ledger before the next is collected, so nothing computed is lost. A cell started ahead
+        of being asked for stays in flight if it never is, and its outcome goes to the ledger all the same.
         """
         if not policy.is_done():
             self.listener.started(policy, sum(map(len, progress.done)), self.executor.slots)

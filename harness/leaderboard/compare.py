@@ -1,4 +1,4 @@
-"""Comparison of two leaderboards, or of one with itself: what changed, by how much, and could it be chance? Pure."""
+"""Comparison of two leaderboards, or within one: what changed, by how much, and could it be chance? Pure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def within(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class RowComparison(NamedTuple):
-    """A row of the second board less the same row of the first.
+    """A row of the second board minus the same row of the first.
 
     Args:
         model: label of the model.

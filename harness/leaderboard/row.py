@@ -107,27 +107,27 @@ class LeaderboardRow:
 
     @property
     def is_headline(self) -> bool:
-        """Whether the row reports a choice of β."""
+        """True where the row reports a choice of β."""
         return self.kind in ("selected", "in_sample")
 
     @property
     def is_finished(self) -> bool:
-        """Whether the row is a fully scored point of the grid, the baseline and other methods among them."""
+        """True where the row is a fully scored point of the grid; the baseline and other methods are points too."""
         return self.kind in ("baseline", "steered", "adapted")
 
     @property
     def is_adapted(self) -> bool:
-        """Whether the network was adapted by another method than steering, finished or not."""
+        """True where the network was adapted by another method than steering, finished or not."""
         return self.method not in (*OWN, "")
 
     @property
     def is_attacked(self) -> bool:
-        """Whether the benchmark has a threat; without one, clean and robust are the same."""
+        """True where the benchmark has a threat; without one, clean and robust are the same."""
         return self.threat != "clean"
 
     @property
     def failure(self) -> str:
-        """Why the model has no score; empty where it has one."""
+        """Reason why the model has no score; empty where it has one."""
         return self.status.removeprefix(f"{FAILED}: ") if self.kind == "failed" else ""
 
     @property

@@ -1,4 +1,4 @@
-"""The verdicts of the gate for a CI page (Markdown) and for CI itself (JUnit XML). Pure."""
+"""The verdicts of the nightly gate for people (Markdown) and for CI (JUnit XML). Pure."""
 
 from __future__ import annotations
 
@@ -6,42 +6,37 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from harness.leaderboard.regression import RowVerdict, failed
+from harness.leaderboard.regression import GateVerdict, RowVerdict, failed
+from harness.report.formats import NONE, signed
+
+ORDER: tuple[GateVerdict, ...] = ("regressed", "improved", "moved", "held")
+"""The verdicts, those that matter first."""
 
 
 def headline(name: str, rows: Sequence[RowVerdict]) -> str:
-    """One line: held or regressed, and how many rows of which verdict."""
+    """Return one line: held or regressed, and the number of rows with each verdict."""
     counts = Counter(row.verdict for row in rows)
-    verdicts = ", ".join(
-        f"{counts[verdict]} {verdict}" for verdict in ("regressed", "improved", "moved", "held") if counts[verdict]
-    )
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict])
     return f"{name}: {'REGRESSED' if failed(rows) else 'held'} ({verdicts})"
 
 
 def markdown(name: str, rows: Sequence[RowVerdict]) -> str:
-    """A heading and a table, the rows that matter first."""
-    order = ["regressed", "improved", "moved", "held"]
+    """Return a heading and a table, the rows that matter first."""
     lines = [
         f"### {headline(name, rows)}",
         "",
         "| row | verdict | clean, points | robust, points | images flipped | why |",
         "|---|---|---:|---:|---:|---|",
     ]
-    for row in sorted(rows, key=lambda row: order.index(row.verdict)):
-        cells = (
-            _escape(row.name),
-            row.verdict,
-            _points(row.clean_pp),
-            _points(row.robust_pp),
-            row.flipped,
-            _escape(row.why),
-        )
+    for row in sorted(rows, key=lambda row: ORDER.index(row.verdict)):
+        points = (_points(row.clean_pp), _points(row.robust_pp))
+        cells = (_escape(row.name), row.verdict, *points, row.flipped, _escape(row.why))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
 def junit(name: str, rows: Sequence[RowVerdict]) -> str:
-    """A test suite with a case for each row; a regressed one has failed."""
+    """Return a test suite with a case for each row; a regressed row is a failure."""
     regressed = [row for row in rows if row.verdict == "regressed"]
     suite = ElementTree.Element("testsuite", name=name, tests=str(len(rows)), failures=str(len(regressed)), errors="0")
     for row in rows:
@@ -55,7 +50,7 @@ def junit(name: str, rows: Sequence[RowVerdict]) -> str:
 
 
 def _points(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f}"
+    return NONE if value is None else signed(value, 2)
 
 
 def _escape(text: str) -> str:

@@ -31,7 +31,7 @@ class CurvePoint(NamedTuple):
 
     @property
     def bounded(self) -> bool:
-        """Whether the accuracy is an upper bound."""
+        """True where the accuracy is an upper bound."""
         return self.low is None
 
 

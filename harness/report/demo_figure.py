@@ -1,11 +1,11 @@
-"""Figure 1: what β does to a trained network, on two networks so small that all of them can be seen.
+"""Figure 1: the effect of β on two networks small enough to be seen whole.
 
 A classifier of two spirals and a regression of a wave are trained with ReLU, that is at β = 1, and then steered to
-smaller β as any network is; nothing is trained again. Beside each picture stands its measured curvature. The idea is
+smaller β as any network is; nothing is trained again. Below each picture stands its measured curvature. The idea is
 that of the first figure of the Curvature Tuning paper (arXiv 2502.07783); data, networks and measures are our own.
 
-c is 0.5, as everywhere else in the harness. There β = 0 is nearly linear; exactly so it is at c = 1, where on the way,
-near β = 0.9, the curvature first rises above ReLU's.
+c is 0.5, as everywhere else in the harness. There, β = 0 is close to linear, but only at c = 1 is it exactly linear; on
+the way to it, near β = 0.9, the curvature at c = 1 first rises above ReLU's.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 BETAS = (1.0, 0.9, 0.8, 0.7, 0.5, 0.0)
 C = 0.5
 WIDTH, STEPS, RATE = 12, 600, 1e-2
-"""Of both networks: units in each of two hidden layers, steps of Adam, its first learning rate."""
+"""Both networks: units in each of two hidden layers, steps of Adam, initial learning rate."""
 INTERVAL = (-1.0, 1.0)
-"""What the wave is drawn and measured on."""
+"""Interval on which the wave is drawn and measured."""
 SQUARE = (-1.2, 1.2)
-"""Both sides of the square that the spirals are drawn and measured on."""
+"""Each side of the square on which the spirals are drawn and measured."""
 POINTS, SIDE = 2001, 241
-"""Of the grids on them."""
+"""Grid points on the interval, and on each side of the square."""
 CLASSES = ((ROBUST, "#cfe3f1", "o"), (CLEAN, "#fbe9d9", "^"))
-"""Of each class the colour of its images, of its region, and the marker."""
+"""Colour of the points, colour of the region, and marker of each class."""
 
 Field = Callable[[Tensor], Tensor]
-"""From [n, d] to [n, 1]."""
+"""A function from [n, d] to [n, 1]."""
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network and what it was trained on.
+    """A trained network and its training data.
 
     Args:
-        x: float64 [n, 1] or [n, 2].
-        y: float64 [n, 1]; of a classification 0 or 1.
-        network: trained; its output is [n, 1], of a classification a logit.
+        x: inputs, float64 [n, 1] or [n, 2].
+        y: targets, float64 [n, 1]; 0 or 1 for a classification.
+        network: network with output [n, 1], for a classification a logit.
     """
 
     x: Tensor
@@ -61,12 +61,13 @@ class TrainedNetwork:
 
 @dataclass(frozen=True)
 class DemoPanel:
-    """What a network does at one β.
+    """A network at one β.
 
     Args:
-        values: its outputs on the grid: [POINTS], or [SIDE, SIDE] with the second coordinate first.
+        beta: steering parameter.
+        values: outputs on the grid: [POINTS], or [SIDE, SIDE] with the second coordinate first.
         curvature: see `slope_variation` and `turning`.
-        boundary: of a classification the lines where the output is 0, [n, 2] each.
+        boundary: lines on which the output of a classification is 0, [n, 2] each.
     """
 
     beta: float
@@ -76,14 +77,14 @@ class DemoPanel:
 
 
 def wave(seed: int = 0) -> TrainedNetwork:
-    """One-dimensional regression of a wave that grows."""
+    """Train a regression of a growing wave in one dimension."""
     x = torch.linspace(*INTERVAL, 80, dtype=torch.float64)[:, None]
     y = torch.sin(2.5 * np.pi * x) * (0.6 + 0.4 * x) + 0.5 * x
     return _trained(x, y, F.mse_loss, seed)
 
 
 def spirals(seed: int = 0) -> TrainedNetwork:
-    """Two-dimensional classification of two spirals, one the other by half a turn; 80 points each, some noise."""
+    """Train a classification of two spirals in the plane, half a turn apart, with 80 noisy points each."""
     noise = np.random.default_rng(seed).normal(0, 0.02, (160, 2))
     radius = np.sqrt(np.linspace(0.06, 1, 80))
     angle = 1.3 * 2 * np.pi * radius
@@ -109,14 +110,14 @@ def _trained(x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], see
 
 
 def fit(task: TrainedNetwork, beta: float, c: float = C) -> DemoPanel:
-    """The fitted curve of a regression at one β."""
+    """Return the fitted curve of a regression at one β."""
     x = np.linspace(*INTERVAL, POINTS)
     values = steer(task.network, beta, c)(torch.from_numpy(x)[:, None])[:, 0].numpy()
     return DemoPanel(beta, values, slope_variation(x, values))
 
 
 def division(task: TrainedNetwork, beta: float, c: float = C) -> DemoPanel:
-    """The decision boundary of a classification at one β."""
+    """Return the decision boundary of a classification at one β."""
     network = steer(task.network, beta, c)
     side = np.linspace(*SQUARE, SIDE)
     grid = torch.from_numpy(np.stack(np.meshgrid(side, side), -1))
@@ -126,16 +127,16 @@ def division(task: TrainedNetwork, beta: float, c: float = C) -> DemoPanel:
 
 
 def slope_variation(x: np.ndarray, values: np.ndarray) -> float:
-    """The mean curvature of a function of one variable, as the variation of its slope per length.
+    """Return the mean curvature of a function of one variable: the variation of its slope per length.
 
         κ = Σᵢ |sᵢ₊₁ − sᵢ| / (x_n − x_0)        with sᵢ = (f(xᵢ₊₁) − f(xᵢ)) / (xᵢ₊₁ − xᵢ)
 
-    On a fine grid this is the mean of |f″| where f is smooth; where f is piecewise affine, so that f″ is point masses,
-    it is the sum of its jumps of slope over the length. So ReLU and every smaller β are measured alike.
+    On a fine grid this is the mean of |f″| where f is smooth. Where f is piecewise affine, so that f″ is a sum of point
+    masses, it is the sum of the jumps of slope over the length. So ReLU and every smaller β are measured alike.
 
     Args:
-        x: ascending, [n], n ≥ 3.
-        values: f there, [n].
+        x: points in ascending order, [n], n ≥ 3.
+        values: f at these points, [n].
 
     Returns:
         κ ≥ 0; 0 for an affine function.
@@ -145,11 +146,11 @@ def slope_variation(x: np.ndarray, values: np.ndarray) -> float:
 
 
 def level_set(side: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The lines where a function on a square is 0, [n, 2] each; a closed one ends where it begins.
+    """Return the lines on which a function on a square is 0, [n, 2] each; a closed line ends where it begins.
 
     Args:
-        side: the coordinates along either side, [m].
-        values: the function, [m, m], the second coordinate first.
+        side: coordinates along either side, [m].
+        values: values of the function, [m, m], the second coordinate first.
     """
     from contourpy import LineType, contour_generator  # matplotlib's own
 
@@ -158,17 +159,17 @@ def level_set(side: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def turning(function: Field, boundary: Sequence[np.ndarray]) -> float:
-    """The mean curvature of the boundary g = 0 in the plane, in radians per unit length.
+    """Return the mean curvature of the boundary g = 0 in the plane, in radians per unit length.
 
         κ = Σᵢ ∠(nᵢ, nᵢ₊₁) / Σᵢ ‖pᵢ₊₁ − pᵢ‖        with n = ∇g / ‖∇g‖ at the points p along the boundary
 
-    This is the mean of |curvature| where the boundary is smooth, 1/r for a circle; where it is made of straight pieces
+    This is the mean of |curvature| where the boundary is smooth, 1/r for a circle. Where it is made of straight pieces,
     it is the sum of the angles at its corners over the length. The normals come from the gradient, since the short
-    pieces of a line that was traced on a grid turn this way and that.
+    pieces of a line that was traced on a grid zigzag.
 
     Args:
         function: g, from [n, 2] to [n, 1].
-        boundary: from `level_set`.
+        boundary: lines on which g is 0, from `level_set`.
 
     Returns:
         κ ≥ 0; 0 for straight lines, NaN where there is no boundary.
@@ -185,7 +186,7 @@ def turning(function: Field, boundary: Sequence[np.ndarray]) -> float:
 
 
 def draw(seed: int = 0) -> Figure:
-    """Train both networks, steer them to every β, and draw what they do: a column for each β."""
+    """Train both networks, steer them to every β, and draw them: a column for each β."""
     from matplotlib.figure import Figure
 
     classification, regression = spirals(seed), wave(seed)
@@ -225,7 +226,7 @@ def _draw_fit(axis: Axes, panel: DemoPanel, task: TrainedNetwork) -> None:
 
 
 def _measured(axes: Sequence[Axes], panels: Sequence[DemoPanel], name: str) -> None:
-    """Below each picture what was measured of it, and beside the first what that is."""
+    """Write the measured curvature below each picture, and its name beside the first."""
     for axis, panel in zip(axes, panels, strict=True):
         axis.tick_params(labelsize=8, color=INK, labelcolor=INK, labelleft=axis is axes[0])
         axis.set_xlabel(f"{panel.curvature:.2f}", fontsize=11, color=INK, labelpad=4)
@@ -235,10 +236,10 @@ def _measured(axes: Sequence[Axes], panels: Sequence[DemoPanel], name: str) -> N
     )  # fmt: skip
 
 
-def write(folder: Path, seed: int = 0) -> list[Path]:
+def write(directory: Path, seed: int = 0) -> list[Path]:
     """Draw, and write ``figure_one.svg`` and ``figure_one.png``; the same bytes for the same seed.
 
     Raises:
-        LeaderboardError: the folder cannot be written.
+        LeaderboardError: the directory cannot be written.
     """
-    return write_figure(draw(seed), folder, "figure_one")
+    return write_figure(draw(seed), directory, "figure_one")

@@ -9,8 +9,11 @@ from harness.analysis.metrics import Metric, spoken
 TO = "\N{NO-BREAK SPACE}…\N{NO-BREAK SPACE}"
 """Between the ends of an interval, which stays on one line."""
 ARROW = "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}"
+"""Between two accuracies, before and after."""
 AT_MOST, AT_LEAST = "≤\N{NO-BREAK SPACE}", "≥\N{NO-BREAK SPACE}"
+"""Before a bound."""
 NONE = "–"
+"""In place of a number that there is not."""
 
 
 def signed(points: float, digits: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Curves drawn: one panel a model, as SVG and as PNG. The same board gives the same bytes.
+"""Pictures of the curves: one panel for each model, as SVG and as PNG. The same board gives the same bytes.
 
 Lines and markers differ in shape too, so that the pictures can be read in grey.
 """
@@ -22,24 +22,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, CLEAN, ROBUST, PAPER = "#1d2125", "#d55e00", "#0072b2", "#fffffe"
-"""Text; vermillion and blue of Okabe and Ito, which colour-blind eyes tell apart; the background."""
+"""Text; vermillion and blue of Okabe and Ito, which colour-blind readers tell apart; background."""
 DASHES = ("-", (0, (3, 1.5)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (2, 2)))
 MARKERS = {ROBUST: ("o", "D", "^", "h"), CLEAN: ("s", "P", "X", "v", "p")}
-"""Their numbers have no common divisor, so that a line and a marker meet again late: at the 21st c."""
+"""Their numbers have no divisor in common with the dashes', so that a look is repeated late: at the 21st c."""
 OTHERS = ((0, (5, 2)), (0, (8, 3)), (0, (5, 2, 1, 2)), (0, (5, 2, 1, 2, 1, 2)))
-"""Of the lines for other methods than steering."""
+"""Dashes of methods other than steering."""
 PANEL = (4.3, 3.4)
-"""Inches."""
+"""Width and height in inches."""
 COLUMNS = 2
+"""Panels side by side, at most."""
 
 
 def draw(shown: Sequence[Panel], failures: Mapping[str, str] | None = None, titled: bool = True) -> Figure:
-    """Draw the panels side by side, and name the models that have none.
+    """Draw panels side by side, and name the models that have none.
 
     Args:
-        shown: at least one.
-        failures: models and why they were not scored.
-        titled: whether each panel bears its model's name.
+        shown: panels to draw, at least one.
+        failures: models that were not scored, each with its reason.
+        titled: whether each panel has the name of its model above it.
     """
     from matplotlib.figure import Figure
 
@@ -61,13 +62,14 @@ def draw(shown: Sequence[Panel], failures: Mapping[str, str] | None = None, titl
 
 def _draw(axis: Axes, panel: Panel, titled: bool) -> None:
     axis.set_facecolor(PAPER)
-    kinds = (("robust", ROBUST, panel.robust), ("clean", CLEAN, panel.clean))
-    for what, colour, level in kinds if panel.attacked else kinds[1:]:
+    accuracies = (("robust", ROBUST, panel.robust), ("clean", CLEAN, panel.clean))
+    for what, colour, level in accuracies if panel.attacked else accuracies[1:]:
         axis.axhline(level, color=colour, linewidth=0.9, linestyle=(0, (1, 2)), label=f"_baseline-{what}", zorder=1.5)
         looks = zip(cycle(DASHES if what == "robust" else DASHES[1:]), cycle(MARKERS[colour]), panel.curves)
         for dashes, marker, curve in looks:
             name = what if len(panel.curves) == 1 else f"{what}, c = {curve.c:g}"
-            _line(axis, getattr(curve, what), name, {"color": colour, "linestyle": dashes, "marker": marker})
+            points = curve.robust if what == "robust" else curve.clean
+            _line(axis, points, name, {"color": colour, "linestyle": dashes, "marker": marker})
     for shape, (method, level) in zip(cycle(OTHERS), panel.others.items()):
         axis.axhline(level, color=INK, linewidth=0.9, linestyle=shape, label=method, zorder=1.4)
     _flagged(axis, panel)
@@ -86,7 +88,7 @@ def _draw(axis: Axes, panel: Panel, titled: bool) -> None:
 
 
 def _line(axis: Axes, points: Sequence[CurvePoint], name: str, look: Mapping[str, Any]) -> None:
-    """The scores joined, their intervals as a band; bounds alone and open, for they are no scores."""
+    """Draw scores as a line with their intervals as a band, and bounds as open marks without a line."""
     scores = [point for point in points if not point.bounded]
     bounds = [point for point in points if point.bounded]
     betas = [point.beta for point in scores]
@@ -102,7 +104,7 @@ def _line(axis: Axes, points: Sequence[CurvePoint], name: str, look: Mapping[str
 
 
 def _flagged(axis: Axes, panel: Panel) -> None:
-    """A ring around each point of a flagged row."""
+    """Draw a ring around each point of a flagged row."""
     points = {point[:2] for curve in panel.curves for point in curve.clean + curve.robust if point.flagged}
     if points:
         betas, values = zip(*sorted(points), strict=True)
@@ -110,7 +112,7 @@ def _flagged(axis: Axes, panel: Panel) -> None:
 
 
 def _chosen(axis: Axes, panel: Panel) -> None:
-    """A mark on the axis at each β that was selected, with the number of folds that did."""
+    """Mark each β that was selected on the axis, with the number of folds that selected it."""
     axis.plot(
         list(panel.chosen), [0] * len(panel.chosen), "^", transform=axis.get_xaxis_transform(), color=INK,
         markersize=7, clip_on=False, label="_chosen", zorder=5,
@@ -124,7 +126,7 @@ def _chosen(axis: Axes, panel: Panel) -> None:
 
 
 def _legend(axis: Axes) -> None:
-    """Below the panel: the curves, and of the other marks those that are there."""
+    """Explain below the panel the curves, and those of the other marks that are there."""
     from matplotlib.lines import Line2D
 
     def sample(label: str, **look: Any) -> Line2D:
@@ -146,11 +148,11 @@ def _legend(axis: Axes) -> None:
 
 
 def svg(figure: Figure, salt: str = "ct-harness") -> str:
-    """The figure as SVG, its text as text; the same bytes each time.
+    """Return a figure as SVG with selectable text; the same figure gives the same bytes.
 
     Args:
-        figure: from `draw`.
-        salt: what the names inside it are made from; another one for each picture of a page.
+        figure: figure to write, from `draw`.
+        salt: seed of the ids inside the SVG.
     """
     from matplotlib import rc_context
 

@@ -9,11 +9,11 @@ from harness.checks.zoo_coverage import Audit
 SUMMED_UP = (
     "build", "CT applies", "in part", "not", "steered wholly", "wholly by modules", "smooth extension",
 )  # fmt: skip
-"""What `summed_up` counts, after the board and its number of entries."""
+"""Headings of `summed_up`, after the board and its number of entries."""
 
 
 def summed_up(audits: Sequence[Audit]) -> list[tuple[str, ...]]:
-    """Return for each board, and for all: its name, its number of entries, and how many of them `SUMMED_UP`."""
+    """Return a row of counts for each board, and for all: its name, its number of entries, then `SUMMED_UP`."""
     boards: dict[str, list[Audit]] = {}
     for audit in audits:
         boards.setdefault(f"{audit.dataset}/{audit.threat}", []).append(audit)

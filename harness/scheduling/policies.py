@@ -62,7 +62,7 @@ class BestFirstPolicy:
     """Compute what each model's search asks for; on idle workers, what it will ask for if no more images are fooled.
 
     Args:
-        progress: of the chains of all models.
+        progress: progress of the chains of all models.
         searches: one for each model, by label.
     """
 

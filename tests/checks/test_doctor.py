@@ -1,17 +1,20 @@
-"""The preflight: what is there is called ready, and each planted fault is found, named and given a remedy."""
+"""``ct-harness doctor``: what is there is called ready, and each planted fault is found, named and given a remedy."""
 
 from __future__ import annotations
 
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from helpers import tiny
+from helpers.commands import Command
 from torch import Tensor, nn
 
 from harness.api.records import Batch
@@ -21,73 +24,35 @@ from harness.checks import doctor, model_checks
 from harness.checks.cost import Costs, available_memory, gradient, memory, seconds
 from harness.checks.findings import Finding
 from harness.config.benchmark import Benchmark, parse_benchmark
+from harness.engine.verification import logits
 from harness.errors import DataMissing
 from harness.models.demo import Demo
 from harness.threats.lp import Linf
 
-Mapping = Callable[..., dict[str, Any]]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-NETWORKS = """
-import torch
-from torch import nn
-from tiny_networks import quadrants
 
-
-class Planted(nn.Module):
-    def __init__(self, fault):
-        super().__init__()
-        self.body, self.fault = quadrants(), fault
-
-    def forward(self, x):
-        if self.fault == "detached":
-            return self.body(x).detach() + 0 * x.sum()
-        if self.fault == "kink":  # finite, with a gradient of NaN
-            return self.body(x) + (0 * x.flatten(1)).sqrt().sum(1, keepdim=True)
-        return torch.relu(self.body(x)[:, [1, 2, 3, 0]])  # every class is taken for its neighbour
-
-
-def detached():
-    return Planted("detached")
-
-
-def kink():
-    return Planted("kink")
-
-
-def shuffled():
-    return Planted("shuffled")
-"""
-
-
-@pytest.fixture
-def planted(here: Path) -> Path:
-    """A working directory with images, and with networks that have a fault."""
-    (here / "planted_networks.py").write_text(NETWORKS)
-    return here
-
-
-def look(benchmark: Benchmark | dict[str, Any], runs: str = "runs", out: str = "board.csv") -> list[Finding]:
+def findings(benchmark: Benchmark | dict[str, Any], runs: str = "runs", out: str = "board.csv") -> list[Finding]:
     if not isinstance(benchmark, Benchmark):
         benchmark = parse_benchmark({"name": "tiny"} | benchmark)
     return list(doctor.doctor(benchmark, runs=Path(runs), out=Path(out)))
 
 
-def network(builder: str) -> dict[str, Any]:
+def checkpoint(builder: str) -> dict[str, Any]:
     return {"kind": "checkpoint", "builder": builder}
 
 
-def faults(findings: list[Finding]) -> dict[str, Finding]:
-    """What is not ok, by check; each has its remedy."""
-    found = {finding.check: finding for finding in findings if finding.level != "ok"}
-    assert all(finding.remedy for finding in found.values())
-    return found
+def faults(found: list[Finding]) -> dict[str, Finding]:
+    """Return the warnings and problems by check; each must have a remedy."""
+    result = {finding.check: finding for finding in found if finding.level != "ok"}
+    assert all(finding.remedy for finding in result.values())
+    return result
 
 
 # --- all is well ---
 
 
-def test_the_digits_are_ready_and_nothing_is_written(here: Path, command: Callable[..., Any]) -> None:
+def test_the_digits_are_ready_and_nothing_is_written(here: Path, command: Command) -> None:
     before = sorted(here.rglob("*"))
     ended = command("doctor", str(BENCHMARKS / "digits_linf.yaml"), "--set", "batch_size=50")
     assert ended.code == 0, ended.out
@@ -95,112 +60,120 @@ def test_the_digits_are_ready_and_nothing_is_written(here: Path, command: Callab
     checks = Counter(re.findall(r"^✓ ok +(\w+) ", ended.out, re.M))
     assert checks == {"device": 1, "data": 1, "weights": 2, "clean": 2, "steering": 2, "attack": 2, "folder": 2,
                       "disk": 1, "memory": 1, "duration": 1}  # fmt: skip
-    assert "digits[:100]: 100 images of 1×8×8; 64 were read, with labels 0 … 9" in ended.out
-    assert "digits_plain: 3 of 3 activations are steered" in ended.out
+    assert re.search(r"digits\[:100\]: 100 images of 1×8×8; .*labels 0 … 9", ended.out)
+    assert "digits_plain: 3 of 3 activations" in ended.out
     assert re.search(r"at most about \d+ min: an estimate", ended.out)
     assert ended.out.splitlines()[-1].startswith("This benchmark is ready to run (0 problems, 0 warnings).")
 
 
-def test_a_threat_of_a_third_party(here: Path, mapping: Mapping) -> None:
-    found = look(mapping(threat={"kind": "dim"}))
+def test_a_threat_of_a_third_party(here: Path) -> None:
+    found = findings(tiny.mapping(threat={"kind": "dim"}))
     assert not faults(found)
-    assert found[-1].text == "not known beforehand for the threat dim"
+    assert re.search("not known .*dim", found[-1].text)
 
 
 # --- planted faults ---
 
 
-def test_a_bad_file_is_the_one_finding(here: Path, command: Callable[..., Any]) -> None:
+def test_a_bad_file_is_the_one_finding(here: Path, command: Command) -> None:
     (here / "bad.yaml").write_text("models: []")
     ended = command("doctor", "bad.yaml")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith("error: bad.yaml: ")
 
 
-def test_a_model_that_is_not_there_does_not_hide_the_others(planted: Path, mapping: Mapping) -> None:
-    models = [network("tiny_networks:mixed") | {"weights": "gone.pt", "name": "gone"}, network("tiny_networks:mixed")]
-    found = look(mapping(models=models))
+def test_a_model_that_is_not_there_does_not_hide_the_others(here: Path) -> None:
+    models = [
+        checkpoint("tiny_networks:mixed") | {"weights": "gone.pt", "name": "gone"},
+        checkpoint("tiny_networks:mixed"),
+    ]
+    found = findings(tiny.mapping(models=models))
     (fault,) = faults(found).values()
     assert (fault.check, fault.subject, fault.level) == ("weights", "gone", "problem")
-    assert fault.text == f"weights: no file {planted / 'gone.pt'}"
-    assert fault.remedy == "give a path from the working directory, or pkg:…"
+    assert fault.text.startswith("weights: ")
+    assert str(here / "gone.pt") in fault.text
+    assert "give a path" in fault.remedy
     assert [finding.check for finding in found if finding.subject == "gone"] == ["weights"]
     assert [finding.check for finding in found if finding.subject == "mixed"] == [
         "weights", "clean", "steering", "attack",
     ]  # fmt: skip
 
 
-def test_a_web_page_in_place_of_a_checkpoint(here: Path, mapping: Mapping) -> None:
+def test_a_web_page_in_place_of_a_checkpoint(here: Path) -> None:
     file = here / "models" / "cifar10" / "Linf" / "Standard.pt"
     file.parent.mkdir(parents=True)
     file.write_text("<!DOCTYPE html><html>quota exceeded</html>")
-    fault = faults(look(mapping(models=[{"kind": "robustbench", "name": "Standard"}])))["weights"]
+    fault = faults(findings(tiny.mapping(models=[{"kind": "robustbench", "name": "Standard"}])))["weights"]
     assert fault.level == "problem"
-    assert fault.text.startswith(f"{file} is a web page")
-    assert fault.remedy.startswith("delete it and run again")
+    assert fault.text.startswith(str(file))
+    assert "web page" in fault.text
+    assert "delete it" in fault.remedy
 
 
-def test_data_that_are_not_there_leave_the_weights_to_be_looked_at(here: Path, mapping: Mapping) -> None:
+def test_data_that_are_not_there_leave_the_weights_to_be_looked_at(here: Path) -> None:
     (here / "images.npz").unlink()
-    found = look(mapping())
+    found = findings(tiny.mapping())
     fault = faults(found)["data"]
-    assert (fault.level, fault.text) == ("problem", f"dataset.path: no file {here / 'images.npz'}")
+    assert fault.level == "problem"
+    assert fault.text.startswith("dataset.path: ")
+    assert str(here / "images.npz") in fault.text
     assert "numpy.savez" in fault.remedy
     assert [finding.check for finding in found if finding.subject == "mixed"] == ["weights"]
     assert not {"disk", "memory", "duration"} & {finding.check for finding in found}
 
 
-def test_more_images_than_there_are(here: Path, mapping: Mapping) -> None:
+def test_more_images_than_there_are(here: Path) -> None:
     data = {"kind": "arrays", "path": "images.npz", "n": 25}
-    assert faults(look(mapping(dataset=data)))["data"].remedy == "lower n"
+    assert faults(findings(tiny.mapping(dataset=data)))["data"].remedy == "lower n"
 
 
 @pytest.mark.usefixtures("here")
-def test_more_folds_than_images(mapping: Mapping) -> None:
-    fault = faults(look(mapping(selection={"kind": "cross_validation", "folds": 25})))["data"]
-    assert (fault.text, fault.remedy) == ("selection.folds: 25 folds of 24 images", "use fewer folds or more images")
+def test_more_folds_than_images() -> None:
+    fault = faults(findings(tiny.mapping(selection={"kind": "cross_validation", "folds": 25})))["data"]
+    assert fault.text == "selection.folds: 25 folds of 24 images"
+    assert "fewer folds" in fault.remedy
 
 
 @pytest.mark.usefixtures("here")
-def test_images_outside_the_box(mapping: Mapping) -> None:
-    assert "images must lie in [0, 1]" in faults(look(mapping(dataset={"kind": "normalised"})))["data"].text
+def test_images_outside_the_box() -> None:
+    assert "[0, 1]" in faults(findings(tiny.mapping(dataset={"kind": "normalised"})))["data"].text
 
 
 PLANTED = [
     ("tiny_networks:smooth", "steering", "nothing to steer"),
-    ("tiny_networks:nan", "clean", "its logits are NaN or infinite"),
-    ("tiny_networks:probabilities", "clean", "it yields probabilities, not logits"),
-    ("tiny_networks:narrow", "clean", "the network yields 2 logits"),
-    ("planted_networks:shuffled", "clean", "0 of 24 images right, not above chance (1 in 4)"),
-    ("planted_networks:detached", "attack", "at β = 0.5: its gradient is zero"),
-    ("planted_networks:kink", "attack", "at β = 0.5: its gradient is NaN or infinite"),
+    ("tiny_networks:nan", "clean", "NaN or infinite"),
+    ("tiny_networks:probabilities", "clean", "probabilities, not logits"),
+    ("tiny_networks:narrow", "clean", "2 logits"),
+    ("planted_networks:shuffled", "clean", r"^0 of 24 images .*above chance \(1 in 4\)"),
+    ("planted_networks:detached", "attack", "β = 0.5: .*gradient is zero"),
+    ("planted_networks:nan_gradient", "attack", "β = 0.5: .*gradient is NaN or infinite"),
 ]
 
 
-@pytest.mark.usefixtures("planted")
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("builder", "check", "text"), PLANTED)
-def test_a_network_that_cannot_be_scored(mapping: Mapping, builder: str, check: str, text: str) -> None:
-    fault = faults(look(mapping(models=[network(builder)])))[check]
+def test_a_network_that_cannot_be_scored(builder: str, check: str, text: str) -> None:
+    fault = faults(findings(tiny.mapping(models=[checkpoint(builder)])))[check]
     assert (fault.level, fault.subject) == ("problem", builder.partition(":")[2])
-    assert text in fault.text
+    assert re.search(text, fault.text)
 
 
 def test_only_a_part_is_steered() -> None:
     changes = {"steering": {"beta": [0.9], "sites": "modules"}, "models": [{"kind": "demo", "name": "digits_plain"}]}
-    found = look(mapping_of_digits(changes))
+    found = findings(digits(**changes))
     fault = faults(found)["steering"]
     assert (fault.level, fault.remedy) == ("warning", "set steering.sites: all")
-    assert fault.text == "2 of 3 activations are steered; it runs relu ×3"
+    assert re.search("^2 of 3 activations .*relu ×3", fault.text)
 
 
-def test_the_paper_s_protocol_is_meant_to_steer_a_part() -> None:
+def test_under_the_papers_protocol_a_part_is_all_there_is_to_steer() -> None:
     changes = {"protocol": "paper", "models": [{"kind": "demo", "name": "digits_plain", "normalised": True}]}
-    (found,) = (finding for finding in look(mapping_of_digits(changes)) if finding.check == "steering")
+    (found,) = (finding for finding in findings(digits(**changes)) if finding.check == "steering")
     assert (found.level, found.remedy) == ("ok", "")
-    assert found.text == "2 of 3 activations are steered, registered modules alone, as protocol: paper has it"
+    assert re.search("^2 of 3 activations .*protocol: paper", found.text)
 
 
-def mapping_of_digits(changes: dict[str, Any]) -> dict[str, Any]:
+def digits(**changes: Any) -> dict[str, Any]:
     attack = {"stages": ["apgd-ce"], "iterations": 3}
     return {
         "models": [{"kind": "demo", "name": "digits_plain"}],
@@ -213,41 +186,42 @@ def mapping_of_digits(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("here")
-def test_a_beta_at_which_nothing_is_right(mapping: Mapping, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = model_checks.logits
+def test_a_beta_at_which_nothing_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(100))
 
     def misled(net: nn.Module, x: Tensor) -> Tensor:
-        scores = real(net, x)
-        return scores if next(calls) == 0 else scores.roll(1, 1)  # the first look is at the untouched network
+        scores = logits(net, x)
+        return scores if next(calls) == 0 else scores.roll(1, 1)  # the first call is for the untouched network
 
     monkeypatch.setattr(model_checks, "logits", misled)
-    fault = faults(look(mapping(models=[network("tiny_networks:quadrants")])))["attack"]
-    assert (fault.level, fault.remedy) == ("warning", "let the grid of β end nearer to 1")
+    fault = faults(findings(tiny.mapping(models=[checkpoint("tiny_networks:quadrants")])))["attack"]
+    assert fault.level == "warning"
+    assert "β = 0.5" in fault.text
+    assert "steering.beta" in fault.remedy
 
 
-def test_a_runs_folder_that_is_a_file(here: Path, mapping: Mapping) -> None:
+def test_a_runs_folder_that_is_a_file(here: Path) -> None:
     (here / "runs").touch()
-    fault = faults(look(mapping()))["folder"]
+    fault = faults(findings(tiny.mapping()))["folder"]
     assert (fault.subject, fault.text) == ("runs", "runs/tiny cannot be written")
-    assert fault.remedy == "choose another place with --runs"
+    assert "--runs" in fault.remedy
 
 
-def test_a_board_that_is_a_folder(here: Path, mapping: Mapping) -> None:
+def test_a_board_that_is_a_folder(here: Path) -> None:
     (here / "board.csv").mkdir()
-    fault = faults(look(mapping()))["folder"]
+    fault = faults(findings(tiny.mapping()))["folder"]
     assert (fault.subject, fault.text) == ("out", "board.csv cannot be written")
 
 
 @pytest.mark.usefixtures("here")
-def test_a_disk_that_is_too_small(mapping: Mapping, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = 3 * 24 * 64 * 4  # steerings × images, all right × floats of 4 bytes
-    usage = type("Usage", (), {"free": needed})
+    usage = SimpleNamespace(free=needed)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    right = mapping(models=[network("tiny_networks:quadrants")])
-    assert not faults(look(right))
-    usage.free = needed - 1  # type: ignore[attr-defined]
-    assert faults(look(right))["disk"].level == "problem"
+    right = tiny.mapping(models=[checkpoint("tiny_networks:quadrants")])
+    assert not faults(findings(right))
+    usage.free = needed - 1
+    assert faults(findings(right))["disk"].level == "problem"
 
 
 def test_memory_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,30 +231,32 @@ def test_memory_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     _, kept = gradient(net, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
     own = memory(threat, costs(weights=4 * 4666, activations=kept // 2), 40)
     monkeypatch.setattr(doctor, "available_memory", lambda _: own // 2)
-    fault = faults(look(mapping_of_digits({})))["memory"]
+    fault = faults(findings(digits()))["memory"]
     assert fault.level == "problem"
     assert fault.remedy.startswith("set batch_size: ")
     fits = int(fault.remedy.rpartition(" ")[2])
-    assert not faults(look(mapping_of_digits({"batch_size": fits})))
-    assert faults(look(mapping_of_digits({"batch_size": fits + 1})))["memory"].level == "warning"
+    assert not faults(findings(digits(batch_size=fits)))
+    assert faults(findings(digits(batch_size=fits + 1)))["memory"].level == "warning"
     monkeypatch.setattr(doctor, "available_memory", lambda _: 1000)
-    assert "workers: 1" in faults(look(mapping_of_digits({})))["memory"].remedy
+    assert "workers: 1" in faults(findings(digits()))["memory"].remedy
     monkeypatch.setattr(doctor, "available_memory", lambda _: None)
-    assert not faults(look(mapping_of_digits({})))
+    assert not faults(findings(digits()))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there() -> None:
-    fault = faults(look(mapping_of_digits({"device": "cuda"})))["device"]
-    assert (fault.level, fault.text) == ("problem", "cuda was asked for, but torch sees 0 GPUs")
+    fault = faults(findings(digits(device="cuda")))["device"]
+    assert fault.level == "problem"
+    assert re.search("^cuda .*0 GPUs", fault.text)
+    assert "device: auto" in fault.remedy
 
 
 class Foggy(Threat):
-    """Corruptions, of which one set is there or not."""
+    """Corruptions whose file is there, or missing."""
 
     kind: ClassVar[str] = "foggy"
     reduction: ClassVar[Any] = "mean"
-    stages: ClassVar[tuple[str, ...]] = ("fog-1", "fog-2")  # type: ignore[assignment]
+    stages: ClassVar[tuple[str, ...]] = ("fog-1", "fog-2")
     missing: bool = False
 
     def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
@@ -290,17 +266,17 @@ class Foggy(Threat):
         return batch.x / 2
 
 
-def test_corruptions_are_looked_for() -> None:
-    benchmark = parse_benchmark({"name": "tiny"} | mapping_of_digits({}))
-    found = look(benchmark.model_copy(update={"threat": Foggy()}))
+def test_corruptions_that_are_missing_are_found() -> None:
+    benchmark = parse_benchmark({"name": "tiny"} | digits())
+    found = findings(benchmark.model_copy(update={"threat": Foggy()}))
     assert not faults(found)
     assert "at most about 1 min" in found[-1].text
-    fault = faults(look(benchmark.model_copy(update={"threat": Foggy(missing=True)})))["attack"]
+    fault = faults(findings(benchmark.model_copy(update={"threat": Foggy(missing=True)})))["attack"]
     assert (fault.text, fault.remedy) == ("fog.npy: no such file", "put it there")
 
 
 class Labelled(nn.Module):
-    """Reads the label off the first pixel: |10 x − k| is smallest for the class k."""
+    """Classifies by the first pixel: |10 x − k| is smallest for the class k."""
 
     def forward(self, x: Tensor) -> Tensor:
         off = 10 * x[:, 0, 0, :1] - torch.arange(10) + x.mean((1, 2, 3))[:, None] * 1e-3
@@ -323,14 +299,14 @@ def test_a_model_of_the_zoo_is_held_against_its_published_accuracy(
     monkeypatch.setattr(CIFAR10, "open", lambda self, *, offline: ArraySource(x, y))
     monkeypatch.setattr(RobustBench, "load", lambda self, *, offline: Loaded(Labelled().eval(), "0" * 64))
     changes = {"models": [{"kind": "robustbench", "name": "Standard"}], "dataset": {"kind": "cifar10"}}
-    found = look(mapping_of_digits(changes))
+    found = findings(digits(**changes))
     (clean,) = [finding for finding in found if finding.check == "clean"]
-    assert (clean.level, clean.text.startswith(f"{64 - wrong} of 64 images right")) == (level, True)
+    assert (clean.level, clean.text.startswith(f"{64 - wrong} of 64 images")) == (level, True)
     assert "published: 94.78 %" in clean.text
 
 
 @pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_benchmark_is_answered_truly(path: Path, here: Path, command: Callable[..., Any]) -> None:
+def test_every_shipped_benchmark_is_answered_truly(path: Path, here: Path, command: Command) -> None:
     ended = command("doctor", str(path))
     assert ended.code == (2 if "✗ problem" in ended.out or ended.err.startswith("error: ") else 0)
     missing = re.findall(r": (/\S+): no such file", ended.out)
@@ -359,7 +335,7 @@ def costs(**changes: Any) -> Costs:
 
 
 class Counting(nn.Module):
-    """Far from every boundary, so that no attack ends early; counts what passes through."""
+    """Counts its passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -368,7 +344,7 @@ class Counting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.passed["gradients" if torch.is_grad_enabled() and x.requires_grad else "forwards"] += 1
-        return self.linear(x.flatten(1))
+        return self.linear(x.flatten(1))  # type: ignore[no-any-return]
 
 
 def counted(attack: Any) -> Iterator[tuple[str, Counter[str]]]:
@@ -387,7 +363,7 @@ def counted(attack: Any) -> Iterator[tuple[str, Counter[str]]]:
     "attack", ["standard", "rand", "plus", Custom(stages=("apgd-t", "fab-t", "square", "fab"), iterations=7, queries=9)]
 )
 def test_passes_are_those_that_autoattack_makes(attack: Any) -> None:
-    """Counted. A few forward passes to see what still stands are left out."""
+    """Counted, but for a few forward passes in which the attacks look for surviving images."""
     for stage, passed in counted(attack):
         expected: Passes = passes(stage, attack, classes=5)
         backward = 5 if stage == "fab" else 1  # for each class, after one forward pass
@@ -408,10 +384,11 @@ def test_activations_are_what_autograd_keeps() -> None:
     kept = {}
     for n in (2, 10):
         x, y = torch.rand(n, 1, 8, 8), torch.zeros(n, dtype=torch.int64)
-        slope, kept[n] = gradient(net, x, y)
+        found, kept[n] = gradient(net, x, y)
         wanted = x.clone().requires_grad_()
-        nn.functional.cross_entropy(net(wanted), y, reduction="sum").backward()
-        assert torch.equal(slope, wanted.grad)
+        nn.functional.cross_entropy(net(wanted), y, reduction="sum").backward()  # type: ignore[no-untyped-call]
+        assert wanted.grad is not None
+        assert torch.equal(found, wanted.grad)
     assert kept[10] - kept[2] == 8 * (16 + 16 + 8)
 
 

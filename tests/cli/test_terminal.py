@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Ended
 from helpers import boards
+from helpers.commands import Command
 
 from harness.checks.findings import Finding
 from harness.cli.terminal import print_board, print_findings
@@ -75,7 +75,7 @@ def test_where_every_model_failed_there_is_no_table(shown: Callable[[pd.DataFram
     assert shown(boards.table(boards.failed("m", "no [b]file[/b]"))) == ["m: failed: no [b]file[/b]"]
 
 
-def test_compare_shows_each_models_choice_beside_its_baseline(command: Callable[..., Ended], here: Path) -> None:
+def test_compare_shows_each_models_choice_beside_its_baseline(command: Command, here: Path) -> None:
     boards.write(boards.board("ResNet-18", "paper"), here / "x.csv")
     ended = command("compare", "x.csv")
     assert ended.code == 0
@@ -87,7 +87,7 @@ def test_compare_shows_each_models_choice_beside_its_baseline(command: Callable[
     ] in lines  # fmt: skip
 
 
-def test_compare_shows_two_boards_row_by_row(command: Callable[..., Ended], here: Path) -> None:
+def test_compare_shows_two_boards_row_by_row(command: Command, here: Path) -> None:
     boards.write(boards.table(boards.untouched("m"), boards.point("m", 0.9, 165, 110)), here / "x.csv")
     boards.write(boards.table(boards.untouched("m", seed=4)), here / "y.csv")
     ended = command("compare", "x.csv", "y.csv", "--csv", "z.csv")

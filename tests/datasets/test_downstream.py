@@ -361,7 +361,7 @@ def test_the_catalogue_names_all_datasets() -> None:
         ),
         ({"name": "mnist"}, r"dataset\.split: missing"),
         ({"name": "mnist", "split": "val"}, r"dataset\.split: .*'train' or 'test', found 'val'"),
-        ({"name": "mnist", "split": "test", "size": 0}, r"dataset\.size: .*greater than 0"),
+        ({"name": "mnist", "split": "test", "size": 0}, r"dataset\.size: .*above 0"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], message: str) -> None:

@@ -243,7 +243,7 @@ def test_all_images_are_torchvisions_and_none_may_be_missing(tmp_path: Path, mon
     ("fields", "message"),
     [
         ({"ids": "some"}, r"dataset\.ids: .*'robustbench' or 'all', found 'some'"),
-        ({"size": 0}, r"dataset\.size: .*greater than 0"),
+        ({"size": 0}, r"dataset\.size: .*above 0"),
         ({"size": "224"}, r"dataset\.size: .*integer"),
     ],
 )

@@ -143,8 +143,8 @@ def test_no_slurm_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fields", "pieces"),
     [
-        ({"memory": "8 gigabytes"}, ["executor.memory: ", "pattern"]),
-        ({"time": 0}, ["executor.time: ", "greater than 0", "found 0"]),
+        ({"memory": "8 gigabytes"}, ["executor.memory: ", "text that matches"]),
+        ({"time": 0}, ["executor.time: ", "above 0", "found 0"]),
         ({"cluster": "moon"}, ["executor.cluster: ", "'slurm', 'local' or 'debug'", "found 'moon'"]),
         ({"folder": "images.npz"}, ["executor.folder: ", "images.npz cannot be made", "choose another"]),
         ({"gpus": 1, "cluster": "debug"}, ["executor.gpus: ", "device: cuda", "found device: cpu", "executor.gpus=0"]),

@@ -135,7 +135,7 @@ def test_of_the_opposite_gains_everything_is_the_opposite(gains: list[tuple[int,
 
 def test_questions_stay_apart_and_the_clean_one_comes_first() -> None:
     tables = boards.three_transfers() | {
-        "twin": boards.transfer("beans", 5, 1.0, **boards.ATTACKED),
+        "attacked": boards.transfer("beans", 5, 1.0, **boards.ATTACKED),
         "weaker": boards.transfer("beans", 5, 1.0, **boards.ATTACKED | {"eps": "0.05"}),
         "cheaper": boards.transfer("beans", 5, 1.0, **boards.ATTACKED | {"attack": "standard+replay_first"}),
         "paper": boards.transfer("beans", 50, None, {"lora-1": 1.0}, protocol="paper"),
@@ -145,7 +145,7 @@ def test_questions_stay_apart_and_the_clean_one_comes_first() -> None:
         ("clean · protocol: paper · against the linear probe", ["paper"]),
         ("clean · against the linear probe", ["a", "b", "c"]),
         ("Linf, ε = 0.05 · standard · against the linear probe", ["weaker"]),
-        ("Linf, ε = 0.1 · standard · against the linear probe", ["twin"]),
+        ("Linf, ε = 0.1 · standard · against the linear probe", ["attacked"]),
         ("Linf, ε = 0.1 · standard+replay_first · against the linear probe", ["cheaper"]),
     ]
 
@@ -170,17 +170,23 @@ def test_a_model_has_its_own_row_and_its_own_sets() -> None:
 
 
 @pytest.mark.parametrize("again", ["beans", "beans[:100]"])
-def test_a_data_set_twice_is_refused_since_it_would_count_twice(again: str) -> None:
+def test_a_dataset_twice_is_refused_since_it_would_count_twice(again: str) -> None:
     with pytest.raises(LeaderboardError) as raised:
         summed(boards.three_transfers() | {"d": boards.transfer(again, 50, 2.0)})
-    assert str(raised.value) == (
-        "a and d: expected every board to be of another dataset, found ct of m on beans and on "
-        f"{again} (clean · against the linear probe); leave one of them out"
-    )
+    message = str(raised.value)
+    assert message.startswith("a and d: ")
+    for word in (
+        "another dataset",
+        "ct of m on beans",
+        f"on {again}",
+        "against the linear probe",
+        "leave one of them out",
+    ):
+        assert word in message
 
 
 @pytest.mark.parametrize("dataset", ["digits 5,6,7,8,9", "beans train"])
-def test_other_classes_or_another_split_are_another_data_set(dataset: str) -> None:
+def test_other_classes_or_another_split_are_another_dataset(dataset: str) -> None:
     assert (
         by_method(summed({"a": boards.transfer("digits 0,1", 50, 1.0), "b": boards.transfer(dataset, 50, 1.0)}))[
             "ct"
@@ -196,7 +202,7 @@ def test_anyones_folders_have_one_name_and_are_told_apart_by_their_images(other:
         "b": boards.transfer("image_folder", 50, 1.0, data_sha256=other),
     }
     if sets is None:
-        with pytest.raises(LeaderboardError, match=r"^a and b: expected every board to be of another dataset"):
+        with pytest.raises(LeaderboardError, match=r"^a and b: .*another dataset.*leave one of them out"):
             summed(tables)
     else:
         assert by_method(summed(tables))["ct"].sets == sets

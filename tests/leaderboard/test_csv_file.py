@@ -79,25 +79,25 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("harness.util.files.os.replace", full)
-    with pytest.raises(LeaderboardError, match=r"b\.csv: cannot be written: .*No space left.*; choose another place"):
+    with pytest.raises(LeaderboardError, match=r"b\.csv: cannot be written: .*No space left.*; choose another"):
         write(pd.concat([table, table]), tmp_path / "b.csv")
     assert (tmp_path / "b.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        (None, r"b\.csv: cannot be read as a leaderboard: .*No such file"),
-        ("", r"b\.csv: cannot be read as a leaderboard: .*No columns"),
-        ("rank,model\n1,m\n", r"b\.csv: not a leaderboard of this harness: no column method, beta, c, family, clean"),
-        ('a\n"b\n', r"b\.csv: cannot be read as a leaderboard"),
-        ("\xff\xfe", r"b\.csv: cannot be read as a leaderboard"),
+        (None, r"b\.csv: cannot be read.*No such file"),
+        ("", r"b\.csv: cannot be read.*No columns"),
+        ("rank,model\n1,m\n", r"b\.csv: not a leaderboard.*method, beta, c, family, clean"),
+        ('a\n"b\n', r"b\.csv: cannot be read"),
+        ("\xff\xfe", r"b\.csv: cannot be read"),
     ],
 )
-def test_a_file_that_is_no_leaderboard_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+def test_a_file_that_is_no_leaderboard_is_named(tmp_path: Path, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / "b.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(LeaderboardError, match=said):
+    with pytest.raises(LeaderboardError, match=message):
         read(tmp_path / "b.csv")
 
 

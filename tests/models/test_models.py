@@ -185,7 +185,7 @@ def test_the_path_of_the_weights_and_the_name_are_not_part_of_the_identity() -> 
         ({"mean": [0.5]}, r"models\[0\]: mean without std; give both"),
         ({"std": [0.5]}, r"models\[0\]: std without mean"),
         ({"mean": [0.5], "std": [1, 1, 1]}, r"models\[0\]: mean has 1 channels and std 3"),
-        ({"mean": [0.5], "std": [0]}, r"models\[0\]\.std\[0\]: .*greater than 0.*found 0"),
+        ({"mean": [0.5], "std": [0]}, r"models\[0\]\.std\[0\]: .*above 0.*found 0"),
         ({"mean": [float("nan")], "std": [1]}, r"models\[0\]\.mean\[0\]: .*finite"),
     ],
 )

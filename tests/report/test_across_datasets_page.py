@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Ended
 from helpers import boards
+from helpers.commands import Command
 
 from harness.leaderboard.across_datasets import AcrossDatasets, SettingSummary, sum_up
 from harness.leaderboard.row import rows_of
@@ -81,9 +81,9 @@ def test_the_page_has_the_means_and_the_sets() -> None:
     assert page.all("section", aria_labelledby="flags") == []
 
 
-def test_the_page_is_well_made_with_two_questions_flags_and_things_left_out() -> None:
+def test_the_page_is_well_made_with_two_settings_flags_and_things_left_out() -> None:
     tables = boards.three_transfers() | {
-        "twin": boards.transfer("beans", 5, 1.0, **boards.ATTACKED, flags="replay"),
+        "attacked": boards.transfer("beans", 5, 1.0, **boards.ATTACKED, flags="replay"),
         "mse": boards.transfer("dsprites", 50, 2.0, metric="mse"),
     }
     text = across_datasets_page.page(summed(tables))
@@ -129,7 +129,7 @@ def written(here: Path) -> list[str]:
     return [f"leaderboards/{name}.csv" for name in boards.three_transfers()]
 
 
-def test_show_sums_several_boards_up(command: Callable[..., Ended], written: list[str]) -> None:
+def test_show_sums_several_boards_up(command: Command, written: list[str]) -> None:
     ended = command("show", *written)
     assert ended.code == 0
     rows = [re.split(r"\s{2,}", line.strip()) for line in ended.out.splitlines()]
@@ -144,7 +144,7 @@ def test_show_sums_several_boards_up(command: Callable[..., Ended], written: lis
 
 
 def test_outcome_files_that_a_shell_pattern_finds_are_passed_over(
-    command: Callable[..., Ended], here: Path, written: list[str]
+    command: Command, here: Path, written: list[str]
 ) -> None:
     beside = Path(written[0]).with_suffix(".outcomes.csv")
     (here / beside).write_text("model,method,beta,c,stage,outcomes\n")
@@ -153,7 +153,7 @@ def test_outcome_files_that_a_shell_pattern_finds_are_passed_over(
     assert command("show", str(beside)).code == 2
 
 
-def test_one_board_is_shown_as_ever(command: Callable[..., Ended], written: list[str]) -> None:
+def test_one_board_is_shown_as_ever(command: Command, written: list[str]) -> None:
     ended = command("show", written[0])
     assert ended.code == 0
     assert written[0] in ended.out
@@ -161,28 +161,29 @@ def test_one_board_is_shown_as_ever(command: Callable[..., Ended], written: list
 
 
 def test_show_names_what_is_left_out_and_without_anything_else_could_not_be_done(
-    command: Callable[..., Ended], here: Path, written: list[str]
+    command: Command, here: Path, written: list[str]
 ) -> None:
     for name in ("x", "y"):
         boards.write(boards.transfer(name, 50, 2.0, metric="mse"), here / f"{name}.csv")
     ended = command("show", "x.csv", *written)
     assert ended.code == 0
-    assert "left out: x: x is measured in mse, which has no mean with accuracies\n" in ended.out
+    assert "left out: x: x is measured in mse" in ended.out
     assert command("show", "x.csv", "y.csv").code == 2
 
 
-def test_show_refuses_a_data_set_twice(command: Callable[..., Ended], here: Path, written: list[str]) -> None:
+def test_show_refuses_a_dataset_twice(command: Command, here: Path, written: list[str]) -> None:
     boards.write(boards.three_transfers()["a"], here / "else/a.csv")
     ended = command("show", *written, "else/a.csv")
     assert ended.code == 2
-    assert ended.err.startswith("error: else/a.csv and leaderboards/a.csv: expected every board to be of another")
+    assert ended.err.startswith("error: else/a.csv and leaderboards/a.csv: ")
+    assert "leave one of them out" in ended.err
     ended = command("show", written[0], written[0])
-    assert (ended.code, ended.err) == (2, f"error: {written[0]}: expected each board once, found it 2 times\n")
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {written[0]}: ")
+    assert "2 times" in ended.err
 
 
-def test_report_writes_one_page_of_several_boards(
-    command: Callable[..., Ended], here: Path, written: list[str]
-) -> None:
+def test_report_writes_one_page_of_several_boards(command: Command, here: Path, written: list[str]) -> None:
     ended = command("report", *written)
     assert (ended.code, ended.out) == (0, "written: leaderboards/several.html\n")
     assert command("report", *written, "-o", "else/transfer.html").code == 0
@@ -206,7 +207,7 @@ def built(tables: dict[str, pd.DataFrame], folder: Path) -> tuple[boards.Element
 
 def test_the_site_links_the_page_and_the_page_the_boards(tmp_path: Path) -> None:
     alone = boards.transfer("cub", 5, 1.0, **boards.ATTACKED)
-    index, path = built(boards.three_transfers() | {"twin": alone, "hard": boards.board("ResNet-18")}, tmp_path)
+    index, path = built(boards.three_transfers() | {"attacked": alone, "hard": boards.board("ResNet-18")}, tmp_path)
     (section,) = index.all("section", aria_labelledby="several")
     assert [link.attributes["href"] for link in section.all("a")] == ["several.html"]
     page = boards.parsed(path.read_text(encoding="utf-8"))
@@ -219,7 +220,7 @@ def test_the_site_links_the_page_and_the_page_the_boards(tmp_path: Path) -> None
 def test_one_clean_board_is_not_several(tmp_path: Path) -> None:
     tables = {
         "a": boards.three_transfers()["a"],
-        "twin": boards.transfer("beans", 5, 1.0, **boards.ATTACKED),
+        "attacked": boards.transfer("beans", 5, 1.0, **boards.ATTACKED),
         "hard": boards.hard(),
     }
     index, path = built(tables, tmp_path)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from conftest import Ended
 from helpers import boards
+from helpers.commands import Command
 from matplotlib.axes import Axes
 
 from harness.analysis.statistics import wilson
@@ -147,8 +147,8 @@ def test_the_svg_is_xml_names_every_model_and_is_the_same_each_time(tmp_path: Pa
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     text = (tmp_path / "a" / "board.svg").read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)
-    told = {"".join(element.itertext()) for element in root.iter(f"{SVG}text")}
-    assert {"WideResNet-28-10 with a rather long name", boards.SCRIPT, "loser", "Not scored: gone $x_1$"} <= told
+    texts = {"".join(element.itertext()) for element in root.iter(f"{SVG}text")}
+    assert {"WideResNet-28-10 with a rather long name", boards.SCRIPT, "loser", "Not scored: gone $x_1$"} <= texts
     assert list(root.iter(f"{SVG}script")) == []
     assert "dc:date" not in text
     ids = [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
@@ -171,14 +171,14 @@ def test_drawing_leaves_matplotlibs_settings_alone() -> None:
 
 
 def test_a_board_without_the_untouched_network_is_refused() -> None:
-    with pytest.raises(LeaderboardError, match=r"^m: expected one row of the untouched network, found 0; run the"):
+    with pytest.raises(LeaderboardError, match=r"^m: .*untouched network, found 0; run the benchmark again"):
         curves.panels(boards.rows(boards.point("m", 0.9, 1, 1)))
 
 
 # --- the command ---
 
 
-def test_plot_writes_beside_the_board_or_where_it_is_told(command: Callable[..., Ended], here: Path) -> None:
+def test_plot_writes_beside_the_board_or_where_it_is_told(command: Command, here: Path) -> None:
     boards.write(boards.hard(), here / "some" / "x.csv")
     ended = command("plot", "some/x.csv")
     assert (ended.code, ended.out) == (0, "written: some/x.svg\nwritten: some/x.png\n")
@@ -188,13 +188,11 @@ def test_plot_writes_beside_the_board_or_where_it_is_told(command: Callable[...,
     assert [path.name for path in (here / "some").iterdir() if path.name.startswith(".")] == []
 
 
-def test_what_cannot_be_plotted_is_told(command: Callable[..., Ended], here: Path) -> None:
+def test_what_cannot_be_plotted_is_told(command: Command, here: Path) -> None:
     boards.write(boards.table(boards.failed("m", "gone")), here / "x.csv")
     ended = command("plot", "x.csv")
     assert ended.code == 2
-    assert ended.err.strip() == (
-        "error: x: no model was scored, so there is nothing to draw; `ct-harness show` says why"
-    )
+    assert re.match(r"error: x: no model was scored.*`ct-harness show`", ended.err)
     assert command("plot", "missing.csv").code == 2
     boards.write(boards.hard(), here / "y.csv")
     (here / "file").write_text("")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Ended
+from helpers.commands import Command
 from torch import Tensor
 
 from harness.report import demo_figure
@@ -90,9 +89,7 @@ def test_at_one_it_is_the_untouched_network_and_at_zero_nearly_linear(
         assert len(division(spirals, beta).boundary) >= 1
 
 
-def test_the_command_draws_the_same_picture_again_and_another_for_another_seed(
-    here: Path, command: Callable[..., Ended]
-) -> None:
+def test_the_command_draws_the_same_picture_again_and_another_for_another_seed(here: Path, command: Command) -> None:
     for arguments in (["-o", "a"], ["-o", "b"], ["-o", "c", "--seed", "1"]):
         ended = command("demo", *arguments)
         assert ended.code == 0, ended.err

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Ended
 from helpers import boards
 from helpers.boards import board
+from helpers.commands import Command
 
 from harness.config.benchmark import load_benchmark
 from harness.leaderboard.row import rows_of
@@ -259,9 +259,9 @@ def test_the_bias_of_the_best_of_many_is_as_the_page_says() -> None:
     )
     assert found
     random = np.random.default_rng(0)
-    for accuracy, told in zip((0.05, 0.5), found.groups(), strict=True):
+    for accuracy, stated in zip((0.05, 0.5), found.groups(), strict=True):
         best = random.binomial(1000, accuracy, (20_000, 30)).max(1).mean() / 1000
-        assert 100 * (best - accuracy) == pytest.approx(float(told), abs=0.06)
+        assert 100 * (best - accuracy) == pytest.approx(float(stated), abs=0.06)
 
 
 # --- the site and the command ---
@@ -298,9 +298,7 @@ def test_the_index_ranks_no_gain_that_was_chosen_in_sample(folder: Path, tmp_pat
     assert gains == {"p #1": "", "q": "2.0", "x": "6.0"}
 
 
-def test_the_command_writes_one_page_that_needs_nothing(
-    command: Callable[..., Ended], here: Path, folder: Path
-) -> None:
+def test_the_command_writes_one_page_that_needs_nothing(command: Command, here: Path, folder: Path) -> None:
     ended = command("paper", str(folder))
     assert (ended.code, ended.out) == (0, "written: paper.html\n")
     text = (here / "paper.html").read_text(encoding="utf-8")
@@ -314,16 +312,16 @@ def test_the_command_writes_one_page_that_needs_nothing(
     assert ended.err.startswith("error: nowhere: expected leaderboards")
 
 
-def test_from_the_benchmark_to_the_page(command: Callable[..., Ended], here: Path) -> None:
+def test_from_the_benchmark_to_the_page(command: Command, here: Path) -> None:
     """The demo networks under both protocols, as the head of the file says, with less of everything."""
     file = ROOT / "benchmarks/paper_digits_linf.yaml"
-    told = re.findall(r"#   ct-harness run (\S+) (--set .*)", file.read_text(encoding="utf-8"))
-    assert [name for name, _ in told] == ["benchmarks/paper_digits_linf.yaml"]
+    commands = re.findall(r"#   ct-harness run (\S+) (--set .*)", file.read_text(encoding="utf-8"))
+    assert [name for name, _ in commands] == ["benchmarks/paper_digits_linf.yaml"]
     less = ["dataset.per_class=2", "steering.beta=0.8", "threat.attack={stages: [apgd-ce], iterations: 3}",
             "executor={kind: inline}", "search={kind: full}"]  # fmt: skip
     sets = [word for key in less for word in ("--set", key)]
     assert command("run", str(file), *sets).code == 0
-    assert command("run", str(file), *sets, *told[0][1].split()).code == 0
+    assert command("run", str(file), *sets, *commands[0][1].split()).code == 0
     assert sorted(path.name for path in (here / "leaderboards").glob("*[lf].csv")) == [
         "paper_digits_linf.csv", "paper_digits_linf_pixel.csv",
     ]  # fmt: skip

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
-from conftest import Ended
 from helpers import boards
+from helpers.commands import Command
 
 from harness.checks import zoo_coverage
 from harness.checks.zoo_coverage import Audit
@@ -117,7 +116,7 @@ def test_a_folder_without_boards_is_refused(tmp_path: Path, there: bool) -> None
     if there:
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty/x.outcomes.csv").write_text("")
-    with pytest.raises(LeaderboardError, match=r"empty: expected leaderboards \(\*\.csv\), found none; name"):
+    with pytest.raises(LeaderboardError, match=r"empty: .*\*\.csv.*found none.*`ct-harness run`"):
         site.build(tmp_path / "empty", tmp_path / "site")
     assert not (tmp_path / "site").exists()
 
@@ -132,14 +131,14 @@ def test_a_file_that_is_not_what_its_name_says_is_named_and_nothing_is_written(
     assert str(raised.value).startswith(f"{folder / name}: not a")
     assert not (tmp_path / "site").exists()
     if name == "other.csv":
-        assert str(raised.value).endswith(f"; take the file out of {folder}, or run its benchmark again")
+        assert f"take the file out of {folder}" in str(raised.value)
 
 
 # --- the command ---
 
 
 def test_site_writes_the_folder_and_ends_with_the_codes_of_the_others(
-    command: Callable[..., Ended], here: Path, folder: Path
+    command: Command, here: Path, folder: Path
 ) -> None:
     shutil.copytree(folder, here / "boards")
     ended = command("site", "boards", "-o", "out")

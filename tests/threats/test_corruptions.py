@@ -223,8 +223,8 @@ def test_every_corruption_at_every_severity_is_a_stage() -> None:
     [
         ({"corruptions": ["fogg"]}, r"threat\.corruptions: .*'fogg'.*did you mean 'fog'.* known: shot_noise, "),
         ({"corruptions": []}, r"threat\.corruptions: .*at least 1"),
-        ({"severities": [0]}, r"threat\.severities\[0\]: .*equal to 1, found 0"),
-        ({"severities": [6]}, r"threat\.severities\[0\]: .*equal to 5, found 6"),
+        ({"severities": [0]}, r"threat\.severities\[0\]: .*at least 1, found 0"),
+        ({"severities": [6]}, r"threat\.severities\[0\]: .*at most 5, found 6"),
         ({"source": "official"}, r"threat\.source: .*'CIFAR-10-C'.*'generated', found 'official'"),
         ({"kind": "corruptions_3d", "source": "generated"}, r"threat\.source: .*'ImageNet-3DCC', found 'generated'"),
         ({"kind": "corruptions_3d", "corruptions": ["fog"]}, r"threat\.corruptions: .*'fog'.*did you mean 'fog_3d'"),
