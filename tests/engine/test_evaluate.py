@@ -1,17 +1,23 @@
 """Scores against closed forms and against AutoAttack itself."""
 
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
 import numpy as np
 import pytest
 import torch
 from pyautoattack import AutoAttack
-from torch import nn
+from torch import Tensor, nn
 
 from harness.api.dataset import Dataset, Source
-from harness.api.model import Model
+from harness.api.model import Model, Scorable
 from harness.api.records import BASELINE, Batch, Preprocessing, Steering
-from harness.api.work import Shard, Task
+from harness.api.threat import Threat
+from harness.api.work import Outcome, Shard, Task
 from harness.datasets.digits import Digits
-from harness.engine.evaluate import evaluate, source
+from harness.engine.evaluate import evaluate
+from harness.engine.images import source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.errors import InvalidAdversary, ModelError
@@ -27,7 +33,7 @@ CLASSES, SIDE = 4, 6
 class Affine(nn.Module):
     """Logits W·x + b with a ReLU that never acts, x ≥ 0 in pixel space: affine, and yet with something to steer."""
 
-    def __init__(self, seed=0):
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.head = nn.Linear(SIDE * SIDE, CLASSES)
@@ -36,19 +42,20 @@ class Affine(nn.Module):
             self.head.weight.copy_(weight - weight.mean(1, keepdim=True))  # uniform grey is on every boundary
             self.head.bias.zero_()
 
-    def forward(self, x):
-        return self.head(torch.relu(x.flatten(1)))
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.relu(x.flatten(1)))
+        return logits
 
 
 class AffineModel(Model):
-    kind = "affine"
+    kind: ClassVar[str] = "affine"
     seed: int = 0
 
     @property
-    def label(self):
+    def label(self) -> str:
         return "affine"
 
-    def load(self, *, offline=False):
+    def load(self, *, offline: bool = False) -> Scorable:
         network = Affine(self.seed).eval()
         return Loaded(network, sha256_of_weights(network))
 
@@ -56,41 +63,43 @@ class AffineModel(Model):
 class Middle(Source):
     """Images around ½, far enough from the box that it never binds, with the labels that a network gives them."""
 
-    def __init__(self, network, n):
+    def __init__(self, network: nn.Module, n: int) -> None:
         generator = torch.Generator().manual_seed(1)
         self.x = 0.4 + 0.2 * torch.rand(n, 1, SIDE, SIDE, generator=generator)
         with torch.no_grad():
             self.y = network(self.x).argmax(1)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.x)
 
-    def read(self, indices):
+    def read(self, indices: tuple[int, ...]) -> Batch:
         chosen = torch.tensor(indices)
         return Batch(self.x[chosen], self.y[chosen], chosen)
 
 
 class MiddleData(Dataset):
-    kind = "middle"
+    kind: ClassVar[str] = "middle"
     size: int = 40
 
-    def open(self, *, offline=False):
+    def open(self, *, offline: bool = False) -> Source:
         return Middle(Affine().eval(), self.size)
 
 
-def play(chain):
-    """All stages of a lane: the scores, and the outcome of each stage."""
-    outcomes = []
+def score(
+    model: Model, dataset: Dataset, threat: Threat, images: tuple[int, ...], steering: Steering = BASELINE
+) -> tuple[np.ndarray, np.ndarray, list[Outcome], TrialChain]:
+    """Run all stages: which images are right [n], which robust [n], and the outcome of each stage."""
+    weights = model_session(model, "cpu", False).loaded.sha256
+    task = Task(model.label, model, dataset, threat, 0, "cpu", weights)
+    chain = TrialChain(task, steering, Shard(images, str(images[0])))
+    outcomes: list[Outcome] = []
     while cell := chain.next([outcome.values for outcome in outcomes]):
         outcomes.append(evaluate(cell))
-    return chain.bounds([outcome.values for outcome in outcomes]), outcomes
+    clean, robust = chain.bounds([outcome.values for outcome in outcomes])
+    return clean, robust, outcomes, chain
 
 
-def task(model, dataset, threat, seed=0):
-    return Task(model.label, model, dataset, threat, seed, "cpu", model_session(model, "cpu", False).loaded.sha256)
-
-
-def exact_radius(x, y, weight, bias, order):
+def exact_radius(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, order: str) -> Tensor:
     """The distance to the nearest boundary, min over classes of margin / dual norm of the difference of weights."""
     logits = x.flatten(1).double() @ weight.double().T + bias.double()
     radius = torch.full((len(x),), torch.inf, dtype=torch.float64)
@@ -104,13 +113,14 @@ def exact_radius(x, y, weight, bias, order):
 
 @pytest.mark.parametrize("beta", [1.0, 0.0])
 @pytest.mark.parametrize(("cls", "eps"), [(Linf, 0.0045), (L2, 0.02), (L1, 0.1)])
-def test_linear_network_has_its_exact_robust_accuracy(cls, eps, beta):
+def test_linear_network_has_its_exact_robust_accuracy(cls: type[Lp], eps: float, beta: float) -> None:
     """β = 1: affine where x ≥ 0. β = 0, c = 1: φ(x) = x/2, affine everywhere, so the radius is that of W/2."""
-    threat = cls.model_validate({"eps": eps, "attack": {"stages": ["apgd-ce", "apgd-t", "fab-t", "square"]}})
-    data, model = MiddleData(), AffineModel()
+    attack = {"stages": ["apgd-ce", "apgd-t", "fab-t", "square"], "queries": 500}
+    threat = cls.model_validate({"eps": eps, "attack": attack})
+    data = MiddleData()
     images = tuple(range(data.size))
     steering = BASELINE if beta == 1.0 else Steering(beta, 1.0)
-    (clean, robust), _ = play(TrialChain(task(model, data, threat), steering, Shard(images, "")))
+    clean, robust, _, _ = score(AffineModel(), data, threat, images, steering)
     batch = data.open().read(images)
     network = Affine()
     scale = 1.0 if beta == 1.0 else 0.5
@@ -123,40 +133,41 @@ def test_linear_network_has_its_exact_robust_accuracy(cls, eps, beta):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steering", [BASELINE, Steering(0.8)])
-def test_agrees_with_autoattack_run_directly(steering):
-    """The same images are lost, batch by batch, at the same seed; and stage by stage."""
+@pytest.mark.parametrize(
+    ("steering", "images"), [(BASELINE, tuple(range(20))), (Steering(0.8), tuple(range(20, 40)))], ids=["1", "0.8"]
+)
+def test_agrees_with_autoattack_run_directly(steering: Steering, images: tuple[int, ...]) -> None:
+    """The same images are lost, at the same seed; and stage by stage."""
     threat, model, data = Linf(eps=0.1), Demo(name="digits_plain"), Digits()
-    for images in (tuple(range(10)), tuple(range(10, 20))):
-        chain = TrialChain(task(model, data, threat), steering, Shard(images, str(images[0])))
-        (_, robust), outcomes = play(chain)
-        batch = source(data, Preprocessing(), False).read(images)
-        network = model_session(model, "cpu", False).steered(steering, batch.x[:1])
-        seed = chain.next([]).seed
-        with reproducible():
-            tool = AutoAttack(network, norm="Linf", eps=0.1, seed=seed, device="cpu")
-            adversarial, _ = tool.run_standard_evaluation(batch.x, batch.y, batch_size=len(images))
-            survived = network(adversarial).argmax(1) == batch.y
-        assert np.array_equal(robust > 0, survived.numpy())
-        assert 0 < survived.sum() < len(images)
-        found = {
-            i: x
-            for o in outcomes
-            if o.adversaries
-            for x, i in zip(o.adversaries.images, o.adversaries.indices, strict=True)
-        }
-        for position, image in enumerate(images):
-            if image in found:
-                assert torch.equal(found[image], adversarial[position])
+    _, robust, outcomes, chain = score(model, data, threat, images, steering)
+    batch = source(data, Preprocessing(), False).read(images)
+    network = model_session(model, "cpu", False).steered(steering, batch.x[:1])
+    first = chain.next([])
+    assert first is not None
+    with reproducible():
+        tool = AutoAttack(network, norm="Linf", eps=0.1, seed=first.seed, device="cpu")
+        adversarial, _ = tool.run_standard_evaluation(batch.x, batch.y, batch_size=len(images))
+        survived = network(adversarial).argmax(1) == batch.y
+    assert np.array_equal(robust > 0, survived.numpy())
+    assert 0 < survived.sum() < len(images)
+    found = {
+        number: image
+        for outcome in outcomes
+        if outcome.adversaries
+        for image, number in zip(outcome.adversaries.images, outcome.adversaries.indices, strict=True)
+    }
+    assert found
+    for number, image in found.items():
+        assert torch.equal(image, adversarial[images.index(number)])
 
 
-def test_survivors_alone_are_attacked_and_kept_images_fool_the_network():
+def test_survivors_alone_are_attacked_and_kept_images_fool_the_network() -> None:
     threat = Linf.model_validate({"eps": 0.1, "attack": {"stages": ["apgd-ce", "square"], "queries": 200}})
     model, data, images = Demo(name="digits_plain"), Digits(), tuple(range(30))
-    (clean, robust), outcomes = play(TrialChain(task(model, data, threat), BASELINE, Shard(images, "")))
+    clean, robust, outcomes, _ = score(model, data, threat, images)
     network = model_session(model, "cpu", False).loaded.network
     batch = source(data, Preprocessing(), False).read(images)
-    lost = set()
+    lost: set[int] = set()
     for outcome in outcomes:
         if outcome.adversaries is None:
             continue
@@ -172,15 +183,15 @@ def test_survivors_alone_are_attacked_and_kept_images_fool_the_network():
 class Cheating(Lp):
     """Returns whatever it is told to, in or out of the ball."""
 
-    kind = "cheating"
-    norm = "Linf"
+    kind: ClassVar[str] = "cheating"
+    norm: ClassVar[Literal["Linf"]] = "Linf"
     how: str
 
     @property
-    def stages(self):
+    def stages(self) -> tuple[str, ...]:
         return ("cheat",)
 
-    def perturb(self, stage, network, batch, seed):
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
         x = batch.x.clone()
         if self.how == "far":
             return (x + 0.2).clamp(0, 1)
@@ -195,52 +206,48 @@ class Cheating(Lp):
         return x
 
 
+def cheat(how: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+    threat = Cheating(eps=0.1, how=how)
+    clean, robust, _, _ = score(Demo(name="digits_plain"), Digits(), threat, tuple(range(n)))
+    return clean, robust
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
         ("far", r"Linf distance 0\.2 where eps is 0\.1"),
         ("outside", r"pixels in \[-0\.05, .*\], not \[0, 1\]"),
         ("nan", "NaN or infinite pixels"),
-        ("shape", "returned"),
+        ("shape", r"images of shape \[2, 1, 4, 8\] for \[2, 1, 8, 8\]"),
     ],
 )
-def test_invalid_adversaries_are_never_scored(how, message):
-    chain = TrialChain(
-        task(Demo(name="digits_plain"), Digits(), Cheating(eps=0.1, how=how)), BASELINE, Shard((0, 1), "")
-    )
+def test_invalid_adversaries_are_never_scored(how: str, message: str) -> None:
     with pytest.raises(InvalidAdversary, match=message) as caught:
-        play(chain)
+        cheat(how, 2)
     assert caught.value.flag == "invalid"
 
 
-def test_an_image_that_fools_nobody_is_not_lost():
+def test_an_image_that_fools_nobody_is_not_lost() -> None:
     """The attack claims nothing; the harness asks the network."""
-    chain = TrialChain(
-        task(Demo(name="digits_plain"), Digits(), Cheating(eps=0.1, how="nothing")), BASELINE, Shard((0, 1, 2), "")
-    )
-    (clean, robust), _ = play(chain)
+    clean, robust = cheat("nothing", 3)
     assert np.array_equal(clean, robust)
 
 
-def test_rounding_is_forgiven():
-    play(
-        TrialChain(
-            task(Demo(name="digits_plain"), Digits(), Cheating(eps=0.1, how="rounding")), BASELINE, Shard((0,), "")
-        )
-    )
+def test_rounding_is_forgiven() -> None:
+    cheat("rounding", 1)
 
 
 class Odd(Model):
     """A network with one fault."""
 
-    kind = "odd"
+    kind: ClassVar[str] = "odd"
     fault: str
 
     @property
-    def label(self):
+    def label(self) -> str:
         return self.fault
 
-    def load(self, *, offline=False):
+    def load(self, *, offline: bool = False) -> Scorable:
         network = Demo(name="digits_plain").load().network
         wrapped = OddNetwork(network, self.fault).eval()
         if self.fault == "training":
@@ -249,12 +256,12 @@ class Odd(Model):
 
 
 class OddNetwork(nn.Module):
-    def __init__(self, network, fault):
+    def __init__(self, network: nn.Module, fault: str) -> None:
         super().__init__()
         self.network, self.fault = network, fault
 
-    def forward(self, x):
-        logits = self.network(x)
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
         if self.fault == "nan":
             return logits / 0 * 0
         if self.fault == "probabilities":
@@ -264,6 +271,9 @@ class OddNetwork(nn.Module):
         if self.fault == "shape":
             return logits[None]
         return logits + 0.01 * torch.randn_like(logits) if self.fault == "randomized" else logits
+
+
+BRIEF = {"stages": ["apgd-ce"], "iterations": 2}
 
 
 @pytest.mark.parametrize(
@@ -276,20 +286,20 @@ class OddNetwork(nn.Module):
         ("training", "training mode"),
     ],
 )
-def test_networks_that_cannot_be_scored(fault, message):
-    threat = Linf.model_validate({"eps": 0.1, "attack": {"stages": ["apgd-ce"], "iterations": 2}})
+def test_networks_that_cannot_be_scored(fault: str, message: str) -> None:
+    threat = Linf.model_validate({"eps": 0.1, "attack": BRIEF})
     with pytest.raises(ModelError, match=message):
-        play(TrialChain(task(Odd(fault=fault), Digits(), threat), BASELINE, Shard(tuple(range(20)), "")))
+        score(Odd(fault=fault), Digits(), threat, tuple(range(20)))
 
 
-def test_a_randomised_network_is_flagged_and_an_honest_one_is_not():
-    threat = Linf.model_validate({"eps": 0.1, "attack": {"stages": ["apgd-ce"], "iterations": 2}})
-    for model, flags in ((Odd(fault="randomized"), {"randomized"}), (Odd(fault="none"), set())):
-        _, outcomes = play(TrialChain(task(model, Digits(), threat), BASELINE, Shard(tuple(range(20)), "")))
+def test_a_randomised_network_is_flagged_and_an_honest_one_is_not() -> None:
+    threat = Linf.model_validate({"eps": 0.1, "attack": BRIEF})
+    for fault, flags in (("randomized", {"randomized"}), ("none", set())):
+        _, _, outcomes, _ = score(Odd(fault=fault), Digits(), threat, tuple(range(20)))
         assert {flag for outcome in outcomes for flag in outcome.flags} == flags
 
 
-def test_few_classes_are_flagged_and_the_targets_fitted():
+def test_few_classes_are_flagged_and_the_targets_fitted() -> None:
     threat = Linf.model_validate({"eps": 0.02, "attack": "standard"})
-    _, outcomes = play(TrialChain(task(AffineModel(), MiddleData(), threat), BASELINE, Shard(tuple(range(3)), "")))
+    _, _, outcomes, _ = score(AffineModel(), MiddleData(), threat, tuple(range(3)))
     assert "few_classes" in outcomes[0].flags

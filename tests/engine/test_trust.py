@@ -1,12 +1,24 @@
 """Planted faults raise their own flag, and honest networks none."""
 
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from harness.api.model import Model
+from harness.api.model import Model, Scorable
+from harness.api.records import Coverage, FamilyName, Sites, Steering
+from harness.api.work import Cell, Outcome
 from harness.config.benchmark import parse_benchmark
 from harness.datasets.digits import Digits
+from harness.engine.evaluate import evaluate
+from harness.executors.local import Local
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded
 from harness.pipeline import run
@@ -17,23 +29,26 @@ class Rounded(torch.autograd.Function):
     """Quantised to steps of ¼: a gradient of zero everywhere."""
 
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return (4 * x).round() / 4
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return torch.zeros_like(gradient)
 
 
+def rounded(x: Tensor) -> Tensor:
+    result: Tensor = Rounded.apply(x)
+    return result
+
+
 class Planted(nn.Module):
-    def __init__(self, fault):
+    def __init__(self, fault: str) -> None:
         super().__init__()
         self.network, self.fault = Demo(name="digits_plain").load().network, fault
 
-    def forward(self, x):
-        if self.fault == "quantised":
-            return self.network(Rounded.apply(x))
-        logits = self.network(x)
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(rounded(x) if self.fault == "quantised" else x)
         if self.fault == "saturated":
             return 1000 * logits
         if self.fault == "detached":
@@ -44,57 +59,59 @@ class Planted(nn.Module):
 
 
 class PlantedModel(Model):
-    kind = "planted"
+    kind: ClassVar[str] = "planted"
     fault: str
 
     @property
-    def label(self):
+    def label(self) -> str:
         return self.fault
 
-    def load(self, *, offline=False):
+    def load(self, *, offline: bool = False) -> Scorable:
         network = Planted(self.fault).eval()
         return Loaded(network, sha256_of_weights(network))
 
 
-def board(models, tmp_path, attack, n=40, beta=(0.8,), **more):
-    return run(
-        parse_benchmark({
-            "name": "trust",
-            "models": models,
-            "dataset": Digits(n=n),
-            "threat": {"kind": "Linf", "eps": 0.1, "attack": attack},
-            "steering": {"beta": list(beta)},
-            "executor": {"kind": "local", "workers": 1},
-            "batch_size": n,
-        } | more),
-        runs=tmp_path,
-    )  # fmt: skip
+def board(models: list[Any], runs: Path, attack: dict[str, Any], **changes: Any) -> pd.DataFrame:
+    benchmark = {
+        "name": "trust",
+        "models": models,
+        "dataset": Digits(n=40),
+        "threat": {"kind": "Linf", "eps": 0.1, "attack": attack},
+        "steering": {"beta": 0.8},
+        "executor": {"kind": "local", "workers": 1},
+        "batch_size": 40,
+    } | changes
+    return run(parse_benchmark(benchmark), runs=runs)
+
+
+def row(table: pd.DataFrame, beta: float) -> pd.Series[Any]:
+    return table[(table["beta"] == beta) & (table["status"] == "ok")].iloc[0]
+
+
+def flags(row: pd.Series[Any]) -> set[str]:
+    return set(str(row["flags"]).split(";"))
 
 
 BRIEF = {"stages": ["apgd-ce", "apgd-t", "square"], "iterations": 10, "queries": 150}
 
 
-@pytest.fixture
-def in_process(monkeypatch):
-    """Test-only models live in this module, which a worker process could not import."""
-    from concurrent.futures import Future
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of this module are scored here: a worker process could not import them."""
 
-    from harness.engine.evaluate import evaluate
-    from harness.executors.local import Local
-
-    def submit(self, cell):
-        promise = Future()
+    def submit(self: Local, cell: Cell) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
         try:
-            promise.set_result(evaluate(cell))
+            future.set_result(evaluate(cell))
         except Exception as error:
-            promise.set_exception(error)
-        return promise
+            future.set_exception(error)
+        return future
 
     monkeypatch.setattr(Local, "submit", submit)
 
 
 @pytest.mark.parametrize(
-    ("fault", "flags"),
+    ("fault", "expected"),
     [
         ("quantised", {"zero_gradient", "large_eps", "square"}),
         ("saturated", {"zero_gradient"}),
@@ -102,88 +119,79 @@ def in_process(monkeypatch):
         ("randomised", {"randomized"}),
     ],
 )
-def test_a_planted_fault_raises_its_flag(fault, flags, tmp_path, in_process):
+def test_a_planted_fault_raises_its_flag(fault: str, expected: set[str], tmp_path: Path) -> None:
     table = board([PlantedModel(fault=fault)], tmp_path, BRIEF)
-    assert table.status.isin(["ok", "selected"]).all(), table.status.tolist()
-    baseline = table[(table.beta == 1) & (table.status == "ok")].iloc[0]
-    assert flags <= set(baseline["flags"].split(";"))
+    assert table["status"].isin(["ok", "selected"]).all(), table["status"].tolist()
+    assert expected <= flags(row(table, 1))
 
 
-def test_probabilities_are_refused_and_flagged(tmp_path, in_process):
+def test_probabilities_are_refused_and_flagged(tmp_path: Path) -> None:
     table = board([PlantedModel(fault="probabilities"), Demo(name="digits_plain")], tmp_path, BRIEF)
-    row = table[table.model == "probabilities"].iloc[0]
-    assert row.status.startswith("failed: it yields probabilities, not logits")
-    assert row["flags"] == "probabilities"
-    assert (table[table.model == "digits_plain"].status != "failed").all()
+    refused = table[table["model"] == "probabilities"].iloc[0]
+    assert str(refused["status"]).startswith("failed: ")
+    assert "probabilities, not logits" in refused["status"]
+    assert refused["flags"] == "probabilities"
+    assert not table[table["model"] == "digits_plain"]["status"].str.startswith("failed").any()
 
 
-def test_honest_networks_raise_no_flag(tmp_path, in_process):
-    table = board(
-        [{"kind": "demo", "name": name} for name in ("digits_plain", "digits_robust")],
-        tmp_path,
-        BRIEF | {"iterations": 50},
-    )
+def test_honest_networks_raise_no_flag(tmp_path: Path) -> None:
+    models = [{"kind": "demo", "name": name} for name in ("digits_plain", "digits_robust")]
+    table = board(models, tmp_path, BRIEF | {"iterations": 50})
     assert set(table["flags"]) == {""}, table[["model", "beta", "flags"]]
 
 
-def test_modules_only_is_flagged_partial(tmp_path, in_process):
+def test_modules_only_is_flagged_partial(tmp_path: Path) -> None:
     table = board([Demo(name="digits_plain")], tmp_path, BRIEF, steering={"beta": 0.8, "sites": "modules"})
-    assert (table.steered < table.sites).all()
+    assert (table["steered"] < table["sites"]).all()
     assert table["flags"].str.contains("partial").all()
 
 
-class Blind(nn.Module):
+class Masked(nn.Module):
     """Hides its gradient when it is steered: what its own attack misses, the baseline's images still fool."""
 
-    def __init__(self):
+    def __init__(self, hides: bool = False) -> None:
         super().__init__()
-        self.network = Demo(name="digits_plain").load().network
-        self.blind = False
+        self.network, self.hides = Demo(name="digits_plain").load().network, hides
 
-    def forward(self, x):
-        return self.network(Rounded.apply(4 * x) / 4 if self.blind else x)
-
-
-class BlindLoaded(Loaded):
-    def steered(self, steering, example=None):
-        network = Blind().eval()
-        network.blind = not steering.is_baseline
-        return network
-
-    def coverage(self, sites, example, family="relu"):
-        return Loaded(self.network.network, "").coverage(sites, example)
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(rounded(4 * x) / 4 if self.hides else x)
+        return logits
 
 
-class BlindModel(Model):
-    kind = "blind"
+class MaskedLoaded(Loaded):
+    def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
+        return Masked(hides=not steering.is_baseline).eval()
+
+    def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
+        return Loaded(self.network.get_submodule("network"), "").coverage(sites, example)
+
+
+class MaskedModel(Model):
+    kind: ClassVar[str] = "masked"
 
     @property
-    def label(self):
-        return "blind"
+    def label(self) -> str:
+        return "masked"
 
-    def load(self, *, offline=False):
-        network = Blind().eval()
-        return BlindLoaded(network, sha256_of_weights(network))
+    def load(self, *, offline: bool = False) -> Scorable:
+        network = Masked().eval()
+        return MaskedLoaded(network, sha256_of_weights(network))
 
 
-def test_replay_catches_an_attack_that_went_blind(tmp_path, in_process):
+def test_replay_catches_an_attack_that_went_blind(tmp_path: Path) -> None:
     """By brute force: every adversarial image of the baseline is shown to the steered network by hand."""
-    from safetensors.torch import load_file
-
-    table = board([BlindModel()], tmp_path, {"stages": ["apgd-ce"], "iterations": 20})
-    steered = table[(table.beta == 0.8) & (table.status == "ok")].iloc[0]
-    baseline = table[(table.beta == 1) & (table.status == "ok")].iloc[0]
-    assert "replay" in steered["flags"].split(";")
-    assert "replay" not in baseline["flags"].split(";")
-    network = Blind().eval()
-    network.blind = True
+    table = board([MaskedModel()], tmp_path, {"stages": ["apgd-ce"], "iterations": 20})
+    steered, baseline = row(table, 0.8), row(table, 1)
+    assert "replay" in flags(steered)
+    assert "replay" not in flags(baseline)
+    network = Masked(hides=True).eval()
     batch = Digits(n=40).open().read(tuple(range(40)))
-    fooled = set()
+    fooled: set[int] = set()
     for file in (tmp_path / "trust" / "adversaries").rglob("*.safetensors"):
         found = load_file(file)
         wrong = network(found["images"]).argmax(1) != batch.y[found["indices"]]
         fooled |= set(found["indices"][wrong].tolist())
     clean = network(batch.x).argmax(1) == batch.y
     expected = sum(bool(ok) and image not in fooled for image, ok in enumerate(clean))
-    assert steered.robust_replay == pytest.approx(expected / 40)
-    assert steered.robust_replay < steered.robust - 0.01
+    assert steered["robust_replay"] == pytest.approx(expected / 40)
+    assert steered["robust_replay"] < steered["robust"] - 0.01
