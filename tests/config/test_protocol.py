@@ -110,7 +110,7 @@ def test_it_stands_beside_no_board_in_pixels(run: Any, command: Any) -> None:
     assert len(found)
     assert found["robust_pp"].isna().all()
     with pytest.raises(LeaderboardError, match=r"^protocol: the committed board has pixel and the benchmark paper"):
-        check(*(Board(board, pd.DataFrame()) for board in boards))
+        check(Board(boards[0], pd.DataFrame()), Board(boards[1], pd.DataFrame()))
 
 
 COLOURED = """
