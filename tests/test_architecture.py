@@ -141,3 +141,18 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+QUESTIONS = {"What", "Which", "Who", "Whose", "Whether", "How", "Where", "Of", "Is", "Are", "If", "As"}
+"""First words of a docstring that is neither a verb nor a noun of the field."""
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    found = []
+    for path in HARNESS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                words = (ast.get_docstring(node) or "").split()
+                if words and words[0].strip("`.,:?") in QUESTIONS:
+                    found.append(f"{path.relative_to(ROOT)}: {getattr(node, 'name', 'module')}: {' '.join(words[:9])}")
+    assert found == []
