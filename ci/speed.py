@@ -84,7 +84,8 @@ class Registered(nn.Module):
             for block in layer:
                 inner = block.bn2(block.conv2(next(relus)(block.bn1(block.conv1(out)))))
                 out = next(relus)(inner + block.shortcut(out))
-        return net.linear(F.avg_pool2d(out, 4).flatten(1))
+        logits: Tensor = net.linear(F.avg_pool2d(out, 4).flatten(1))
+        return logits
 
 
 # --- the sweep ---
@@ -214,7 +215,7 @@ def memory() -> pd.DataFrame:
         for n in (1000, 10_000):
             x = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8)
             with torch.no_grad():
-                y = torch.cat([network(part / 255).argmax(1) for part in x.split(500)])
+                y = torch.cat([network(part / 255).argmax(1) for part in torch.split(x, 500)])
             np.savez(home / "images.npz", x=x.numpy(), y=y.numpy())
             (home / f"memory{n}.yaml").write_text(MEMORY.format(n=n), encoding="utf-8")
             command = [sys.executable, "-m", "harness", "run", f"memory{n}.yaml", "--offline"]

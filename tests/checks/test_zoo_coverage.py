@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,9 @@ def test_a_stopped_survey_goes_on_where_it_was(tmp_path: Path, monkeypatch: Any)
             if entry.name == "c" and asked.count(entry) == 1:
                 raise KeyboardInterrupt
             yield Audit(
-                *entry, builds="yes", applicability="yes, wholly", robustbench=zoo_coverage.version("robustbench")
-            )
+                entry.dataset, entry.threat, entry.name,
+                builds="yes", applicability="yes, wholly", robustbench=version("robustbench"),
+            )  # fmt: skip
 
     monkeypatch.setattr(zoo_coverage, "_audited", audited)
     table = tmp_path / "coverage.csv"

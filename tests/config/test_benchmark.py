@@ -18,7 +18,7 @@ from harness.api import registry
 from harness.config.benchmark import load_benchmark, parse_benchmark
 from harness.config.schema import schema
 from harness.errors import SpecError
-from harness.threats.lp import L1, L2, Linf
+from harness.threats.lp import L1, L2, Linf, Lp
 
 BENCHMARKS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 
@@ -81,6 +81,7 @@ def test_what_may_be_left_out() -> None:
     benchmark = parse_benchmark(good())
     assert (benchmark.seed, benchmark.batch_size, benchmark.device) == (0, 250, "auto")
     assert (benchmark.executor.kind, benchmark.steering.c, benchmark.dataset.n) == ("local", (0.5,), None)
+    assert isinstance(benchmark.threat, Linf)
     assert benchmark.threat.attack == "standard"
 
 
@@ -91,8 +92,10 @@ def test_what_may_be_left_out() -> None:
     ],
 )  # fmt: skip
 def test_eps_is_robustbenchs_where_it_has_one(kind: str, dataset: str, eps: float) -> None:
-    assert parse_benchmark(good(threat={"kind": kind}, dataset={"kind": dataset})).threat.eps == eps
-    assert parse_benchmark(good(threat={"kind": kind, "eps": 0.25}, dataset={"kind": dataset})).threat.eps == 0.25
+    for fields, expected in (({}, eps), ({"eps": 0.25}, 0.25)):
+        threat = parse_benchmark(good(threat={"kind": kind} | fields, dataset={"kind": dataset})).threat
+        assert isinstance(threat, Lp)
+        assert threat.eps == expected
 
 
 def test_eps_on_imagenet_is_robustbenchs() -> None:
@@ -124,6 +127,7 @@ def test_overrides_set_values_deep_in_the_file(tmp_path: Path) -> None:
     assert benchmark.dataset.n == 7
     assert benchmark.models[0].label == "digits_robust"
     assert benchmark.steering.beta == (0.5, 0.7)
+    assert isinstance(benchmark.threat, Linf)
     assert (benchmark.threat.eps, benchmark.threat.stages) == (1 / 255, ("square",))
     assert (benchmark.seed, benchmark.executor.slots) == (3, 2)
 

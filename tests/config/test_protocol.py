@@ -16,7 +16,7 @@ from harness.attacks.autoattack import perturb
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
-from harness.engine.verification import allowed
+from harness.engine.verification import verify
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
 from harness.leaderboard import csv_file, outcomes
 from harness.leaderboard.compare import between
@@ -110,7 +110,7 @@ def test_it_stands_beside_no_board_in_pixels(run: Any, command: Any) -> None:
     assert len(found)
     assert found["robust_pp"].isna().all()
     with pytest.raises(LeaderboardError, match=r"^protocol: the committed board has pixel and the benchmark paper"):
-        check(*(Board(board, pd.DataFrame()) for board in boards))
+        check(Board(boards[0], pd.DataFrame()), Board(boards[1], pd.DataFrame()))
 
 
 COLOURED = """
@@ -176,9 +176,9 @@ def test_normalised_perturbations_leave_the_ball_in_pixels_and_ours_cannot() -> 
     distance = (in_pixels - x).abs().amax().item()
     assert distance > 4 * threat.eps
     with pytest.raises(InvalidAdversary, match=r"Linf distance 0\.\d+ where eps is 0\.0313725"):
-        allowed(threat, x, in_pixels)
+        verify(threat, x, in_pixels)
     ours = perturb("apgd-ce", threat.attack, whole, x, y, norm="Linf", eps=threat.eps, seed=0)
-    allowed(threat, x, ours)
+    verify(threat, x, ours)
     assert (ours - x).abs().amax().item() <= threat.eps * (1 + 1e-5)
 
 
@@ -232,8 +232,8 @@ def test_nan_is_never_scored_here_either() -> None:
     bad: Tensor = x.clone()
     bad[0, 0, 0, 0] = torch.nan
     with pytest.raises(InvalidAdversary, match="NaN"):
-        allowed(Linf(eps=0.1), x, bad, anywhere=True)
-    allowed(Linf(eps=0.1), x, x + 5, anywhere=True)
+        verify(Linf(eps=0.1), x, bad, normalised=True)
+    verify(Linf(eps=0.1), x, x + 5, normalised=True)
 
 
 def test_the_first_of_each_class(paper: pd.DataFrame) -> None:

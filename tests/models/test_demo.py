@@ -92,9 +92,7 @@ def test_chosen_classes_keep_the_order_of_their_images_and_are_numbered_as_given
     assert Digits(classes=(7, 5), n=3).label == "digits 7,5[:3]"
 
 
-@pytest.mark.parametrize(
-    ("classes", "fault"), [([3], "at least 2"), ([3, 10], "at most 9"), ([3, 3], "named twice")]
-)
+@pytest.mark.parametrize(("classes", "fault"), [([3], "at least 2"), ([3, 10], "at most 9"), ([3, 3], "named twice")])
 def test_classes_that_cannot_be_chosen_are_refused(classes: list[int], fault: str) -> None:
     with pytest.raises(SpecError, match=rf"dataset\.classes.*{fault}"):
         build("datasets", {"kind": "digits", "classes": classes}, "dataset")
