@@ -1,11 +1,12 @@
 """The choice of β that is not fooled: by brute force, by invariants, and by simulation."""
 
-import importlib.util
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
+from __future__ import annotations
+
+from types import ModuleType
 
 import numpy as np
 import pytest
+from helpers.packages import script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
@@ -13,9 +14,12 @@ from scipy.stats import binom
 from harness.analysis.selection import CrossValidation, Holdout, InSample, Scored, better, choose, selection_sets
 from harness.api.records import BASELINE, Steering
 
+Table = tuple[list[Scored], np.ndarray, int]
+"""Scores under each steering, labels of the images, and a seed."""
+
 
 @st.composite
-def tables(draw):
+def tables(draw: st.DrawFn) -> Table:
     n = draw(st.integers(10, 40))
     count = draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -28,13 +32,13 @@ def tables(draw):
 
 @settings(deadline=None)
 @given(tables(), st.integers(2, 6))
-def test_each_fold_is_reported_under_the_winner_of_the_others(table, folds):
+def test_each_fold_is_reported_under_the_winner_of_the_others(table: Table, folds: int) -> None:
     grid, labels, seed = table
     choice = choose(CrossValidation(folds=folds), grid, labels, seed)
     assert np.array_equal(choice.reported, np.arange(len(labels)))
     clean, robust = choice.scores(grid)
     for steering, part in zip(choice.chosen, choice.parts, strict=True):
-        others = [image for image in range(len(labels)) if image not in part]
+        others = np.setdiff1d(np.arange(len(labels)), part)
         best = max(
             grid,
             key=lambda scored: (
@@ -50,7 +54,7 @@ def test_each_fold_is_reported_under_the_winner_of_the_others(table, folds):
 
 
 @given(tables(), st.integers(2, 6))
-def test_folds_are_fixed_by_the_seed_stratified_and_blind_to_outcomes(table, folds):
+def test_folds_are_fixed_by_the_seed_stratified_and_blind_to_outcomes(table: Table, folds: int) -> None:
     _, labels, seed = table
     sets = selection_sets(CrossValidation(folds=folds), labels, seed)
     again = selection_sets(CrossValidation(folds=folds), labels, seed)
@@ -64,7 +68,7 @@ def test_folds_are_fixed_by_the_seed_stratified_and_blind_to_outcomes(table, fol
 
 
 @given(tables(), st.floats(0.2, 0.8))
-def test_holdout_reports_only_images_it_did_not_choose_on(table, share):
+def test_holdout_reports_only_images_it_did_not_choose_on(table: Table, share: float) -> None:
     grid, labels, seed = table
     ((chosen_on, reported),) = selection_sets(Holdout(share=share), labels, seed)
     assert sorted([*chosen_on, *reported]) == list(range(len(labels)))
@@ -75,33 +79,30 @@ def test_holdout_reports_only_images_it_did_not_choose_on(table, share):
     assert np.array_equal(choice.reported, reported)
 
 
-def test_in_sample_is_the_best_row():
+def test_in_sample_is_the_best_row() -> None:
     rng = np.random.default_rng(0)
     grid = [Scored(Steering(b), np.ones(50), rng.integers(0, 2, 50).astype(float)) for b in (1.0, 0.9, 0.8)]
     choice = choose(InSample(), grid, np.zeros(50), 0)
     assert choice.chosen == (min(grid, key=better).steering,)
 
 
-def test_ties_go_to_the_baseline():
+def test_ties_go_to_the_baseline() -> None:
     same = np.array([1.0, 0, 1, 1, 0, 1])
     grid = [Scored(Steering(b), np.ones(6), same) for b in (0.5, 0.9)] + [Scored(BASELINE, np.ones(6), same)]
     assert set(choose(CrossValidation(folds=3), grid, np.zeros(6), 0).chosen) == {BASELINE}
 
 
 @pytest.fixture(scope="module")
-def simulation():
-    loader = SourceFileLoader("simulate", str(Path(__file__).parents[2] / "ci" / "simulate.py"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("simulate", loader))
-    loader.exec_module(module)
-    return module
+def simulation() -> ModuleType:
+    return script("simulate")
 
 
 @pytest.mark.slow
-def test_without_an_effect_the_headline_seldom_claims_one(simulation):
+def test_without_an_effect_the_headline_seldom_claims_one(simulation: ModuleType) -> None:
     """At 5 %, at most 5 % of the tables within the binomial 99 % bound; the best of the grid far more often."""
-    tables = 150
-    found = simulation.simulate(tables, effect=0.0, seed=1)
-    for name in ("selected, cross_validation: 5", "selected, holdout: 0.5"):
+    tables, honest = 150, ("selected, cross_validation: 5", "selected, holdout: 0.5")
+    found = simulation.simulate(tables, 0.0, 1, (*honest, "best of the grid, in-sample"))
+    for name in honest:
         assert found[name][0] <= binom.ppf(0.99, tables, 0.05)
         assert abs(found[name][1]) < 0.5
     assert found["best of the grid, in-sample"][0] > binom.ppf(0.999, tables, 0.05)
@@ -109,9 +110,9 @@ def test_without_an_effect_the_headline_seldom_claims_one(simulation):
 
 
 @pytest.mark.slow
-def test_a_true_effect_of_three_points_is_found_as_often_as_when_beta_was_known(simulation):
+def test_a_true_effect_of_three_points_is_found_as_often_as_when_beta_was_known(simulation: ModuleType) -> None:
     tables = 100
-    found = simulation.simulate(tables, effect=3.0, seed=2)
+    found = simulation.simulate(tables, 3.0, 2, ("a β fixed beforehand", "selected, cross_validation: 5"))
     known = found["a β fixed beforehand"][0] / tables
     assert found["selected, cross_validation: 5"][0] / tables > known - 0.15
     assert 2.0 < found["selected, cross_validation: 5"][1] < 4.0

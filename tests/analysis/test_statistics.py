@@ -1,5 +1,7 @@
 """Against published numbers, other libraries and brute force."""
 
+from __future__ import annotations
+
 import math
 from itertools import product
 
@@ -17,31 +19,31 @@ counts = st.integers(0, 40)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_statsmodels(pair):
+def test_wilson_is_statsmodels(pair: tuple[int, int]) -> None:
     successes, n = pair
     assert wilson(successes, n) == pytest.approx(proportion_confint(successes, n, method="wilson"), abs=1e-12)
 
 
 @given(counts, counts)
-def test_mcnemar_is_statsmodels(gained, lost):
+def test_mcnemar_is_statsmodels(gained: int, lost: int) -> None:
     expected = statsmodels_mcnemar([[5, lost], [gained, 5]], exact=True).pvalue if gained + lost else 1.0
     assert mcnemar(gained, lost) == pytest.approx(expected)
 
 
 @given(counts, counts)
-def test_fell_is_the_tail_of_fair_coins(gained, lost):
+def test_fell_is_the_tail_of_fair_coins(gained: int, lost: int) -> None:
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n
     assert fell(gained, lost) == pytest.approx(tail)
 
 
-def test_newcombe_is_the_published_example():
+def test_newcombe_is_the_published_example() -> None:
     """Newcombe 1998, Stat. Med. 17:2635: 36, 12, 2, 0 of 50, method 10."""
     assert newcombe(36, 12, 2, 50) == pytest.approx((0.0569, 0.3404), abs=5e-5)
 
 
 @given(counts, counts, counts, counts)
-def test_newcombe_is_antisymmetric_and_holds_the_difference(both, gained, lost, neither):
+def test_newcombe_is_antisymmetric_and_holds_the_difference(both: int, gained: int, lost: int, neither: int) -> None:
     n = both + gained + lost + neither
     if not n:
         return
@@ -51,7 +53,7 @@ def test_newcombe_is_antisymmetric_and_holds_the_difference(both, gained, lost, 
     assert -1 <= low <= (gained - lost) / n <= high <= 1
 
 
-def test_newcombe_covers():
+def test_newcombe_covers() -> None:
     """The 95 % interval holds the true difference about 95 % of the time, for correlated bits."""
     rng = np.random.default_rng(0)
     hits = 0
@@ -63,15 +65,16 @@ def test_newcombe_covers():
     assert 0.935 <= hits / 2000 <= 0.97
 
 
-def test_paired_on_bits_counts():
+def test_paired_on_bits_counts() -> None:
     first, second = np.array([1, 1, 0, 0, 1.0]), np.array([1, 0, 1, 1, 1.0])
     found = paired(first, second)
-    assert (found.gained, found.lost, found.delta) == (2, 1, pytest.approx(0.2))
+    assert (found.gained, found.lost) == (2, 1)
+    assert found.delta == pytest.approx(0.2)
     assert (found.low, found.high) == newcombe(2, 2, 1, 5)
     assert found.p_value == 1.0
 
 
-def test_the_interval_of_graded_scores_is_a_bootstrap_and_of_bits_wilsons():
+def test_the_interval_of_graded_scores_is_a_bootstrap_and_of_bits_wilsons() -> None:
     values = np.random.default_rng(0).normal(-3.0, 2.0, 400)
     low, high = interval(values, graded=True)
     half = 1.96 * values.std() / 20
@@ -80,7 +83,7 @@ def test_the_interval_of_graded_scores_is_a_bootstrap_and_of_bits_wilsons():
     assert interval(np.array([1.0, 0, 1, 1]), graded=False) == wilson(3, 4)
 
 
-def test_paired_on_graded_scores_is_a_bootstrap():
+def test_paired_on_graded_scores_is_a_bootstrap() -> None:
     rng = np.random.default_rng(0)
     first = rng.integers(0, 6, 400) / 5
     second = np.clip(first + rng.choice([-0.2, 0, 0.2], 400, p=[0.1, 0.6, 0.3]), 0, 1)
@@ -93,7 +96,7 @@ def test_paired_on_graded_scores_is_a_bootstrap():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_by_its_definition(p_values):
+def test_holm_by_its_definition(p_values: list[float]) -> None:
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     running, expected = 0.0, [0.0] * len(p_values)
     for rank, index in enumerate(order):
@@ -104,12 +107,12 @@ def test_holm_by_its_definition(p_values):
 
 @pytest.mark.parametrize("n", [1, 2, 31, 400])
 def test_holm_is_statsmodels_to_the_last_bit(n: int) -> None:
-    p_values = np.random.default_rng(n).beta(0.2, 1, n).round(2)  # many ties, many small
+    p_values = np.random.default_rng(n).beta(0.2, 1, n).round(2).tolist()  # many ties, many small
     assert holm(p_values) == multipletests(p_values, method="holm")[1].tolist()
     assert holm([]) == []
 
 
-def test_unpaired_by_brute_force():
+def test_unpaired_by_brute_force() -> None:
     """Fisher's p: all tables with the same margins that are no likelier than the one seen."""
     a, n_a, b, n_b = 3, 9, 8, 10
     weight = {k: math.comb(n_a, k) * math.comb(n_b, a + b - k) for k in range(n_a + 1) if 0 <= a + b - k <= n_b}
@@ -122,7 +125,7 @@ def test_unpaired_by_brute_force():
     assert high == pytest.approx(delta + math.hypot(second[1] - b / n_b, a / n_a - first[0]))
 
 
-def test_every_small_table_gives_finite_answers():
+def test_every_small_table_gives_finite_answers() -> None:
     for both, gained, lost, neither in product(range(3), repeat=4):
         n = both + gained + lost + neither
         if n:

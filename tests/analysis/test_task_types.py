@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import helpers.transfer as parts
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import install
+from helpers import transfer as oracle
+from helpers.packages import INSTALLED
 from helpers.transfer import by_hand, cross_validated, hidden, toy_board, toy_images, working
 from sklearn.metrics import mean_squared_error, r2_score
 from torch import Tensor, tensor
@@ -20,7 +20,7 @@ from harness import pipeline
 from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired
 from harness.analysis.task_types import TASK_TYPES
-from harness.api.records import Batch
+from harness.api.records import Batch, Target
 from harness.config.benchmark import parse_benchmark
 from harness.datasets.hugging_face import HuggingFace
 from harness.engine import images
@@ -50,24 +50,25 @@ LOGITS = tensor([[2.0, 0.5, -1.0], [0.0, 3.0, 2.0], [1.0, 1.0, 0.0]])
          [2.0, 5.0]),
     ],
 )  # fmt: skip
-def test_by_hand(target: Any, answers: Tensor, y: Tensor, outcome: Any, margin: Any, loss: Any) -> None:
-    question = TASK_TYPES[target]
-    np.testing.assert_allclose(question.outcome(answers, y), outcome, rtol=1e-6)
-    np.testing.assert_allclose(question.margin(answers, y), margin, rtol=1e-6)
-    assert float(question.loss(answers, y)) == pytest.approx(np.mean(loss), rel=1e-6)
-    question.check_answers(answers, y)
+def test_by_hand(target: Target, answers: Tensor, y: Tensor, outcome: Any, margin: Any, loss: Any) -> None:
+    task_type = TASK_TYPES[target]
+    np.testing.assert_allclose(task_type.outcome(answers, y), outcome, rtol=1e-6)
+    np.testing.assert_allclose(task_type.margin(answers, y), margin, rtol=1e-6)
+    assert float(task_type.loss(answers, y)) == pytest.approx(np.mean(loss), rel=1e-6)
+    task_type.check_answers(answers, y)
 
 
 @pytest.mark.parametrize("target", ["class", "attributes", "values"])
-def test_what_was_fitted_and_what_is_scored_are_judged_alike(target: Any) -> None:
-    """The rehearsal judges what scikit-learn predicts, the board what the network yields."""
+def test_what_was_fitted_and_what_is_scored_are_judged_alike(target: Target) -> None:
+    """The training scores judge what scikit-learn predicts, the board what the network yields."""
     drawn = np.random.default_rng(0)
-    features, answers = drawn.normal(size=(40, 5)), {}
-    y = {
+    features = drawn.normal(size=(40, 5))
+    labels: dict[str, np.ndarray] = {
         "class": drawn.integers(0, 3, 40),
         "attributes": drawn.integers(0, 2, (40, 3)),
         "values": drawn.normal(size=(40, 2)).astype(np.float32),
-    }[target]
+    }
+    y = labels[target]
     pipeline = linear_probe.fit_pipeline(features, y, target, 0.5)
     fit = linear_probe.fit_with_C(features, y, target, 0.5)
     answers = torch.from_numpy((features - fit.mean) / fit.scale @ fit.weight.T + fit.bias)
@@ -85,7 +86,7 @@ def test_what_was_fitted_and_what_is_scored_are_judged_alike(target: Any) -> Non
         ("class", (4, 3), tensor([0, 1, 2, 3])),
     ],
 )
-def test_answers_that_do_not_fit_the_labels_are_refused(target: Any, shape: Any, y: Tensor) -> None:
+def test_answers_that_do_not_fit_the_labels_are_refused(target: Target, shape: Any, y: Tensor) -> None:
     with pytest.raises(ModelError, match="the data have"):
         TASK_TYPES[target].check_answers(torch.randn(shape), y)
 
@@ -99,7 +100,7 @@ def test_answers_that_do_not_fit_the_labels_are_refused(target: Any, shape: Any,
         ("attributes", tensor([1]), r"expected .* y int64 \[n, k\]"),
     ],
 )
-def test_labels_that_are_not_what_they_should_be_are_refused(target: Any, y: Tensor, told: str) -> None:
+def test_labels_that_are_not_what_they_should_be_are_refused(target: Target, y: Tensor, told: str) -> None:
     dataset = HuggingFace(path="x", split="test", labels=target)
     with pytest.raises(DataError, match=told):
         images._check(Batch(torch.rand(1, 1, 2, 2), y, tensor([0])), dataset)
@@ -135,8 +136,8 @@ def test_outcomes_come_back_as_they_were_written(values: np.ndarray) -> None:
     np.testing.assert_allclose(robust, expected, rtol=1e-6)
 
 
-def test_of_what_was_given_up_outcomes_are_bounds() -> None:
-    """An attribute board whose steering was given up in the middle of a stage; no bound is NaN."""
+def test_of_what_was_pruned_outcomes_are_bounds() -> None:
+    """An attribute board whose steering was pruned in the middle of a stage; no bound is NaN."""
     values = np.array([0.5, 0.75, np.nan], np.float32)
     rows = [("m", "ct", "0.5", "0.5", stage, outcomes.written(values)) for stage in ("clean", "shade-1")]
     _, robust = outcomes.scores(pd.DataFrame(rows, columns=list(outcomes.COLUMNS)))[RowKey("m", "ct", 0.5, 0.5)]
@@ -145,12 +146,12 @@ def test_of_what_was_given_up_outcomes_are_bounds() -> None:
 
 # --- boards ---
 
-GRADED = ("attributes", "values")
+GRADED: tuple[Target, ...] = ("attributes", "values")
 BETAS = (1.0, 0.9, 0.5, 0.0)
-ORACLES: dict[str, Callable[..., Any]] = {"attributes": parts.one_an_attribute, "values": parts.ridge}
+ORACLES: dict[str, Callable[..., Any]] = {"attributes": oracle.one_an_attribute, "values": oracle.ridge}
 
 
-def labelled(n: int, seed: int, target: str) -> tuple[np.ndarray, np.ndarray]:
+def labelled(n: int, seed: int, target: Target) -> tuple[np.ndarray, np.ndarray]:
     x, _ = toy_images(n, seed)
     drawn = np.random.default_rng(seed)
     lines = np.stack([hidden(x, k) for k in (1, 9)], axis=1) + 0.4 * drawn.normal(size=(n, 2))
@@ -160,26 +161,33 @@ def labelled(n: int, seed: int, target: str) -> tuple[np.ndarray, np.ndarray]:
     return x, (3 * lines + 5).astype(np.float32)
 
 
-def graded(predicted: np.ndarray, y: np.ndarray, target: str) -> np.ndarray:
+def graded(predicted: np.ndarray, y: np.ndarray, target: Target) -> np.ndarray:
     """The outcome of each image."""
-    return (predicted == y).mean(1) if target == "attributes" else -((predicted - y) ** 2).mean(1)
+    outcomes: np.ndarray = (predicted == y).mean(1) if target == "attributes" else -((predicted - y) ** 2).mean(1)
+    return outcomes
 
 
-def hand_C(features: np.ndarray, y: np.ndarray, target: str) -> float:
-    return parts.best({C: float(rehearsal(features, y, target, C).mean()) for C in parts.STRENGTHS})
+def hand_C(features: np.ndarray, y: np.ndarray, target: Target) -> float:
+    return oracle.best({C: float(training_scores(features, y, target, C).mean()) for C in oracle.STRENGTHS})
 
 
-def rehearsal(features: np.ndarray, y: np.ndarray, target: str, C: float) -> np.ndarray:
+def training_scores(features: np.ndarray, y: np.ndarray, target: Target, C: float) -> np.ndarray:
     def out_of_fold(others: np.ndarray, fold: np.ndarray) -> np.ndarray:
         return graded(ORACLES[target](features[others], y[others], C)(features[fold]), y[fold], target)
 
     return cross_validated(y, 5, 0, out_of_fold)
 
 
+Boards = dict[str, tuple[Path, pd.DataFrame]]
+"""Of each target, the working directory of a board, and the board."""
+Expected = dict[str, dict[float, tuple[np.ndarray, float]]]
+"""Of each target and β, the outcomes on test images, and the mean on training images."""
+
+
 @pytest.fixture(scope="module")
-def expected() -> dict[str, dict[float, tuple[np.ndarray, float]]]:
-    """Of each target and β, the outcomes on test images, and the mean on training images; without the harness."""
-    found: dict[str, dict[float, tuple[np.ndarray, float]]] = {}
+def expected() -> Expected:
+    """Computed without the harness."""
+    found: Expected = {}
     for target in GRADED:
         (x, y), (shown, asked) = labelled(60, 0, target), labelled(45, 1, target)
         found[target] = {}
@@ -187,32 +195,23 @@ def expected() -> dict[str, dict[float, tuple[np.ndarray, float]]]:
             features = by_hand(x, beta)
             C = hand_C(features, y, target)
             predicted = ORACLES[target](features, y, C)(by_hand(shown, beta))
-            training_scores = float(rehearsal(features, y, target, C).mean())
-            found[target][beta] = graded(predicted, asked, target), training_scores
+            mean = float(training_scores(features, y, target, C).mean())
+            found[target][beta] = graded(predicted, asked, target), mean
     return found
 
 
-@pytest.fixture(scope="module")
-def graded_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("graded")
-    install(folder, "graded", parts.GRADED_POINTS, graded_parts=parts.GRADED)
-    return folder
-
-
-def set_of(path: str, target: str) -> dict[str, str]:
+def set_of(path: str, target: Target) -> dict[str, str]:
     return {"kind": "graded", "path": path, "labels_are": target}
 
 
 @pytest.fixture(scope="module")
-def boards(
-    tmp_path_factory: pytest.TempPathFactory, site: Path, graded_site: Path
-) -> dict[str, tuple[Path, pd.DataFrame]]:
-    found = {}
+def boards(tmp_path_factory: pytest.TempPathFactory) -> Boards:
+    found: Boards = {}
     for target in GRADED:
         folder = tmp_path_factory.mktemp(target)
         for seed, (name, n) in enumerate((("train", 60), ("test", 45))):
-            parts.save(folder / f"{name}.npz", *labelled(n, seed, target))
-        with working(folder, site, graded_site):
+            oracle.save(folder / f"{name}.npz", *labelled(n, seed, target))
+        with working(folder, INSTALLED):
             model = {
                 "train": set_of("train.npz", target),
                 "methods": ["lora-1", "fine_tuning"],
@@ -252,15 +251,17 @@ def method_of(beta: float) -> str:
 
 
 @pytest.mark.parametrize("target", GRADED)
-def test_every_row_is_what_sklearn_and_numpy_make_of_it(boards: Any, expected: Any, target: str) -> None:
+def test_every_row_is_what_sklearn_and_numpy_make_of_it(boards: Boards, expected: Expected, target: Target) -> None:
     folder, table = boards[target]
     sign = 1 if target == "attributes" else -1
     baseline, _ = expected[target][1.0]
-    kept = outcomes.scores(outcomes.read(folder / "board.csv"))
+    read = outcomes.read(folder / "board.csv")
+    assert read is not None
+    kept = outcomes.scores(read)
     assert set(table["metric"]) == {"mean_accuracy" if target == "attributes" else "mse"}
     for beta in BETAS:
         values, _ = expected[target][beta]
-        row = grid(table).loc[method_of(beta), beta]
+        row = grid(table).xs((method_of(beta), beta))
         assert row["clean"] == row["robust"] == pytest.approx(sign * values.mean(), rel=2e-4, abs=2e-6)
         assert row["delta_pp"] == pytest.approx(100 * sign * (values - baseline).mean(), rel=2e-3, abs=5e-3)
         clean, _ = kept[RowKey("toy", method_of(beta), beta, 0.5)]
@@ -274,7 +275,7 @@ def test_every_row_is_what_sklearn_and_numpy_make_of_it(boards: Any, expected: A
 
 
 @pytest.mark.parametrize("target", GRADED)
-def test_the_board_is_ranked_by_the_metric(boards: Any, target: str) -> None:
+def test_the_board_is_ranked_by_the_metric(boards: Boards, target: Target) -> None:
     """An error is positive, and the smallest is first."""
     _, table = boards[target]
     ranked = grid(table).sort_values("rank")["robust"]
@@ -285,7 +286,7 @@ def test_the_board_is_ranked_by_the_metric(boards: Any, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", GRADED)
-def test_beta_is_chosen_by_the_metric_on_training_images(boards: Any, expected: Any, target: str) -> None:
+def test_beta_is_chosen_by_the_metric_on_training_images(boards: Boards, expected: Expected, target: Target) -> None:
     _, table = boards[target]
     [selected] = table[table["status"] == "selected"].to_dict("records")
     chosen = max(BETAS, key=lambda beta: (round(expected[target][beta][1], 6), beta))
@@ -297,26 +298,26 @@ def test_beta_is_chosen_by_the_metric_on_training_images(boards: Any, expected: 
     assert selected["delta_pp"] == pytest.approx(100 * (gain if target == "attributes" else -gain), rel=2e-3)
 
 
-def test_an_mse_is_sklearns(boards: Any) -> None:
+def test_an_mse_is_sklearns(boards: Boards) -> None:
     """Against the network's own answers, by scikit-learn's own metric; better than always answering the mean."""
     _, table = boards["values"]
     (x, y), (shown, asked) = labelled(60, 0, "values"), labelled(45, 1, "values")
     C = hand_C(by_hand(x), y, "values")
-    predicted = parts.ridge(by_hand(x), y, C)(by_hand(shown))
+    predicted = oracle.ridge(by_hand(x), y, C)(by_hand(shown))
     found = grid(table).loc[("linear_probe", 1.0), "clean"]
     assert found == pytest.approx(mean_squared_error(asked, predicted), rel=2e-4)
     assert r2_score(asked, predicted) > 0.2
 
 
 @pytest.mark.parametrize("target", GRADED)
-def test_a_probe_has_an_answer_for_each_attribute_or_value(boards: Any, target: str) -> None:
+def test_a_probe_has_an_answer_for_each_attribute_or_value(boards: Boards, target: Target) -> None:
     _, table = boards[target]
     width = {"attributes": 3, "values": 2}[target]
-    assert set(grid(table).loc["ct"]["trainable_parameters"]) == {width * (parts.WIDTH + 1)}
+    assert set(grid(table).loc["ct"]["trainable_parameters"]) == {width * (oracle.WIDTH + 1)}
 
 
 @pytest.mark.parametrize("target", GRADED)
-def test_its_numbers_are_sklearns(target: str) -> None:
+def test_its_numbers_are_sklearns(target: Target) -> None:
     x, y = labelled(60, 0, target)
     features = by_hand(x)
     fit = linear_probe.fit(features, y, target, Probing())
@@ -330,10 +331,10 @@ def test_one_value_an_image(tmp_path: Path) -> None:
     """As with one attribute: the labels stay [n, 1], and so do the answers."""
     x, y = labelled(60, 0, "values")
     fit = linear_probe.fit(by_hand(x), y[:, :1], "values", Probing())
-    assert (fit.weight.shape, fit.bias.shape) == ((1, parts.WIDTH), (1,))
+    assert (fit.weight.shape, fit.bias.shape) == ((1, oracle.WIDTH), (1,))
     x, y = labelled(60, 0, "attributes")
     fit = linear_probe.fit(by_hand(x), y[:, :1], "attributes", Probing())
-    assert (fit.weight.shape, fit.bias.shape) == ((1, parts.WIDTH), (1,))
+    assert (fit.weight.shape, fit.bias.shape) == ((1, oracle.WIDTH), (1,))
 
 
 def test_graded_scores_are_compared_image_by_image() -> None:
@@ -351,12 +352,10 @@ def test_graded_scores_are_compared_image_by_image() -> None:
 
 @pytest.mark.parametrize("target", GRADED)
 @pytest.mark.parametrize("search", ["best_first", "full"])
-def test_a_threat_without_an_adversary_is_met(
-    boards: Any, site: Path, graded_site: Path, target: str, search: str
-) -> None:
+def test_a_threat_without_an_adversary_is_met(boards: Boards, target: Target, search: str) -> None:
     """The mean over its degrees, by a network that the harness did not score: whatever the search."""
     folder, _ = boards[target]
-    with working(folder, site, graded_site):
+    with working(folder, INSTALLED):
         benchmark = toy_board(
             name=f"shade-{search}", model={"train": set_of("train.npz", target)}, threat={"kind": "shade"},
             dataset=set_of("test.npz", target), search={"kind": search}, batch_size=20,
@@ -383,17 +382,15 @@ LINF = {"kind": "Linf", "eps": 0.1, "attack": {"stages": ["apgd-ce"], "iteration
 
 
 @pytest.mark.parametrize("target", GRADED)
-def test_attacks_on_anything_but_classes_are_refused_with_a_remedy(
-    site: Path, graded_site: Path, tmp_path: Path, target: str
-) -> None:
-    with working(tmp_path, site, graded_site):
+def test_attacks_on_anything_but_classes_are_refused_with_a_remedy(tmp_path: Path, target: Target) -> None:
+    with working(tmp_path, INSTALLED):
         benchmark = toy_board(dataset=set_of("test.npz", target), threat=LINF)
         with pytest.raises(SpecError, match=rf"Linf makes .* are {target}; use threat: \{{kind: clean\}}"):
             parse_benchmark(benchmark)
 
 
-def test_a_refusal_is_one_line_that_begins_with_its_key(site: Path, graded_site: Path, tmp_path: Path) -> None:
-    with working(tmp_path, site, graded_site):
+def test_a_refusal_is_one_line_that_begins_with_its_key(tmp_path: Path) -> None:
+    with working(tmp_path, INSTALLED):
         benchmark = toy_board(dataset=set_of("test.npz", "values"), threat=LINF)
         with pytest.raises(SpecError) as caught:
             parse_benchmark(benchmark)
@@ -402,11 +399,9 @@ def test_a_refusal_is_one_line_that_begins_with_its_key(site: Path, graded_site:
 
 
 @pytest.mark.parametrize("target", GRADED)
-def test_a_number_of_each_class_is_refused_where_there_are_none(
-    boards: Any, site: Path, graded_site: Path, target: str
-) -> None:
+def test_a_number_of_each_class_is_refused_where_there_are_none(boards: Boards, target: Target) -> None:
     folder, _ = boards[target]
-    with working(folder, site, graded_site):
+    with working(folder, INSTALLED):
         dataset = set_of("test.npz", target) | {"per_class": 3}
         with pytest.raises((DataError, SpecError), match=r"per_class.*give n or indices"):
             pipeline.run(parse_benchmark(toy_board(dataset=dataset, model={"train": set_of("train.npz", target)})))
@@ -416,7 +411,8 @@ def test_a_number_of_each_class_is_refused_where_there_are_none(
 
 
 @pytest.mark.parametrize("target", GRADED)
-def test_a_parquet_file_is_trained_on(tmp_path: Path, monkeypatch: Any, target: str) -> None:
+@pytest.mark.usefixtures("installed")
+def test_a_parquet_file_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -436,11 +432,13 @@ def test_a_parquet_file_is_trained_on(tmp_path: Path, monkeypatch: Any, target: 
     )
     datasets.Dataset.from_dict(table, features=features).to_parquet(folder / "train-00000-of-00001.parquet")
     train = HuggingFace(path=str(folder), split="train", labels=target)
-    backbone = Checkpoint(builder="helpers.networks:colours")
+    backbone = Checkpoint(builder="coloured_networks:pooled")
     loaded = Probe(backbone=backbone, train=train, cache=str(tmp_path / "features")).load(offline=True)
-    assert np.allclose(loaded.training.labels, y)
+    training = loaded.training
+    assert training is not None
+    assert np.allclose(training.labels, y)
     x = torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     answers = loaded.network(x)
     assert answers.shape == (30, 2)
-    assert TASK_TYPES[target].outcome(answers, torch.from_numpy(loaded.training.labels)).mean() > -0.02
-    assert loaded.training.strata.sum() == 0
+    assert TASK_TYPES[target].outcome(answers, torch.from_numpy(training.labels)).mean() > -0.02
+    assert training.strata.sum() == 0

@@ -24,7 +24,8 @@ from harness.models.demo import Demo
 from harness.scheduling.trials import TrialChain
 
 N, BETA = 40, 0.5
-ATTACK = {"stages": ["apgd-ce", "square"], "iterations": 6, "queries": 60}
+STAGES = ["apgd-ce", "square"]
+ATTACK = {"stages": STAGES, "iterations": 6, "queries": 60}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_an_image_is_lost_first_where_an_image_that_fooled_the_baseline_fools(
         expected = network(batch.x).argmax(1) == batch.y
         fooled_any = False
         for key, row in cells(folder.parent).items():
-            if row["identity"]["steering"] != "baseline" or row["identity"]["stage"] not in ATTACK["stages"]:
+            if row["identity"]["steering"] != "baseline" or row["identity"]["stage"] not in STAGES:
                 continue
             path = folder / "adversaries" / key[:2] / f"{key}.safetensors"
             if path.exists():
@@ -85,7 +86,7 @@ def test_an_image_is_lost_first_where_an_image_that_fooled_the_baseline_fools(
 
 def test_what_was_lost_first_stays_lost_and_the_baseline_is_left_alone(answers: dict[str, Any]) -> None:
     (_, plain, _), (_, replayed, _) = answers["without"], answers["with"]
-    for stage in ("clean", *ATTACK["stages"]):
+    for stage in ("clean", *STAGES):
         assert survived(plain, 1.0, stage) == survived(replayed, 1.0, stage)
     assert "replay-first" not in set(plain["stage"])
     candidates = survived(replayed, BETA, "replay-first")
@@ -121,8 +122,8 @@ def test_it_is_the_same_with_two_workers(answers: dict[str, Any]) -> None:
 
 
 def test_best_first_finds_the_same_winner(answers: dict[str, Any]) -> None:
-    candidates = ["beta", "clean", "robust"]
-    winners = [answers[name][0].query("rank == 1")[candidates].to_numpy().tolist() for name in ("with", "best")]
+    columns = ["beta", "clean", "robust"]
+    winners = [answers[name][0].query("rank == 1")[columns].to_numpy().tolist() for name in ("with", "best")]
     assert winners[0] == winners[1]
 
 

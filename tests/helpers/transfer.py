@@ -20,61 +20,11 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 CLASSES = 3
 SIDE, WIDTH = 4, 7
 
-GRADED = '''
-"""A data set whose labels are what it is told they are, and a threat of several degrees."""
-
-from typing import ClassVar
-
-import numpy as np
-import torch
-
-from harness.api.dataset import Dataset, Source
-from harness.api.threat import Threat
-from harness.api.records import Batch, Target
-
-
-class Graded(Dataset, Source):
-    kind: ClassVar[str] = "graded"
-    path: str
-    labels_are: Target
-
-    @property
-    def target(self):
-        return self.labels_are
-
-    def open(self, *, offline=False):
-        return self
-
-    def __len__(self):
-        return len(np.load(self.path)["x"])
-
-    def read(self, indices):
-        with np.load(self.path) as kept:
-            x, y = kept["x"][list(indices)], kept["y"][list(indices)]
-        return Batch(torch.from_numpy(x), torch.from_numpy(y), torch.tensor(indices))
-
-
-class Shade(Threat):
-    kind: ClassVar[str] = "shade"
-    reduction: ClassVar[str] = "mean"
-    stages: ClassVar[tuple[str, ...]] = ("shade-1", "shade-2")
-
-    def perturb(self, stage, network, batch, seed):
-        return batch.x * (1 - int(stage[-1]) / 4)
-'''
-
-GRADED_POINTS = """
-[ct_harness.datasets]
-graded = graded_parts:Graded
-[ct_harness.threats]
-shade = graded_parts:Shade
-"""
-
 
 # --- the toy: a hidden layer of seven ReLUs ---
 
 
-def toy() -> nn.Module:
+def toy() -> nn.Sequential:
     drawn = torch.Generator().manual_seed(5)
     network = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
     with torch.no_grad():
@@ -86,7 +36,7 @@ def toy() -> nn.Module:
 def other_toy() -> nn.Module:
     network = toy()
     with torch.no_grad():
-        network[1].bias += 0.01
+        network.get_parameter("1.bias").add_(0.01)
     return network
 
 
@@ -101,7 +51,8 @@ class _Counted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         SEEN["images"] += len(x) if len(x) > 1 else 0
-        return self.network(x)
+        logits: torch.Tensor = self.network(x)
+        return logits
 
 
 def counted() -> nn.Module:
@@ -118,7 +69,9 @@ class _Forked(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = torch.relu(self.first(x.flatten(1)))
-        return max(self.a(features), self.b(-features), key=lambda answers: answers.shape[1])
+        a, b = self.a(features), self.b(-features)
+        logits: torch.Tensor = a if a.shape[1] >= b.shape[1] else b
+        return logits
 
 
 def forked() -> nn.Module:
@@ -128,9 +81,10 @@ def forked() -> nn.Module:
 def phi(x: np.ndarray, beta: float, c: float = 0.5) -> np.ndarray:
     """Eq. 7 of the paper, in float64."""
     if beta == 1:
-        return np.maximum(x, 0)
+        return x.clip(0)
     gamma = 1 / (1 - beta)
-    return c * x * expit(beta * gamma * x) + (1 - c) * np.logaddexp(0, gamma * x) / gamma
+    values: np.ndarray = c * x * expit(beta * gamma * x) + (1 - c) * np.logaddexp(0, gamma * x) / gamma
+    return values
 
 
 def by_hand(x: np.ndarray, beta: float = 1.0, c: float = 0.5) -> np.ndarray:
@@ -147,10 +101,11 @@ def toy_images(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hidden(x: np.ndarray, seed: int = 2) -> np.ndarray:
-    """A number an image, linear in the toy's features at β = 0.3; of mean 0 and deviation 1."""
+    """Return a number for each image, linear in the toy's features at β = 0.3; of mean 0 and deviation 1."""
     features = by_hand(x, 0.3)
-    line = (features / features.std(0)) @ np.random.default_rng(seed).normal(size=WIDTH)
-    return (line - line.mean()) / line.std()
+    line: np.ndarray = (features / features.std(0)) @ np.random.default_rng(seed).normal(size=WIDTH)
+    line = (line - line.mean()) / line.std()
+    return line
 
 
 def save(path: Path, x: np.ndarray, y: np.ndarray) -> str:
@@ -212,14 +167,14 @@ def ridge(features: np.ndarray, y: np.ndarray, C: float) -> Any:
 
 
 def dealt(y: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
-    """Shuffled, sorted by class, and dealt like cards; classes that are no numbers are all one."""
+    """Shuffle, sort by class, and deal like cards; attributes and values count as one class."""
     shuffled = np.random.default_rng(seed).permutation(len(y))
     ordered = sorted(shuffled, key=lambda i: y[i]) if y.ndim == 1 else list(shuffled)
     return [np.array(sorted(ordered[fold::folds])) for fold in range(folds)]
 
 
 def cross_validated(y: np.ndarray, folds: int, seed: int, graded: Any) -> np.ndarray:
-    """What ``graded(others, fold)`` gives, put together."""
+    """Return the outcome of each image by ``graded(others, fold)`` of its fold."""
     outcomes = np.full(len(y), np.nan)
     for fold in dealt(y, folds, seed):
         outcomes[fold] = graded(np.setdiff1d(np.arange(len(y)), fold), fold)
@@ -234,7 +189,8 @@ def best(means: dict[float, float]) -> float:
 def hand_C(features: np.ndarray, y: np.ndarray, folds: int = 5, seed: int = 0) -> float:
     def mean(C: float) -> float:
         def graded(others: np.ndarray, fold: np.ndarray) -> np.ndarray:
-            return sklearns(features[others], y[others], C).predict(features[fold]) == y[fold]
+            right: np.ndarray = sklearns(features[others], y[others], C).predict(features[fold]) == y[fold]
+            return right
 
         return float(cross_validated(y, folds, seed, graded).mean())
 

@@ -49,7 +49,13 @@ def _as(cls: type[nn.Sequential]) -> nn.Module:
     return network
 
 
-class _Caught(nn.Sequential):
+class _Sequential(nn.Sequential):
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = nn.Sequential.forward(self, x)  # type: ignore[no-untyped-call]
+        return logits
+
+
+class _Caught(_Sequential):
     """On the Ray node that is to be killed it never ends; elsewhere it waits until it has begun there."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,19 +67,17 @@ class _Caught(nn.Sequential):
                 time.sleep(600)
             while not Path("caught").exists():
                 time.sleep(0.02)
-        answer: Tensor = super().forward(x)
-        return answer
+        return self._logits(x)
 
 
 def caught() -> nn.Module:
     return _as(_Caught)
 
 
-class _Slow(nn.Sequential):
+class _Slow(_Sequential):
     def forward(self, x: Tensor) -> Tensor:
         time.sleep(0.1 if _in_worker() else 0)
-        answer: Tensor = super().forward(x)
-        return answer
+        return self._logits(x)
 
 
 def slow() -> nn.Module:
@@ -85,12 +89,11 @@ class _Unpicklable(Exception):
         super().__init__(f"{one} and {two}")
 
 
-class _Raises(nn.Sequential):
+class _Raises(_Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if _in_worker():
             raise _Unpicklable("salt", "pepper")
-        answer: Tensor = super().forward(x)
-        return answer
+        return self._logits(x)
 
 
 def raises() -> nn.Module:
