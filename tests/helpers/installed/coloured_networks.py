@@ -20,6 +20,7 @@ class Coloured(nn.Module):
 
 
 def coloured() -> nn.Module:
+    """On 32×32 pixels, four logits."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Coloured().eval()
