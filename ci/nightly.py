@@ -21,7 +21,7 @@ HELD, REGRESSED, UNDONE = 0, 1, 2
 
 
 def missing(benchmark: Path, overrides: list[str]) -> str | None:
-    """Why the benchmark of a board cannot be run here; None if it can."""
+    """Return why the benchmark of a board cannot be run here; None if it can."""
     if not benchmark.exists():
         return f"no benchmark {benchmark}"
     loaded = load_benchmark(benchmark, overrides)

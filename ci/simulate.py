@@ -90,7 +90,7 @@ def _on(scored: Scored, where: np.ndarray) -> Scored:
 
 Claim = tuple[bool, float]
 Procedure = Callable[[list[Scored], np.ndarray, int], Claim]
-"""Of a table, the labels of its images and a seed."""
+"""Called with a table of scored steerings, the labels of its images and a seed."""
 
 
 def _claim(gain: Paired) -> Claim:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast is the harness, against what one would do without it? Ratios, measured in one run, side by side.
+"""Time the harness against what one would do without it: ratios, measured in one run, side by side.
 
 The naive sweep is a script that anyone would write: for each β, registered ReLUs replaced by CT in the formula of the
 paper's code, and the whole of ``pyautoattack.AutoAttack`` on the same images. Beside it the harness, every steering
@@ -93,7 +93,7 @@ class Registered(nn.Module):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of each way.
+    """Images and attack that every way is timed on.
 
     Args:
         data: an .npz of CIFAR-10 images for the ResNet-18 of pyautoattack; None for a demo network on its digits.
@@ -114,7 +114,7 @@ class Question:
 
 
 def benchmark(asked: Question, workers: int, search: str, replay_first: bool = False) -> Benchmark:
-    """The question as the harness is asked it."""
+    """Return the benchmark that asks the harness this question."""
     data, n = asked.data, asked.n
     return parse_benchmark({
         "name": "speed",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import yaml
 from helpers import commands, tiny
-from helpers.commands import Command, Ended, Run, Running, Start, csv_of, untimed
-from helpers.packages import INSTALLED, install, python_path
+from helpers.commands import Command, Ended, Run, Running, Start
+from helpers.packages import INSTALLED, python_path
 from hypothesis import settings
 
 settings.register_profile("no deadline", deadline=None)  # of a busy machine, time says nothing
 settings.load_profile("no deadline")
-__all__ = ["Ended", "Running", "csv_of", "install", "untimed"]  # of tests that import them from here still
 
 
 @pytest.fixture(scope="session")
@@ -103,24 +102,3 @@ def resumed(here: Path, computed: Path) -> Path:
     shutil.copytree(computed / "runs", here / "runs")
     shutil.copy(computed / "first.csv", here / "first.csv")
     return here
-
-
-# --- of tests that ask for a function as a fixture still ---
-
-
-@pytest.fixture
-def mapping() -> Callable[..., dict[str, Any]]:
-    """See `tiny.mapping`."""
-    return tiny.mapping
-
-
-@pytest.fixture
-def rows() -> Callable[..., dict[str, dict[str, Any]]]:
-    """See `commands.cells`."""
-    return commands.cells
-
-
-@pytest.fixture(name="untimed")
-def untimed_fixture() -> Callable[[str], list[str]]:
-    """See `commands.untimed`."""
-    return untimed

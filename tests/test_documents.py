@@ -332,11 +332,11 @@ def own_network(folder: Folder) -> dict[str, Any]:
     (model,) = benchmark["models"]
     mean, std = (torch.tensor(model[key]).view(3, 1, 1) for key in ("mean", "std"))
     torch.manual_seed(0)
-    sys.path.append(str(folder.path))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder.path))
+        patch.delitem(sys.modules, "my_networks", raising=False)  # another test's
         network = importlib.import_module("my_networks").cnn().eval()
-    finally:
-        sys.path.remove(str(folder.path))
+        del sys.modules["my_networks"]
     with torch.no_grad():
         network[-1].weight.mul_(20)
         network[-1].bias.zero_()

@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 """Tolerance, in images, for rounding in float32 sums of graded scores."""
 
 Sets = Sequence[tuple[np.ndarray, np.ndarray]]
-"""For each fold, the positions of the images that β is chosen on, and of those it is reported on."""
+"""Positions of the images that β is chosen on and of those it is reported on, for each fold."""
 
 
 def of_procedure(grid: Sequence[Scored], sets: Sets, seed: int) -> Paired:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from harness.errors import HarnessError, NothingToSteer
 
-Level = Literal["ok", "warning", "problem"]
+Severity = Literal["ok", "warning", "problem"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Finding:
 
     check: str
     subject: str
-    level: Level
+    level: Severity
     text: str
     remedy: str = ""
 

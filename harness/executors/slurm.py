@@ -19,7 +19,7 @@ GRACE = 15.0
 
 REMEDY = "raise executor.memory, or lower batch_size"
 
-Count = Annotated[int, Field(strict=True, gt=0)]
+PositiveInt = Annotated[int, Field(strict=True, gt=0)]
 
 
 class Slurm(ClusterExecutor):
@@ -43,9 +43,9 @@ class Slurm(ClusterExecutor):
     package = "submitit"
     location_fields = frozenset({"folder"})
 
-    workers: Count = 16
+    workers: PositiveInt = 16
     partition: Annotated[str, Field(min_length=1)] | None = None
-    time: Count = 60
+    time: PositiveInt = 60
     memory: Annotated[str, Field(pattern=r"^[1-9]\d*[KMGT]$")] = "8G"
     gpus: Annotated[int, Field(strict=True, ge=0)] = 0
     folder: Annotated[str, Field(min_length=1)] = "slurm"

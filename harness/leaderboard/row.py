@@ -40,7 +40,7 @@ Text = Annotated[str, "s"]
 Count = Annotated[int | None, "d"]
 Coordinate = Annotated[float | None, ".6g"]
 Accuracy = Annotated[float | None, ".6f"]
-"""In [0, 1]; where the metric is an error, that error."""
+"""Accuracy in [0, 1]; where the metric is an error, that error."""
 Points = Annotated[float | None, "+.4f"]
 """Percentage points; where the metric is an error, hundredths of it."""
 PValue = Annotated[float | None, ".4g"]

@@ -4,8 +4,8 @@ A classifier of two spirals and a regression of a wave are trained with ReLU, th
 smaller β as any network is; nothing is trained again. Below each picture stands its measured curvature. The idea is
 that of the first figure of the Curvature Tuning paper (arXiv 2502.07783); data, networks and measures are our own.
 
-c is 0.5, as everywhere else in the harness. There, β = 0 is close to linear, but only at c = 1 is it exactly linear; on
-the way to it, near β = 0.9, the curvature at c = 1 first rises above ReLU's.
+c is 0.5, as everywhere else in the harness. There, a network at β = 0 is smooth but not linear: only c = 1 makes it
+linear, and on the way there, near β = 0.9, its curvature first rises above ReLU's.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ ARROW = "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}"
 AT_MOST, AT_LEAST = "≤\N{NO-BREAK SPACE}", "≥\N{NO-BREAK SPACE}"
 """Before a bound."""
 NONE = "–"
-"""In place of a number that there is not."""
+"""Shown in place of a missing number."""
 
 
 def signed(points: float, digits: int = 1) -> str:

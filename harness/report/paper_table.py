@@ -19,7 +19,7 @@ from harness.report.html import render
 
 
 class PaperSetting(NamedTuple):
-    """The question that a board answers, as its columns have it; of the dataset only the name."""
+    """Dataset, threat, ε and attack of a board, by its columns; of the dataset only the name."""
 
     dataset: str
     threat: str

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import mapping
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -220,7 +221,7 @@ def test_the_baseline_of_the_grid_is_the_native_beta() -> None:
     assert Steering(0.9).identity() == [0.9, 0.5, "all"]
 
 
-def test_a_benchmark_of_a_silu_network(here: Path, mapping: Any) -> None:
+def test_a_benchmark_of_a_silu_network(here: Path) -> None:
     """From YAML to leaderboard: the baseline is β = 0.5, and its bits are the plain network's."""
     save_file(silu_network().state_dict(), here / "silu.safetensors")
     fields = mapping(
@@ -261,7 +262,7 @@ SILU = {
     "steering", [{"beta": [0.5], "family": "smooth", "c": 0.5}, {"beta": [0.5], "family": "smooth", "sites": "modules"}]
 )
 @pytest.mark.usefixtures("installed")
-def test_a_benchmark_with_c_or_sites_for_the_smooth_family_is_refused(mapping: Any, steering: dict[str, Any]) -> None:
+def test_a_benchmark_with_c_or_sites_for_the_smooth_family_is_refused(steering: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=r"steering: family: smooth.*leave c and"):
         parse_benchmark(mapping(steering=steering))
 

@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import install
+from helpers.commands import cells
+from helpers.packages import install
+from helpers.tiny import mapping
 from PIL import Image
 from torch import nn
 
@@ -46,8 +48,6 @@ UNUSED = nn.Identity()
 
 Planted = tuple[Path, np.ndarray, np.ndarray]
 """The directory of an official dataset, the clean images [n, 32, 32, 3] and their labels [n]."""
-Mapping = Callable[..., dict[str, Any]]
-Rows = Callable[..., dict[str, dict[str, Any]]]
 
 NETWORK = """
 import torch
@@ -238,7 +238,7 @@ def test_bad_keys_are_named_with_what_is_allowed(keys: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("dataset", "source"), [("cifar10", "CIFAR-10-C"), ("cifar100", "CIFAR-100-C"), ("digits", "generated")]
 )
-def test_the_datasets_official_corruptions_are_the_default(mapping: Mapping, dataset: str, source: str) -> None:
+def test_the_datasets_official_corruptions_are_the_default(dataset: str, source: str) -> None:
     benchmark = mapping(dataset={"kind": dataset}, threat={"kind": "corruptions"}, executor={"kind": "local"}, name="x")
     for keys, expected in ({}, source), ({"source": "generated"}, "generated"):
         threat = parse_benchmark(benchmark | {"threat": {"kind": "corruptions"} | keys}).threat
@@ -354,7 +354,7 @@ def test_a_dataset_that_has_changed_is_refused(tmp_path: Path) -> None:
         official(tmp_path).prepare(batch_of(clean, labels), offline=True)
 
 
-def test_every_model_is_shown_the_same_generated_images(mapping: Mapping) -> None:
+def test_every_model_is_shown_the_same_generated_images() -> None:
     cells: list[Cell] = []
     for name in ("digits_plain", "digits_robust"):
         benchmark = parse_benchmark(mapping(name="x", threat={"kind": "corruptions"}, executor={"kind": "local"}))
@@ -558,7 +558,7 @@ Colourful = tuple[dict[str, Any], nn.Module, np.ndarray]
 
 
 @pytest.fixture
-def benchmark(here: Path, mapping: Mapping, monkeypatch: pytest.MonkeyPatch) -> Iterator[Colourful]:
+def benchmark(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Colourful]:
     """A benchmark of 24 colour images, two corruptions at two severities; its network and its labels."""
     (here / "colour.py").write_text(NETWORK)
     monkeypatch.syspath_prepend(str(here))
@@ -631,26 +631,26 @@ def test_a_board_is_the_mean_over_the_stages(benchmark: Colourful) -> None:
         assert of_base[stage] == "".join("1" if one else "0" for one in row)
 
 
-def test_a_run_reuses_the_cells_of_other_subsets(benchmark: Colourful, rows: Rows) -> None:
+def test_a_run_reuses_the_cells_of_other_subsets(benchmark: Colourful) -> None:
     mapping, *_ = benchmark
 
     def run(runs: str, **keys: Any) -> pd.DataFrame:
         return harness.run(parse_benchmark(mapping | {"threat": mapping["threat"] | keys}), runs=runs)
 
     run("runs", corruptions=["snow"])
-    first = rows(Path("runs"))
+    first = cells(Path("runs"))
     board = run("runs")
-    whole = rows(Path("runs"))
+    whole = cells(Path("runs"))
     assert {key: whole.get(key) for key in first} == first
     assert len(whole) - len(first) == 2 * 2 * 3  # two more stages, two β, three shards
     run("runs", severities=[4])
-    assert rows(Path("runs")) == whole
+    assert cells(Path("runs")) == whole
     assert board.drop(columns="seconds").equals(run("elsewhere").drop(columns="seconds"))
 
 
-def test_a_missing_dataset_stops_the_run_before_a_cell_is_computed(benchmark: Colourful, rows: Rows) -> None:
+def test_a_missing_dataset_stops_the_run_before_a_cell_is_computed(benchmark: Colourful) -> None:
     mapping, *_ = benchmark
     Path("data/CIFAR-10-C/fog.npy").unlink()
     with pytest.raises(DataMissing, match=r"/CIFAR-10-C/fog\.npy: no such file"):
         harness.run(parse_benchmark(mapping), runs="runs", offline=True)
-    assert not rows(Path("runs"))
+    assert not cells(Path("runs"))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.commands import untimed
 from helpers.transfer import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
@@ -318,7 +319,7 @@ def test_the_fitted_probe_is_part_of_the_hash_of_the_weights(first: tuple[Path, 
     assert selected["weights_sha256"] == hashes["ct", selected["beta"]]
 
 
-def test_run_again_it_is_the_same_to_the_byte(boards: Boards, first: tuple[Path, pd.DataFrame], untimed: Any) -> None:
+def test_run_again_it_is_the_same_to_the_byte(boards: Boards, first: tuple[Path, pd.DataFrame]) -> None:
     folder, _ = first
     before = (folder / "board.csv").read_text()
     boards.run(folder, model=METHODS)
