@@ -244,7 +244,7 @@ def _summaries(gains: Sequence[DatasetGain]) -> tuple[MethodSummary, ...]:
 def _summary(gains: Sequence[DatasetGain], of: int) -> MethodSummary:
     deltas = [gain.delta for gain in gains]
     won, lost = sum(delta > 0 for delta in deltas), sum(delta < 0 for delta in deltas)
-    low, high = interval(deltas)
+    low, high = t_interval(deltas)
     trained = [gain.trained for gain in gains if gain.trained is not None]
     return MethodSummary(
         model=gains[0].model,
@@ -265,7 +265,7 @@ def _summary(gains: Sequence[DatasetGain], of: int) -> MethodSummary:
     )
 
 
-def interval(points: Sequence[float]) -> tuple[float | None, float | None]:
+def t_interval(points: Sequence[float]) -> tuple[float | None, float | None]:
     """Return Student's 95 % interval for the mean of k numbers, mean ± t(0.975; k − 1) s / √k; none where k is 1."""
     if len(points) < 2:
         return None, None
