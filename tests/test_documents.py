@@ -334,9 +334,8 @@ def own_network(folder: Folder) -> dict[str, Any]:
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder.path))
-        patch.delitem(sys.modules, "my_networks", raising=False)  # another test's
+        sys.modules.pop("my_networks", None)  # another test's
         network = importlib.import_module("my_networks").cnn().eval()
-        del sys.modules["my_networks"]
     with torch.no_grad():
         network[-1].weight.mul_(20)
         network[-1].bias.zero_()
