@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +21,14 @@ class Trials(NamedTuple):
         y: their labels, int64 [k].
         targets: the class that a targeted attempt aims at, int64 [k]; ignored by untargeted ones.
         keys: of the trials' noise, int64 [k]; see `harness.attacks.noise`.
+        variants: which of the attack's variants, such as APGD's losses, a trial is, int64 [k]; None: all the first.
     """
 
     x: Tensor
     y: Tensor
     targets: Tensor
     keys: Tensor
+    variants: Tensor | None = None
 
 
 class Attack(ABC):
@@ -38,9 +40,9 @@ class Attack(ABC):
     Args of every implementation: the number of slots, the shape of an image, the number of classes, ε, budgets, device.
     """
 
-    forwards: ClassVar[int]
+    forwards: int
     """Forward passes of the batch in a step, those with a backward pass among them."""
-    backwards: ClassVar[int]
+    backwards: int
     """Backward passes of the batch in a step."""
 
     fooled: Tensor
