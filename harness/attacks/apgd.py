@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.api.attack import Attack, Network, Trials
+from harness.attacks.apgd_l1 import Sparse
 from harness.attacks.apgd_losses import CE, Losses
 from harness.attacks.apgd_walks import L2, Linf, Momentum, Spot, Walk
 from harness.attacks.autoattack import Norm
@@ -27,7 +28,9 @@ class APGD(Attack):
         shape: of an image: c, h, w.
         norm: of the ball.
         eps: its radius, in pixels.
-        steps: N_iter, at least 1; a trial that survives takes one step of the machine more, for its start.
+        steps: N_iter, at least 1; a trial that survives takes one step of the machine more, for its start, and
+            with ``larger_radii`` one for each of its three.
+        larger_radii: in L1, whether to begin in larger balls, as AutoAttack's standard version does.
         gradients: passes of the network whose gradients are averaged in a step: 20 for random networks ("EOT").
         device: of all tensors.
     """
@@ -40,13 +43,18 @@ class APGD(Attack):
         norm: Norm,
         eps: float,
         steps: int = 100,
+        larger_radii: bool = False,
         gradients: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         size = math.prod(shape)
         self.forwards = self.backwards = gradients
-        ball = {"Linf": Linf, "L2": L2}[norm](slots, size, eps, device)
-        self._walk: Walk = Momentum(ball, slots, size, eps, steps, device)
+        self._walk: Walk
+        if norm == "L1":
+            self._walk = Sparse(slots, size, eps, steps, larger_radii, device)
+        else:
+            ball = {"Linf": Linf, "L2": L2}[norm](slots, size, eps, device)
+            self._walk = Momentum(ball, slots, size, eps, steps, device)
         self._losses = Losses(slots, device)
         self._seen = torch.zeros(slots, dtype=torch.int64, device=device)
         points, best, best_gradients = torch.zeros(3, slots, size, device=device)

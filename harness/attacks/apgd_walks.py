@@ -60,7 +60,8 @@ class Walk(ABC):
         Args:
             seen: the numbers of the points ``here``, int64 [w].
             here: what has just been seen; left as it is.
-            best: the highest losses so far, ``here`` among them; left as it is.
+            best: the highest losses so far, ``here`` among them; left as it is, but where a walk begins anew the loss
+                becomes −∞.
         """
 
 

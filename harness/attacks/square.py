@@ -6,15 +6,17 @@ windows shrink as queries pass. Trajectories are those of ``pyautoattack.square`
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness.api.attack import Attack, Network, Trials
-from harness.attacks.square_moves import AHEAD, Linf, Moves
+from harness.attacks.square_moves import AHEAD, L1, L2, Linf, Moves, Pyramids
 
 Norm = Literal["Linf", "L2", "L1"]
+MOVES = {"Linf": Linf, "L2": partial(Pyramids, L2), "L1": partial(Pyramids, L1)}
 
 
 class Square(Attack):
@@ -42,7 +44,7 @@ class Square(Attack):
         device: torch.device | str = "cpu",
     ) -> None:
         self.forwards, self.backwards = 1, 0
-        self._moves: Moves = {"Linf": Linf}[norm](slots, shape, eps, queries, device)
+        self._moves: Moves = MOVES[norm](slots, shape, eps, queries, device)
         self._queries = queries
         self._every = torch.arange(slots, device=device)
         self._column = 0
@@ -98,7 +100,7 @@ class Square(Attack):
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:
-    """Return by how much the label's logit is above the largest other one, [w] (Section 4.2)."""
+    """Return by how much the label's logit is above the largest other one, [w] (Section 3.1)."""
     label = y[:, None]
     others = logits.scatter(1, label, -torch.inf).amax(1)
     return logits.gather(1, label)[:, 0] - others

@@ -3,11 +3,12 @@
 All of it belongs to the trial, see `harness.attacks.noise`. A trial's draws are numbered, and draw number d consists of
 `Draws.words` words of 32 bits, those of `noise.words` for the counter d:
 
-    draws 0 … s − 1   the stripes, s as few draws as have enough bits: bits, one after the other
-    draw s − 1 + q    query q ≥ 1: word 0, the window's place; word 1, the second window's (L2, L1);
-                      words 2 …, bits: the signs of the channels, and then (L2, L1) whether the window is turned
+    draws 0 … s − 1   the start, s as few draws as have enough bits; L∞: the signs of the first channel's columns, then
+                      of the second's …; L2, L1: of each tile, row by row, what is below a query's bits
+    draw s − 1 + q    query q ≥ 1: word 0, the window's place; word 1, the second window's (L2, L1); then bits:
+                      whether the window is turned (L2, L1), and the signs of the channels
 
-Bits are taken from a word's least significant to its most significant one. A bit that is 1 is the sign +.
+Bits are taken from a word's least significant to its most significant one. A bit that is 1 is the sign +, or a turn.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from torch import Tensor
 from harness.attacks import noise
 
 SHARE = 0.8
-"""The share of an image that the first window covers (Section 5, L∞ and L2 attack, for AutoAttack)."""
+"""The share of an image that the first window covers: p, as AutoAttack has it."""
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""The queries, but for the first two, after which a window covers half as much (Section 4.1)."""
+"""The iterations, from 0 on, after which a window covers half as much (Section 3.1; and 500, as in the library)."""
 PLACES = 2
 """Words of a draw before its bits."""
 BITS = 32
@@ -33,28 +34,28 @@ class Draws:
     """The draws of trials.
 
     Args:
-        bits_of_stripes: how many bits the start of a trial needs.
+        bits_of_start: how many bits the start of a trial needs.
         bits_of_query: how many a query needs, besides its places.
     """
 
-    def __init__(self, bits_of_stripes: int, bits_of_query: int) -> None:
+    def __init__(self, bits_of_start: int, bits_of_query: int) -> None:
         self.words = 4 * math.ceil((PLACES + bits_of_query / BITS) / 4)
-        self.stripes = math.ceil(bits_of_stripes / (self.words * BITS))
-        self._bits_of_stripes = bits_of_stripes
+        self.start = math.ceil(bits_of_start / (self.words * BITS))
+        self._bits_of_start = bits_of_start
 
     def begin(self, keys: Tensor, queries: int) -> tuple[Tensor, Tensor]:
         """Return what new trials draw, up to query number ``queries`` − 1.
 
         Args:
             keys: int64 [k].
-            queries: how many; the first of them, query 0, shows the stripes, and its words mean nothing.
+            queries: how many; the first of them, query 0, shows the start, and its words mean nothing.
 
         Returns:
-            The bits of the stripes, bool [k, bits], and the words of the queries, int64 [queries, k, words].
+            The bits of the start, bool [k, bits], and the words of the queries, int64 [queries, k, words].
         """
-        drawn = self._words(keys, torch.zeros_like(keys), self.stripes - 1 + queries)
-        bits = coins(drawn[: self.stripes].transpose(0, 1).flatten(1), self._bits_of_stripes)
-        return bits, drawn[self.stripes - 1 :]
+        drawn = self._words(keys, torch.zeros_like(keys), self.start - 1 + queries)
+        bits = coins(drawn[: self.start].transpose(0, 1).flatten(1), self._bits_of_start)
+        return bits, drawn[self.start - 1 :]
 
     def go_on(self, keys: Tensor, first: Tensor, queries: int) -> Tensor:
         """Return the words of each trial's ``queries`` queries from ``first`` ≥ 0 on, int64 [queries, k, words].
@@ -64,7 +65,7 @@ class Draws:
             first: int64 [k].
             queries: how many.
         """
-        return self._words(keys, first + (self.stripes - 1), queries)
+        return self._words(keys, first + (self.start - 1), queries)
 
     def _words(self, keys: Tensor, first: Tensor, count: int) -> Tensor:
         number = first + torch.arange(count, device=keys.device)[:, None]
@@ -83,7 +84,7 @@ def coins(words: Tensor, count: int) -> Tensor:
 
 
 def sizes(queries: int, height: int, width: int, *, smallest: int, odd: bool) -> list[int]:
-    """Return the side of the window of queries 0, which has none, to ``queries``, in pixels (Section 4.1).
+    """Return the side of the window of queries 0, which has none, to ``queries``, in pixels (Section 3.1).
 
     The schedule is that of 10,000 queries whatever the budget is, as AutoAttack has it.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -18,19 +19,33 @@ from torch import Tensor, nn
 
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
-from harness.attacks import apgd_losses, apgd_walks, autoattack, noise
+from harness.attacks import apgd_l1, apgd_walks, autoattack, l1_ball, noise
 from harness.attacks.apgd import APGD
 from harness.attacks.apgd_losses import CE, DLR, TARGETED_DLR, Losses
 from harness.attacks.autoattack import Custom, Name, Norm
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
 
-NAMES: dict[int, Name] = {CE: "apgd-ce", DLR: "apgd-dlr", TARGETED_DLR: "apgd-t"}
-EPS: dict[Norm, float] = {"Linf": 0.1, "L2": 0.5}
-NOISE = {"Linf": noise.uniform, "L2": noise.normal}
-ORDER = {"Linf": torch.inf, "L2": 2}
 
-norms = pytest.mark.parametrize("norm", EPS)
+@dataclass(frozen=True)
+class Ball:
+    """Where an attack searches; ``order`` is that of the norm."""
+
+    norm: Norm
+    order: float
+    eps: float
+    larger_radii: bool = False
+
+    def machine(self, slots: int, x: Tensor, steps: int, **more: Any) -> APGD:
+        shape = tuple(x.shape[1:])
+        return APGD(slots, shape, norm=self.norm, eps=self.eps, steps=steps, larger_radii=self.larger_radii, **more)
+
+
+LINF, L2 = Ball("Linf", torch.inf, 0.1), Ball("L2", 2, 0.5)
+L1, L1_SHRINKING = Ball("L1", 1, 2.0), Ball("L1", 1, 2.0, larger_radii=True)
+NAMES: dict[int, Name] = {CE: "apgd-ce", DLR: "apgd-dlr", TARGETED_DLR: "apgd-t"}
+
+balls = pytest.mark.parametrize("ball", [LINF, L2, L1, L1_SHRINKING], ids=["Linf", "L2", "L1", "L1 shrinking"])
 kinds = pytest.mark.parametrize("kind", NAMES, ids=NAMES.values())
 
 
@@ -40,11 +55,12 @@ def network_of(name: str) -> nn.Module:
 
 
 @cache
-def digits(name: str, n: int) -> tuple[Tensor, Tensor]:
+def digits(name: str, n: int, black_and_white: bool = False) -> tuple[Tensor, Tensor]:
     """Of the first n digits those that a demo network classifies correctly."""
     batch = Digits().open().read(tuple(range(n)))
-    right = network_of(name)(batch.x).argmax(1) == batch.y
-    return batch.x[right], batch.y[right]
+    x = (batch.x > 0.5).float() if black_and_white else batch.x
+    right = network_of(name)(x).argmax(1) == batch.y
+    return x[right], batch.y[right]
 
 
 def trials_of(network: Network, x: Tensor, y: Tensor, kind: int | Tensor) -> Trials:
@@ -63,7 +79,7 @@ def only(trials: Trials, places: Sequence[int]) -> Trials:
 
 @dataclass
 class Recorded:
-    """A network that remembers the images it was shown, and whether it was right."""
+    """A network that remembers the images it was shown, and its answers."""
 
     network: Network
 
@@ -78,78 +94,152 @@ class Recorded:
         return logits
 
 
-def library(
-    network: Network, trial: Trials, norm: Norm, steps: int, gradients: int = 1, eps: float | None = None
-) -> tuple[Tensor, Tensor]:
+def library(network: Network, trial: Trials, ball: Ball, steps: int, gradients: int = 1) -> tuple[Tensor, Tensor]:
     """What the library shows the network in a trial of one image with the trial's noise.
 
     Returns:
-        The points [steps + 1, c, h, w], and whether the network was wrong there.
+        The points [steps + 1, c, h, w], and whether one would end the trial; with larger radii two points more.
     """
     assert trial.variants is not None
     name = NAMES[int(trial.variants)]
     shown = Recorded(network)
     budget = Custom(stages=(name,), iterations=steps)
-    tool = autoattack.configured(budget, shown, 10, norm, eps or EPS[norm], "cpu")  # type: ignore[arg-type]
+    tool = autoattack.configured(budget, shown, 10, ball.norm, ball.eps, "cpu")  # type: ignore[arg-type]
     attack = tool.apgd_targeted if name == "apgd-t" else tool.apgd
     attack.loss = {CE: "ce", DLR: "dlr", TARGETED_DLR: "dlr-targeted"}[int(trial.variants)]
     attack.eot_iter, attack.y_target = gradients, trial.targets
     attack.init_hyperparam(trial.x)
-    drawn = NOISE[norm](trial.keys, torch.zeros_like(trial.keys), tuple(trial.x.shape[1:])).to(trial.x)
+    draw = noise.uniform if ball.norm == "Linf" else noise.normal
+    drawn = draw(trial.keys, torch.zeros_like(trial.keys), tuple(trial.x.shape[1:])).to(trial.x)
+    few = math.ceil(0.3 * steps)
     with pytest.MonkeyPatch.context() as patch:
-        for draw in ("rand", "randn"):
-            patch.setattr(torch, draw, lambda *_: drawn.clone())
-        attack.attack_single_run(trial.x.clone(), trial.y.clone())
-    points, answers = torch.cat(shown.images), torch.cat(shown.answers)
-    return points[gradients - 1 :: gradients], answers[gradients - 1 :: gradients] != trial.y
+        for function in ("rand", "randn", "randn_like"):
+            patch.setattr(torch, function, lambda *_: drawn.clone())
+        if trial.x.dtype == torch.float64:
+            patch.setattr(Tensor, "float", Tensor.double)  # the library's projection in L1 is made in float32
+        if ball.larger_radii:
+            radii = [3 * ball.eps, 2 * ball.eps, ball.eps]
+            attack.decr_eps_pgd(trial.x.clone(), trial.y.clone(), radii, [few, few, steps - 2 * few])
+        else:
+            attack.attack_single_run(trial.x.clone(), trial.y.clone())
+    points = torch.cat(shown.images)[gradients - 1 :: gradients]
+    wrong = torch.cat(shown.answers)[gradients - 1 :: gradients] != trial.y
+    wrong[: 2 * (few + 1) * ball.larger_radii] = False
+    return points, wrong
 
 
-def ours(network: Network, trials: Trials, norm: Norm, steps: int, **more: Any) -> tuple[Tensor, APGD]:
-    """What our machine shows the network, every trial in a slot: [steps + 1, n, c, h, w]; and the machine."""
-    machine = APGD(len(trials.x), tuple(trials.x.shape[1:]), norm=norm, steps=steps, **{"eps": EPS[norm]} | more)
+def ours(network: Network, trials: Trials, ball: Ball, steps: int, **more: Any) -> tuple[Tensor, APGD]:
+    """What our machine shows the network, every trial in a slot: [points, n, c, h, w]; and the machine."""
+    machine = ball.machine(len(trials.x), trials.x, steps, **more)
     shown = Recorded(network)
     machine.start(torch.arange(len(trials.x)), trials)
-    for _ in range(steps + 1):
+    while not machine.finished.all():
         machine.step(shown)
-    assert machine.finished.all()
+        assert len(shown.images) <= (steps + 3) * machine.forwards
     return torch.stack(shown.images)[machine.forwards - 1 :: machine.forwards], machine
 
 
+def ending(wrong: Tensor) -> int:
+    """How many points a trial sees that ends at the first of which ``wrong`` is true."""
+    return int(wrong.int().argmax()) + 1 if wrong.any() else len(wrong)
+
+
 @pytest.fixture
-def double() -> Iterator[None]:
-    """Everything in float64, where rounding cannot grow to what is compared."""
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, where rounding does not grow to what is compared."""
+    monkeypatch.setattr(l1_ball, "HALVINGS", 60)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
 
 
-@norms
+def compared(network: Callable[[], Network], trials: Trials, ball: Ball, steps: int, **more: Any) -> list[Tensor]:
+    """Walk all trials with our machine, and each alone with the library, and hold the one against the other.
+
+    In L1 the library counts the pixels that have moved. A move that is taken back leaves of a pixel that is grey a rest
+    of 1e-17, or none, as chance will have it; and so does, of any pixel, one that is taken back just to its end. Trials
+    that part after such a count was another one are few, and forgiven.
+
+    Args:
+        network: makes it anew.
+        trials: in float64.
+        ball: to walk in.
+        steps: N_iter.
+        more: settings of the machine.
+
+    Returns:
+        Where the library was wrong, of each trial, bool [points].
+    """
+    points, machine = ours(network(), trials, ball, steps, **more)
+    wrongs, forgiven = [], 0
+    for place, clean in enumerate(trials.x):
+        expected, wrong = library(network(), only(trials, [place]), ball, steps, **more)
+        wrongs.append(wrong)
+        seen = ending(wrong)
+        found, expected = points[:seen, place], expected[:seen]
+        parted = (found - expected).abs().flatten(1).amax(1) > 1e-9
+        moved, moved_there = ((images != clean).flatten(1).sum(1) for images in (found, expected))
+        if ball.norm == "L1" and parted.any() and (moved != moved_there)[: int(parted.int().argmax())].any():
+            forgiven += 1
+            continue
+        assert not parted.any(), f"trial {place} parts at point {int(parted.int().argmax())} of {seen}"
+        assert bool(machine.fooled[place]) == bool(wrong.any())
+        assert len(points) == len(wrong) or wrong.any()
+        torch.testing.assert_close(machine.found[place], expected[-1], atol=1e-9, rtol=0)
+    assert forgiven <= len(trials.x) / 4
+    return wrongs
+
+
+def in_double(name: str, ball: Ball, places: slice, kind: int) -> tuple[nn.Module, Trials]:
+    """A demo network, and trials of some digits, in float64; in L1 the digits are black and white: see `compared`."""
+    x, y = (values[places] for values in digits(name, 40, black_and_white=ball.norm == "L1"))
+    network = deepcopy(network_of(name)).double()
+    return network, trials_of(network, x.double(), y, kind)
+
+
+@balls
 @kinds
 @pytest.mark.parametrize(("name", "steps"), [("digits_plain", 100), ("digits_robust", 43), ("digits_plain", 7)])
-def test_the_trajectory_is_the_library_s(norm: Norm, kind: int, name: str, steps: int, double: None) -> None:
-    x, y = digits(name, 40)
-    network = deepcopy(network_of(name)).double()
-    trials = trials_of(network, x.double(), y, kind)
-    points, machine = ours(network, trials, norm, steps)
-    survived = 0
-    for place in range(0, len(x), 3):
-        expected, wrong = library(network, only(trials, [place]), norm, steps)
-        assert bool(machine.fooled[place]) == bool(wrong.any())
-        seen = int(wrong.int().argmax()) + 1 if wrong.any() else steps + 1
-        survived += seen == steps + 1
-        torch.testing.assert_close(points[:seen, place], expected[:seen], atol=1e-9, rtol=0)
-        torch.testing.assert_close(machine.found[place], expected[seen - 1], atol=1e-9, rtol=0)
-    assert survived > 0
-    assert survived < len(range(0, len(x), 3)) or name == "digits_robust"
+def test_the_trajectory_is_the_library_s(ball: Ball, kind: int, name: str, steps: int, double: None) -> None:
+    if (name, kind, ball) == ("digits_robust", DLR, L1_SHRINKING):
+        pytest.skip("in 3 ε these images reach the plateau of DLR, 1, where gradients are 0 but for rounding")
+    network, trials = in_double(name, ball, slice(0, 40, 3), kind)
+    wrongs = compared(lambda: network, trials, ball, steps)
+    fallen = sum(bool(wrong.any()) for wrong in wrongs)
+    assert 0 < fallen < len(wrongs) or name == "digits_robust"
 
 
-@norms
+def sawtooth(network: Network, period: int) -> Network:
+    """The n-th call is at another temperature: the loss of an image that stays where it is falls once a period."""
+    calls = iter(range(10_000))
+    return lambda x: network(x) * math.exp(-3 * (next(calls) % period) / period)
+
+
+def terraces(network: Network) -> Network:
+    """Logits are rounded to halves, but not their gradients: losses of neighbouring points are equal."""
+
+    def rounded(x: Tensor) -> Tensor:
+        logits = network(x)
+        return (2 * logits).round().detach() / 2 + (logits - logits.detach())
+
+    return rounded
+
+
+@pytest.mark.parametrize("ball", [LINF, L2, L1], ids=["Linf", "L2", "L1"])
+@pytest.mark.parametrize("period", [1, 5, 12, 19, 23, 60])
+def test_the_trajectory_is_the_library_s_whatever_the_loss_does(ball: Ball, period: int, double: None) -> None:
+    network, trials = in_double("digits_robust", ball, slice(9), CE)
+    ball = replace(ball, eps=ball.eps / 4)  # few fall, and see the end
+    compared(lambda: terraces(network) if period == 1 else sawtooth(network, period), trials, ball, 100)
+
+
+@pytest.mark.parametrize("ball", [LINF, L2], ids=["Linf", "L2"])
 @kinds
-def test_in_float32_the_same_images_fall_at_the_same_step(norm: Norm, kind: int) -> None:
+def test_in_float32_the_same_images_fall_at_the_same_step(ball: Ball, kind: int) -> None:
     """With 16 steps: later, where a gradient is 0 but for rounding, its sign is chance, in L∞ a pixel."""
     network, steps = network_of("digits_plain"), 16
     trials = trials_of(network, *digits("digits_plain", 60), kind)
-    points, machine = ours(network, trials, norm, steps)
+    points, machine = ours(network, trials, ball, steps)
     fallen, width = 0, len(trials.x)
 
     def alone(x: Tensor) -> Tensor:
@@ -158,12 +248,12 @@ def test_in_float32_the_same_images_fall_at_the_same_step(norm: Norm, kind: int)
         return logits
 
     for place in range(0, width, 3):
-        expected, wrong = library(alone, only(trials, [place]), norm, steps)
+        expected, wrong = library(alone, only(trials, [place]), ball, steps)
         assert bool(machine.fooled[place]) == bool(wrong.any())
-        seen = int(wrong.int().argmax()) + 1 if wrong.any() else steps + 1
-        fallen += bool(wrong.any())
+        seen = ending(wrong)
         torch.testing.assert_close(points[:seen, place], expected[:seen], atol=1e-5, rtol=0)
         if wrong.any():
+            fallen += 1
             torch.testing.assert_close(machine.found[place], expected[seen - 1], atol=1e-6, rtol=0)
     assert fallen > 5
 
@@ -175,103 +265,99 @@ def waves(network: Network) -> Network:
     return lambda x: network(x) + next(calls).to(x)
 
 
-@norms
+@pytest.mark.parametrize("ball", [LINF, L2, L1], ids=["Linf", "L2", "L1"])
 @pytest.mark.parametrize("kind", [CE, DLR])
-def test_gradients_of_several_passes_are_averaged_as_in_the_library(norm: Norm, kind: int, double: None) -> None:
-    x, y = digits("digits_plain", 12)
-    network = deepcopy(network_of("digits_plain")).double()
-    trials = trials_of(network, x.double(), y, kind)
-    points, machine = ours(waves(network), trials, norm, 10, gradients=5)
+def test_gradients_of_several_passes_are_averaged_as_in_the_library(ball: Ball, kind: int, double: None) -> None:
+    network, trials = in_double("digits_plain", ball, slice(12), kind)
+    compared(lambda: waves(network), trials, ball, 10, gradients=5)
+    machine = ball.machine(2, trials.x, 10, gradients=5)
     assert (machine.forwards, machine.backwards) == (5, 5)
-    for place in range(len(x)):
-        expected, wrong = library(waves(network), only(trials, [place]), norm, 10, gradients=5)
-        seen = int(wrong.int().argmax()) + 1 if wrong.any() else 11
-        torch.testing.assert_close(points[:seen, place], expected[:seen], atol=1e-9, rtol=0)
 
 
 WIDTH = 7
 Plan = dict[int, list[tuple[int, int]]]
 """At which step which trials are put into which slots: step → (trial, slot)."""
 COMPANY: Plan = {0: [(trial, trial) for trial in range(WIDTH)]}
+PLANS: dict[str, Plan] = {
+    "alone": {0: [(3, 3)]},
+    "first slot": {0: [(3, 0)]},
+    "last slot": {0: [(3, 6)]},
+    "other slots": {0: [(trial, (trial + 2) % WIDTH) for trial in range(WIDTH)]},
+    "later than the others": {0: [(0, 0), (1, 1), (2, 2)], 5: [(3, 3), (4, 6)], 6: [(5, 4)]},
+    "into slots half-way": {0: [(0, 3), (1, 5)], 3: [(3, 3)], 4: [(2, 5)], 9: [(5, 5), (4, 0)]},
+    "into slots that are finished": {0: [(trial, trial) for trial in range(WIDTH)], 70: [(2, 3), (3, 5), (5, 2)]},
+}
 
 
-def run(plan: Plan, trials: Trials, network: Network, norm: Norm, steps: int = 12) -> dict[int, tuple[int, Tensor]]:
-    """Trials put into slots at steps: trial → the number of steps until it was finished, and the image it ended at."""
-    machine = APGD(WIDTH, tuple(trials.x.shape[1:]), norm=norm, eps=EPS[norm] / 2, steps=steps)
+def run(plan: Plan, trials: Trials, network: Network, ball: Ball, steps: int) -> dict[int, tuple[int, bool, Tensor]]:
+    """Trials put into slots at steps: trial → steps until it was finished, whether it fooled, and where it ended."""
+    machine = ball.machine(WIDTH, trials.x, steps)
     held: dict[int, tuple[int, int]] = {}
-    ended: dict[int, tuple[int, Tensor]] = {}
-    for now in range(max(plan) + steps + 2):
+    ended: dict[int, tuple[int, bool, Tensor]] = {}
+    for now in range(max(plan) + steps + 4):
         if now in plan:
             held |= {slot: (trial, now) for trial, slot in plan[now]}
-            machine.start(
-                torch.tensor([slot for _, slot in plan[now]]), only(trials, [trial for trial, _ in plan[now]])
-            )
+            slots = torch.tensor([slot for _, slot in plan[now]])
+            machine.start(slots, only(trials, [trial for trial, _ in plan[now]]))
         machine.step(network)
         for slot, (trial, since) in list(held.items()):
             if machine.finished[slot]:
-                ended[trial] = now - since, machine.found[slot].clone()
+                ended[trial] = now - since, bool(machine.fooled[slot]), machine.found[slot].clone()
                 del held[slot]
     assert not held
     return ended
 
 
-@norms
+@balls
 @pytest.mark.parametrize("steps", [12, 60])
-@pytest.mark.parametrize(
-    "plan",
-    [
-        {0: [(3, 3)]},
-        {0: [(3, 0)]},
-        {0: [(3, 6)]},
-        {0: [(trial, (trial + 2) % WIDTH) for trial in range(WIDTH)]},
-        {0: [(trial, trial) for trial in (0, 1, 2)], 5: [(3, 3), (4, 6)], 6: [(5, 4)]},
-        {0: [(0, 3), (1, 5)], 3: [(3, 3)], 4: [(2, 5)], 9: [(5, 5), (4, 0)]},
-    ],
-    ids=["alone", "first slot", "last slot", "other slots", "later than the others", "into a slot half-way"],
-)
-def test_a_trial_does_not_depend_on_slot_company_or_time(norm: Norm, plan: Plan, steps: int) -> None:
-    """To the last bit, in a batch of one width; 7 images of 64 pixels are no whole number of vectors."""
-    network = network_of("digits_plain")
-    x, y = digits("digits_plain", 20)
-    trials = trials_of(network, x[:WIDTH], y[:WIDTH], torch.arange(WIDTH) % 3)
-    expected, found = run(COMPANY, trials, network, norm, steps), run(plan, trials, network, norm, steps)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_a_trial_does_not_depend_on_slot_company_or_time(ball: Ball, plan: Plan, steps: int) -> None:
+    """To the last bit, in a batch of one width; 7 images of 49 pixels are no whole number of vectors."""
+    drawn = torch.Generator().manual_seed(0)
+    network = Linear(49, classes=10)
+    x = torch.rand(WIDTH, 1, 7, 7, generator=drawn)
+    trials = trials_of(network, x, network(x).argmax(1), torch.arange(WIDTH) % 3)
+    ball = replace(ball, eps=ball.eps * 0.12)
+    expected, found = run(COMPANY, trials, network, ball, steps), run(plan, trials, network, ball, steps)
+    assert {fooled for _, fooled, _ in expected.values()} == {True, False}
     assert set(found) >= {trial for trial, _ in plan[max(plan)]}
-    for trial in found:
-        assert found[trial][0] == expected[trial][0]
-        assert torch.equal(found[trial][1], expected[trial][1])
+    for trial, (taken, fooled, image) in found.items():
+        assert (taken, fooled) == expected[trial][:2]
+        assert torch.equal(image, expected[trial][2])
 
 
-@norms
-def test_slots_that_are_finished_stay_as_they_are(norm: Norm) -> None:
+@balls
+def test_slots_that_are_finished_stay_as_they_are(ball: Ball) -> None:
     network = network_of("digits_plain")
     trials = trials_of(network, *digits("digits_plain", 30), CE)
-    _, machine = ours(network, trials, norm, 9)
+    _, machine = ours(network, trials, ball, 9)
     before = machine.found.clone(), machine.fooled.clone(), machine.finished.clone()
     machine.step(network)
     after = machine.found, machine.fooled, machine.finished
     assert all(torch.equal(was, now) for was, now in zip(before, after, strict=True))
 
 
-def test_an_empty_machine_is_finished_and_fools_nobody() -> None:
-    machine = APGD(3, (1, 8, 8), norm="Linf", eps=0.1)
+@balls
+def test_an_empty_machine_is_finished_and_fools_nobody(ball: Ball) -> None:
+    machine = ball.machine(3, torch.zeros(1, 1, 8, 8), 5)
     machine.step(network_of("digits_plain"))
     assert machine.finished.all()
     assert not machine.fooled.any()
 
 
-@norms
-def test_a_step_never_waits_for_a_gpu(norm: Norm) -> None:
+@balls
+def test_a_step_never_waits_for_a_gpu(ball: Ball) -> None:
     plain = trials_of(network_of("digits_plain"), *digits("digits_plain", 9), CE)
     plain = plain._replace(variants=torch.arange(len(plain.x)) % 3)
-    _, expected = ours(network_of("digits_plain"), plain, norm, 8)
+    _, expected = ours(network_of("digits_plain"), plain, ball, 8)
     gpu = PretendGpu()
     with gpu:
         network = gpu.module(deepcopy(network_of("digits_plain")))
-        machine = APGD(len(plain.x), (1, 8, 8), norm=norm, eps=EPS[norm], steps=8, device="meta")
+        machine = ball.machine(len(plain.x), plain.x, 8, device="meta")
         machine.start(gpu.tensor(torch.arange(len(plain.x))), Trials(*map(gpu.tensor, plain)))  # type: ignore[arg-type]
         assert not gpu.strays
         gpu.forget()
-        for _ in range(9):
+        for _ in range(11):
             machine.step(network)
         assert not gpu.waits
         assert not gpu.strays
@@ -279,74 +365,81 @@ def test_a_step_never_waits_for_a_gpu(norm: Norm) -> None:
         assert torch.equal(getattr(machine, name).here, getattr(expected, name))
 
 
-@norms
+@balls
 @kinds
-def test_what_is_found_is_in_the_ball_in_the_box_and_misclassified(norm: Norm, kind: int) -> None:
+def test_what_is_found_is_in_the_ball_in_the_box_and_misclassified(ball: Ball, kind: int) -> None:
     network = network_of("digits_plain")
     trials = trials_of(network, *digits("digits_plain", 100), kind)
-    _, machine = ours(network, trials, norm, 20)
+    _, machine = ours(network, trials, ball, 20)
     found, x, y = (values[machine.fooled] for values in (machine.found, trials.x, trials.y))
     assert 5 < len(found) < len(trials.x) - 5
     assert found.min() >= -SLACK_BOX
     assert found.max() <= 1 + SLACK_BOX
-    lengths = torch.linalg.vector_norm((found.double() - x.double()).flatten(1), ORDER[norm], dim=1)
-    assert lengths.max() <= EPS[norm] * (1 + SLACK) + SLACK_BOX
+    lengths = torch.linalg.vector_norm((found.double() - x.double()).flatten(1), ball.order, dim=1)
+    assert lengths.max() <= ball.eps * (1 + SLACK) + SLACK_BOX
     assert (network(found).argmax(1) != y).all()
 
 
 class Linear(nn.Module):
-    """Two classes that an image can have and two that it never has: z, −z, −20, −21 with z = <w, x> − b."""
+    """Logits z, −z, −20 and −21 with z = <w, x> − b; with ten ``classes`` any."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, classes: int = 4) -> None:
         super().__init__()
         drawn = torch.Generator().manual_seed(1)
-        self.w = torch.randn(size, generator=drawn)
-        self.b = self.w.sum() / 2
+        self.w = torch.randn(size, classes, generator=drawn)
+        self.b = self.w.sum(0) / 2
+        if classes == 4:
+            self.w[:, 1], self.w[:, 2:] = -self.w[:, 0], 0
+            self.b = torch.stack([self.b[0], -self.b[0], torch.tensor(20.0), torch.tensor(21.0)])
 
     def forward(self, x: Tensor) -> Tensor:
-        z = x.flatten(1) @ self.w - self.b
-        return torch.stack([z, -z, z.detach() * 0 - 20, z.detach() * 0 - 21], 1)
+        return (x.flatten(1)[:, None, :] * self.w.T).sum(2) - self.b  # a matrix product may depend on the place
 
 
-@norms
+@balls
 @kinds
-def test_of_a_linear_network_the_survivors_are_those_of_the_closed_form(norm: Norm, kind: int) -> None:
+def test_of_a_linear_network_the_survivors_are_those_of_the_closed_form(ball: Ball, kind: int) -> None:
     """The margin is <w, x> − b, and the least move that closes it is the margin over the dual norm of w."""
-    n, eps, linear = 60, {"Linf": 0.02, "L2": 0.15}[norm], Linear(48)
+    n, linear = 60, Linear(48)
+    tolerance = 0.2 if ball == L1 else 0.01  # in L1, in one ball, neither our walk nor the library's goes to the end
+    ball = replace(ball, eps={"Linf": 0.02, "L2": 0.15, "L1": 0.2}[ball.norm])
+    w = linear.w[:, 0]
     drawn = torch.Generator().manual_seed(0)
     x = 0.5 + 0.05 * torch.randn(n, 48, generator=drawn)
-    dual = torch.linalg.vector_norm(linear.w, {"Linf": 1, "L2": 2}[norm])
-    goal = (torch.rand(n, generator=drawn) * 2 - 1) * 2 * eps * dual
-    x += ((goal - (x @ linear.w - linear.b)) / linear.w.norm() ** 2)[:, None] * linear.w
-    distances = (x @ linear.w - linear.b).abs() / dual
-    clear = (distances / eps - 1).abs() > 0.01  # where rounding does not decide
+    dual = torch.linalg.vector_norm(w, 1 / (1 - 1 / ball.order) if ball.order > 1 else torch.inf)
+    goal = (torch.rand(n, generator=drawn) * 2 - 1) * 2 * ball.eps * dual
+    x += ((goal - (x @ w - linear.b[0])) / w.norm() ** 2)[:, None] * w
+    distances = (x @ w - linear.b[0]).abs() / dual
+    clear = (distances / ball.eps - 1).abs() > tolerance
     x, distances = x[clear], distances[clear]
-    assert x.min() > eps  # the box does not matter
-    assert x.max() < 1 - eps
-    y = (x @ linear.w < linear.b).long()
+    assert x.min() > ball.eps  # the box does not matter
+    assert x.max() < 1 - ball.eps
+    y = (x @ w < linear.b[0]).long()
     trials = Trials(x.view(-1, 3, 4, 4), y, 1 - y, torch.arange(len(x)), torch.full_like(y, kind))
-    _, machine = ours(linear, trials, norm, 40, eps=eps)
-    assert torch.equal(machine.fooled, distances < eps)
+    _, machine = ours(linear, trials, ball, 100)
+    assert torch.equal(machine.fooled, distances < ball.eps)
     assert 10 < machine.fooled.sum() < len(x) - 10
 
 
-@kinds
-def test_of_the_digits_as_many_are_lost_as_with_the_library(kind: int) -> None:
+@pytest.mark.parametrize(
+    ("ball", "kind"), [(LINF, CE), (LINF, DLR), (LINF, TARGETED_DLR), (L2, CE), (L1_SHRINKING, CE)]
+)
+def test_of_the_digits_as_many_are_lost_as_with_the_library(ball: Ball, kind: int) -> None:
     network = network_of("digits_plain")
     x, y = digits("digits_plain", 60)
     attack = Custom(stages=(NAMES[kind],), targets=3)
     lost = []
     for seed in (0, 1):
-        found = autoattack.perturb(NAMES[kind], attack, network, x, y, norm="Linf", eps=0.1, seed=seed)
+        found = autoattack.perturb(NAMES[kind], attack, network, x, y, norm=ball.norm, eps=ball.eps, seed=seed)
         lost.append(int((network(found).argmax(1) != y).sum()))
     fooled = torch.zeros(len(x), dtype=torch.bool)
     for rank in (-2, -3, -4) if kind == TARGETED_DLR else (-2,):
         targets = network(x).argsort(1)[:, rank]
         keys = torch.tensor([noise.key_of("lost", rank, number) for number in range(len(x))])
-        _, machine = ours(network, Trials(x, y, targets, keys, torch.full_like(y, kind)), "Linf", 100)
+        _, machine = ours(network, Trials(x, y, targets, keys, torch.full_like(y, kind)), ball, 100)
         fooled |= machine.fooled
     assert min(lost) - 2 <= int(fooled.sum()) <= max(lost) + 2
-    assert 10 < int(fooled.sum()) < len(x) - 10
+    assert 10 < int(fooled.sum()) < len(x) - 5
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
@@ -363,6 +456,11 @@ def test_checkpoints_get_closer_and_each_window_reaches_back_to_the_one_before(s
     for (earlier, longer), (later, window) in pairwise(windows.items()):
         assert later - earlier == window <= longer
     assert steps - max(windows) < max(windows.values())
+
+
+def test_the_balls_shrink_as_in_autoattack() -> None:
+    assert apgd_l1.phases(4.0, 100) == [(12.0, 30), (8.0, 30), (4.0, 40)]
+    assert apgd_l1.phases(4.0, 2) == [(12.0, 1), (8.0, 1), (4.0, 0)]
 
 
 LOSSES: dict[int, Callable[[Tensor, int, int], Tensor]] = {
@@ -398,6 +496,12 @@ def test_a_loss_that_a_slot_does_not_have_leaves_no_nan() -> None:
     huge = torch.full((2, 4), 3e38)
     huge[1] = torch.tensor([3e38, -3e38, 0.0, 0.0])
     found, gradients = losses.ascent(huge)
-    assert found[0].item() == pytest.approx(torch.log(torch.tensor(4.0)).item())
+    assert found[0].item() == pytest.approx(math.log(4))
     assert gradients[0].tolist() == pytest.approx([-0.75, 0.25, 0.25, 0.25])
-    assert apgd_losses.CE == 0  # the variant of trials that name none
+
+
+def test_trials_that_name_no_variant_ascend_the_cross_entropy() -> None:
+    network = network_of("digits_plain")
+    trials = trials_of(network, *digits("digits_plain", 12), CE)
+    named, unnamed = (ours(network, given_, LINF, 10)[0] for given_ in (trials, trials._replace(variants=None)))
+    assert torch.equal(named, unnamed)

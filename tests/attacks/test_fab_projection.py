@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.pretend_gpu import PretendGpu
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyautoattack import fab_base, fab_projections
@@ -179,6 +180,19 @@ def test_degenerate_rows_are_treated_as_the_library_does(norm, dtype):
         torch.testing.assert_close(our, expected, **same, msg=lambda found, name=name: f"{name}: {found}")
 
 
+def test_in_l1_all_are_sorted_only_if_the_first_do_not_suffice(monkeypatch):
+    points, normals, offsets = rows(12, 3072, 8)
+    near = (normals * points).sum(1) + 0.01 * (offsets - (normals * points).sum(1))
+    expected = LIBRARY["L1"](points, normals, near)
+    assert 20 < (expected != 0).sum(1).max() < fab_projection.FIRST
+    sorts = counter(monkeypatch, torch.Tensor, "argsort")
+    torch.testing.assert_close(fab_projection.l1(points, normals, near), expected)
+    assert not sorts
+    far = torch.where(torch.arange(12) == 5, offsets, near)
+    torch.testing.assert_close(fab_projection.l1(points, normals, far), LIBRARY["L1"](points, normals, far))
+    assert sorts
+
+
 @norms
 def test_points_that_share_a_hyperplane(norm):
     points, normals, offsets = rows(20, 30, 4)
@@ -219,6 +233,17 @@ def test_few_steps_also_where_weights_span_many_orders_of_magnitude(norm, monkey
 
 
 @norms
+def test_other_devices_do_not_look_whether_all_have_arrived_and_come_to_the_same(norm):
+    given_ = rows(20, 300, 6)
+    gpu = PretendGpu()
+    with gpu:
+        there = OURS[norm](*map(gpu.tensor, given_))
+    assert not gpu.waits
+    assert not gpu.strays
+    torch.testing.assert_close(there.here, OURS[norm](*given_), atol=1e-12, rtol=0)
+
+
+@norms
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_as_on_the_cpu(norm):
     given_ = rows(50, 300, 1, dtype=torch.float32)
@@ -254,7 +279,7 @@ def test_the_attack_loses_the_images_that_it_loses_with_the_library(name, norm, 
 
 def counter(monkeypatch, owner, name):
     calls, project = [], getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *given_: calls.append(1) or project(*given_))
+    monkeypatch.setattr(owner, name, lambda *given_, **more: calls.append(1) or project(*given_, **more))
     return calls
 
 

@@ -6,18 +6,19 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyautoattack.square import SquareAttack
+from pyautoattack import square
 from torch import Tensor, nn
 
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
-from harness.attacks import autoattack, noise
+from harness.attacks import autoattack, l1_ball, noise
 from harness.attacks.autoattack import Custom, Norm
 from harness.attacks.square import Square
 from harness.attacks.square_draws import sizes
@@ -25,10 +26,10 @@ from harness.attacks.square_moves import AHEAD
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
 
-EPS: dict[Norm, float] = {"Linf": 0.1}
+EPS: dict[Norm, float] = {"Linf": 0.1, "L2": 0.6, "L1": 2.0}
 ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1}
-ROUNDING = {"Linf": 1e-12, "L2": 1e-9, "L1": 1e-6}
-"""In float64, but that the library projects in float32 in L1."""
+ROUNDING = {"Linf": 1e-12, "L2": 1e-9, "L1": 1e-9}
+"""In float64."""
 
 norms = pytest.mark.parametrize("norm", EPS)
 
@@ -98,8 +99,10 @@ class Feed:
     def __init__(self, key: Tensor, shape: tuple[int, ...], norm: Norm) -> None:
         self.key, self.norm = key, norm
         self.channels, self.height, self.width = shape
-        self.draw, needed = 0, self.channels * self.width
-        self.bits: list[int] = []
+        side = self.height // 5
+        tiles = (self.height // side) * (self.width // side)
+        needed = self.channels * self.width if norm == "Linf" else tiles * (1 + self.channels)
+        self.draw, self.bits = 0, list[int]()
         while len(self.bits) < needed:
             self.bits += self.bits_of(self.words())
         self.place: list[int] = []
@@ -126,13 +129,14 @@ class Feed:
         assert low == 0
         if not self.place:
             words = self.words()
-            self.bits = self.bits_of(words[2:])[: self.channels]
+            self.bits = self.bits_of(words[2:])[: self.channels + (self.norm != "Linf")]
             rows, columns = max(high, 1), max(high + self.width - self.height, 1)
-            self.place = [words[0] * rows * columns // 2**32 // columns, words[0] * rows * columns // 2**32 % columns]
+            for word in words[: 1 if self.norm == "Linf" else 2]:
+                self.place += divmod(word * rows * columns // 2**32, columns)
         return torch.tensor([self.place.pop(0)])
 
 
-def library_of(network: Network, norm: Norm, queries: int, eps: float) -> SquareAttack:
+def library_of(network: Network, norm: Norm, queries: int, eps: float) -> square.SquareAttack:
     tool = autoattack.configured(Custom(stages=("square",), queries=queries), network, 10, norm, eps, "cpu")  # type: ignore[arg-type]
     return tool.square
 
@@ -170,6 +174,39 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+class Arrival:
+    """Instead of what the projection onto the L1 ball adds to a point: the sum is the projected point, unrounded."""
+
+    def __init__(self, goal: Tensor) -> None:
+        self.goal = goal
+
+    @classmethod
+    def __torch_function__(cls, add: object, types: object, args: tuple[Any, ...], kwargs: object = None) -> Tensor:
+        goal: Tensor = args[1].goal
+        return goal
+
+
+@pytest.fixture
+def unrounded(monkeypatch: pytest.MonkeyPatch, double: None) -> None:
+    """Both sides project onto the L1 ball by our function, and a coordinate whose move ends is as it was.
+
+    In the library it is not, for (x + δ) − δ has a rounding error, and where a window holds no more than that, the
+    error is blown up to the size of a move (so it is here, but with other errors).
+    """
+    shrunk = l1_ball.shrunk
+
+    def ours(moves: Tensor, clean: Tensor, radius: Tensor) -> Arrival:
+        return Arrival(clean + (moves + shrunk(moves, clean, radius)))
+
+    def theirs(clean: Tensor, moves: Tensor, eps: float) -> Arrival:
+        flat = moves.flatten(1)
+        arrival = ours(flat, clean.flatten(1), torch.full_like(flat[:, :1], eps))
+        return Arrival(arrival.goal.view_as(clean))
+
+    monkeypatch.setattr(l1_ball, "shrunk", ours)
+    monkeypatch.setattr(square, "L1_projection", theirs)
+
+
 def compared(network: Network, trials: Trials, norm: Norm, queries: int, eps: float, rounding: float) -> list[int]:
     """Compare each trial with the library's; return how many images each of them showed the network."""
     points, machine = ours(network, trials, norm, queries, eps)
@@ -187,8 +224,8 @@ def compared(network: Network, trials: Trials, norm: Norm, queries: int, eps: fl
 
 @norms
 @pytest.mark.parametrize("name", ["digits_plain", "digits_robust"])
-def test_the_trajectory_is_the_library_s(norm: Norm, name: str, double: None) -> None:
-    x, y = digits(name, 14)
+def test_the_trajectory_is_the_library_s(norm: Norm, name: str, unrounded: None) -> None:
+    x, y = digits(name, 9)
     network = deepcopy(network_of(name)).double()
     lengths = compared(network, trials_of(x.double(), y), norm, 300, EPS[norm] * 1.5, ROUNDING[norm])
     assert max(lengths) == 301
@@ -196,16 +233,16 @@ def test_the_trajectory_is_the_library_s(norm: Norm, name: str, double: None) ->
 
 
 @norms
-def test_the_trajectory_is_the_library_s_for_colours_and_images_that_are_not_square(norm: Norm, double: None) -> None:
+def test_the_trajectory_is_the_library_s_for_colours_and_images_that_are_not_square(norm: Norm, unrounded: None) -> None:
     network = Colours()
-    lengths = compared(network, trials_of(*network.images(12)), norm, 250, EPS[norm] / 4, ROUNDING[norm])
+    lengths = compared(network, trials_of(*network.images(9)), norm, 250, EPS[norm] / 4, ROUNDING[norm])
     assert max(lengths) == 251
     assert any(1 < length < 251 for length in lengths)
 
 
 @norms
-def test_the_trajectory_is_the_library_s_to_the_end(norm: Norm, double: None) -> None:
-    x, y = digits("digits_robust", 2)
+def test_the_trajectory_is_the_library_s_to_the_end(norm: Norm, unrounded: None) -> None:
+    x, y = digits("digits_robust", 1)
     network = deepcopy(network_of("digits_robust")).double()
     assert compared(network, trials_of(x.double(), y), norm, 2100, EPS[norm], ROUNDING[norm]) == [2101] * len(x)
 
@@ -384,10 +421,14 @@ class Linear(nn.Module):
         return torch.stack([z, -z], 1)
 
 
+REACH = {"Linf": 1, "L2": 0.5, "L1": 0.2}
+"""The share of ε at which an image falls for sure; in L2 and L1, no window is as narrow as the best move is."""
+
+
 @norms
 def test_of_a_linear_network_the_survivors_are_those_of_the_closed_form(norm: Norm) -> None:
     """The margin is <w, x> − b, and the least move that closes it is the margin over the dual norm of w."""
-    n, eps, linear = 80, {"Linf": 0.02}[norm], Linear(1, 5, 6)
+    n, eps, linear = 80, {"Linf": 0.02, "L2": 0.1, "L1": 0.15}[norm], Linear(1, 5, 6)
     drawn = torch.Generator().manual_seed(0)
     x = 0.5 + 0.05 * torch.randn(n, 30, generator=drawn)
     dual = torch.linalg.vector_norm(linear.w, {"Linf": 1, "L2": 2, "L1": torch.inf}[norm])
@@ -400,5 +441,6 @@ def test_of_a_linear_network_the_survivors_are_those_of_the_closed_form(norm: No
     assert x.max() < 1 - eps
     y = (x @ linear.w < linear.b).long()
     _, machine = ours(linear, trials_of(x.view(-1, 1, 5, 6), y), norm, 900, eps)
-    assert torch.equal(machine.fooled, distances < eps)
-    assert 10 < machine.fooled.sum() < len(x) - 10
+    assert not machine.fooled[distances > eps].any()
+    assert machine.fooled[distances < eps * REACH[norm]].all()
+    assert 4 < machine.fooled.sum() < len(x) - 10
