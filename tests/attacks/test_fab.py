@@ -143,6 +143,7 @@ def ours(
     """What our machine shows the network: [2 steps, n, c, h, w], iterate, next, iterate, next …; and the machine."""
     machine, shown = machine_of(network, trials, norm, eps, targeted, steps), Recorded(network)
     for _ in range(steps):
+        assert machine.finished.equal(machine.fooled)
         machine.step(shown)
     assert machine.finished.all()
     return torch.stack(shown.images), machine

@@ -182,7 +182,7 @@ def test_degenerate_rows_are_treated_as_the_library_does(norm, dtype):
 
 def test_in_l1_all_are_sorted_only_if_the_first_do_not_suffice(monkeypatch):
     points, normals, offsets = rows(12, 3072, 8)
-    near = (normals * points).sum(1) + 0.01 * (offsets - (normals * points).sum(1))
+    near = (normals * points).sum(1) + 0.1 * (offsets - (normals * points).sum(1))
     expected = LIBRARY["L1"](points, normals, near)
     assert 20 < (expected != 0).sum(1).max() < fab_projection.FIRST
     sorts = counter(monkeypatch, torch.Tensor, "argsort")
