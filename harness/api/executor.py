@@ -1,16 +1,24 @@
-"""The contract of an executor: a place where cells are computed."""
+"""The contract of an executor: a place where trials are computed."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from harness.api.part import Part
-from harness.api.work import Cell, Outcome
+from harness.api.work import Portion, Report
+
+Deliver = Callable[[Sequence[Report]], None]
+"""Takes the results of some trials of a portion; called from any thread, for one portion from one at a time."""
 
 
 class Executor(Part):
-    """A place where cells are computed, used as a context manager. A lost worker costs at most its own cells."""
+    """A place where portions of trials are computed, used as a context manager.
+
+    Results come back while a portion is computed, about every second. A lost worker costs at most what it had not
+    delivered; that is computed again by another one.
+    """
 
     @abstractmethod
     def __enter__(self) -> Executor:
@@ -18,13 +26,21 @@ class Executor(Part):
 
     @abstractmethod
     def __exit__(self, *exception: object) -> None:
-        """Release the workers, without waiting for cells in flight."""
+        """Release the workers, without waiting for portions in flight."""
 
     @property
     @abstractmethod
-    def slots(self) -> int:
-        """Number of cells to keep in flight: enough to keep every worker busy."""
+    def capacity(self) -> int:
+        """Number of portions to keep in flight: enough to keep every worker busy."""
 
     @abstractmethod
-    def submit(self, cell: Cell) -> Future[Outcome]:
-        """Run `harness.engine.evaluate.evaluate` on ``cell`` on a worker; the future holds its result or its error."""
+    def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
+        """Run `harness.engine.evaluate.evaluate` on ``portion`` on a worker.
+
+        Args:
+            portion: trials to compute.
+            deliver: called with what the worker has yielded, in order, each result once.
+
+        Returns:
+            A future that is resolved once everything is delivered; it holds the error if there was one.
+        """

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.api.part import Part
+from harness.api.work import Attempt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.api.attack import Attack
     from harness.api.records import Batch
+    from harness.util.noise import Noise
 
 SLACK = 1e-4
 """Tolerance of the ball for float32 rounding, as a share of ε."""
@@ -36,10 +39,11 @@ class Passes:
 
 
 class Threat(Part):
-    """An ordered list of stages, and how their outcomes are reduced to a score.
+    """An ordered list of stages, each with one or more attempts, and how their results are reduced to a score.
 
-    A stage proposes images; the harness verifies and judges them. With ``reduction`` "worst" an image is robust when it
-    survives the clean stage and every other; with "mean" its score is the share of the stages that it survives.
+    An attempt proposes an image; the harness verifies and judges it. With ``reduction`` "worst" an image is robust when
+    it is classified correctly and survives every attempt, in whatever order they are made; with "mean" its score is the
+    share of the stages that it survives.
     """
 
     reduction: ClassVar[Literal["worst", "mean"]] = "worst"
@@ -64,8 +68,30 @@ class Threat(Part):
         """Names of the stages that are attacks; none with reduction "mean"."""
         return self.stages if self.reduction == "worst" else ()
 
+    @property
+    def ranks(self) -> int:
+        """Number of wrong classes, the most likely first, that `attempts` wants to know of an image."""
+        return 0
+
+    def attempts(self, stage: str, ranking: Sequence[int], classes: int) -> tuple[Attempt, ...]:
+        """Return the attempts of a stage on one image under one steering, in the order in which to make them.
+
+        Args:
+            stage: name of the stage, one of `stages`.
+            ranking: wrong classes by their logits on the clean image, largest first; `ranks` of them, or all.
+            classes: number of logits.
+        """
+        return (Attempt(stage),)
+
+    def stage_identity(self, stage: str) -> dict[str, Any]:
+        """Return what a stage is, as JSON, with every parameter that its results depend on and `identity` leaves out.
+
+        Results are found again by it. Leave the other stages out of both, and benchmarks share what they have in common.
+        """
+        return {"stage": stage}
+
     def prepare(self, batch: Batch | None, *, offline: bool = False) -> None:
-        """Provide what the stages need, and refuse images that they cannot work on. Called before any cell is computed.
+        """Provide what the stages need, and refuse images that they cannot work on. Called before any trial.
 
         Args:
             batch: a few of the images with a model's preprocessing; None from ``doctor`` when the data are missing.
@@ -75,17 +101,32 @@ class Threat(Part):
             HarnessError: something is missing, damaged, or does not suit the images; the message says what to do.
         """
 
+    def attack(
+        self, stage: str, slots: int, shape: tuple[int, ...], classes: int, device: str
+    ) -> Attack | None:
+        """Return the step machine of a stage, which works on every image apart; None to use `perturb`.
+
+        Args:
+            stage: name of the stage, one of `stages`.
+            slots: number of trials that advance at once.
+            shape: shape of an image: c, h, w.
+            classes: number of logits.
+            device: device of all its tensors.
+        """
+        return None
+
     @abstractmethod
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         """Return the images that ``stage`` makes of a batch: [n, c, h, w] in [0, 1], in the same order.
 
-        To flag the row on the leaderboard, ``warnings.warn(Flag("name", "why"))``.
+        What becomes of an image must not depend on the others of the batch, nor on their number. To flag the row on the
+        leaderboard, ``warnings.warn(Flag("name", "why"))``. Not called for a stage that has a step machine (`attack`).
 
         Args:
             stage: name of the stage, one of `stages`.
             network: network from images in [0, 1] to logits, in eval mode.
-            batch: the surviving images, which the network classifies correctly; with reduction "mean", all images.
-            seed: seed of all randomness; the same seed must give the same images.
+            batch: images that the network classifies correctly; with reduction "mean", any images.
+            noise: source of all randomness, an independent stream for each image, the same in every run.
         """
 
     def check(self, x: Tensor, perturbed: Tensor) -> None:
