@@ -73,13 +73,12 @@ class Threat(Part):
         """Number of wrong classes, the most likely first, that `attempts` wants to know of an image."""
         return 0
 
-    def attempts(self, stage: str, ranking: Sequence[int], classes: int) -> tuple[Attempt, ...]:
+    def attempts(self, stage: str, ranking: Sequence[int]) -> tuple[Attempt, ...]:
         """Return the attempts of a stage on one image under one steering, in the order in which to make them.
 
         Args:
             stage: name of the stage, one of `stages`.
             ranking: wrong classes by their logits on the clean image, largest first; `ranks` of them, or all.
-            classes: number of logits.
         """
         return (Attempt(stage),)
 
