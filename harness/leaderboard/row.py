@@ -88,7 +88,6 @@ class LeaderboardRow:
     protocol: Text
     flags: Annotated[tuple[str, ...], "s"]
     seed: Count
-    batch_size: Count
     weights_sha256: Text
     fitted_from: Text
     train: Text
@@ -96,6 +95,8 @@ class LeaderboardRow:
     ct_harness: Text
     torch: Text
     device: Text
+    forward_passes: Count
+    backward_passes: Count
     seconds: Annotated[float | None, ".1f"]
     kind: RowKind
     """Not a column: follows from ``status`` and ``method``."""
