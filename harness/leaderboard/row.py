@@ -127,6 +127,13 @@ class LeaderboardRow:
         return self.threat != "clean"
 
     @property
+    def passes(self) -> int | None:
+        """Images through the network, forward and backward, for this row; None where that is not known."""
+        if self.forward_passes is None or self.backward_passes is None:
+            return None
+        return self.forward_passes + self.backward_passes
+
+    @property
     def failure(self) -> str:
         """Reason why the model has no score; empty where it has one."""
         return self.status.removeprefix(f"{FAILED}: ") if self.kind == "failed" else ""
