@@ -20,7 +20,7 @@ class Trials(NamedTuple):
         x: clean images, float32 [k, c, h, w] in [0, 1], classified correctly.
         y: their labels, int64 [k].
         targets: the class that a targeted attempt aims at, int64 [k]; ignored by untargeted ones.
-        keys: of the trials' noise, int64 [k]; see `harness.attacks.noise`.
+        keys: of the trials' noise, int64 [k]; see `harness.util.noise`.
         variants: which of the attack's variants, such as APGD's losses, a trial is, int64 [k]; None: all the first.
     """
 

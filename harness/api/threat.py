@@ -100,7 +100,7 @@ class Threat(Part):
             HarnessError: something is missing, damaged, or does not suit the images; the message says what to do.
         """
 
-    def attack(
+    def attack_machine(
         self, stage: str, slots: int, shape: tuple[int, ...], classes: int, device: str
     ) -> Attack | None:
         """Return the step machine of a stage, which works on every image apart; None to use `perturb`.
@@ -114,12 +114,15 @@ class Threat(Part):
         """
         return None
 
-    @abstractmethod
+    def variant(self, attempt: Attempt) -> int:
+        """Return the variant of its attack that an attempt is, for a step machine that has several."""
+        return 0
+
     def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         """Return the images that ``stage`` makes of a batch: [n, c, h, w] in [0, 1], in the same order.
 
         What becomes of an image must not depend on the others of the batch, nor on their number. To flag the row on the
-        leaderboard, ``warnings.warn(Flag("name", "why"))``. Not called for a stage that has a step machine (`attack`).
+        leaderboard, ``warnings.warn(Flag("name", "why"))``. Not called for a stage that has a step machine (`attack_machine`).
 
         Args:
             stage: name of the stage, one of `stages`.
@@ -127,6 +130,7 @@ class Threat(Part):
             batch: images that the network classifies correctly; with reduction "mean", any images.
             noise: source of all randomness, an independent stream for each image, the same in every run.
         """
+        raise NotImplementedError(f"{self.kind}: the stage {stage} needs a step machine, or perturb")
 
     def check(self, x: Tensor, perturbed: Tensor) -> None:
         """Refuse images that this threat does not allow. Called on every output of `perturb`.
@@ -172,8 +176,10 @@ class Threat(Part):
         Raises:
             ModelError: the network cannot be attacked; the message says why.
         """
+        from harness.util.noise import Noise
+
         stage = self.stages[0]
-        return stage, self.perturb(stage, network, batch, seed=0).detach()
+        return stage, self.perturb(stage, network, batch, Noise(0, batch.indices)).detach()
 
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """Look on clean images for signs that attacks on this network are misled, and warn with `Flag`."""

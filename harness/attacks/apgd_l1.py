@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from harness.attacks import noise
+from harness.util import noise
 from harness.attacks.apgd_walks import Spot, Walk
 from harness.attacks.l1_ball import nth_smallest, shrunk
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from harness.attacks import noise
+from harness.util import noise
 
 RHO = 0.75
 """The share of steps that have to raise the loss (Section 3.1, condition 1)."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from harness.api.attack import Attack as StepMachine
 from harness.api.threat import Flag, Passes
+from harness.api.work import Attempt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +34,9 @@ VERSIONS: dict[str, tuple[Name, ...]] = {
 
 FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 """Least number of classes, since the DLR losses rank the three (targeted: four) largest logits."""
+
+TARGETED = ("apgd-t", "fab-t")
+"""Attacks that are made on one target class at a time."""
 
 PLUS_RESTARTS, RAND_GRADIENTS = 5, 20
 """Restarts of the untargeted attacks in version "plus"; gradients averaged in each step of APGD in "rand"."""
@@ -78,6 +83,93 @@ Attack = Literal["standard", "plus", "rand"] | Custom
 def stages(attack: Attack) -> tuple[Name, ...]:
     """Return the names of the attacks that ``attack`` runs, in order."""
     return attack.stages if isinstance(attack, Custom) else VERSIONS[attack]
+
+
+def budget(attack: Attack) -> Custom:
+    """Return the budget of every stage; see `restarts` and `gradients` for what differs between stages."""
+    return attack if isinstance(attack, Custom) else Custom(stages=stages(attack))
+
+
+def restarts(stage: str, attack: Attack) -> int:
+    """Return the number of restarts of a stage, the first run included (AutoAttack's own numbers)."""
+    if stage == "fab-t":
+        return 1
+    untargeted = stage in ("apgd-ce", "apgd-dlr", "fab")
+    return PLUS_RESTARTS if attack == "plus" and untargeted else budget(attack).restarts
+
+
+def gradients(attack: Attack) -> int:
+    """Return the number of gradients that APGD averages in a step: more than one for randomised networks."""
+    return RAND_GRADIENTS if attack == "rand" else 1
+
+
+def attempts(stage: str, attack: Attack, ranking: Sequence[int]) -> tuple[Attempt, ...]:
+    """Return the attempts of a stage on one image: a restart each, of a targeted attack one for each target.
+
+    Args:
+        stage: name of the attack, one of ``stages(attack)``.
+        attack: version of AutoAttack, or a custom budget.
+        ranking: wrong classes by their logits on the clean image, largest first.
+    """
+    if len(ranking) + 1 < FEWEST_CLASSES.get(stage, 2):
+        return ()
+    if stage in TARGETED:
+        targets = ranking[: budget(attack).targets]
+        return tuple(Attempt(stage, target, run) for target in targets for run in range(restarts(stage, attack)))
+    return tuple(Attempt(stage, restart=run) for run in range(restarts(stage, attack)))
+
+
+def identity(stage: str, attack: Attack) -> dict[str, Any]:
+    """Return every parameter of a stage that its results depend on, as JSON; targets and restarts are the attempts'."""
+    asked = budget(attack)
+    if stage == "square":
+        return {"stage": stage, "queries": asked.queries}
+    averaged = {"gradients": gradients(attack)} if gradients(attack) > 1 else {}
+    return {"stage": stage, "iterations": asked.iterations} | averaged
+
+
+def machine(
+    stage: str, attack: Attack, *, norm: Norm, eps: float, slots: int, shape: tuple[int, ...], classes: int, device: str
+) -> StepMachine:
+    """Return the step machine of a stage.
+
+    Args:
+        stage: name of the attack, one of ``stages(attack)``.
+        attack: version of AutoAttack, or a custom budget.
+        norm: norm of the ball.
+        eps: radius of the ball, in pixels.
+        slots: number of trials that advance at once.
+        shape: shape of an image: c, h, w.
+        classes: number of logits.
+        device: device of all tensors.
+    """
+    from harness.attacks.apgd import APGD
+    from harness.attacks.fab import FAB
+    from harness.attacks.square import Square
+
+    asked = budget(attack)
+    if stage == "square":
+        return Square(slots, shape, norm=norm, eps=eps, queries=asked.queries, device=device)
+    if stage in ("fab", "fab-t"):
+        return FAB(
+            slots, shape, norm=norm, eps=eps, classes=classes, targeted=stage == "fab-t", steps=asked.iterations,
+            device=device,
+        )  # fmt: skip
+    return APGD(
+        slots, shape, norm=norm, eps=eps, steps=asked.iterations, larger_radii=norm == "L1", gradients=gradients(attack),
+        device=device,
+    )  # fmt: skip
+
+
+def variant(attempt: Attempt) -> int:
+    """Return the variant of an attempt that its step machine runs; see `harness.api.attack.Trials`."""
+    from harness.attacks.apgd_losses import CE, DLR, TARGETED_DLR
+    from harness.attacks.fab import CLEAN_START, RANDOM_START
+
+    losses = {"apgd-ce": CE, "apgd-dlr": DLR, "apgd-t": TARGETED_DLR}
+    if attempt.stage in losses:
+        return losses[attempt.stage]
+    return RANDOM_START if attempt.stage == "fab" and attempt.restart else CLEAN_START
 
 
 def perturb(
@@ -201,18 +293,14 @@ def passes(stage: str, attack: Attack, classes: int) -> Passes:
         attack: version of AutoAttack, or a custom budget.
         classes: number of logits.
     """
-    budget = attack if isinstance(attack, Custom) else Custom(stages=stages(attack))
-    untargeted = stage in ("apgd-ce", "apgd-dlr", "fab")
-    restarts = PLUS_RESTARTS if attack == "plus" and untargeted else budget.restarts
-    targets = min(budget.targets, classes - 1)
-    if stage in ("apgd-ce", "apgd-dlr"):
-        return Passes(gradients=restarts * (budget.iterations + 1) * (RAND_GRADIENTS if attack == "rand" else 1))
-    if stage == "apgd-t":
-        return Passes(gradients=targets * restarts * (budget.iterations + 1))
+    asked = budget(attack)
+    runs = len(attempts(stage, attack, range(classes - 1)))
+    if stage in ("apgd-ce", "apgd-dlr", "apgd-t"):
+        return Passes(gradients=runs * (asked.iterations + 1) * gradients(attack))
     if stage == "square":
-        return Passes(forwards=restarts * (budget.queries + 1))
-    steps = budget.iterations * (targets if stage == "fab-t" else restarts)
-    backward = 1 if stage == "fab-t" else classes  # one for each class
+        return Passes(forwards=runs * (asked.queries + 1))
+    steps = asked.iterations * runs
+    backward = 1 if stage == "fab-t" else classes - 1  # one for each other class
     return Passes(forwards=steps, gradients=steps * backward, own_steps=steps)
 
 

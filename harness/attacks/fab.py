@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from harness.api.attack import Attack, Network, Trials
-from harness.attacks import fab_projection, noise
+from harness.attacks import fab_projection
+from harness.util import noise
 
 Norm = Literal["Linf", "L2", "L1"]
 

@@ -1,6 +1,6 @@
 """What Square draws: where a window is, how large, and of which sign (Andriushchenko et al. 2020, arXiv 1912.00049).
 
-All of it belongs to the trial, see `harness.attacks.noise`. A trial's draws are numbered, and draw number d consists of
+All of it belongs to the trial, see `harness.util.noise`. A trial's draws are numbered, and draw number d consists of
 `Draws.words` words of 32 bits, those of `noise.words` for the counter d:
 
     draws 0 … s − 1   the start, s as few draws as have enough bits; L∞: the signs of the first channel's columns, then
@@ -19,7 +19,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-from harness.attacks import noise
+from harness.util import noise
 
 SHARE = 0.8
 """The share of an image that the first window covers: p, as AutoAttack has it."""

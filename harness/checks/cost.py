@@ -12,6 +12,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from harness.util.noise import Noise
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -114,7 +116,7 @@ def _stage(threat: Threat, network: nn.Module, batch: Batch) -> float:
     stages = threat.stages[:: max(len(threat.stages) // STAGES, 1)][:STAGES]
     started = perf_counter()
     for stage in stages:
-        threat.perturb(stage, network, few, seed=0)
+        threat.perturb(stage, network, few, Noise(0, few.indices))
     return (perf_counter() - started) / len(stages) / len(few)
 
 

@@ -27,6 +27,8 @@ from harness.errors import ModelError
 
 IMAGES = 64
 """Images that are read, evenly spaced among the chosen ones."""
+AUTOMATIC = 128
+"""Images in a batch where ``batch_size`` is left to a measurement; few networks gain by more."""
 USABLE = 0.8
 """Share of the free memory that a run may plan with."""
 
@@ -86,7 +88,7 @@ def _device(benchmark: Benchmark) -> Generator[Finding, None, str]:
         device = "cpu"
     known = provenance(device)
     versions = ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "pyautoattack", "robustbench"))
-    workers = f"{benchmark.executor.slots} cells at a time"
+    workers = f"{benchmark.executor.capacity} workers"
     yield Finding("device", "device", "ok", f"{device} ({known['device_name']}), {workers}; {versions}")
     return device
 
@@ -158,15 +160,16 @@ def _disk(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, runs: Path
 
 def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: str) -> Finding:
     """Check the memory for the model that needs most, in all the workers that share the device."""
-    batch, gpu = min(benchmark.batch_size, n), device.startswith("cuda")
-    workers = ceil(benchmark.executor.slots / (torch.cuda.device_count() if device == "cuda" else 1))
+    asked = AUTOMATIC if benchmark.batch_size == "auto" else benchmark.batch_size
+    batch, gpu = min(asked, n), device.startswith("cuda")
+    workers = ceil(benchmark.executor.capacity / (torch.cuda.device_count() if device == "cuda" else 1))
 
     def needed(images: int) -> int:
         most = max(memory(benchmark.threat, model.costs, images) for model in models)
         return workers * (most + (0 if gpu else WORKER))
 
     free = available_memory(device)
-    text = f"about {_bytes(needed(batch))} for {workers} cells at a time, in batches of {batch}"
+    text = f"about {_bytes(needed(batch))} for {workers} workers, in batches of {batch}"
     if free is None:
         return Finding("memory", "batch_size", "ok", f"{text}; this system does not say how much is free")
     text += f"; {_bytes(free)} are free"
@@ -182,15 +185,14 @@ def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: 
 
 
 def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int) -> Finding:
-    """Estimate the duration, as if no image were ever fooled."""
+    """Estimate the duration of all steerings, as if no image were ever fooled; a best-first search takes a part of it."""
     threat, total = benchmark.threat, 0.0
     for model in models:
         each = seconds(threat, model.costs)
         if each is None:
             return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
         total += each * n * model.steerings * (model.correct if threat.attacks else 1)
-    chains = sum(model.steerings for model in models) * ceil(n / benchmark.batch_size)
-    duration = _minutes(total / min(benchmark.executor.slots, chains))
+    duration = _minutes(total / benchmark.executor.capacity)
     left_out = len(benchmark.models) - len(models)
     without = f", without the {left_out} that cannot be scored" if left_out else ""
     if any(model.training is not None for model in benchmark.models):

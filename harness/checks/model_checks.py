@@ -22,7 +22,7 @@ from harness.engine.session import ModelSession, model_session
 from harness.engine.verification import logits, verify
 from harness.errors import ModelError
 from harness.leaderboard import flags
-from harness.scheduling.trials import grid
+from harness.scheduling.grid import grid
 
 STEERED, ATTACKED = 8, 2
 """Images that the steered network classifies; and how many of the correct ones are attacked."""
@@ -84,7 +84,7 @@ def check_model(
             network, check = session.steered(steerings[-1], batch.x[:1]), "attack"
             if benchmark.threat.stages:
                 findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
-            costs = measure(network, batch.part(range(min(len(batch), benchmark.batch_size))), benchmark.threat)
+            costs = measure(network, batch, benchmark.threat)
     except Exception as error:  # whatever a network raises on its first images
         return [*findings, problem(check, model.label, error)], None
     correct = float(task_type.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0

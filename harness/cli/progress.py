@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -18,32 +18,31 @@ from rich.progress import (
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from harness.api.work import Cell, Outcome
-    from harness.errors import ModelError
-    from harness.scheduling.policies import SchedulingPolicy
+    from collections.abc import Sequence
 
+    from harness.api.work import Report
+    from harness.errors import ModelError
 
 LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal to draw a bar on."""
 
 
 class ProgressBar:
-    """Progress of a run: cells done, cells a second, and time left.
+    """Progress of a run: trials done, image passes a second, and time left.
 
-    The time left is the sum over the remaining cells, each at the mean time of its stage so far: Square takes many
-    times longer than APGD, so the share of cells alone would be a poor estimate.
+    The time left follows from the passes through the network that are still to come if no more image is fooled. It
+    grows when a leading β falls back and another one has to be finished.
     """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("cells"),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
             console=self.console, disable=not self.console.is_terminal,
         )  # fmt: skip
-        self.slots, self.done = 1, 0
-        self.times: dict[str, list[float]] = defaultdict(list)
+        self.trials = self.passes = 0
         self.started_at = self.printed_at = monotonic()
+        self.task: TaskID | None = None
 
     def __enter__(self) -> ProgressBar:
         self.bar.start()
@@ -52,43 +51,34 @@ class ProgressBar:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def started(self, policy: SchedulingPolicy, known: int, slots: int) -> None:
+    def started(self, workers: int) -> None:
         """See `harness.engine.scheduler.ProgressListener`."""
-        self.slots = slots
-        self.times.clear()
-        for task in self.bar.task_ids:
-            self.bar.remove_task(task)
         self.started_at = self.printed_at = monotonic()
-        left = policy.remaining().total()
-        self.done = known
-        self.task = self.bar.add_task("starting", total=known + left, completed=known, note="")
+        self.trials = self.passes = 0
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task("starting", total=None, note="")
         if not self.console.is_terminal:
-            self.console.print(f"{left} cells to compute, {known} known, {slots} at a time", highlight=False)
+            self.console.print(f"computing on {workers} workers", highlight=False)
 
-    def advanced(self, policy: SchedulingPolicy, cell: Cell, outcome: Outcome) -> None:
+    def advanced(self, label: str, computed: Sequence[Report], left: float) -> None:
         """See `harness.engine.scheduler.ProgressListener`."""
-        self.times[cell.stage].append(outcome.seconds)
-        remaining = policy.remaining()
-        self.done += 1
-        total = self.done + remaining.total()
-        where = f"{cell.task.label} β={cell.steering.beta:g} {cell.stage}"
-        note = self._note(remaining)
-        self.bar.update(self.task, completed=self.done, total=total, description=where, note=note)
-        if not self.console.is_terminal and (monotonic() - self.printed_at > LINE_EVERY or not remaining):
+        results = [result for report in computed for result in report.results]
+        self.trials += len(results)
+        self.passes += sum(result.cost.forwards + result.cost.backwards for result in results)
+        last = results[-1].trial
+        where = f"{label} β={last.steering.beta:g} {last.attempt.stage}"
+        rate = self.passes / max(monotonic() - self.started_at, 1e-9)
+        note = f"{self.trials:,} trials, {rate:,.0f} passes/s, {_duration(left / max(rate, 1e-9))} left"
+        assert self.task is not None
+        self.bar.update(self.task, completed=self.passes, total=self.passes + left, description=where, note=note)
+        if not self.console.is_terminal and monotonic() - self.printed_at > LINE_EVERY:
             self.printed_at = monotonic()
-            self.console.print(f"{self.done}/{total} cells, {note}; last {where}", highlight=False, soft_wrap=True)
+            self.console.print(f"{note}; last {where}", highlight=False, soft_wrap=True)
 
     def failed(self, label: str, error: ModelError) -> None:
         """See `harness.engine.scheduler.ProgressListener`."""
         self.console.print(Text(f"{label}: {error}", style="red"), soft_wrap=True)
-
-    def _note(self, remaining: dict[str, int]) -> str:
-        finished = sum(map(len, self.times.values()))
-        rate = finished / max(monotonic() - self.started_at, 1e-9)
-        usual = sum(map(sum, self.times.values())) / finished
-        means = {stage: sum(times) / len(times) for stage, times in self.times.items()}
-        left = sum(count * means.get(stage, usual) for stage, count in remaining.items()) / self.slots
-        return f"{rate:.2g}/s, {_duration(left)} left"
 
 
 class CountBar:

@@ -61,8 +61,25 @@ def print_board(rows: Sequence[LeaderboardRow], title: str) -> None:
     console = _console()
     if scored:
         console.print(_board(title, _board_columns(scored), scored))
+    for model, own in by_model(scored).items():
+        if (sentence := price(own)) is not None:
+            console.print(f"{model}: {sentence}", highlight=False, soft_wrap=True)
     for model, reason in failures_of(rows).items():
         console.print(Text(f"{model}: failed: {reason}", style="red"), soft_wrap=True)
+
+
+def price(rows: Sequence[LeaderboardRow]) -> str | None:
+    """Return what the rows of one model have cost, in runs of their attack; None where it is not known.
+
+    A run is what the attack cost on the untouched network, in images through the network, forward and backward.
+    """
+    grid = [row for row in rows if not row.is_headline]
+    baseline = next((row for row in grid if row.kind == "baseline"), None)
+    if baseline is None or not baseline.is_attacked or not baseline.passes:
+        return None
+    runs = sum(row.passes or 0 for row in grid) / baseline.passes
+    name = "AutoAttack" if baseline.attack in ("standard", "plus", "rand") else "attack"
+    return f"{len(grid)} steerings for the price of {runs:.1f} {name} runs"
 
 
 def _board_columns(rows: Sequence[LeaderboardRow]) -> Sequence[TableColumn]:

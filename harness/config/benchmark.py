@@ -133,13 +133,12 @@ class Benchmark(BaseModel):
         replay_points: percentage points that a row may lose to the adversarial images of other steerings before it is
             flagged ``replay``.
         seed: seed of the attacks' noise, and of the folds.
-        batch_size: images attacked as one batch; part of every result's identity.
-        replay_first: whether to replay what fooled the baseline on a steering before attacking it. Cheaper; but the
-            survivors are attacked in other batches, so with other noise, than by AutoAttack alone.
+        batch_size: most images that go through a network at once; "auto" measures what is fastest. A matter of speed and
+            memory alone: results do not depend on it.
         compile: whether attacks run on a compiled network; "auto" compiles on a GPU, if the network can be compiled.
             Like the device, it is not part of a result's identity.
         precision: precision of the network under attack; adversarial images are judged in float32. "tf32" needs a GPU.
-        executor: place where cells are computed, with its ``kind``; this machine by default.
+        executor: place where trials are computed, with its ``kind``; this machine by default.
         device: device to compute on: "auto" (a GPU if there is one), "cpu", "cuda", or "cuda:1".
     """
 
@@ -155,8 +154,7 @@ class Benchmark(BaseModel):
     search: Search = BestFirst()
     replay_points: Annotated[float, Field(strict=True, ge=0)] = 1.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
-    batch_size: Annotated[int, Field(strict=True, gt=0)] = 250
-    replay_first: Annotated[bool, Field(strict=True)] = False
+    batch_size: Annotated[int, Field(strict=True, gt=0)] | Literal["auto"] = "auto"
     compile: Compile = "auto"
     precision: Precision = "float32"
     executor: Executor
@@ -176,11 +174,11 @@ class Benchmark(BaseModel):
             raise ValueError(f"two models are called {twice[0]!r}; give one of them another name")
         return models
 
-    @field_validator("replay_first", "compile", "precision")
+    @field_validator("compile", "precision")
     @classmethod
     def _only_with_attacks(cls, value: Any, info: ValidationInfo) -> Any:
         threat = info.data.get("threat")
-        if threat is not None and not threat.attacks and value not in (False, "auto", "never", "float32"):
+        if threat is not None and not threat.attacks and value not in ("auto", "never", "float32"):
             raise ValueError(f"it is about attacks, and {threat.kind} has none; leave it out")
         return value
 

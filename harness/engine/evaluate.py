@@ -1,132 +1,74 @@
-"""Evaluation of a cell: run its stage, verify the images it made, and judge them by a fresh forward pass."""
+"""Evaluation of a portion: run its trials, verify the images they made, and judge them by a fresh forward pass."""
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from time import perf_counter
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from harness.analysis.task_types import TASK_TYPES
-from harness.api.records import Batch
 from harness.api.threat import Flag
-from harness.api.work import Adversaries, Cell, Outcome
-from harness.engine.acceleration import attacking
-from harness.engine.images import source
-from harness.engine.numerics import reproducible, resolve
+from harness.api.work import Portion, Report, Result
+from harness.engine.numerics import keep_memory, reproducible
 from harness.engine.provenance import provenance
-from harness.engine.session import ModelSession, model_session
-from harness.engine.verification import logits, verify
+from harness.engine.stages import Computation, run
 from harness.errors import ModelError
-from harness.scheduling.trials import CLEAN, MARGIN, REPLAY, REPLAY_FIRST, TRAINING
 
-REPLAY_BATCH = 256
-"""Candidates of a replay in one forward pass."""
+REPORT_EVERY = 1.0
+"""Seconds after which results are passed on; a kill loses no more than these and what is in the slots."""
 
 
-def evaluate(cell: Cell) -> Outcome:
-    """Compute the outcome of ``cell``: the same bits in any process and in any order.
+def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
+    """Compute the trials of a portion, and yield their results about every second: the same bits in any process.
 
     Raises:
         ModelError: the network cannot be scored (NaN logits, probabilities, too few classes, an attack's output that
             the threat does not allow), or its weights have changed since the run began.
     """
-    task = cell.task
-    device = resolve(task.device)
-    session = model_session(task.model, device, task.offline, task.normalised)
-    if session.loaded.sha256 != task.weights_sha256:
+    keep_memory()
+    computation = Computation(portion)
+    if computation.session.loaded.sha256 != portion.task.weights_sha256:
         raise ModelError(
-            f"its weights changed while the benchmark ran ({task.weights_sha256[:12]} before); run it again"
+            f"its weights changed while the benchmark ran ({portion.task.weights_sha256[:12]} before); run it again"
         )
-    if cell.stage == TRAINING:
-        return _score_training(cell, session, device)
-    batch = session.to_input_space(
-        source(task.dataset, task.preprocessing, task.offline).read(cell.surviving).to(device)
-    )
-    with reproducible(), _flags() as flags:
-        session.to_channels_last(batch.x[:1])
-        started = time.perf_counter()  # a probe's fit under this steering counts as time of its first cell
-        network = session.steered(cell.steering, batch.x[:1])
-        attacked = session.attacked(cell, batch.x[:2]) if cell.stage in task.attacks else network
-        scores, images = _run_stage(cell, network, attacked, batch)
-        seconds = time.perf_counter() - started
-    values = np.zeros(len(cell.shard.images), np.float32)
-    values[np.isin(cell.shard.images, cell.surviving)] = scores.cpu().numpy()
-    adversaries, fooled = None, scores == 0
-    if cell.stage in (REPLAY_FIRST, *task.attacks) and fooled.any():
-        adversaries = Adversaries(images[fooled].cpu(), tuple(batch.indices[fooled].tolist()))
-    made_with = provenance(device) | session.loaded.fitted(cell.steering)
-    return Outcome(cell.key, values, seconds, tuple(sorted(flags)), made_with, adversaries)
+    stage, reports = run(computation), list[Report]()
+    last = perf_counter()
+    started = last
+    while True:
+        with reproducible(), _flags() as flags:
+            results = next(stage, None)  # a generator runs only here, so no setting outlives a yield
+        now = perf_counter()
+        if results:
+            reports += _reports(computation, results, flags, now - started)
+            started = now
+        if reports and (results is None or now - last > REPORT_EVERY):
+            yield reports
+            last, reports = perf_counter(), []
+        if results is None:
+            return
 
 
-def _score_training(cell: Cell, session: ModelSession, device: str) -> Outcome:
-    """Score the training images by cross-validation, each with what was fitted without it."""
-    task, started = cell.task, time.perf_counter()
-    assert task.model.training is not None
-    example = source(task.model.training, task.preprocessing, task.offline).read(cell.surviving[:1])
-    with reproducible(), _flags() as flags:
-        session.to_channels_last(example.x.to(device))
-        values = session.loaded.training_scores(cell.steering)
-    return Outcome(cell.key, values, time.perf_counter() - started, tuple(sorted(flags)), provenance(device))
+def _reports(
+    computation: Computation, results: Iterable[Result], flags: set[str], seconds: float
+) -> Iterator[Report]:
+    """Yield a report for each steering, with the time shared out by the number of passes."""
+    results = list(results)
+    total = sum(result.cost.forwards + result.cost.backwards for result in results) or 1
+    each = seconds / total
+
+    def timed(result: Result) -> Result:
+        cost = result.cost
+        return result._replace(cost=cost._replace(seconds=each * (cost.forwards + cost.backwards)))
+
+    made_with = provenance(computation.device)
+    for steering, own in groupby(sorted(results, key=_by_steering), key=lambda result: result.trial.steering):
+        fitted = computation.session.loaded.fitted(steering)
+        yield Report(tuple(map(timed, own)), tuple(sorted(flags)), made_with | fitted)
 
 
-def _run_stage(cell: Cell, network: nn.Module, attacked: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Run the stage of ``cell`` on the images of ``batch``.
-
-    Args:
-        cell: says which stage of which task.
-        network: the network that judges.
-        attacked: the same network as attacks run it: compiled, say, or in half precision.
-        batch: the surviving images.
-
-    Returns:
-        A score for each image, float [n] (in the stage `MARGIN`, its margin), and the perturbed images [n, c, h, w].
-    """
-    threat, task_type = cell.task.threat, TASK_TYPES[cell.task.dataset.target]
-    if cell.stage == MARGIN:
-        return task_type.margin(logits(network, batch.x), batch.y), batch.x
-    if cell.stage in (REPLAY, REPLAY_FIRST):
-        return _replay(cell, network, batch)
-    if cell.stage == CLEAN:
-        task_type.check_answers(logits(network, batch.x), batch.y)
-        if not cell.task.normalised:
-            threat.inspect(network, batch)
-        images = batch.x
-    else:
-        with attacking(cell.task.precision):
-            images = threat.perturb(cell.stage, attacked, batch, cell.seed).detach()
-        verify(threat, batch.x, images, normalised=cell.task.normalised)
-    return task_type.outcome(logits(network, images), batch.y), images
-
-
-def _replay(cell: Cell, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Try all candidates of ``cell``, verified once more, on the network.
-
-    Returns:
-        1 for each image that survives all of its candidates, else 0, float [n]; and the images [n, c, h, w], each of
-        those that do not survive replaced by a candidate that fooled the network.
-    """
-    assert cell.candidates is not None
-    survived = torch.ones(len(batch), device=batch.x.device)
-    if not cell.candidates.indices:
-        return survived, batch.x
-    position = {image: index for index, image in enumerate(cell.surviving)}
-    originals = torch.tensor([position[image] for image in cell.candidates.indices], device=batch.x.device)
-    perturbed = batch.x.clone()
-    for original, images in zip(
-        torch.split(originals, REPLAY_BATCH),
-        torch.split(cell.candidates.images.to(batch.x.device), REPLAY_BATCH),
-        strict=True,
-    ):
-        verify(cell.task.threat, batch.x[original], images, normalised=cell.task.normalised)
-        fooled = logits(network, images).argmax(1) != batch.y[original]
-        survived[original[fooled]] = 0
-        perturbed[original[fooled]] = images[fooled]
-    return survived, perturbed
+def _by_steering(result: Result) -> tuple[object, ...]:
+    return tuple(result.trial.steering)
 
 
 @contextmanager

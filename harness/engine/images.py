@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harness.api.dataset import Data, Dataset, Source
 from harness.api.records import AS_STORED, Batch, Preprocessing, Target
@@ -44,9 +45,43 @@ def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS
         _check(batch, dataset)
         labels.append(batch.y.numpy())
         for image, x, y in zip(part, batch.x.numpy(), batch.y.tolist(), strict=True):
-            digests[image] = hashlib.sha256(f"{x.shape} {y} ".encode() + x.tobytes()).hexdigest()
+            digests[image] = digest(x, y)
             pixels.add(of_pixels(x))
     return Data(digests, np.concatenate(labels), frozenset(pixels))
+
+
+def digest(x: np.ndarray, y: object) -> str:
+    """Return a hash of an image's pixels [c, h, w] and its label, by which its results are found again."""
+    return hashlib.sha256(f"{x.shape} {y} ".encode() + x.tobytes()).hexdigest()
+
+
+class ImageCache:
+    """Images that are read once and kept, as far as there is room for them.
+
+    Args:
+        source: opened dataset.
+        room: bytes of images that are kept at most.
+    """
+
+    def __init__(self, source: Source, room: int = 500_000_000) -> None:
+        self._source, self._room = source, room
+        self._kept: dict[int, tuple[Tensor, Tensor, str]] = {}
+
+    def read(self, numbers: Sequence[int]) -> tuple[Batch, list[str]]:
+        """Return images in this order, which may name one several times, and the digest of each."""
+        missing = [number for number in dict.fromkeys(numbers) if number not in self._kept]
+        found = self._kept | self._load(missing) if missing else self._kept
+        x, y, digests = zip(*(found[number] for number in numbers), strict=True)
+        return Batch(torch.stack(x), torch.stack(y), torch.tensor(numbers)), list(digests)
+
+    def _load(self, numbers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor, str]]:
+        batch = self._source.read(numbers)
+        loaded = {
+            number: (x, y, digest(x.numpy(), y.tolist())) for number, x, y in zip(numbers, batch.x, batch.y, strict=True)
+        }
+        if len(self._kept) * batch.x[0].numel() * batch.x.element_size() < self._room:
+            self._kept |= {number: (x.clone(), y, name) for number, (x, y, name) in loaded.items()}
+        return loaded
 
 
 def of_pixels(x: np.ndarray) -> str:

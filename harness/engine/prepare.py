@@ -20,7 +20,7 @@ from harness.engine.numerics import reproducible, resolve
 from harness.engine.session import model_session
 from harness.engine.verification import logits
 from harness.errors import HarnessError, ModelError, SpecError
-from harness.scheduling.trials import grid
+from harness.scheduling.grid import grid
 
 MAX_OVERLAP = 0.01
 """Share of the scored images that may be training images too, as in some official splits; their rows are flagged."""
@@ -35,9 +35,10 @@ class PreparedModel:
     Args:
         model: the model as the benchmark describes it.
         data: the chosen images with the model's preprocessing; None if the preprocessing is not known.
-        task: everything that the model's cells share; None if the model has failed.
+        task: everything that the model's trials share; None if the model has failed.
         coverage: activations that the steering reaches; None if the model has failed.
         training: images that a part of the model is fitted on; None if nothing is fitted.
+        shape: shape of an image with the model's preprocessing: c, h, w.
         trainable: number of parameters fitted on them, by method; "" stands for the steerings.
         failure: why the model cannot be scored; None if it can.
     """
@@ -47,6 +48,7 @@ class PreparedModel:
     task: Task | None = None
     coverage: Coverage | None = None
     training: Data | None = None
+    shape: tuple[int, ...] = ()
     trainable: Mapping[str, int] = field(default_factory=dict)
     failure: ModelError | None = None
 
@@ -110,11 +112,11 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool)
         offline=offline,
         compile=benchmark.compile,
         precision=benchmark.precision,
-        replay_first=benchmark.replay_first,
+        batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
     )
-    return PreparedModel(model, data, task, coverage, loaded.training, trainable)
+    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
 
 
 def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steering, ...]:

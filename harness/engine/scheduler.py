@@ -1,114 +1,244 @@
-"""Scheduler: sends the cells of a policy to an executor, and their outcomes to the ledger."""
+"""Scheduler: sends the trials that courses ask for to an executor, and their results to the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Protocol
 
 from harness.api.executor import Executor
-from harness.api.work import Cell, Outcome
-from harness.engine.candidates import with_candidates
-from harness.engine.ledger import Ledger
+from harness.api.records import Steering
+from harness.api.work import INDIVISIBLE, REPLAY, Attempt, Cost, Portion, Report, Task, Trial
+from harness.engine.ledger import Ledger, Stored
 from harness.errors import HarnessError, LedgerError, ModelError
-from harness.scheduling.policies import FullGridPolicy, SchedulingPolicy
-from harness.scheduling.state import RunProgress, T
+from harness.scheduling.course import Course
+from harness.scheduling.guided import GuidedSearch
+from harness.util.hashing import canonical
+
+FEWEST = 32
+"""Trials below which a portion is not split between workers."""
+MOST = 8192
+"""Trials of a portion at most."""
 
 
 class ProgressListener(Protocol):
     """Receives the events of a run, to display its progress."""
 
-    def started(self, policy: SchedulingPolicy, known: int, slots: int) -> None:
-        """Take note that computation starts.
+    def started(self, workers: int) -> None:
+        """Take note that computation starts, on so many workers."""
+
+    def advanced(self, label: str, computed: Sequence[Report], left: float) -> None:
+        """Take note of progress.
 
         Args:
-            policy: chooses the cells.
-            known: number of cells whose outcome the ledger holds.
-            slots: number of cells computed at a time.
+            label: the model.
+            computed: results that have come in, and are in the ledger.
+            left: passes that are still to come, of all models; an estimate.
         """
-
-    def advanced(self, policy: SchedulingPolicy, cell: Cell, outcome: Outcome) -> None:
-        """Take note that ``cell`` is computed and in the ledger."""
 
     def failed(self, label: str, error: ModelError) -> None:
         """Take note that the model ``label`` cannot be scored; the others go on."""
 
 
 @dataclass
-class Scheduler:
-    """Keeps an executor busy with the cells that a policy asks for, and the ledger up to date.
+class Tally:
+    """What the results of one steering have cost, and how they were computed.
 
     Args:
-        executor: computes the cells; its context has been entered.
-        ledger: receives every outcome.
+        cost: sum of the costs.
+        flags: flags raised meanwhile.
+        provenances: versions and devices.
+    """
+
+    cost: Cost = Cost()
+    flags: set[str] = field(default_factory=set)
+    provenances: list[Mapping[str, str]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class ModelRun:
+    """The course of one model, and what is known of its trials.
+
+    Args:
+        task: everything that the model's trials share.
+        course: decides which trials come next.
+        digests: hash of each image by its number.
+        shape: shape of an image: c, h, w.
+        tallies: costs of the trials that the course has asked for, by steering.
+    """
+
+    task: Task
+    course: Course
+    digests: Mapping[int, str]
+    shape: tuple[int, ...]
+    tallies: dict[Steering, Tally] = field(default_factory=dict)
+    asked: list[Trial] = field(default_factory=list)
+    missing: set[Trial] = field(default_factory=set)
+    done: bool = False
+    _known: dict[Steering, dict[tuple[str, str], Stored]] = field(default_factory=dict)
+    _keys: dict[Attempt, str] = field(default_factory=dict)
+
+    def key(self, trial: Trial) -> tuple[str, str]:
+        """Return the digest of a trial's image and the key of its attempt, by which the ledger knows it."""
+        if trial.attempt not in self._keys:
+            self._keys[trial.attempt] = canonical(self.task.attempt_identity(trial.attempt))
+        return self.digests[trial.image], self._keys[trial.attempt]
+
+    def known(self, steering: Steering, ledger: Ledger) -> dict[tuple[str, str], Stored]:
+        """Return everything that is known of a steering."""
+        if steering not in self._known:
+            self._known[steering] = ledger.read(self.task.identity(steering))
+        return self._known[steering]
+
+
+@dataclass
+class Scheduler:
+    """Keeps an executor busy with the trials that courses ask for, and the ledger up to date.
+
+    What a course asks for follows from the answers alone, and it is told a round at a time. So neither the number of
+    workers, nor the order in which results come in, nor what the ledger held before changes what it asks for.
+
+    Args:
+        executor: computes the trials; its context has been entered.
+        ledger: receives every result.
         listener: receives the events.
         failures: errors of the models that have failed, by label.
-        in_flight: cells being computed, each with the progress that it belongs to and the number of its chain.
     """
 
     executor: Executor
     ledger: Ledger
     listener: ProgressListener
     failures: dict[str, ModelError] = field(default_factory=dict)
-    in_flight: dict[Future[Outcome], tuple[object, int, Cell]] = field(default_factory=dict)
 
-    def progress(self, chains: Sequence[T]) -> RunProgress[T]:
-        """Return the progress of ``chains`` as the ledger has it; models that have failed make none."""
-        return RunProgress(chains, self.ledger.get, self.failures)
+    def run(self, runs: Sequence[ModelRun]) -> None:
+        """Follow every course to its end. Each result is in the ledger before its course is told of it."""
+        events: SimpleQueue[tuple[ModelRun, Sequence[Report] | Future[None]]] = SimpleQueue()
+        queue: deque[tuple[ModelRun, Portion]] = deque()
+        for run in runs:
+            queue.extend((run, portion) for portion in self._next_round(run))
+        if queue:
+            self.listener.started(self.executor.capacity)
+        in_flight = 0
+        while queue or in_flight:
+            while queue and in_flight < self.executor.capacity:
+                run, portion = queue.popleft()
+                if run.task.label in self.failures:
+                    continue
+                self._submit(run, portion, events)
+                in_flight += 1
+            if not in_flight:
+                continue
+            run, event = events.get()
+            if isinstance(event, Future):
+                in_flight -= 1
+                self._check(run, event)
+            else:
+                self._record(run, event)
+                left = sum(other.course.remaining() for other in runs if not other.done)
+                self.listener.advanced(run.task.label, event, left)
+            if not run.missing and not run.done:
+                self._tell(run)
+                queue.extend((run, portion) for portion in self._next_round(run))
 
-    def compute_all(self, chains: Sequence[T]) -> RunProgress[T]:
-        """Compute every cell of ``chains``, and return the outcomes."""
-        progress = self.progress(chains)
-        self.compute(progress, FullGridPolicy(progress))
-        return progress
+    def _next_round(self, run: ModelRun) -> list[Portion]:
+        """Go on with a course as far as the ledger knows the answers, and return what it does not know."""
+        if run.task.label in self.failures:
+            run.done = True
+        while not run.done:
+            run.asked = run.course.ask()
+            if not run.asked:
+                run.done = True
+                break
+            missing = [trial for trial in run.asked if run.key(trial) not in run.known(trial.steering, self.ledger)]
+            if missing:
+                run.missing = set(missing)
+                return list(portions(run.task, missing, self.executor.capacity))
+            self._tell(run)
+        return []
 
-    def compute(self, progress: RunProgress[T], policy: SchedulingPolicy) -> None:
-        """Compute every cell that ``policy`` asks for, and add the outcomes to ``progress``.
+    def _tell(self, run: ModelRun) -> None:
+        """Tell a course the answers to what it asked, and add up what they cost."""
+        answers = {}
+        for trial in run.asked:
+            stored = run.known(trial.steering, self.ledger)[run.key(trial)]
+            answers[trial] = stored.answer
+            tally = run.tallies.setdefault(trial.steering, Tally())
+            tally.cost = Cost(*(a + b for a, b in zip(tally.cost, stored.cost, strict=True)))
+            block = self.ledger.block(stored.block)
+            tally.flags |= set(block.flags)
+            if block.provenance not in tally.provenances:
+                tally.provenances.append(block.provenance)
+        run.course.tell(answers)
 
-        Each outcome goes to the ledger before the next is collected, so nothing computed is lost. A cell started ahead
-        of being asked for stays in flight if it never is, and its outcome goes to the ledger all the same.
-        """
-        if not policy.is_done():
-            self.listener.started(policy, sum(map(len, progress.done)), self.executor.slots)
-        while not policy.is_done():
-            self._submit(progress, policy)
-            for future in wait(self.in_flight, return_when=FIRST_COMPLETED).done:
-                self._collect(future, progress, policy)
+    def _submit(
+        self, run: ModelRun, portion: Portion, events: SimpleQueue[tuple[ModelRun, Sequence[Report] | Future[None]]]
+    ) -> None:
+        if portion.stage == REPLAY:
+            portion = self._with_candidates(run, portion)
+        future = self.executor.submit(portion, lambda reports: events.put((run, reports)))
+        future.add_done_callback(lambda done: events.put((run, done)))
 
-    def _submit(self, progress: RunProgress[T], policy: SchedulingPolicy) -> None:
-        """Start cells until all slots are taken, or none is ready."""
-        while len(self.in_flight) < self.executor.slots:
-            number = policy.next_ready({number for owner, number, _ in self.in_flight.values() if owner is progress})
-            if number is None:
-                return
-            cell = progress.next(number)
-            assert cell is not None
-            future = self.executor.submit(with_candidates(cell, progress, number, self.ledger))
-            self.in_flight[future] = (progress, number, cell)
+    def _with_candidates(self, run: ModelRun, portion: Portion) -> Portion:
+        """Return a replay with the adversarial images that it shows, read from the ledger."""
+        import torch
 
-    def _collect(self, future: Future[Outcome], progress: RunProgress[T], policy: SchedulingPolicy) -> None:
-        """Record the outcome of a finished cell, or that its model has failed."""
-        owner, number, cell = self.in_flight.pop(future)
-        if owner is not progress:  # started ahead by an earlier policy, which did not ask for it in the end
-            if future.exception() is None:
-                self.ledger.append(cell, future.result())
+        assert isinstance(run.course, GuidedSearch)
+        candidates = {}
+        for trial in portion.trials:
+            images = [
+                self.ledger.adversarial(run.known(source.steering, self.ledger)[run.key(source)], run.shape)
+                for source in run.course.sources[trial]
+            ]
+            candidates[trial] = torch.stack([torch.from_numpy(image) for image in images])
+        return Portion(portion.task, portion.trials, candidates)
+
+    def _record(self, run: ModelRun, reports: Sequence[Report]) -> None:
+        """Write results to the ledger, for good."""
+        for report in reports:
+            entries = [(*run.key(result.trial), result) for result in report.results]
+            identity = run.task.identity(report.steering)
+            stored = self.ledger.append(identity, entries, report.flags, report.provenance)
+            known = run.known(report.steering, self.ledger)
+            for (digest, key, result), one in zip(entries, stored, strict=True):
+                known.setdefault((digest, key), one)
+                run.missing.discard(result.trial)
+        self.ledger.commit()
+
+    def _check(self, run: ModelRun, future: Future[None]) -> None:
+        """Fail the model if a portion of it could not be computed."""
+        error = future.exception()
+        if error is None:
             return
-        try:
-            outcome = future.result()
-        except LedgerError:
-            raise
-        except HarnessError as error:
-            self._fail(progress, cell, error if isinstance(error, ModelError) else ModelError(str(error)))
-        except Exception as error:  # whatever a network or an attack raises in the middle of a run
-            self._fail(progress, cell, ModelError(f"stage {cell.stage}: {type(error).__name__}: {error}"))
-        else:
-            self.ledger.append(cell, outcome)
-            progress.done[number].append(outcome)
-            self.listener.advanced(policy, cell, outcome)
+        if isinstance(error, LedgerError) or not isinstance(error, Exception):
+            raise error
+        if not isinstance(error, ModelError):
+            text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+            error = ModelError(text)
+        run.done = True
+        if run.task.label not in self.failures:
+            self.failures[run.task.label] = error
+            self.listener.failed(run.task.label, error)
 
-    def _fail(self, progress: RunProgress[T], cell: Cell, failure: ModelError) -> None:
-        label = cell.task.label
-        if label not in progress.failures:
-            progress.failures[label] = failure
-            self.listener.failed(label, failure)
+
+def portions(task: Task, trials: Sequence[Trial], workers: int) -> Iterator[Portion]:
+    """Yield trials cut into portions for so many workers, stage by stage.
+
+    A portion has the trials of some steerings, or, where there are fewer steerings than workers, every so many of them.
+    """
+    by_stage: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_stage.setdefault(trial.attempt.stage, []).append(trial)
+    for stage, own in by_stage.items():
+        by_steering: dict[Steering, list[Trial]] = {}
+        for trial in own:
+            by_steering.setdefault(trial.steering, []).append(trial)
+        parts = min(max(workers, -(-len(own) // MOST)), max(len(own) // FEWEST, 1))
+        groups = list(by_steering.values())
+        if stage in INDIVISIBLE or len(groups) >= 2 * parts:
+            cut = [[trial for group in groups[start::parts] for trial in group] for start in range(parts)]
+        else:
+            cut = [own[start::parts] for start in range(parts)]
+        yield from (Portion(task, tuple(part)) for part in cut if part)

@@ -5,24 +5,58 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from harness.api.model import Model, Scorable
-from harness.api.records import Batch, Compile, Precision, Steering
-from harness.api.work import Cell
+from harness.api.records import Batch, Steering
+from harness.api.work import Task
+from harness.curvature.mixed import Mixed, mixes
 from harness.curvature.steering import Steered
-from harness.engine.acceleration import (
-    AtBeta,
-    ParametricNetwork,
-    checked,
-    compiled,
-    half_precision,
-    to_channels_last,
-    wants_compiling,
-)
+from harness.engine.acceleration import checked, compiled, half_precision, to_channels_last, wants_compiling
+from harness.engine.fixed_width import LADDER, FixedWidth
+from harness.engine.images import ImageCache
 from harness.errors import HarnessError, ModelError
+
+FEW = 4
+"""Images of different β that are compared with images of one, before different β go through a network together."""
+
+
+class Lane(NamedTuple):
+    """A network, and which of the curves that it can compute.
+
+    Args:
+        network: network of several steerings at once, or of one.
+        parameters: parameters of one steering's curve, [p]; None where the network is of this steering alone.
+    """
+
+    network: FixedWidth
+    parameters: Tensor | None
+
+    def rows(self, n: int) -> tuple[Tensor, ...]:
+        """Return what the network takes besides ``n`` images."""
+        return () if self.parameters is None else (self.parameters.expand(n, -1),)
+
+
+class OneSteering(nn.Module):
+    """A lane as a network from images to answers; it counts the images.
+
+    Args:
+        lane: the lane.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__()
+        self.lane, self.forwards, self.backwards = lane, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the answers [n, k] for images [n, c, h, w]."""
+        self.forwards += len(x)
+        self.backwards += len(x) if x.requires_grad and torch.is_grad_enabled() else 0
+        answers: Tensor = self.lane.network(x, *self.lane.rows(len(x)))
+        return answers
 
 
 @dataclass
@@ -32,18 +66,17 @@ class ModelSession:
     Args:
         loaded: the model, on its device.
         normalise: maps images to the network's input space under ``protocol: paper``; None if that is [0, 1].
-        steered_networks: networks to score, by steering.
-        attacked_networks: the same networks as attacks run them.
-        parametric: one compiled network for all β and c, once there is one.
-        is_channels_last: whether the weights have been converted.
+        images: images of each dataset that was read, by dataset and preprocessing.
     """
 
     loaded: Scorable
     normalise: Callable[[Tensor], Tensor] | None = None
-    steered_networks: dict[Steering, nn.Module] = field(default_factory=dict)
-    attacked_networks: dict[tuple[Steering, Compile, Precision], nn.Module] = field(default_factory=dict)
-    parametric: ParametricNetwork | None = None
-    is_channels_last: bool = False
+    images: dict[object, ImageCache] = field(default_factory=dict)
+    _steered: dict[Steering, nn.Module] = field(default_factory=dict)
+    _mixed: dict[Steering, Mixed | None] = field(default_factory=dict)
+    _fixed: dict[tuple[object, ...], FixedWidth] = field(default_factory=dict)
+    _fastest: dict[FixedWidth, int] = field(default_factory=dict)
+    _is_channels_last: bool = False
 
     def to_input_space(self, batch: Batch) -> Batch:
         """Return the batch as the network takes it: normalised under ``protocol: paper``, otherwise as it is."""
@@ -51,55 +84,83 @@ class ModelSession:
 
     def to_channels_last(self, example: Tensor) -> None:
         """Convert the weights once, before anything is steered; see `harness.engine.acceleration.to_channels_last`."""
-        if not self.is_channels_last:
+        if not self._is_channels_last:
             to_channels_last(self.loaded.body, example)
-            self.is_channels_last = True
+            self._is_channels_last = True
 
-    def steered(self, steering: Steering, example: Tensor) -> nn.Module:
-        """Return the network to score under ``steering``, making it at the first call.
+    def judge(self, task: Task, steering: Steering, example: Tensor) -> Lane:
+        """Return the network that judges under a steering: plain, in float32.
 
         Args:
-            steering: one point of the grid, or another method.
-            example: images that the network takes, [n, c, h, w].
+            task: says how wide a batch may be.
+            steering: a point of the grid, or another method.
+            example: images that the network takes, [m, c, h, w].
         """
-        if steering not in self.steered_networks:
-            self.steered_networks[steering] = self.loaded.steered(steering, example).eval()
-        return self.steered_networks[steering]
+        return self._lane(task, steering, example, ("judge",), lambda network: network)
 
-    def attacked(self, cell: Cell, example: Tensor) -> nn.Module:
-        """Return the network of ``cell`` as attacks run it, making it at the first call.
-
-        Args:
-            cell: says under which steering, and whether compiled and in which precision.
-            example: images that the network takes, [n, c, h, w].
+    def attacked(self, task: Task, steering: Steering, example: Tensor) -> Lane:
+        """Return the network that is attacked under a steering: the judge, or that compiled or in another precision.
 
         Raises:
             ModelError: it must be compiled and cannot be, or TF32 is asked of a CPU.
         """
-        task = cell.task
         if task.precision == "tf32" and not example.is_cuda:
             raise ModelError("precision: tf32 is for a GPU, and this is a CPU; set precision=float32 or bfloat16")
-        key = cell.steering, task.compile, task.precision
-        if key not in self.attacked_networks:
-            network = self.steered(cell.steering, example)
+        if not wants_compiling(task.compile, task.device) and task.precision == "float32":
+            return self.judge(task, steering, example)
+
+        def faster(network: nn.Module) -> nn.Module:
             if wants_compiling(task.compile, task.device):
-                must = task.compile == "always"
-                network = self.loaded.compiled(network, lambda part: self._compiled(part, example, must))
-            self.attacked_networks[key] = half_precision(network, task.precision)
-        return self.attacked_networks[key]
+                network = self._compiled(network, example, must=task.compile == "always")
+            return half_precision(network, task.precision)
+
+        return self._lane(task, steering, example, (task.compile, task.precision), faster)
+
+    def fastest(self, network: FixedWidth) -> int:
+        """Return the width at which a network is fastest; measured once."""
+        if network not in self._fastest:
+            self._fastest[network] = network.fastest()
+        return self._fastest[network]
+
+    def _lane(
+        self, task: Task, steering: Steering, example: Tensor, kind: tuple[object, ...],
+        made: Callable[[nn.Module], nn.Module],
+    ) -> Lane:  # fmt: skip
+        network: nn.Module = self.steered(steering, example)
+        parameters, which = None, steering
+        if isinstance(network, Steered) and (values := network.curve_parameters()) is not None:
+            which = steering._replace(beta=steering.native, c=0.5)  # of all β and c
+            if which not in self._mixed:
+                self._mixed[which] = Mixed(network) if mixes(network, _few(example)) else None
+            if (mixed := self._mixed[which]) is not None:
+                network, parameters = mixed, torch.tensor(values, device=example.device)
+            else:
+                which = steering
+        key = (which, *kind)
+        if key not in self._fixed:
+            rows = () if parameters is None else (parameters.expand(len(example), -1),)
+            self._fixed[key] = FixedWidth(made(network), example, *rows, widest=task.batch_size or LADDER[-1])
+        return Lane(self._fixed[key], parameters)
+
+    def steered(self, steering: Steering, example: Tensor) -> nn.Module:
+        """Return the network to score under a steering, as its model makes it, at the first call."""
+        if steering not in self._steered:
+            self._steered[steering] = self.loaded.steered(steering, example[:1]).eval()
+        return self._steered[steering]
 
     def _compiled(self, network: nn.Module, example: Tensor, must: bool) -> nn.Module:
         """Return ``network`` compiled; as it is where it cannot be compiled and need not (``must``)."""
-        fast = compiled(network)
-        if isinstance(network, Steered) and (curve_parameters := network.curve_parameters()) is not None:
-            self.parametric = self.parametric or ParametricNetwork(network)
-            fast = AtBeta(self.parametric, torch.tensor(curve_parameters, device=example.device))
         try:
-            return checked(fast, network, example)
+            return self.loaded.compiled(network, lambda part: checked(compiled(part), part, example))
         except ModelError:
             if must:
                 raise
             return network
+
+
+def _few(example: Tensor) -> Tensor:
+    """Return `FEW` images made of those of ``example``."""
+    return example[[number % len(example) for number in range(FEW)]]
 
 
 @lru_cache(maxsize=2)

@@ -1,8 +1,8 @@
-"""From the outcomes of each shard and stage to the scores of each model. Pure."""
+"""From what is known of each trial to the scores of each model. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,24 +13,21 @@ from harness.analysis.selection_inference import of_procedure
 from harness.analysis.statistics import paired
 from harness.api.dataset import Data
 from harness.api.records import Published, Steering
-from harness.api.work import Outcome, Task
+from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.prepare import PreparedModel
+from harness.engine.scheduler import ModelRun, Tally
+from harness.errors import ModelError
 from harness.leaderboard import flags
 from harness.leaderboard.row import IN_SAMPLE, SELECTED
 from harness.leaderboard.scores import Headline, ModelEntry, Score
-from harness.scheduling.state import RunProgress
-from harness.scheduling.trials import TrialChain
-
-Replayed = Mapping[int, np.ndarray]
-"""Robust scores [n] after the replay, by the number of the trial chain; for chains that had candidates to replay."""
-
+from harness.scheduling.guided import GuidedSearch
 
 def entry(
     benchmark: Benchmark,
     prepared_model: PreparedModel,
-    state: RunProgress[TrialChain],
-    replayed: Replayed,
+    scored: ModelRun | None,
+    failures: Mapping[str, ModelError],
     training_scores: Sequence[Scored] = (),
 ) -> ModelEntry:
     """Return the scores of one model, and the choice of β that follows from them.
@@ -38,8 +35,8 @@ def entry(
     Args:
         benchmark: the benchmark that was run.
         prepared_model: the model and its data.
-        state: outcomes of all trial chains.
-        replayed: outcomes of the replay.
+        scored: its trials; None if it could not be prepared.
+        failures: errors of the models that have failed, by label.
         training_scores: the model's scores on training images, where β is chosen there.
     """
     label, data = prepared_model.model.label, prepared_model.data
@@ -52,35 +49,28 @@ def entry(
         **_threat(benchmark),
         "protocol": benchmark.protocol,
         "seed": benchmark.seed,
-        "batch_size": benchmark.batch_size,
         **_beside(published, benchmark),
     }
     if data is not None:
         shared |= {"n": len(data.digests), "data_sha256": data.sha256}
-    failure = prepared_model.failure or state.failures.get(label)
-    if prepared_model.task is None or prepared_model.coverage is None or data is None or failure is not None:
+    failure = prepared_model.failure or failures.get(label)
+    coverage = prepared_model.coverage
+    if scored is None or coverage is None or data is None or failure is not None:
         return ModelEntry(shared, failure=str(failure), flag=failure.flag if failure else None)
-    shared["weights_sha256"] = prepared_model.task.weights_sha256
-    shared |= {"fitted_from": "", "train": ""}
+    shared |= {"weights_sha256": scored.task.weights_sha256, "fitted_from": "", "train": ""}
+    marks = flags.of_coverage(coverage, benchmark.steering.family) | flags.of_protocol(benchmark.protocol)
     if prepared_model.training is not None:
-        shared |= {"fitted_from": prepared_model.task.weights_sha256, "train": prepared_model.model.trained_how}
-    by_steering: dict[Steering, list[int]] = {}
-    for number, chain in state.of(label).items():
-        by_steering.setdefault(chain.steering, []).append(number)
-    images = {image: position for position, image in enumerate(data.digests)}
-    marks = flags.of_coverage(prepared_model.coverage, benchmark.steering.family) | flags.of_protocol(
-        benchmark.protocol
-    )
-    if prepared_model.training is not None:
+        shared |= {"fitted_from": scored.task.weights_sha256, "train": prepared_model.model.trained_how}
         marks |= flags.of_training(prepared_model.training.pixels, data.pixels)
+    search = scored.course
+    assert isinstance(search, GuidedSearch)
     scores = [
-        _score(steering, state, numbers, images, replayed, benchmark.replay_points, marks)
-        for steering, numbers in by_steering.items()
+        _compared(_score(scored, search, steering, benchmark.replay_points, marks), published)
+        for steering in search.steerings
     ]
-    scores = [_compared(score, published) for score in scores]
     headline = _headline(benchmark, scores, data, training_scores)
     metric = METRICS[benchmark.dataset.target]
-    return ModelEntry(shared, scores, headline, prepared_model.coverage, prepared_model.trainable, metric)
+    return ModelEntry(shared, scores, headline, coverage, prepared_model.trainable, metric)
 
 
 def _threat(benchmark: Benchmark) -> dict[str, str]:
@@ -93,8 +83,7 @@ def _threat(benchmark: Benchmark) -> dict[str, str]:
 
 def shortcuts(benchmark: Benchmark) -> list[str]:
     """Return the settings that make the attacks cheaper than their authors'."""
-    lower = [] if benchmark.precision == "float32" else [benchmark.precision]
-    return lower + (["replay_first"] if benchmark.replay_first else [])
+    return [] if benchmark.precision == "float32" else [benchmark.precision]
 
 
 def _beside(published: Published | None, benchmark: Benchmark) -> dict[str, float | None]:
@@ -134,80 +123,49 @@ def _headline(benchmark: Benchmark, every: Sequence[Score], data: Data, training
 
 
 def _score(
-    steering: Steering,
-    state: RunProgress[TrialChain],
-    numbers: Sequence[int],
-    images: Mapping[int, int],
-    replayed: Replayed,
-    replay_points: float,
-    marks: set[str],
+    scored: ModelRun, search: GuidedSearch, steering: Steering, replay_points: float, marks: set[str]
 ) -> Score:
-    """Join the shards of one steering.
+    """Return the scores of one steering.
 
     Args:
+        scored: the model's trials.
+        search: the search that asked for them.
         steering: the steering.
-        state: outcomes of all trial chains.
-        numbers: chains of this steering.
-        images: position of each image in the order of the data.
-        replayed: outcomes of the replay.
         replay_points: percentage points that the replay may take without a flag.
         marks: flags that the score has already.
     """
-    chains = [state.chains[number] for number in numbers]
-    values = [state.values(number) for number in numbers]
-    complete = all(chain.next(done) is None for chain, done in zip(chains, values, strict=True))
-    order = np.argsort([images[image] for chain in chains for image in chain.shard.images])
-    bounds = [chain.bounds(done) for chain, done in zip(chains, values, strict=True)]
-    clean, robust = (np.concatenate(parts)[order] for parts in zip(*bounds, strict=True))
-    stages = {
-        stage: np.concatenate([_after(chain, done, position) for chain, done in zip(chains, values, strict=True)])[
-            order
-        ]
-        for position, stage in enumerate(chains[0].stages)
-    }
-    replay, summary_columns = None, {}
-    if complete:
-        summary_columns = chains[0].task.threat.summary_columns(
-            {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
-        )
-        if chains[0].task.attacks and not steering.method:
-            parts = [replayed.get(number, own) for number, (_, own) in zip(numbers, bounds, strict=True)]
-            replay = np.concatenate(parts)[order]
-            marks = marks | flags.of_stages(stages) | flags.of_replay(robust, replay, replay_points)
-    outcomes = [outcome for number in numbers for outcome in state.done[number]]
-    versions = _versions(chains[0].task, outcomes)
-    marks = marks | flags.of_weights(versions["weights_sha256"])
+    threat, tally = scored.task.threat, scored.tallies[steering]
+    stages, robust = search.stages(steering), search.robust(steering)
+    complete, replay = search.finished(steering), search.replay(steering)
+    if complete and threat.attacks:
+        marks = marks | flags.of_stages(stages)
+    if replay is not None:
+        marks = marks | flags.of_replay(robust, replay, replay_points)
+    versions = _versions(scored.task, tally)
     return Score(
         steering=steering,
-        clean=clean,
+        clean=search.clean(steering),
         robust=robust,
         complete=complete,
         stages=stages,
-        summary_columns=summary_columns,
+        summary_columns=threat.summary_columns(
+            {stage: float(values.mean(dtype=np.float64)) for stage, values in stages.items()}
+        )
+        if complete
+        else {},
         replay=replay,
-        flags=frozenset(marks | {flag for outcome in outcomes for flag in outcome.flags}),
-        seconds=sum(outcome.seconds for outcome in outcomes),
+        flags=frozenset(marks | tally.flags | flags.of_weights(versions["weights_sha256"])),
+        cost=tally.cost,
         versions=versions,
     )
 
 
-def _versions(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Return the versions that computed the outcomes, and the hash of the weights, fitted ones where there are some."""
+def _versions(task: Task, tally: Tally) -> dict[str, str]:
+    """Return the versions that computed the results, and the hash of the weights, fitted ones where there are some."""
 
-    def joined(name: str, found: Iterable[str]) -> tuple[str, str]:
-        return name, "+".join(sorted(set(found)))
+    def joined(name: str, default: str = "") -> str:
+        return "+".join(sorted({provenance.get(name, default) for provenance in tally.provenances}))
 
-    weights = [outcome.provenance.get("weights_sha256", task.weights_sha256) for outcome in outcomes]
-    names = ("ct_harness", "torch", "device")
-    versions = [joined(name, (outcome.provenance[name] for outcome in outcomes)) for name in names]
-    return dict([*versions, joined("weights_sha256", weights or [task.weights_sha256])])
-
-
-def _after(chain: TrialChain, done: Sequence[np.ndarray], position: int) -> np.ndarray:
-    """Return the scores [n] after a stage; NaN where it was not run, unless no image was left to attack."""
-    if position < len(done):
-        return done[position]
-    unknown = np.full(len(chain.shard.images), np.nan, np.float32)
-    if chain.task.threat.reduction == "mean" or not done:
-        return unknown
-    return np.where(done[-1] > 0, unknown, done[-1])
+    return {name: joined(name) for name in ("ct_harness", "torch", "device")} | {
+        "weights_sha256": joined("weights_sha256", task.weights_sha256)
+    }

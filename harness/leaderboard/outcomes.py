@@ -17,7 +17,7 @@ import numpy as np
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import RowKey
 from harness.leaderboard.scores import ModelEntry
-from harness.scheduling.trials import CLEAN, REPLAY
+from harness.api.work import CLEAN, REPLAY
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:

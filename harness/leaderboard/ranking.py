@@ -48,7 +48,9 @@ def _scored(entry: ModelEntry) -> list[Columns]:
             "p_holm": p_holm.get(score.steering),
             "status": OK if score.complete else BOUNDED,
             "flags": ";".join(sorted(score.flags)),
-            "seconds": score.seconds,
+            "forward_passes": score.cost.forwards,
+            "backward_passes": score.cost.backwards,
+            "seconds": score.cost.seconds,
         }
         for rank, score in enumerate(ordered, start=1)
     ]

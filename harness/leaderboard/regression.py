@@ -28,7 +28,7 @@ NOISE = 1e-3
 """A change of a graded outcome below this share of the spread of the committed outcomes is none."""
 
 MUST_AGREE = (
-    "family", "dataset", "metric", "threat", "eps", "attack", "protocol", "seed", "batch_size", "selection", "train",
+    "family", "dataset", "metric", "threat", "eps", "attack", "protocol", "seed", "selection", "train",
 )  # fmt: skip
 """Columns of the question: where one differs, the boards cannot be compared."""
 HASHES = {"weights_sha256": "weights", "data_sha256": "data"}

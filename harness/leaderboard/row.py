@@ -88,7 +88,6 @@ class LeaderboardRow:
     protocol: Text
     flags: Annotated[tuple[str, ...], "s"]
     seed: Count
-    batch_size: Count
     weights_sha256: Text
     fitted_from: Text
     train: Text
@@ -96,6 +95,8 @@ class LeaderboardRow:
     ct_harness: Text
     torch: Text
     device: Text
+    forward_passes: Count
+    backward_passes: Count
     seconds: Annotated[float | None, ".1f"]
     kind: RowKind
     """Not a column: follows from ``status`` and ``method``."""
@@ -124,6 +125,13 @@ class LeaderboardRow:
     def is_attacked(self) -> bool:
         """True where the benchmark has a threat; without one, clean and robust are the same."""
         return self.threat != "clean"
+
+    @property
+    def passes(self) -> int | None:
+        """Images through the network, forward and backward, for this row; None where that is not known."""
+        if self.forward_passes is None or self.backward_passes is None:
+            return None
+        return self.forward_passes + self.backward_passes
 
     @property
     def failure(self) -> str:

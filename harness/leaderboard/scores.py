@@ -11,6 +11,7 @@ from harness.analysis.metrics import METRICS, Metric
 from harness.analysis.selection import Choice, Scored
 from harness.analysis.statistics import Paired
 from harness.api.records import Coverage, Steering
+from harness.api.work import Cost
 from harness.leaderboard.row import CT, LINEAR_PROBE, UNTOUCHED
 
 
@@ -19,14 +20,14 @@ class Score(Scored):
     """Scores of one model under one steering; `Scored` has the clean and robust ones.
 
     Args:
-        complete: whether every stage was run; otherwise the scores are upper bounds.
-        stages: scores after each stage, in order, the clean one first; float32 [n] each, NaN where it was not run.
+        complete: whether every image is decided; otherwise the scores are upper bounds.
+        stages: scores after each stage, in order, the clean one first; float32 [n] each, NaN where they are not known.
         summary_columns: further columns of the row, from the threat.
         replay: robust scores when adversarial images found under other steerings count too, [n]; None where there are
             none.
-        flags: raised by any of its cells, or by these scores.
-        seconds: of computing, over all its cells.
-        versions: ``ct_harness``, ``torch``, ``device`` and ``weights_sha256`` of its cells, joined by ``+`` where they
+        flags: raised by any of its trials, or by these scores.
+        cost: sum over its trials.
+        versions: ``ct_harness``, ``torch``, ``device`` and ``weights_sha256`` of its trials, joined by ``+`` where they
             differ.
     """
 
@@ -35,7 +36,7 @@ class Score(Scored):
     summary_columns: Mapping[str, float]
     replay: np.ndarray | None
     flags: frozenset[str]
-    seconds: float
+    cost: Cost
     versions: dict[str, str]
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FACTS = {
     "dataset": "images", "n": "how many", "data_sha256": "SHA-256 of the images", "metric": "metric",
     "threat": "threat", "eps": "ε", "attack": "attack", "protocol": "protocol", "family": "steered activations",
-    "selection": "selection of β", "seed": "seed", "batch_size": "batch size",
+    "selection": "selection of β", "seed": "seed",
     "ct_harness": "ct-harness", "torch": "torch", "device": "device",
 }  # fmt: skip
 """The columns that say how the board was made, and their names on the page."""

@@ -184,7 +184,7 @@ def _measured(board: str, rows: Sequence[LeaderboardRow]) -> Iterator[Measured]:
         if row.kind != COUNTED.get(row.protocol):
             continue
         question = (row.dataset, row.threat, row.eps, row.attack)
-        computed = (row.written(column) for column in ("data_sha256", "seed", "batch_size", "weights_sha256"))
+        computed = (row.written(column) for column in ("data_sha256", "seed", "weights_sha256"))
         folds = Counter(row.chosen)
         robust, delta = 100 * known(row.robust), known(row.delta_pp)
         yield Measured(

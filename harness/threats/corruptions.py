@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.api.records import Batch
+    from harness.util.noise import Noise
 
 CORRUPTIONS = (
     "shot_noise", "motion_blur", "snow", "pixelate", "gaussian_noise", "defocus_blur", "brightness", "fog",
@@ -86,13 +87,13 @@ class CorruptionThreat(Threat):
         """Check that the corrupted images are complete and match ``batch``; download CIFAR's if missing."""
         self._corruption_source.prepare(Path(self.root), list(self._stages.values()), batch, offline)
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         """Return the corrupted images, the same for every network; download nothing.
 
         Raises:
             DataError: the corrupted images are missing, or do not match ``batch``.
         """
-        return self._corruption_source.images(Path(self.root), *self._stages[stage], batch, seed).to(batch.x.device)
+        return self._corruption_source.images(Path(self.root), *self._stages[stage], batch, noise.seed).to(batch.x.device)
 
     def identity(self) -> dict[str, Any]:
         """Return the kind and the source of the images, the generator's version included."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
+from harness.api.attack import Attack as StepMachine
 from harness.api.threat import SLACK, SLACK_BOX, Passes, Threat
+from harness.api.work import Attempt
 from harness.attacks import autoattack, gradient_masking
 from harness.attacks.autoattack import Attack, Norm
 from harness.errors import InvalidAdversary
@@ -67,11 +70,32 @@ class Lp(Threat):
         """AutoAttack's attacks, in its order."""
         return autoattack.stages(self.attack)
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
-        """See `harness.attacks.autoattack.perturb`."""
-        return autoattack.perturb(
-            stage, self.attack, network, batch.x, batch.y, norm=self.norm, eps=self.eps, seed=seed
+    @property
+    def ranks(self) -> int:
+        """Number of targets of the targeted attacks, at least AutoAttack's nine, so that benchmarks share results."""
+        return max(autoattack.budget(self.attack).targets, 9)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the ball alone, so that benchmarks with other attacks share the results of what they have in common."""
+        return {"kind": self.kind, "eps": self.eps}
+
+    def stage_identity(self, stage: str) -> dict[str, Any]:
+        """See `harness.attacks.autoattack.identity`."""
+        return autoattack.identity(stage, self.attack)
+
+    def attempts(self, stage: str, ranking: Sequence[int]) -> tuple[Attempt, ...]:
+        """See `harness.attacks.autoattack.attempts`."""
+        return autoattack.attempts(stage, self.attack, ranking)
+
+    def attack_machine(self, stage: str, slots: int, shape: tuple[int, ...], classes: int, device: str) -> StepMachine:
+        """See `harness.attacks.autoattack.machine`."""
+        return autoattack.machine(
+            stage, self.attack, norm=self.norm, eps=self.eps, slots=slots, shape=shape, classes=classes, device=device
         )
+
+    def variant(self, attempt: Attempt) -> int:
+        """See `harness.attacks.autoattack.variant`."""
+        return autoattack.variant(attempt)
 
     def passes(self, stage: str, classes: int) -> Passes:
         """See `harness.attacks.autoattack.passes`."""
@@ -83,11 +107,23 @@ class Lp(Threat):
 
     def smoke_test(self, network: nn.Module, batch: Batch) -> tuple[str, Tensor]:
         """Check the gradient, then run the shortest APGD; see `Threat.smoke_test`."""
+        import torch
+
+        from harness.api.attack import Trials
+
         gradient_masking.refuse_blind(network, batch.x, batch.y)
         stage: autoattack.Name = "apgd-ce"
         steps = 3 if self.norm == "L1" else 1  # under L1, APGD takes at least one step at each of three radii
-        shortest = self.model_copy(update={"attack": autoattack.Custom(stages=(stage,), iterations=steps)})
-        return stage, shortest.perturb(stage, network, batch, seed=0).detach()
+        shortest = autoattack.Custom(stages=(stage,), iterations=steps)
+        n, slots = len(batch), torch.arange(len(batch), device=batch.x.device)
+        attack = autoattack.machine(
+            stage, shortest, norm=self.norm, eps=self.eps, slots=n, shape=tuple(batch.x.shape[1:]), classes=0,
+            device=str(batch.x.device),
+        )  # fmt: skip
+        attack.start(slots, Trials(batch.x, batch.y, batch.y, keys=slots))
+        while not attack.finished.all():
+            attack.step(network)
+        return stage, attack.found.detach().clone()
 
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """Run AutoAttack's checks of the defence, and ours of its gradient."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
-from harness.attacks import autoattack, fab, noise
+from harness.attacks import autoattack, fab
+from harness.util import noise
 from harness.attacks.autoattack import Custom, Name, Norm
 from harness.attacks.fab import CLEAN_START, FAB, RANDOM_START
 from harness.datasets.digits import Digits

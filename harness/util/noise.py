@@ -108,3 +108,38 @@ def normal(keys: Tensor, counters: Tensor, shape: tuple[int, ...]) -> Tensor:
     angle = (2 * math.pi * 2.0**-32) * drawn[:, half:].double()
     pairs = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
     return pairs[:, :count].float().view(len(keys), *shape)
+
+
+class Noise:
+    """An independent stream of draws for each image of a batch, for attacks that work batch-wise.
+
+    Each call draws fresh numbers. What an image sees depends on its key and on the draws before, never on the batch.
+
+    Args:
+        seed: the benchmark's seed, for what has a random source of its own.
+        keys: key of each image, int64 [n].
+    """
+
+    def __init__(self, seed: int, keys: Tensor) -> None:
+        self.seed, self.keys, self._draws = seed, keys, 0
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Return float32 numbers in [0, 1), [n, *shape]."""
+        return uniform(self.keys, self._next(), shape)
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Return float32 standard normal numbers, [n, *shape]."""
+        return normal(self.keys, self._next(), shape)
+
+    def signs(self, shape: tuple[int, ...]) -> Tensor:
+        """Return float32 −1 or 1, equally likely, [n, *shape]."""
+        return signs(self.keys, self._next(), shape)
+
+    def integers(self, shape: tuple[int, ...], below: Tensor | int) -> Tensor:
+        """Return int64 numbers in [0, ``below``), [n, *shape]."""
+        return integers(self.keys, self._next(), shape, below)
+
+    def _next(self) -> Tensor:
+        counters = torch.full_like(self.keys, self._draws)
+        self._draws += 1
+        return counters

@@ -1,0 +1,155 @@
+"""Batches of proven widths: a network gives an image the same bits, whatever it is batched with and wherever it stands.
+
+A network's last bits may depend on the shape of the batch, since kernels add up in another order. So a network is
+called only at widths at which it was seen to give the bits of one reference width; what is left over is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+REFERENCES = (16, 32, 64, 8, 4, 2, 1)
+"""Widths of reference, the first at which a network does not depend on company and place; 1 has no company."""
+LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Widths that are tried."""
+WASTE = 1.5
+"""Most images computed for each image asked for, where a narrower batch and another one would do."""
+GAIN = 0.93
+"""Time an image takes at twice the width, as a share, from which on a wider batch is not worth its memory."""
+LONGEST = 2.0
+"""Seconds of a forward and a backward pass beyond which batches are not made wider."""
+
+
+class FixedWidth(nn.Module):
+    """A network that is called only at widths at which it gives the same bits.
+
+    Args:
+        network: network from images [n, c, h, w], and any tensors with a row for each image, to answers [n, k].
+        example: images that it takes, [m, c, h, w].
+        rows: the other tensors for these images, [m, …] each.
+        widest: widest batch that is allowed.
+    """
+
+    reference: int
+    """Width whose bits all others have; 0 where the network answers by chance, so that there are none to keep."""
+    classes: int
+    """Number of answers for an image, k."""
+
+    def __init__(self, network: nn.Module, example: Tensor, *rows: Tensor, widest: int = LADDER[-1]) -> None:
+        super().__init__()
+        self.network, self.widest = network, widest
+        self._agrees: dict[int, bool] = {}
+        self._example, self._rows = example.detach(), rows
+        self.reference = self._find_reference()
+
+    def forward(self, x: Tensor, *rows: Tensor) -> Any:
+        """Return the answers [n, k] for images [n, c, h, w], for any n ≥ 1; gradients flow."""
+        answers = []
+        for start, stop, width in self.cut(len(x)):
+            part = [pad(tensor[start:stop], width) for tensor in (x, *rows)]
+            answers.append(self.network(*part)[: stop - start])
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
+
+    def cut(self, n: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the batches of ``n`` images: from, up to, and the width to which they are padded."""
+        start = 0
+        while start < n:
+            width = self._width(n - start)
+            stop = min(start + width, n)
+            yield start, stop, width
+            start = stop
+
+    def _width(self, n: int) -> int:
+        """Return the width at which to compute the next of ``n`` images."""
+        allowed = [width for width in LADDER if width <= self.widest and (width == self.reference or width <= 2 * n)]
+        wider = (width for width in allowed if n <= width <= WASTE * n)
+        narrower = (width for width in reversed(allowed) if width <= n)
+        return next((width for width in (*wider, *narrower) if self.agrees(width)), max(self.reference, 1))
+
+    def agrees(self, width: int) -> bool:
+        """Return whether the network gives the bits of the reference width at another one; tried once."""
+        if self.reference == 0 or width == self.reference:
+            return True
+        if width not in self._agrees:
+            self._agrees[width] = self._same_bits(self._at_reference, width)
+        return self._agrees[width]
+
+    def _find_reference(self) -> int:
+        for width in REFERENCES:
+            first = self._look(*self._batch(width))
+            self.classes = first[0].shape[1]
+            if width == REFERENCES[0] and not _equal(first, self._look(*self._batch(width))):
+                return 0
+            self._at_reference = first
+            if self._same_bits(first, width):
+                return width
+        return 1
+
+    def _same_bits(self, expected: tuple[Tensor, ...], width: int) -> bool:
+        """Return whether images get the expected bits at ``width``, shuffled, and among others if there is room."""
+        n = len(expected[0])
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(width)).tolist()
+        images = self._batch(n)
+        if width <= n:
+            parts = [order[start : start + width] for start in range(0, n - width + 1, width)][:2]
+            return all(_equal(self._look(*(t[part] for t in images)), tuple(e[part] for e in expected)) for part in parts)
+        company = self._batch(width, shift=1)
+        places = torch.randperm(width, generator=torch.Generator().manual_seed(width))[:n].tolist()
+        for tensor, own in zip(company, images, strict=True):
+            tensor[places] = own[order]
+        seen = self._look(*company)
+        return _equal(tuple(s[places] for s in seen), tuple(e[order] for e in expected))
+
+    def _batch(self, width: int, shift: int = 0) -> list[Tensor]:
+        """Return ``width`` images unlike each other, and their rows."""
+        every = (torch.arange(width) + shift).tolist()
+        which = [number % len(self._example) for number in every]
+        share = torch.tensor([0.5 + 0.5 / (1 + number) for number in every], device=self._example.device)
+        images = self._example[which]
+        return [torch.lerp(images.flip(3), images, share.view(-1, 1, 1, 1)), *(row[which] for row in self._rows)]
+
+    def _look(self, x: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the answers for a batch as it is, and the gradient of a sum of them."""
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            answers = self.network(x, *rows)
+            weights = torch.cos(torch.arange(answers.shape[1], device=x.device, dtype=answers.dtype))
+            total = (answers * weights).sum()
+            gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
+        return answers.detach(), torch.zeros_like(x) if gradient is None else gradient
+
+    def fastest(self) -> int:
+        """Return the width at which an image takes the least time, forward and backward, by a short measurement."""
+        best, before = max(self.reference, 1), float("inf")
+        for width in (width for width in LADDER if best <= width <= self.widest and width & (width - 1) == 0):
+            if not self.agrees(width):
+                continue
+            batch = self._batch(width)
+            seconds = min(self._timed(batch) for _ in range(3 if before == float("inf") or before < 0.01 else 1))
+            if seconds / width > GAIN * before:
+                break
+            best, before = width, seconds / width
+            if seconds > LONGEST:
+                break
+        return best
+
+    def _timed(self, batch: list[Tensor]) -> float:
+        started = perf_counter()
+        self._look(*batch)[0].sum().item()  # the number is waited for, on a GPU too
+        return perf_counter() - started
+
+
+def pad(tensor: Tensor, width: int) -> Tensor:
+    """Return ``tensor`` with its last row repeated until it has ``width`` rows."""
+    missing = width - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
+
+
+def _equal(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
+    """Return whether tensors have the same bits; NaN equals NaN."""
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True))
