@@ -59,16 +59,22 @@ class AttackOrder:
         """
         hinted = [self._fooled_elsewhere(number) for number in numbers.tolist()]
         without = np.array([not len(cells) for cells in hinted], bool)
-        steerings, images, attempts = self._next_stage(numbers[without])
+        steerings, images, attempts = self._next_stage(numbers[without], self.contest.sets[0])
         place = self.verdicts.place[steerings, images, attempts]
         last = np.partition(place, CHUNK - 1)[CHUNK - 1] if len(place) > CHUNK else ABSENT
         return np.concatenate(
             [np.empty(0, int), *hinted, self.verdicts.cells(steerings, images, attempts)[place <= last]]
         )
 
-    def _next_stage(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the open attempts of each steering's next stage: steerings, images and attempts, int [k] each."""
-        rows, images, attempts = np.nonzero(self.verdicts.open(numbers))
+    def _next_stage(self, numbers: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the open attempts of each steering's next stage: steerings, images and attempts, int [k] each.
+
+        Args:
+            numbers: numbers of the steerings.
+            where: positions of the images that count.
+        """
+        rows, images, attempts = np.nonzero(self.verdicts.open(numbers)[:, where])
+        images = where[images]
         stage = self.verdicts.stage[images, attempts]
         earliest = np.full(len(numbers), np.iinfo(np.int16).max)
         np.minimum.at(earliest, rows, stage)
@@ -108,10 +114,9 @@ class AttackOrder:
 
     def _to_the_leader(self, undecided: Undecided) -> np.ndarray:
         """Return the next attacks on the leader of a set."""
-        steerings, images, attempts = self._next_stage(np.array([undecided.leader]))
+        steerings, images, attempts = self._next_stage(np.array([undecided.leader]), undecided.where)
         place = self.verdicts.place[steerings, images, attempts]
-        order = np.lexsort((self.by_margin[steerings, images], place))
-        order = order[np.isin(images[order], undecided.where)][:CHUNK]
+        order = np.lexsort((self.by_margin[steerings, images], place))[:CHUNK]
         return self.verdicts.cells(steerings[order], images[order], attempts[order])
 
     def _hints(self, receiving: np.ndarray) -> np.ndarray:
