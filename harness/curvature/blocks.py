@@ -1,4 +1,4 @@
-"""φ and its derivative on a CPU: in blocks that stay in the cache, in operations whose bits depend on nothing but values.
+"""φ and its derivative on a CPU: in blocks that stay in the cache, with bits that depend on nothing but values.
 
     φ(x) = c·x·σ(ηx) + (1 − c)·(relu(x) + log1p(t)/γ)        with t = exp(−γ|x|) in [0, 1]
 
