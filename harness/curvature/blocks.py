@@ -197,6 +197,7 @@ class _Memory(threading.local):
     """Scratch memory of a thread, kept from call to call: fresh memory would cost a page fault every 4 KiB."""
 
     def __init__(self) -> None:
+        self.parts: dict[tuple[torch.dtype, int], tuple[Tensor, ...]] = {}
         self.by_shape: dict[tuple[torch.dtype, torch.Size, int], list[Scratch]] = {}
 
 
@@ -213,19 +214,17 @@ def _scratch(dtype: torch.dtype, shape: torch.Size, size: int) -> list[Scratch]:
         size: number of elements of the largest block.
     """
     known = _MEMORY.by_shape
-    if (dtype, shape, size) not in known:
-        with torch.inference_mode(False), torch.no_grad():
-            largest = known.get((dtype, torch.Size([size]), size))
-            parts = (
-                [scratch.full for scratch in largest] if largest else list(torch.zeros(3, size, dtype=dtype).unbind())
-            )
-            if len(known) >= _SHAPES_KEPT:
-                known.clear()
-            known[dtype, torch.Size([size]), size] = [Scratch(part, part) for part in parts]
-            numel = shape.numel()
-            full = [part[: _whole(numel)] for part in parts]
-            known[dtype, shape, size] = [Scratch(part, part[:numel].view(shape)) for part in full]
-    return known[dtype, shape, size]
+    key = dtype, shape, size
+    if key not in known:
+        if len(known) >= _SHAPES_KEPT:
+            known.clear()
+        if (dtype, size) not in _MEMORY.parts:
+            with torch.inference_mode(False):
+                _MEMORY.parts[dtype, size] = torch.zeros(3, _whole(size), dtype=dtype, device="cpu").unbind()
+        numel = shape.numel()
+        full = [part[: _whole(numel)] for part in _MEMORY.parts[dtype, size]]
+        known[key] = [Scratch(part, part[:numel].view(shape)) for part in full]
+    return known[key]
 
 
 def _whole(numel: int) -> int:
