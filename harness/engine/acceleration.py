@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.api.records import Compile, Precision
-from harness.curvature.families import FAMILIES
+from harness.curvature.mixed import Mixed
 from harness.curvature.steering import Steered
 from harness.errors import ModelError
 
@@ -56,14 +56,12 @@ class ParametricNetwork(nn.Module):
 
     def __init__(self, steered: Steered) -> None:
         super().__init__()
-        family = FAMILIES[steered.steering.family]
-        self.curve_parameters: Tensor | None = None
-        self.run = compiled(steered.with_curve(lambda x, *which: family.parametric(x, *which, self.curve_parameters)))
+        self.mixed = Mixed(steered)
+        self.mixed.network = compiled(self.mixed.network)
 
     def forward(self, x: Tensor, curve_parameters: Tensor) -> Any:
-        """Return the network's output under these curve parameters."""
-        self.curve_parameters = curve_parameters
-        return self.run(x)
+        """Return the network's output under these curve parameters; see `harness.curvature.mixed.Mixed`."""
+        return self.mixed(x, curve_parameters)
 
 
 class AtBeta(nn.Module):
