@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import pickle
 import signal
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
+from io import BytesIO
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 from harness.errors import ModelError
@@ -54,6 +58,30 @@ def _portable(error: Exception, where: str) -> Exception:
     return error
 
 
+def packed(value: Answer | Portion, kind: type[pickle.Pickler] = pickle.Pickler) -> bytes:
+    """Return the pickle of an answer or a portion, whose images are arrays in it.
+
+    Arrays take a tenth of the time of tensors, and leave behind the batch that an image was cut out of.
+
+    Args:
+        value: the answer, or the portion.
+        kind: class of the pickler.
+    """
+    stream = BytesIO()
+    _with_arrays(kind)(stream, pickle.HIGHEST_PROTOCOL).dump(value)
+    return stream.getvalue()
+
+
+@cache
+def _with_arrays(kind: type[pickle.Pickler]) -> type[pickle.Pickler]:
+    """Return a class of picklers that store tensors as arrays."""
+    from torch import Tensor, from_numpy
+
+    reduced = {Tensor: lambda tensor: (from_numpy, (tensor.numpy(),))}
+    known = getattr(kind, "dispatch_table", copyreg.dispatch_table)
+    return type(kind.__name__, (kind,), {"dispatch_table": ChainMap(reduced, known)})
+
+
 def serve(parent: int) -> None:
     """Answer the portions that come in on standard input, until it ends or the process ``parent`` does."""
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
@@ -64,7 +92,7 @@ def serve(parent: int) -> None:
     with suppress(EOFError):
         while True:
             for answer in _answers_to(pickle.load(incoming)):
-                pickle.dump(answer, outgoing, pickle.HIGHEST_PROTOCOL)
+                outgoing.write(packed(answer))
                 outgoing.flush()
 
 
