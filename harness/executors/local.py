@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from queue import LifoQueue
 from typing import Annotated, Literal
 
-import cloudpickle
 from pydantic import Field, PrivateAttr
 
 from harness.api.executor import Deliver, Executor
@@ -113,7 +112,7 @@ class Worker:
             WorkerLost: the process has died.
         """
         assert submission.left is not None
-        message = packed(submission.left, cloudpickle.Pickler)  # takes parts that are defined in a script, too
+        message = packed(submission.left)
         process = self._running(submission.left.task.device)
         sending, receiving = process.stdin, process.stdout
         assert sending is not None
