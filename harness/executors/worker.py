@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from harness.errors import ModelError
 
@@ -74,7 +74,7 @@ def _pickler() -> Any:
     from torch import Tensor, from_numpy
 
     class ArrayPickler(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table = ChainMap(
+        dispatch_table: ClassVar[ChainMap[Any, Any]] = ChainMap(
             {Tensor: lambda tensor: (from_numpy, (tensor.numpy(),))}, cloudpickle.Pickler.dispatch_table
         )
 
