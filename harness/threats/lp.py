@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from harness.api.threat import SLACK, SLACK_BOX, Passes, Threat
 from harness.attacks import autoattack, gradient_masking
-from harness.attacks.autoattack import Attack, Norm
+from harness.attacks.autoattack import Attack
+from harness.attacks.norms import Norm
 from harness.errors import InvalidAdversary
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
 from harness.attacks import autoattack, fab, noise
-from harness.attacks.autoattack import Custom, Name, Norm
+from harness.attacks.autoattack import Custom, Name
 from harness.attacks.fab import CLEAN_START, FAB, RANDOM_START
+from harness.attacks.norms import Norm
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
 
