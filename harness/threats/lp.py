@@ -12,7 +12,8 @@ from harness.api.attack import Attack as StepMachine
 from harness.api.threat import SLACK, SLACK_BOX, Passes, Threat
 from harness.api.work import Attempt
 from harness.attacks import autoattack, gradient_masking
-from harness.attacks.autoattack import Attack, Norm
+from harness.attacks.autoattack import Attack
+from harness.attacks.norms import Norm
 from harness.errors import InvalidAdversary
 
 if TYPE_CHECKING:

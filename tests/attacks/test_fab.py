@@ -19,8 +19,9 @@ from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
 from harness.attacks import autoattack, fab
 from harness.util import noise
-from harness.attacks.autoattack import Custom, Name, Norm
+from harness.attacks.autoattack import Custom, Name
 from harness.attacks.fab import CLEAN_START, FAB, RANDOM_START
+from harness.attacks.norms import Norm
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
 
