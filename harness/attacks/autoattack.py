@@ -156,8 +156,8 @@ def machine(
             device=device,
         )  # fmt: skip
     return APGD(
-        slots, shape, norm=norm, eps=eps, steps=asked.iterations, larger_radii=norm == "L1", gradients=gradients(attack),
-        device=device,
+        slots, shape, norm=norm, eps=eps, steps=asked.iterations, larger_radii=norm == "L1",
+        gradients=gradients(attack), device=device,
     )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from harness.api.attack import Attack, Network, Trials
 from harness.attacks import fab_projection
-from harness.util import noise
 from harness.attacks.norms import Norm
+from harness.util import noise
 
 ALPHA_MAX = 0.1
 """How much a step is drawn to the clean image, at most …"""

@@ -26,8 +26,15 @@ class Mixed(nn.Module):
         super().__init__()
         self.parametric = FAMILIES[steered.steering.family].parametric
         self.curve_parameters: Tensor | None = None
-        self.network: nn.Module = steered.with_curve(self._curve)
+        self.steered = steered.with_curve(self._curve)
+        self.network: nn.Module = self.steered
         self.training = steered.training
+
+    def through(self, change: Callable[[nn.Module], nn.Module]) -> Mixed:
+        """Return the same network after a change, such as compiled."""
+        other = Mixed(self.steered)
+        other.network = change(other.steered)
+        return other
 
     def _curve(self, x: Tensor, *which: Any) -> Tensor:
         return self.parametric(x, *which, self.curve_parameters)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from harness.api.records import Compile, Precision
 from harness.curvature.mixed import Mixed
-from harness.curvature.steering import Steered
 from harness.errors import ModelError
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,9 +49,7 @@ def wants_compiling(compile: Compile, device: str) -> bool:
 def compiled(network: nn.Module) -> nn.Module:
     """Return ``network`` as compiled at its first call, for batches of any size; of a mixed one, for any β and c."""
     if isinstance(network, Mixed):
-        fast = copy.copy(network)
-        fast._modules = {"network": compiled(network.network)}  # copy.copy would share the dict
-        return fast
+        return network.through(compiled)
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     known = hasattr(torch._inductor.config, "deterministic")  # since torch 2.9
     return torch.compile(network, dynamic=True, options={"deterministic": True} if known else None)  # type: ignore[return-value]

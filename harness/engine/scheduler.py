@@ -53,7 +53,7 @@ class Tally:
         provenances: versions and devices.
     """
 
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     flags: set[str] = field(default_factory=set)
     provenances: list[Mapping[str, str]] = field(default_factory=list)
 
@@ -166,7 +166,7 @@ class Scheduler:
             stored = run.known(trial.steering, self.ledger)[run.key(trial)]
             answers[trial] = stored.answer
             tally = run.tallies.setdefault(trial.steering, Tally())
-            tally.cost = Cost(*(a + b for a, b in zip(tally.cost, stored.cost, strict=True)))
+            tally.cost = tally.cost.plus(stored.cost)
             blocks.add((trial.steering, stored.block))
         for steering, number in blocks:
             block, tally = self.ledger.block(number), run.tallies[steering]

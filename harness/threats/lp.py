@@ -77,7 +77,7 @@ class Lp(Threat):
         return max(autoattack.budget(self.attack).targets, 9)
 
     def identity(self) -> dict[str, Any]:
-        """Return the ball alone, so that benchmarks with other attacks share the results of what they have in common."""
+        """Return the ball alone, so that benchmarks with other attacks share what they have in common."""
         return {"kind": self.kind, "eps": self.eps}
 
     def stage_identity(self, stage: str) -> dict[str, Any]:

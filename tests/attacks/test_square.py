@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
 from harness.attacks import autoattack, l1_ball
-from harness.util import noise
 from harness.attacks.autoattack import Custom
 from harness.attacks.norms import Norm
 from harness.attacks.square import Square
@@ -27,6 +26,7 @@ from harness.attacks.square_draws import sizes
 from harness.attacks.square_moves import AHEAD
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
+from harness.util import noise
 
 EPS: dict[Norm, float] = {"Linf": 0.1, "L2": 0.6, "L1": 2.0}
 ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1}
