@@ -264,7 +264,7 @@ def test_a_kill_loses_at_most_what_was_not_committed(tmp_path: Path) -> None:
 
 
 def test_an_exception_loses_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Ledger(tmp_path) as ledger:
+    with pytest.raises(KeyboardInterrupt), Ledger(tmp_path) as ledger:  # noqa: PT012
         ledger.append(A, [(digest(1), attempt(0), result())], [], {})
         raise KeyboardInterrupt
     assert counted(tmp_path) == len(trials(tmp_path)) == 1
@@ -367,7 +367,7 @@ def test_a_full_disk_loses_nothing_committed(
 ) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.append(A, [(digest(0), attempt(0), result())], [], {})
-    with pytest.raises(LedgerError) as refusal, monkeypatch.context() as patch, Ledger(tmp_path) as ledger:
+    with pytest.raises(LedgerError) as refusal, monkeypatch.context() as patch, Ledger(tmp_path) as ledger:  # noqa: PT012
         fill(ledger, patch)
         ledger.append(B, [(digest(i), attempt(0), result(0, picture(i))) for i in range(999)], [], {})
     assert "ledger.sqlite: cannot be written, the disk is full" in str(refusal.value)
@@ -404,7 +404,10 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as connection:
         connection.execute("UPDATE packs SET results = x'0011'")
         connection.commit()
-    with Ledger(tmp_path) as ledger, pytest.raises(LedgerError, match=r"ledger\.sqlite: damaged .*restore a backup, or"):
+    with (
+        Ledger(tmp_path) as ledger,
+        pytest.raises(LedgerError, match=r"ledger\.sqlite: damaged .*restore a backup, or"),
+    ):
         ledger.read(A)
 
 
