@@ -82,8 +82,8 @@ class Sparse(Walk):
 
         A coordinate counts as moved unless it is the clean one to the last bit: hence sums in the library's order.
         """
-        radius, following = self._radii[seen].split(1, dim=1)
-        looks, ends = self._flags[seen].split(1, dim=1)
+        radius, following = self._radii[seen][:, :, None].unbind(1)
+        looks, ends = self._flags[seen][:, :, None].unbind(1)
         sparser = self._adapt(looks, radius, best)
         origin = torch.where(sparser, best.points, here.points, out=self._origin)
         gradients = torch.where(sparser, best.gradients, here.gradients, out=self._gradients)

@@ -93,7 +93,7 @@ class Linf(Ball):
 
     def start(self, slots: Tensor, clean: Tensor, keys: Tensor, points: Tensor) -> None:
         """Scale uniform noise to the length ε; see `Ball.start`."""
-        self._low[slots], self._high[slots] = (clean - self._eps).clamp_(min=0), (clean + self._eps).clamp_(max=1)
+        self._low[slots], self._high[slots] = (clean - self._eps).clamp_(0, 1), (clean + self._eps).clamp_(0, 1)
         drawn = 2 * noise.uniform(keys, torch.zeros_like(keys), tuple(clean.shape[1:])).to(clean) - 1
         longest = drawn.abs().amax(1, keepdim=True)
         points[slots] = (clean + self._eps * (drawn / (longest + TINY))).clamp_(0, 1)

@@ -6,6 +6,7 @@ windows shrink as queries pass. Trajectories are those of ``pyautoattack.square`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from harness.api.attack import Attack, Network, Trials
 from harness.attacks.norms import Norm
 from harness.attacks.square_moves import AHEAD, L1, L2, Linf, Moves, Pyramids
 
-MOVES = {"Linf": Linf, "L2": partial(Pyramids, L2), "L1": partial(Pyramids, L1)}
+MOVES: dict[Norm, Callable[..., Moves]] = {"Linf": Linf, "L2": partial(Pyramids, L2), "L1": partial(Pyramids, L1)}
 
 
 class Square(Attack):

@@ -66,7 +66,7 @@ class Moves(ABC):
 
 
 class Linf(Moves):
-    """L∞: a window is moved by 2 ε or −2 ε, so that every pixel is at a wall of the ball or of the box (Algorithm 2)."""
+    """L∞: a window moves by 2 ε or −2 ε, so every pixel is at a wall of the ball or of the box (Algorithm 2)."""
 
     def __init__(
         self, slots: int, shape: tuple[int, ...], eps: float, queries: int, device: torch.device | str
@@ -186,7 +186,8 @@ class Pyramids(Moves):
         """See `Moves.plan`."""
         channels, height, width = self._shape
         size = self._sizes[queries][..., None]
-        turned, signs = coins(words[..., PLACES:], 1 + channels).split([1, channels], dim=-1)
+        drawn = coins(words[..., PLACES:], 1 + channels)
+        turned, signs = drawn[..., :1], drawn[..., 1:]
         corners = [corner(words[..., window, None], size, height, width) for window in range(2)]
         for (top, left), rows, columns in zip(corners, self._rows, self._columns, strict=True):
             _write(rows, column, slots, within(top, size, height)[..., None])
