@@ -99,7 +99,9 @@ class Sparse(Walk):
         onward = torch.where(ends, best.points, self._clean + moves)
         best.losses.masked_fill_(ends[:, 0], -torch.inf)
         self._moved.masked_fill_(ends, torch.inf)
-        return onward.add_(shrunk(moves, self._clean, following)).clamp_(0, 1)
+        onward.add_(shrunk(moves, self._clean, following))
+        # The projection keeps to the box, unless the clean image is outside; only starts are clamped, as in the library.
+        return onward.clamp_(torch.where(ends, 0.0, -torch.inf), torch.where(ends, 1.0, torch.inf))
 
     def _adapt(self, looks: Tensor, radius: Tensor, best: Spot) -> Tensor:
         """Adapt steps to the best points where a walk ``looks``, and return where walks go on from them.

@@ -219,7 +219,7 @@ def test_the_trajectory_is_the_library_s_for_images_outside_the_box(
     """Normalised images are; [−2.5, 2.5]."""
     network, inside = in_double("digits_plain", ball, slice(12), kind)
     x = scale * (inside.x - 0.5)
-    compared(lambda: network, trials_of(network, x, network(x).argmax(1), kind), ball, 30)
+    compared(lambda: network, trials_of(network, x, network(x).argmax(1), kind), ball, 20)
 
 
 def sawtooth(network: Network, period: int) -> Network:

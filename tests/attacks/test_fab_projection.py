@@ -144,7 +144,10 @@ def test_l1_is_the_shortest_by_linear_programming(d: int, seed: int, ties: bool)
 def test_l2_is_the_shortest_by_its_optimality_conditions(d: int, seed: int, ties: bool) -> None:
     """z = clip(t − α w, 0, 1) with the α that puts it on the hyperplane (Karush, Kuhn and Tucker)."""
     for t, w, b in zip(*rows(3, d, seed, ties), strict=True):
-        height = lambda alpha, t=t, w=w, b=b: (w @ (t - alpha * w).clamp(0, 1) - b).item()  # noqa: E731
+
+        def height(alpha: float, t: Tensor = t, w: Tensor = w, b: Tensor = b) -> float:
+            return float(w @ (t - alpha * w).clamp(0, 1) - b)
+
         if height(-11) <= 0 or height(11) >= 0:  # |w| ≥ 0.1: all are at a wall by then
             continue
         best = (t - brentq(height, -11, 11, xtol=1e-14) * w).clamp(0, 1)
