@@ -100,7 +100,7 @@ class Sparse(Walk):
         best.losses.masked_fill_(ends[:, 0], -torch.inf)
         self._moved.masked_fill_(ends, torch.inf)
         onward.add_(shrunk(moves, self._clean, following))
-        # The projection keeps to the box, unless the clean image is outside; only starts are clamped, as in the library.
+        # Only starts are clamped, as in the library: a projection keeps to the box, unless the clean image is outside.
         return onward.clamp_(torch.where(ends, 0.0, -torch.inf), torch.where(ends, 1.0, torch.inf))
 
     def _adapt(self, looks: Tensor, radius: Tensor, best: Spot) -> Tensor:
