@@ -1,4 +1,4 @@
-"""Where APGD goes in L1: sparse steps, as sparse as the best point suggests, in balls that shrink to ε.
+"""APGD's walk in L1: steps as sparse as the best point suggests, in balls that shrink to ε.
 
 Croce & Hein 2021, arXiv 2103.01208, Section 3.
 """
@@ -15,15 +15,15 @@ from harness.attacks.apgd_walks import Spot, Walk
 from harness.attacks.l1_ball import nth_smallest, shrunk
 
 DENSITY = 0.2
-"""The share of the coordinates that the first steps move, where nothing is known yet."""
+"""Share of the coordinates that the first steps move."""
 SPARSER = 1.5
-"""Steps move as many coordinates as the best point does, divided by this …"""
+"""Ratio of the coordinates that the best point has moved to those that a step moves."""
 SHORTER = 1.5
-"""… and are shortened by this at each look, unless …"""
+"""Divisor of the step length at each check of sparsity."""
 ENOUGH = 0.95
-"""… the best point has become sparser than this share of what it was: then they are as long as the radius again."""
+"""Ratio of moved coordinates, now to before, below which steps become as long as the radius again."""
 SHORTEST = 10
-"""The radius over the length of the shortest step."""
+"""Ratio of the radius to the length of the shortest step."""
 TINY = 1e-10
 """Keeps a count from being 0 where it divides, as in the library."""
 

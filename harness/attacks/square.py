@@ -1,7 +1,7 @@
 """Square (Andriushchenko et al. 2020, arXiv 1912.00049, Algorithm 1) as a step machine: random search, no gradients.
 
 It changes a square window of the best image so far, and keeps the change where the margin of the label shrinks. The
-windows shrink as queries pass. Trajectories are those of ``pyautoattack.square`` but for rounding.
+windows shrink as queries pass. Trajectories are those of ``pyautoattack.square`` up to rounding.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Square(Attack):
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:
-    """Return by how much the label's logit is above the largest other one, [w] (Section 3.1)."""
+    """Return the margin of the label: its logit less the largest other one, [w] (Section 3.1)."""
     label = y[:, None]
     others = logits.scatter(1, label, -torch.inf).amax(1)
     return logits.gather(1, label)[:, 0] - others

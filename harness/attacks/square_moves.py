@@ -1,7 +1,7 @@
 """Square's proposals, which change the best image within a window (Andriushchenko et al. 2020, arXiv 1912.00049).
 
-What the next queries of every slot will try is worked out for `AHEAD` of them at once: it depends on no answer of the
-network, and the more there is of it, the less it costs.
+The windows of the next `AHEAD` queries of every slot are computed at once: they depend on no answer of the network, and
+in bulk they cost less.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.attacks.square_draws import PLACES, Draws, coins, corner, sizes, wi
 from harness.attacks.square_pyramids import Atlas, Tiles
 
 AHEAD = 64
-"""For how many queries proposals are planned at once."""
+"""Number of queries whose proposals are planned at once."""
 TINY = 1e-12
 """Keeps a length from being 0 where it divides, as in the library."""
 
