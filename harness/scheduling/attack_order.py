@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from harness.scheduling.contest import Contest, Undecided
+from harness.scheduling.contest import Contest, Standing
 from harness.scheduling.hints import hints
 from harness.scheduling.verdicts import ABSENT, Verdicts
 
@@ -44,11 +44,12 @@ class AttackOrder:
         return next((np.unique(cells) for cells in self._rounds() if len(cells)), np.empty(0, int))
 
     def _rounds(self) -> Iterator[np.ndarray]:
-        alive, decided = self.verdicts.alive, self.verdicts.decided
-        finish = self.contest.to_be_finished(alive, decided)
+        decided = self.verdicts.decided
+        standings = self.contest.standings(self.verdicts.alive, decided)
+        finish = self.contest.to_be_finished(standings)
         yield self._to_the_end(finish[~decided[finish].all(axis=1)])
         if not self.contest.full:
-            if undecided := list(self.contest.undecided(alive, decided)):
+            if undecided := [standing for standing in standings if not standing.is_decided]:
                 yield self._hints_to_contenders(undecided)
                 yield self._to_the_leader(undecided[0])
             yield self._hints(self.in_line)
@@ -95,25 +96,26 @@ class AttackOrder:
         chosen = order[first]
         return self.verdicts.cells(np.full(len(chosen), number), images[chosen], attempts[chosen])
 
-    def _hints_to_contenders(self, undecided: Sequence[Undecided]) -> np.ndarray:
+    def _hints_to_contenders(self, undecided: Sequence[Standing]) -> np.ndarray:
         """Return hints to each set's contenders, no more than can be needed to overtake them."""
         alive = self.verdicts.alive
         taking_part = np.zeros(len(alive), bool)
-        taking_part[np.concatenate([one.contenders for one in undecided])] = True
+        taking_part[np.concatenate([one.contenders[0] for one in undecided])] = True
         cells = self._hints(taking_part)
         steerings, images, _ = np.unravel_index(cells, self.verdicts.place.shape)
         in_order = np.lexsort((self.by_margin[steerings, images], steerings))
         kept = np.zeros(len(cells), bool)
-        for where, _, contenders, floor in undecided:
-            lead = alive[:, where].sum(axis=1)
+        for standing in undecided:
+            contenders, floor = standing.contenders
+            lead = alive[:, standing.where].sum(axis=1)
             most = np.zeros(len(alive), int)
             most[contenders] = lead[contenders] - lead[floor] + 1
-            inside = in_order[np.isin(images[in_order], where)]
+            inside = in_order[np.isin(images[in_order], standing.where)]
             before = np.arange(len(inside)) - np.searchsorted(steerings[inside], steerings[inside])
             kept[inside[before < most[steerings[inside]]]] = True
         return cells[kept]
 
-    def _to_the_leader(self, undecided: Undecided) -> np.ndarray:
+    def _to_the_leader(self, undecided: Standing) -> np.ndarray:
         """Return the next attacks on the leader of a set.
 
         Images that are lost at another steering come first, with all stages but the dearest: if a leader is to be
