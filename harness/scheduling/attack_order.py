@@ -6,6 +6,7 @@ Of these rounds, the first that has any trials:
 2. The contenders of every undecided set: hints, smallest margins first, no more than can be needed to overtake them.
 3. The leader of the first undecided set: attacks stage by stage, smallest margins first.
 4. Every steering: hints.
+5. Scouts, evenly spaced in the line: whatever has fooled an image anywhere; what fools a scout is a hint nearby.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from harness.scheduling.verdicts import ABSENT, Verdicts
 
 CHUNK = 256
 """Trials of a round without hints, or a few more: enough to fill a batch, and few enough to stop soon."""
+SCOUTS = 32
+"""Steerings that are shown all that has fooled others; in a finer grid, what fools none of them is left untried."""
 
 
 class AttackOrder:
@@ -36,6 +39,9 @@ class AttackOrder:
         self.verdicts, self.contest = verdicts, contest
         self.line = np.array(line, int)
         self.in_line = np.isin(np.arange(len(verdicts.alive)), self.line)
+        self.scouts = self.line[
+            np.unique(np.linspace(0, len(self.line) - 1, min(SCOUTS, len(self.line))).round().astype(int))
+        ]
         self.dearest = verdicts.stage[verdicts.place.min(axis=0, initial=ABSENT) != ABSENT].max(initial=-1)
         self.by_margin = np.argsort(np.argsort(margins, axis=1, kind="stable"), axis=1)
 
@@ -53,6 +59,7 @@ class AttackOrder:
                 yield self._hints_to_contenders(undecided)
                 yield self._to_the_leader(undecided[0])
             yield self._hints(self.in_line)
+            yield np.concatenate([self._fooled_elsewhere(number) for number in self.scouts.tolist()])
 
     def _to_the_end(self, numbers: np.ndarray) -> np.ndarray:
         """Return attacks on the undecided images of some steerings: what fooled others, then stage by stage.
