@@ -75,7 +75,7 @@ class FixedWidth(nn.Module):
 
     def agrees(self, width: int) -> bool:
         """Return whether the network gives the bits of the reference width at another one; tried once."""
-        if self.reference == 0 or width == self.reference:
+        if self.reference in (0, width):
             return True
         if width not in self._agrees:
             self._agrees[width] = self._same_bits(self._at_reference, width)

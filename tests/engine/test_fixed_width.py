@@ -1,9 +1,10 @@
-"""Widths are proved before they are used: networks planted with every way to depend on the batch, against the plain ones."""
+"""Widths are proved before they are used, on networks planted with every way to depend on the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -171,7 +172,7 @@ def test_cut_covers_all_images_once_in_order(n: int, widest: int, extra: Callabl
     batches = list(fixed.cut(n))
     assert batches[0][0] == 0
     assert batches[-1][1] == n
-    assert all(stop == start for (_, stop, _), (start, _, _) in zip(batches, batches[1:], strict=False))
+    assert all(stop == start for (_, stop, _), (start, _, _) in pairwise(batches))
     assert all(0 < stop - start <= width for start, stop, width in batches)
     for start, stop, width in batches:
         assert fixed.agrees(width)
