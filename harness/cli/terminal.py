@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.analysis.metrics import BY_NAME
 from harness.leaderboard.flags import explained
-from harness.leaderboard.row import CT, LeaderboardRow, failures_of
+from harness.leaderboard.row import CT, LeaderboardRow, by_model, failures_of
 from harness.report.formats import difference, difference_interval, p_value
 from harness.report.table import (
     BASELINE,

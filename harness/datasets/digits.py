@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -48,17 +50,30 @@ class Digits(Dataset):
     def open(self, *, offline: bool = False) -> Source:
         """See `Dataset.open`; downloads nothing."""
         import numpy as np
-        from sklearn.datasets import load_digits
 
         from harness.datasets.sources.in_memory import ArraySource
 
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = _read()
         chosen = split_of(len(labels), self.split)
         if self.classes is not None:
             chosen = chosen[np.isin(labels[chosen], self.classes)]
             labels = np.array([self.classes.index(label) if label in self.classes else -1 for label in labels])
         greys = pixels[chosen].reshape(-1, 1, 8, 8)
         return ArraySource(greys / 16, labels[chosen])  # sixteenths: exact in float32
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels, 0 to 16, float64 [n, 64], and the labels, as ``sklearn.datasets.load_digits`` does.
+
+    The file is read without importing scikit-learn, which takes as long as torch, in every worker.
+    """
+    import numpy as np
+
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return table[:, :-1], table[:, -1].astype(int)
 
 
 def split_of(size: int, split: Literal["test", "train"]) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Executors: they compute cells on this machine, on a Ray cluster or as Slurm jobs."""
+"""Executors: they compute portions of trials on this machine, on a Ray cluster or as Slurm jobs."""

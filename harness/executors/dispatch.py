@@ -1,117 +1,65 @@
-"""Dispatch of cells to other machines: sent, awaited, and sent again when their worker is lost."""
+"""Dispatch of portions to other machines: sent, awaited, and sent again when their worker is lost."""
 
 from __future__ import annotations
 
-import os
-import pickle
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from harness.api.executor import Executor
-from harness.api.work import Cell, Outcome
+from harness.api.executor import Deliver, Executor
+from harness.api.work import Portion
 from harness.errors import HarnessError, ModelError, SpecError
-from harness.executors.local import ATTEMPTS, ENVIRONMENT
-
-
-def compute_in_worker(cell: Cell) -> Outcome | Exception:
-    """Compute ``cell`` in a worker; return its outcome, or the exception as a value so that its type travels."""
-    os.environ.update(ENVIRONMENT)
-    from harness.engine.evaluate import evaluate
-
-    try:
-        return evaluate(cell)
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # a library's error that cannot be pickled: its text can
-            return ModelError(f"stage {cell.stage}: {type(error).__name__}: {error}")
-        return error
-
-
-@dataclass(eq=False)
-class Work:
-    """A submitted cell.
-
-    Args:
-        cell: the cell to compute.
-        future: future of its outcome.
-        workers_lost: number of workers that were lost while they computed it.
-    """
-
-    cell: Cell
-    future: Future[Outcome] = field(default_factory=Future)
-    workers_lost: int = 0
-
-    def settle(self, result: Outcome | Exception) -> None:
-        """Resolve the future with an outcome or an exception."""
-        if isinstance(result, Exception):
-            self.future.set_exception(result)
-        else:
-            self.future.set_result(result)
+from harness.executors.submission import Submission
 
 
 class Dispatcher:
-    """A thread that takes step after step until it is stopped, and the queue of cells that wait to be sent.
+    """A thread that takes step after step until it is stopped, and the queue of submissions that wait to be sent.
 
     Args:
-        step: sends what is `waiting` and settles what has come back, in a fraction of a second. It runs in the thread
+        step: sends what is `waiting` and delivers what has come back, in a fraction of a second. It runs in the thread
             only; an exception ends the thread and fails every unresolved future.
         close: releases the workers; the thread calls it last.
     """
 
     def __init__(self, step: Callable[[Dispatcher], None], close: Callable[[], None]) -> None:
-        self.waiting: deque[Work] = deque()
+        self.waiting: deque[Submission] = deque()
         self._step, self._close = step, close
-        self._unresolved: set[Future[Outcome]] = set()
+        self._unresolved: set[Submission] = set()
         self._failure: Exception | None = None
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ct-harness dispatcher", daemon=True)
         self._thread.start()
 
-    def submit(self, cell: Cell) -> Future[Outcome]:
-        """Queue ``cell`` and return the future of its outcome."""
-        work = Work(cell)
+    def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
+        """Queue ``portion``; see `Executor.submit`."""
+        submission = Submission(portion, deliver)
         with self._lock:
             if self._failure is not None:
-                work.settle(self._failure)
+                submission.fail(self._failure)
             else:
-                self._unresolved.add(work.future)
-                self.waiting.append(work)
-        work.future.add_done_callback(self._unresolved.discard)
-        return work.future
+                self._unresolved.add(submission)
+                self.waiting.append(submission)
+        submission.future.add_done_callback(lambda _: self._unresolved.discard(submission))
+        return submission.future
 
-    def retry(self, work: Work, reason: str, remedy: str) -> None:
-        """Queue a cell again after its worker was lost, or fail it if too many workers were lost with it.
-
-        Args:
-            work: the cell.
-            reason: what happened to the worker, for the error message.
-            remedy: what to do about it, for the error message.
-        """
-        work.workers_lost += 1
-        if work.workers_lost < ATTEMPTS:
-            self.waiting.appendleft(work)
-            return
-        cell = work.cell
-        work.settle(ModelError(
-            f"its worker was lost {ATTEMPTS} times on stage {cell.stage} of {len(cell.surviving)} images "
-            f"(out of memory?); {remedy}. {reason}"
-        ))  # fmt: skip
+    def retry(self, submission: Submission, reason: str, remedy: str) -> None:
+        """Queue what is left of a submission after its worker was lost; see `Submission.retry`."""
+        submission.retry(reason, remedy)
+        if not submission.future.done():
+            self.waiting.appendleft(submission)
 
     def stop(self) -> None:
         """Release the workers and cancel the unresolved futures."""
         self._stopped.set()
         self._thread.join()
-        for future in list(self._unresolved):
-            future.cancel()
+        for submission in list(self._unresolved):
+            submission.future.cancel()
 
     def _run(self) -> None:
         try:
@@ -121,8 +69,8 @@ class Dispatcher:
             failure = error if isinstance(error, HarnessError) else ModelError(f"{type(error).__name__}: {error}")
             with self._lock:
                 self._failure = failure
-            for future in list(self._unresolved):
-                future.set_exception(failure)
+            for submission in list(self._unresolved):
+                submission.fail(failure)
         finally:
             self._close()
 
@@ -153,20 +101,20 @@ class ClusterExecutor(Executor):
     def __exit__(self, *exception: object) -> None:
         self._dispatcher.stop()
 
-    def submit(self, cell: Cell) -> Future[Outcome]:
+    def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
         """See `Executor.submit`.
 
         Raises:
             SpecError: the benchmark wants a GPU and the workers have none, or the other way round.
         """
         expected = "cuda" if self.gpus else "cpu"
-        if cell.task.device != expected:
+        if portion.task.device != expected:
             remedy = "executor.gpus=0" if self.gpus else "executor.gpus=1 and device=cuda"
             raise SpecError(
                 f"executor.gpus: workers with {self.gpus:g} GPUs each need device: {expected}, found device: "
-                f"{cell.task.device}; set device={expected}, or {remedy}"
+                f"{portion.task.device}; set device={expected}, or {remedy}"
             )
-        return self._dispatcher.submit(cell)
+        return self._dispatcher.submit(portion, deliver)
 
 
 def last_line(text: str) -> str:

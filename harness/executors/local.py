@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
+import sys
 import threading
-import time
-import warnings
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from typing import Annotated, Any, Literal
+from queue import LifoQueue
+from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr
 
-from harness.api.executor import Executor
-from harness.api.work import Cell, Outcome
+from harness.api.executor import Deliver, Executor
+from harness.api.work import Portion
 from harness.errors import ModelError
+from harness.executors.submission import Submission
+from harness.executors.worker import ENVIRONMENT, Answer, is_last, packed
 
-ATTEMPTS = 3
-"""Number of workers that may be lost with a cell before the cell is held responsible."""
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
-"""Environment of a worker, set before it imports torch: one thread, and GPU sums in a fixed order."""
-
-
-warnings.filterwarnings("ignore", "A worker was restarted while some jobs were given to the executor")
-"""loky takes a growing worker for a leak. A worker that trains a network grows, and is replaced at no cost."""
+REMEDY = "lower batch_size or executor.workers"
 
 
 class Local(Executor):
     """Worker processes on this machine, one torch thread each.
 
-    Each worker is a pool of one process, so one that dies takes only its own cell with it. Each has one thread, since
-    two threads in each of two busy processes run many times slower.
+    A worker that dies costs only what it has not delivered. Each has one thread, since two threads in each of two busy
+    processes run many times slower.
 
     Args:
         workers: number of worker processes; "auto" starts one per GPU, or one per core without GPUs.
@@ -47,109 +37,144 @@ class Local(Executor):
 
     workers: Annotated[int, Field(strict=True, gt=0)] | Literal["auto"] = "auto"
 
-    _idle: deque[int] = PrivateAttr()
-    _pools: dict[int, Any] = PrivateAttr()
-    _lock: threading.Lock = PrivateAttr()
+    _workers: list[Worker] = PrivateAttr()
+    _idle: LifoQueue[Worker] = PrivateAttr()
+    _submissions: set[Submission] = PrivateAttr()
 
     @property
-    def slots(self) -> int:
-        """Number of workers, as each computes one cell at a time."""
+    def capacity(self) -> int:
+        """Number of workers."""
         return self.workers if isinstance(self.workers, int) else _default_workers()
 
     def __enter__(self) -> Local:
-        self._idle, self._pools, self._lock = deque(range(self.slots)), {}, threading.Lock()
+        self._workers = [Worker(number) for number in range(self.capacity)]
+        self._idle, self._submissions = LifoQueue(), set()  # last in, first out: a started worker before a new one
+        for worker in reversed(self._workers):
+            self._idle.put(worker)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for pool in self._pools.values():
-            pool.shutdown(wait=False, kill_workers=True)
-        self._pools.clear()
+        for submission in list(self._submissions):
+            submission.future.cancel()
+        for worker in self._workers:
+            worker.close()
 
-    def submit(self, cell: Cell) -> Future[Outcome]:
-        """Submit ``cell`` to an idle worker; there is one while at most `slots` cells are in flight."""
-        outcome: Future[Outcome] = Future()
-        self._start(cell, outcome, attempt=1)
-        return outcome
+    def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
+        """Compute ``portion`` on the next idle worker; see `Executor.submit`."""
+        submission = Submission(portion, deliver)
+        self._submissions.add(submission)
+        submission.future.add_done_callback(lambda _: self._submissions.discard(submission))
+        threading.Thread(target=self._compute, args=(submission,), daemon=True).start()
+        return submission.future
 
-    def _start(self, cell: Cell, outcome: Future[Outcome], attempt: int) -> None:
-        """Compute ``cell`` in an idle worker, and again in another one when that worker dies."""
-        from harness.engine.evaluate import evaluate
-
-        with self._lock:
-            worker = self._idle.popleft()
-
-        def finish(future: Future[Outcome]) -> None:
-            error = future.exception()
-            died = isinstance(error, BrokenProcessPool)
-            with self._lock:
-                if died:
-                    self._pools.pop(worker, None)
-                self._idle.append(worker)
-            if not died:
-                _copy_result(future, outcome)
-            elif attempt < ATTEMPTS:
-                self._start(cell, outcome, attempt + 1)
-            else:
-                outcome.set_exception(ModelError(
-                    f"its worker died {ATTEMPTS} times on stage {cell.stage} of {len(cell.surviving)} images "
-                    f"(out of memory?); lower batch_size. {error}"
-                ))  # fmt: skip
-
+    def _compute(self, submission: Submission) -> None:
+        """Compute a submission on an idle worker, and the rest on another one when that dies."""
+        worker = self._idle.get()
         try:
-            future = self._submit_to(worker, evaluate, cell)
-        except Exception as error:  # also in a callback, where nobody would hear of it
-            with self._lock:
-                self._idle.append(worker)
-            outcome.set_exception(error)
-        else:
-            future.add_done_callback(finish)
-
-    def _submit_to(self, worker: int, function: Callable[[Cell], Outcome], cell: Cell) -> Future[Outcome]:
-        """Submit ``cell`` to ``worker``, which is first replaced if it died while idle."""
-        for _ in range(ATTEMPTS):
-            if worker not in self._pools:
-                self._pools[worker] = _pool(worker, cell.task.device)
-            try:
-                future: Future[Outcome] = self._pools[worker].submit(function, cell)
-            except BrokenProcessPool:
-                del self._pools[worker]
-            else:
-                return future
-        raise ModelError(
-            f"no worker process could be started in {ATTEMPTS} attempts; free some memory, or lower executor.workers"
-        )
+            while not submission.future.done():
+                try:
+                    worker.compute(submission)
+                except WorkerLost as lost:
+                    submission.retry(str(lost), REMEDY)
+        except Exception as error:  # in a thread, where nobody would hear of it
+            submission.fail(error)
+        finally:
+            self._idle.put(worker)
 
 
-def _copy_result(source: Future[Outcome], target: Future[Outcome]) -> None:
-    error = source.exception()
-    if error is not None:
-        target.set_exception(error)
-    else:
-        target.set_result(source.result())
+class WorkerLost(Exception):
+    """A worker process has ended before its last answer."""
 
 
-def _pool(worker: int, device: str) -> Any:
-    """Start a pool of one process that does not import the caller's script, so no ``__main__`` guard is needed."""
-    from loky import ProcessPoolExecutor
+class Worker:
+    """A process, started when it is first needed and replaced when it has died.
 
-    environment = dict(ENVIRONMENT)
-    if device == "cuda":  # any GPU; "cuda:1" is that one, for all workers
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(_gpus())))
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[worker % _gpus()]
-    return ProcessPoolExecutor(
-        max_workers=1, env=environment, timeout=None, initializer=_exit_with, initargs=(os.getpid(),)
+    Args:
+        number: its number, from 0, which chooses its GPU.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        """Held while the process is started or killed, so that none is started after `close`."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, if a process was started."""
+        return None if self._process is None else self._process.pid
+
+    def compute(self, submission: Submission) -> None:
+        """Compute what is left of a submission, until it is done.
+
+        Raises:
+            WorkerLost: the process has died.
+        """
+        assert submission.left is not None
+        message = packed(submission.left)
+        process = self._running(submission.left.task.device)
+        sending, receiving = process.stdin, process.stdout
+        assert sending is not None
+        assert receiving is not None
+        answer: Answer = ()
+        try:
+            pickle.dump(message, sending)
+            sending.flush()
+            while not submission.future.done():
+                answer = pickle.load(receiving)
+                submission.accept(answer)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:  # the pipe has ended, perhaps within an answer
+            self._kill()
+            raise WorkerLost(f"The process ended with exit code {process.returncode}.") from error
+        finally:
+            if not is_last(answer):  # nobody waits for the rest
+                self._kill()
+
+    def close(self) -> None:
+        """Kill the process, and start no other."""
+        with self._lock:
+            self._closed = True
+        self._kill()
+
+    def _running(self, device: str) -> subprocess.Popen[bytes]:
+        """Return the process, which is started if there is none or it died while idle."""
+        with self._lock:
+            if self._closed:
+                raise WorkerLost("It was released.")
+            if self._process is None or self._process.poll() is not None:
+                try:
+                    self._process = _start(_environment(self._number, device))
+                except OSError as error:
+                    raise ModelError(
+                        f"no worker process could be started: {error}; free some memory, or lower executor.workers"
+                    ) from error
+            return self._process
+
+    def _kill(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+
+def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a worker that does not import the caller's script, so that no ``__main__`` guard is needed."""
+    code = f"import sys; sys.path[:] = {sys.path}; from harness.executors.worker import serve; serve({os.getpid()})"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
 
 
-def _exit_with(parent: int) -> None:
-    """Make a worker exit when the process ``parent`` does, even if that is killed and cannot shut its workers down."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _environment(worker: int, device: str) -> dict[str, str]:
+    """Return the environment of a worker by its number; "cuda" is any GPU, "cuda:1" that one for all workers."""
+    if device != "cuda":
+        return ENVIRONMENT
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(_gpus())))
+    return ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": visible.split(",")[worker % _gpus()]}
 
 
 def _default_workers() -> int:

@@ -24,7 +24,7 @@ class Ray(ClusterExecutor):
     Relative paths start from a directory with the path of the run's working directory. Results come back over the
     network, so they need no shared file system.
 
-    A lost worker or node costs only the cells that it was computing; they are sent to another worker.
+    A lost worker or node costs only what it has not delivered; that is computed again by another worker.
 
     Args:
         address: address of the cluster: "auto" for the one that this machine belongs to, or ``RAY_ADDRESS``; otherwise
@@ -38,12 +38,12 @@ class Ray(ClusterExecutor):
 
     address: Annotated[str, Field(min_length=1)] = "auto"
 
-    _slots: int = PrivateAttr(default=1)
+    _capacity: int = PrivateAttr(default=1)
 
     @property
-    def slots(self) -> int:
-        """Number of workers that the cluster has room for, one cell each; 1 before it is joined."""
-        return self._slots
+    def capacity(self) -> int:
+        """Number of workers that the cluster has room for; 1 before it is joined."""
+        return self._capacity
 
     def __enter__(self) -> Ray:
         import ray
@@ -53,11 +53,11 @@ class Ray(ClusterExecutor):
         with self._explain_failure():
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
         try:
-            self._slots = self._capacity(ray.nodes())
+            self._capacity = self._room(ray.nodes())
         except BaseException:
             ray.shutdown()
             raise
-        workers = Workers(self._slots, self.gpus)
+        workers = Workers(self._capacity, self.gpus)
         self._dispatcher = Dispatcher(workers.step, workers.kill)
         return self
 
@@ -67,7 +67,7 @@ class Ray(ClusterExecutor):
         super().__exit__(*exception)
         ray.shutdown()
 
-    def _capacity(self, nodes: list[dict[str, Any]]) -> int:
+    def _room(self, nodes: list[dict[str, Any]]) -> int:
         """Return the number of workers that the nodes have room for, whoever else uses them.
 
         Raises:
@@ -75,13 +75,13 @@ class Ray(ClusterExecutor):
         """
         resource, each = ("GPU", self.gpus) if self.gpus else ("CPU", 1)
         amounts = [node["Resources"].get(resource, 0) for node in nodes if node["Alive"]]
-        capacity = sum(int(amount / each + 1e-6) for amount in amounts)
-        if not capacity:
+        room = sum(int(amount / each + 1e-6) for amount in amounts)
+        if not room:
             raise SpecError(
                 f"executor: a worker needs {each:g} {resource}, but the nodes of the Ray cluster at {self.address!r} "
                 f"have {', '.join(f'{amount:g}' for amount in amounts)}; add a node, or change executor.gpus"
             )
-        return capacity
+        return room
 
     @contextmanager
     def _explain_failure(self) -> Iterator[None]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from harness.api.work import Cell, Outcome
+from harness.api.work import Portion
 from harness.errors import ModelError
-from harness.executors.dispatch import Dispatcher, Work, compute_in_worker, last_line
-from harness.executors.local import ATTEMPTS, ENVIRONMENT
+from harness.executors.dispatch import Dispatcher, last_line
+from harness.executors.submission import ATTEMPTS, Submission
+from harness.executors.worker import ENVIRONMENT, Answer, answers, packed
 
 TICK = 0.05
-"""Seconds until a newly submitted cell is noticed while others are awaited."""
+"""Seconds until a newly submitted portion is noticed while others are awaited."""
 
 
 class Worker:
-    """A process on the cluster that computes cells.
+    """A process on the cluster that computes portions.
 
     Args:
         directory: working directory of the run, entered if the node has one of this path.
@@ -30,21 +33,28 @@ class Worker:
         os.environ.update(ENVIRONMENT)
         if Path(directory).is_dir():
             os.chdir(directory)
-        import harness.engine.evaluate  # noqa: F401  # a failing import is then reported before a cell is sent
+        import harness.engine.evaluate  # noqa: F401  # a failing import is then reported before a portion is sent
+
+        self._answers: Iterator[Answer] = iter(())
 
     def ready(self) -> None:
         """Answer, to show that the worker is alive."""
 
-    def compute(self, cell: Cell) -> Outcome | Exception:
-        """See `compute_in_worker`."""
-        return compute_in_worker(cell)
+    def begin(self, portion: Portion) -> bytes:
+        """Begin a portion, and give up the one before it; return the first answer, pickled."""
+        self._answers = answers(portion)
+        return self.more()
+
+    def more(self) -> bytes:
+        """Return the next answer, pickled."""
+        return packed(next(self._answers))
 
 
 class Workers:
     """All workers of a run: idle, busy, or not known to be alive.
 
     Args:
-        size: largest number of workers; no more are started than cells are waiting.
+        size: largest number of workers; no more are started than portions are waiting.
         gpus: number of GPUs of each worker; 0 means one CPU each.
     """
 
@@ -53,15 +63,17 @@ class Workers:
         self._start = ray.remote(Worker).options(num_cpus=0 if gpus else 1, num_gpus=gpus).remote
         self._idle: list[Any] = []
         self._pinged: dict[Any, Any] = {}  # the workers that have not answered `Worker.ready` yet, by their answer
-        self._busy: dict[Any, tuple[Any, Work]] = {}  # the workers and their cells, by their answer
+        self._busy: dict[Any, tuple[Any, Submission]] = {}  # the workers and what they compute, by their answer
         self._failed_pings: list[str] = []  # reasons, since a worker last answered
 
     def step(self, dispatcher: Dispatcher) -> None:
-        """Send waiting cells to idle workers, start more workers if there is room, and collect an answer."""
+        """Send waiting portions to idle workers, start more workers if there is room, and collect answers."""
         waiting = dispatcher.waiting
         while self._idle and waiting:
-            worker, work = self._idle.pop(), waiting.popleft()
-            self._busy[worker.compute.remote(work.cell)] = (worker, work)
+            submission = waiting.popleft()
+            if submission.left is not None and not submission.future.done():
+                worker = self._idle.pop()
+                self._busy[worker.begin.remote(submission.left)] = (worker, submission)
         if len(self._failed_pings) < ATTEMPTS:
             room = self._size - len(self._idle) - len(self._pinged) - len(self._busy)
             for _ in range(min(room, len(waiting) - len(self._pinged))):
@@ -88,22 +100,25 @@ class Workers:
 
     def _collect(self, answer: Any, dispatcher: Dispatcher) -> None:
         """Take a worker's answer, or note that the worker is lost."""
-        worker, work = self._busy.pop(answer) if answer in self._busy else (self._pinged.pop(answer), None)
+        worker, submission = self._busy.pop(answer) if answer in self._busy else (self._pinged.pop(answer), None)
         try:
-            result = ray.get(answer)
+            result: Answer = pickle.loads(ray.get(answer))
         except RayError as error:
             ray.kill(worker)
-            self._handle_loss(work, last_line(str(error)), dispatcher)
+            self._handle_loss(submission, last_line(str(error)), dispatcher)
             return
         self._failed_pings.clear()
-        self._idle.append(worker)
-        if work is not None:
-            work.settle(result)
+        if submission is not None:
+            submission.accept(result)
+        if submission is None or submission.future.done():
+            self._idle.append(worker)
+        else:
+            self._busy[worker.more.remote()] = (worker, submission)
 
-    def _handle_loss(self, work: Work | None, reason: str, dispatcher: Dispatcher) -> None:
-        if work is None:
+    def _handle_loss(self, submission: Submission | None, reason: str, dispatcher: Dispatcher) -> None:
+        if submission is None:
             self._failed_pings.append(reason)
         else:
-            dispatcher.retry(work, reason, "lower batch_size")
-        while self._idle:  # workers on the same node may be lost too: ping them before they are sent a cell
+            dispatcher.retry(submission, reason, "lower batch_size")
+        while self._idle:  # workers on the same node may be lost too: ping them before they are sent a portion
             self._ping(self._idle.pop())

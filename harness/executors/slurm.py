@@ -1,21 +1,32 @@
-"""Slurm cluster: one job per cell; cells that are submitted together form one job array."""
+"""Slurm cluster: one job per portion; portions that are submitted together form one job array."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import shutil
 import subprocess
 import time
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 from pydantic import Field
 
+from harness.api.work import Portion
 from harness.errors import ModelError, SpecError
-from harness.executors.dispatch import ClusterExecutor, Dispatcher, Work, compute_in_worker, last_line
+from harness.executors.dispatch import ClusterExecutor, Dispatcher, last_line
+from harness.executors.submission import Submission
+from harness.executors.worker import ENVIRONMENT, Answer, answers, is_last, packed
+from harness.util.files import write_whole
 
 TICK = 0.5
 """Seconds between two polls of the jobs."""
-GRACE = 15.0
-"""Seconds that the result of a finished job may take to appear in a shared directory."""
+GRACE = 60.0
+"""Seconds that the last answer of a finished job may take to appear in a shared directory; NFS remembers for as long
+that a file was not there."""
 
 REMEDY = "raise executor.memory, or lower batch_size"
 
@@ -25,9 +36,9 @@ PositiveInt = Annotated[int, Field(strict=True, gt=0)]
 class Slurm(ClusterExecutor):
     """Jobs of a Slurm cluster, one torch thread each.
 
-    A job computes one cell, so a job that dies costs that cell alone, which is then submitted again. As each job first
-    imports torch and loads the model, choose ``batch_size`` such that a cell takes minutes. Every node needs this
-    Python environment, the datasets, the checkpoints and ``folder`` at the same paths.
+    A job computes one portion and leaves its results in ``folder`` as they come. A job that dies, or whose time is up,
+    costs only what it has not left there; that is submitted again. Every node needs this Python environment, the
+    datasets, the checkpoints and ``folder`` at the same paths.
 
     Args:
         workers: largest number of jobs that are queued or running at a time.
@@ -35,7 +46,7 @@ class Slurm(ClusterExecutor):
         time: time limit of a job, in minutes.
         memory: memory of a job, in Slurm's units, such as 8G or 500M.
         gpus: number of GPUs of a job; needs ``device: cuda``.
-        folder: directory for the jobs' files, visible to every node; finished cells leave only their logs in it.
+        folder: directory for the jobs' files, visible to every node; finished jobs leave only their logs in it.
         cluster: "slurm"; or "local" to run jobs as processes on this machine, "debug" to run them in this process.
     """
 
@@ -52,8 +63,8 @@ class Slurm(ClusterExecutor):
     cluster: Literal["slurm", "local", "debug"] = "slurm"
 
     @property
-    def slots(self) -> int:
-        """Number of jobs, as each computes one cell."""
+    def capacity(self) -> int:
+        """Number of jobs, as each computes one portion."""
         return 1 if self.cluster == "debug" else self.workers
 
     def __enter__(self) -> Slurm:
@@ -86,6 +97,59 @@ class Slurm(ClusterExecutor):
         return submitter
 
 
+def compute_in_job(portion: Portion, folder: Path) -> tuple[int, Answer]:
+    """Compute ``portion``; leave its results in ``folder``, and return how many files there are and the last answer."""
+    os.environ.update(ENVIRONMENT)
+    for number, answer in enumerate(answers(portion)):
+        if is_last(answer):
+            return number, answer
+        write_whole(_file(folder, number), packed(answer))
+    raise AssertionError("no last answer")
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number}.pkl"
+
+
+@dataclass(eq=False)
+class _Job:
+    """A job that is queued or running.
+
+    Args:
+        handle: submitit's job.
+        submission: what it computes.
+        folder: directory of its results.
+        read: number of files read so far.
+        ended: time at which it was first seen to have ended.
+    """
+
+    handle: Any
+    submission: Submission
+    folder: Path
+    read: int = 0
+    ended: float = inf
+
+    def deliver(self) -> None:
+        """Deliver the results that have arrived since, and delete their files."""
+        while (file := _file(self.folder, self.read)).exists():
+            self.submission.accept(pickle.loads(file.read_bytes()))
+            file.unlink()
+            self.read += 1
+
+    def has_ended(self) -> bool:
+        """Return whether Slurm says that it has ended."""
+        done = bool(self.handle.done())
+        if done:
+            self.ended = min(self.ended, time.monotonic())
+        return done
+
+    def delete(self) -> None:
+        """Delete its files, except its logs."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.handle.paths.submitted_pickle.unlink(missing_ok=True)
+        self.handle.paths.result_pickle.unlink(missing_ok=True)
+
+
 class _Jobs:
     """Jobs in flight.
 
@@ -96,64 +160,91 @@ class _Jobs:
 
     def __init__(self, submitter: Any, settings: Slurm) -> None:
         self._submitter, self._settings = submitter, settings
-        self._in_flight: dict[Any, Work] = {}
-        self._finished: dict[Any, float] = {}
-        """Time at which a finished job was first seen without a result."""
+        self._in_flight: list[_Job] = []
 
     def step(self, dispatcher: Dispatcher) -> None:
-        """Submit the waiting cells and poll every job."""
-        works = [dispatcher.waiting.popleft() for _ in range(len(dispatcher.waiting))]
-        if works:
-            self._submit(works, dispatcher)
+        """Submit what is waiting, and poll every job."""
+        submissions = [dispatcher.waiting.popleft() for _ in range(len(dispatcher.waiting))]
+        self._submit([submission for submission in submissions if not submission.future.done()], dispatcher)
         for job in list(self._in_flight):
-            if job.done():
-                self._collect(job, dispatcher)
+            self._poll(job, dispatcher)
         time.sleep(TICK)
 
     def cancel(self) -> None:
         """Cancel all jobs, queued or running."""
         for job in self._in_flight:
-            job.cancel(check=False)
+            job.handle.cancel(check=False)
+            job.delete()
 
-    def _submit(self, works: list[Work], dispatcher: Dispatcher) -> None:
+    def _submit(self, submissions: list[Submission], dispatcher: Dispatcher) -> None:
+        """Submit a job array with a job for each submission."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+        if not submissions:
+            return
+        home = Path(self._settings.folder).absolute()
+        folders = [home / f"results-{uuid4().hex}" for _ in submissions]
+        portions = [submission.left for submission in submissions]
         try:
-            jobs = self._submitter.map_array(compute_in_worker, [work.cell for work in works])
+            handles = self._submitter.map_array(compute_in_job, portions, folders)
         except (FailedJobError, FailedSubmissionError, OSError, subprocess.SubprocessError) as error:
             reason = f"no job could be submitted: {last_line(str(error))}"
-            for work in works:
-                dispatcher.retry(work, reason, REMEDY)
+            for submission in submissions:
+                dispatcher.retry(submission, reason, REMEDY)
         else:
-            self._in_flight |= dict(zip(jobs, works, strict=True))
+            self._in_flight += map(_Job, handles, submissions, folders)
 
-    def _collect(self, job: Any, dispatcher: Dispatcher) -> None:
-        """Settle the cell of a finished job, or retry it."""
-        from submitit.core.utils import UncompletedJobError
+    def _poll(self, job: _Job, dispatcher: Dispatcher) -> None:
+        """Deliver what a job has left so far, and see whether it has ended."""
+        ended = job.has_ended()  # asked first, so that nothing can follow what is delivered next
+        job.deliver()
+        if job.submission.future.done():  # delivery failed: nobody waits for the rest
+            job.handle.cancel(check=False)
+            self._in_flight.remove(job)
+            job.delete()
+        elif ended:
+            self._finish(job, dispatcher)
 
-        if not (job.paths.result_pickle.exists() or self._settings.cluster == "debug"):
-            if time.monotonic() - self._finished.setdefault(job, time.monotonic()) < GRACE:
-                return
-            self._retry(job, job.state, dispatcher)
-            return
+    def _finish(self, job: _Job, dispatcher: Dispatcher) -> None:
+        """Resolve the submission of a job that has ended, or retry it."""
         try:
-            result = job.result()
-        except Exception as error:  # its cell or its outcome could not be unpickled
+            end = self._end_of(job)
+        except Exception as error:  # its portion could not be unpickled, or the disk was full
             self._retry(job, last_line(str(error)), dispatcher)
             return
-        work = self._in_flight.pop(job)
-        if isinstance(result, UncompletedJobError):  # submitit raises it in the job when Slurm is about to end it
-            result = ModelError(
-                f"stage {work.cell.stage} of {len(work.cell.surviving)} images took longer than a job may, "
-                f"{self._settings.time} minutes; raise executor.time, or lower batch_size"
-            )
-        job.paths.submitted_pickle.unlink(missing_ok=True)
-        job.paths.result_pickle.unlink(missing_ok=True)
-        work.settle(result)
+        if end is not None and end[0] == job.read:
+            self._in_flight.remove(job)
+            job.delete()
+            self._accept_last(job, end[1], dispatcher)
+        elif time.monotonic() - job.ended > GRACE:
+            self._retry(job, job.handle.state, dispatcher)
 
-    def _retry(self, job: Any, state: str, dispatcher: Dispatcher) -> None:
-        """Retry the cell of a job that left no result."""
-        self._finished.pop(job, None)
-        error = last_line(job.stderr() or "") or "it left no message"
-        reason = f"Job {job.job_id} ({state}): {error}; see {job.paths.stderr}"
-        dispatcher.retry(self._in_flight.pop(job), reason, REMEDY)
+    def _end_of(self, job: _Job) -> tuple[int, Answer] | None:
+        """Return what `compute_in_job` has returned; None if that cannot be seen, perhaps not yet."""
+        if self._settings.cluster != "debug" and not job.handle.paths.result_pickle.exists():
+            return None
+        end: tuple[int, Answer] = job.handle.result()
+        return end
+
+    def _accept_last(self, job: _Job, answer: Answer, dispatcher: Dispatcher) -> None:
+        """Take the last answer; if the job's time was up, what is left goes to another one, provided that it got on."""
+        from submitit.core.utils import UncompletedJobError
+
+        submission = job.submission
+        if not isinstance(answer, UncompletedJobError):  # submitit raises it in the job when Slurm is about to end it
+            submission.accept(answer)
+        elif job.read:
+            dispatcher.retry(submission, f"A job may take {self._settings.time} minutes.", "raise executor.time")
+        elif submission.left is not None:
+            submission.fail(ModelError(
+                f"stage {submission.left.stage}: a job has found no result in its time, "
+                f"{self._settings.time} minutes; raise executor.time"
+            ))  # fmt: skip
+
+    def _retry(self, job: _Job, state: str, dispatcher: Dispatcher) -> None:
+        """Retry what is left of a job that was lost."""
+        self._in_flight.remove(job)
+        shutil.rmtree(job.folder, ignore_errors=True)
+        error = last_line(job.handle.stderr() or "") or "it left no message"
+        reason = f"Job {job.handle.job_id} ({state}): {error}; see {job.handle.paths.stderr}"
+        dispatcher.retry(job.submission, reason, REMEDY)

@@ -1,1 +1,1 @@
-"""Scheduling: which cell is computed next, decided from outcomes alone. Pure."""
+"""Scheduling: which trials are made next, decided from answers alone. Pure."""

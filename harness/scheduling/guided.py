@@ -1,150 +1,265 @@
-"""Which trials next, so that the best β is known soonest: a best-first search, guided by what fooled the neighbours. Pure.
+"""Best-first search for the best β, guided by what fooled its neighbours. Pure.
 
-A steering's bound is the share of images that are not lost yet. Whoever may still win, on all images or on a set that a
-cross-validation chooses on, is worked on: first the attempts that fooled the same images at other steerings, which
-bring a loser down for a few steps an image; only a leader for whom there are no such hints left is attacked in full.
-A winner is a leader whose images are all decided. Ties are broken as everywhere, so the winners are those of the full
-grid, whatever is left undecided. At the end every steering is tried with all that fooled its neighbours, so that the
-bounds draw the curve.
+A steering's bound is the share of images that are not lost yet. Steerings that may still win, on all images or on a set
+that a cross-validation chooses on, are worked on: first the attempts that fooled the same images at steerings nearby,
+which bring a loser down for a few steps an image; only a leader without such hints is attacked in full. A leader with
+every image decided has won. Ties are broken as everywhere, so the winners are those of the full grid, whatever is left
+undecided. At the end every steering is shown what fooled its neighbours, so that the bounds draw the curve.
 
-The course is a function of the verdicts alone: `ask` names a round of trials, all of which are told before the next one
-is asked for. So neither the number of workers nor the order in which they finish changes what is asked for.
+A search asks for the clean images of every steering, then for the attacks of `harness.scheduling.attack_order`, and
+last for a look at every finished steering for gradient masking and for the replay of what fooled the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from harness.scheduling.verdicts import Trial, Verdicts
+from harness.api.records import Steering
+from harness.api.work import CLEAN, INSPECT, Answer, Attempt, Trial
+from harness.scheduling.attack_order import AttackOrder
+from harness.scheduling.contest import Contest
+from harness.scheduling.grades import Grades
+from harness.scheduling.grid import in_line
+from harness.scheduling.prices import cheapest_first, price
+from harness.scheduling.replay import replays
+from harness.scheduling.verdicts import Verdicts
+from harness.util.hashing import sha256
+
+if TYPE_CHECKING:
+    from harness.api.threat import Threat
+
+INSPECTED = 32
+"""Clean images that are looked at for signs of gradient masking."""
+
+
+class Round(NamedTuple):
+    """Trials that are asked for together.
+
+    Args:
+        trials: the trials, in canonical order.
+        take: called with their answers, in the same order.
+    """
+
+    trials: list[Trial]
+    take: Callable[[list[Answer]], None]
 
 
 class GuidedSearch:
-    """The search over one model's steerings.
+    """Search over one model's steerings; a `harness.scheduling.course.Course`.
 
     Args:
-        verdicts: with the clean images told; the search tells it the rest.
+        threat: the threat to score under.
+        steerings: everything to score, from `harness.scheduling.grid.grid`.
+        digests: a hash of each image by its number, in the order of the data.
         sets: positions of the images that each choice of β is made on, [k] each.
-        top: how many of the best on all images to finish.
-        finish: numbers of the steerings to finish whatever their rank, the baseline's among them.
-        chunk: trials without a hint that a leader is given in one round.
+        top: number of the best on all images to finish; None finishes every steering.
+        required: steerings to finish whatever their rank, besides the baseline and the other methods.
+        most: highest score that an image can have.
+
+    Attributes:
+        sources: of each trial of the replay that was asked for, the trials whose adversarial images it shows.
     """
 
     def __init__(
         self,
-        verdicts: Verdicts,
+        threat: Threat,
+        steerings: Sequence[Steering],
+        digests: Mapping[int, str],
         sets: Sequence[np.ndarray],
-        top: int = 1,
-        finish: Collection[int] = (),
-        chunk: int = 64,
+        *,
+        top: int | None,
+        required: Collection[Steering] = (),
+        most: float = 1.0,
     ) -> None:
-        self.verdicts = verdicts
-        everything = np.arange(verdicts.alive.shape[1])
-        self.sets = [everything, *sets]
-        self.tops = [top, *(1 for _ in sets)]
-        self.finish = set(finish)
-        self.chunk = chunk
-        self.nearest = [self._by_distance(number) for number in range(len(verdicts.steerings))]
+        self.threat, self.steerings, self.digests, self.most = threat, tuple(steerings), digests, most
+        self.images = tuple(digests)
+        self.sets = [np.asarray(where, int) for where in sets]
+        self.top, self.required = top, required
+        self.sources: dict[Trial, tuple[Trial, ...]] = {}
+        self._number = {steering: number for number, steering in enumerate(steerings)}
+        self._clean: np.ndarray | None = None
+        self._verdicts: Verdicts | None = None
+        self._grades: Grades | None = None
+        self._replay: np.ndarray | None = None
+        self._classes = 10  # an estimate is good enough for a price
+        self._round: Round | None = None
+
+    # --- the course ---
 
     def ask(self) -> list[Trial]:
-        """Return the trials of the next round, none twice; empty when all winners and all hints are known."""
-        rounds = self._to_finish() or self._to_decide() or self._to_draw_the_curve()
-        return sorted(set(rounds))
+        """See `harness.scheduling.course.Course`."""
+        if self._round is None:
+            self._round = self._next_round()
+        return list(self._round.trials)
 
-    def tell(self, outcomes: Mapping[Trial, bool]) -> None:
-        """Take note of a round."""
-        self.verdicts.tell(outcomes)
+    def tell(self, answers: Mapping[Trial, Answer]) -> None:
+        """See `harness.scheduling.course.Course`."""
+        if trials := self.ask():
+            assert self._round is not None
+            self._round.take([answers[trial] for trial in trials])
+            self._round = None
 
-    def winners(self) -> list[list[int]]:
-        """Return for all images, then for each set, the best steerings by their bounds, as many as are to be finished."""
-        return [self._ranked(where)[:top] for where, top in zip(self.sets, self.tops, strict=True)]
+    def remaining(self) -> float:
+        """See `harness.scheduling.course.Course`; counts the steerings that must be finished and those that lead."""
+        n, stages = len(self.images), self.threat.stages
+        prices = np.array([price(self.threat, stage, self._classes) for stage in stages])
+        if self._clean is None:
+            attempts = [len(self.threat.attempts(stage, range(self._classes - 1))) for stage in stages]
+            at_least = sum(self.top is None or one.is_baseline or bool(one.method) for one in self.steerings) + 1
+            return float(n * (len(self.steerings) + min(at_least, len(self.steerings)) * (prices @ attempts)))
+        finish = self._contest.to_be_finished(self._robust, self._decided, leaders=True)
+        if self._verdicts is not None:
+            in_order = dict(zip(stages, prices.tolist(), strict=True))
+            of_stage = np.array([*(in_order[stage] for stage in self._order), 0.0])
+            return float((self._verdicts.open(finish).sum(axis=0) * of_stage[self._verdicts.stage]).sum())
+        return 0.0 if self._grades is None else float(n * (len(stages) - self._grades.done[finish]).sum())
 
-    def _to_finish(self) -> list[Trial]:
-        """Every undecided image of a steering that must be finished."""
-        decided = self.verdicts.decided
-        must = self.finish | {number for best in self._known_winners() for number in best}
-        open_ = {number: np.flatnonzero(~decided[number]) for number in sorted(must)}
-        return [trial for number, images in open_.items() for trial in self._trials(number, images)]
+    # --- what is known ---
 
-    def _known_winners(self) -> Iterator[list[int]]:
-        """The winners of each set that is decided: those that lead and have no undecided image in it."""
-        decided = self.verdicts.decided
-        for where, best in zip(self.sets, self.winners(), strict=True):
-            if all(decided[number, where].all() for number in best):
-                yield best
+    def clean(self, steering: Steering) -> np.ndarray:
+        """Return upper bounds on the clean scores, exact once the clean images were answered; float32 [n]."""
+        return (
+            np.full(len(self.images), self.most, np.float32)
+            if self._clean is None
+            else self._clean[self._number[steering]]
+        )
 
-    def _to_decide(self) -> list[Trial]:
-        """What brings down whoever may still win a set."""
-        decided = self.verdicts.decided
-        trials: list[Trial] = []
-        for where, top in zip(self.sets, self.tops, strict=True):
-            ranked = self._ranked(where)
-            if all(decided[number, where].all() for number in ranked[:top]):
-                continue
-            finished = [place for place, number in enumerate(ranked) if decided[number, where].all()]
-            incumbent = finished[top - 1] if len(finished) >= top else len(ranked) - 1
-            floor = self._lead(ranked[incumbent], where)
-            hinted = [
-                trial
-                for number in ranked[:incumbent]
-                for trial in self._hinted(number, where, self._lead(number, where) - floor + 1)
-            ]
-            trials += hinted or self._in_full(next(one for one in ranked if not decided[one, where].all()), where)
-        return trials
+    def robust(self, steering: Steering) -> np.ndarray:
+        """Return upper bounds on the robust scores, exact where the steering is finished; float32 [n]."""
+        number = self._number[steering]
+        if self._verdicts is not None:
+            return self._verdicts.alive[number].astype(np.float32)
+        return self.clean(steering) if self._grades is None else self._grades.bounds[number]
 
-    def _hinted(self, number: int, where: np.ndarray, most: int) -> list[Trial]:
-        """Trials of a steering that fooled its neighbours, smallest margins first, at most so many."""
-        hints = self.verdicts.hints(number, self.nearest[number])
-        images = where[hints[where] >= 0]
-        order = images[np.argsort(self.verdicts.margins[number, images], kind="stable")]
-        return [Trial(number, int(image), int(hints[image])) for image in order[:most]]
+    def finished(self, steering: Steering) -> bool:
+        """Return whether every image of a steering is decided."""
+        return self._clean is not None and bool(self._decided[self._number[steering]].all())
 
-    def _in_full(self, number: int, where: np.ndarray) -> list[Trial]:
-        """The cheapest untried attempts on undecided images, smallest margins first."""
-        images = where[~self.verdicts.decided[number, where]]
-        cheapest = self.verdicts.cheapest(number)[images]
-        order = np.lexsort((self.verdicts.margins[number, images], cheapest))[: self.chunk]
-        return [Trial(number, int(images[place]), int(cheapest[place])) for place in order]
+    def stages(self, steering: Steering) -> dict[str, np.ndarray]:
+        """Return what is known after each stage, float32 [n]: the clean stage, then each of the threat's.
 
-    def _to_draw_the_curve(self) -> list[Trial]:
-        """All that fooled the neighbours of a steering and is untried there."""
-        everything = self.sets[0]
-        return [
-            trial for number in range(len(self.verdicts.steerings)) for trial in self._hinted(number, everything, len(everything))
+        1 where an image has survived every attempt of the stages so far, 0 where it was misclassified or has fallen to
+        one of them, NaN otherwise. With reduction "mean" the stage's own score, NaN where it is missing.
+        """
+        number, unknown = self._number[steering], np.full(len(self.images), np.nan, np.float32)
+        found = {CLEAN: unknown if self._clean is None else self._clean[number]}
+        for position, stage in enumerate(self.threat.stages):
+            if self._verdicts is not None:
+                so_far = [self._order.index(earlier) for earlier in self.threat.stages[: position + 1]]
+                found[stage] = self._verdicts.of(number, np.array(so_far))
+            else:
+                found[stage] = unknown if self._grades is None else self._grades.values[number, position]
+        return found
+
+    def replay(self, steering: Steering) -> np.ndarray | None:
+        """Return robust scores after the replay, float32 [n]; None unless the steering is finished and was attacked."""
+        if self._replay is None or not self.finished(steering):
+            return None
+        return self.robust(steering) * self._replay[self._number[steering]]
+
+    @property
+    def _robust(self) -> np.ndarray:
+        """Upper bounds on the robust scores, [S, n], once the clean images are known."""
+        assert self._clean is not None
+        if self._verdicts is not None:
+            return self._verdicts.alive
+        return self._clean if self._grades is None else self._grades.bounds
+
+    @property
+    def _decided(self) -> np.ndarray:
+        """Whether a robust score is known, bool [S, n], once the clean images are known."""
+        assert self._clean is not None
+        if self._verdicts is not None:
+            return self._verdicts.decided
+        finished = np.ones(len(self.steerings), bool) if self._grades is None else self._grades.finished
+        return np.broadcast_to(finished[:, None], self._clean.shape)
+
+    # --- rounds ---
+
+    def _next_round(self) -> Round:
+        """Return the next round; without trials when nothing is missing."""
+        if self._clean is None:
+            attempt = Attempt(CLEAN)
+            trials = [Trial(steering, image, attempt) for steering in self.steerings for image in self.images]
+            return Round(trials, self._take_clean)
+        if self._grades is not None:
+            return self._graded_round(self._grades)
+        if self._verdicts is not None:
+            cells = self._attacks.next()
+            if len(cells):
+                return self._attack_round(self._verdicts, cells)
+            if self._replay is None:
+                return self._last_round(self._verdicts)
+        return Round([], lambda answers: None)
+
+    def _take_clean(self, answers: list[Answer]) -> None:
+        """Take note of the clean images; they say which attempts there are."""
+        shape, stages = (len(self.steerings), len(self.images)), self.threat.stages
+        self._clean = clean = np.array([answer.value for answer in answers], np.float32).reshape(shape)
+        self._contest = Contest(self.steerings, self.sets, clean, self.top, self.required)
+        if stages and self.threat.reduction == "mean":
+            self._grades = Grades(shape[0], len(stages), shape[1], self.most)
+        elif stages:
+            self._classes = 1 + max((max(answer.ranking) for answer in answers if answer.ranking), default=1)
+            self._order = list(stages) if self.top is None else cheapest_first(self.threat, self._classes)
+            row = iter(answers)
+            rankings = [[next(row).ranking for _ in self.images] for _ in self.steerings]
+            self._verdicts = Verdicts(self.threat, self._order, clean > 0, rankings)
+            margins = np.array([answer.margin for answer in answers]).reshape(shape)
+            self._attacks = AttackOrder(self._verdicts, self._contest, in_line(self.steerings), margins)
+
+    def _attack_round(self, verdicts: Verdicts, cells: np.ndarray) -> Round:
+        """Return the round of the trials in some cells."""
+        axes = (axis.tolist() for axis in np.unravel_index(cells, verdicts.place.shape))
+        trials = [
+            Trial(self.steerings[s], self.images[i], verdicts.attempts[i][a]) for s, i, a in zip(*axes, strict=True)
         ]
 
-    def _trials(self, number: int, images: np.ndarray) -> list[Trial]:
-        """One trial for each image: hinted where there is a hint, otherwise the cheapest."""
-        hints, cheapest = self.verdicts.hints(number, self.nearest[number]), self.verdicts.cheapest(number)
-        return [
-            Trial(number, int(image), int(hints[image] if hints[image] >= 0 else cheapest[image])) for image in images
+        def take(answers: list[Answer]) -> None:
+            verdicts.tell(cells, np.array([answer.value <= 0 for answer in answers]))
+
+        return Round(trials, take)
+
+    def _graded_round(self, grades: Grades) -> Round:
+        """Return the next stage of what must be finished, or else of the leader of the first undecided set."""
+        finish = self._contest.to_be_finished(self._robust, self._decided)
+        numbers = finish[~grades.finished[finish]].tolist()
+        numbers = numbers or [one.leader for one in self._contest.undecided(self._robust, self._decided)][:1]
+        attempts = [self.threat.attempts(self.threat.stages[grades.done[number]], ())[0] for number in numbers]
+        trials = [
+            Trial(self.steerings[number], image, attempt)
+            for number, attempt in zip(numbers, attempts, strict=True)
+            for image in self.images
         ]
 
-    def _lead(self, number: int, where: np.ndarray) -> int:
-        """How many images of a set are not lost yet."""
-        return int(self.verdicts.alive[number, where].sum())
+        def take(answers: list[Answer]) -> None:
+            values = np.array([answer.value for answer in answers], np.float32).reshape(-1, len(self.images))
+            for number, own in zip(numbers, values, strict=True):
+                grades.tell(number, own)
 
-    def _ranked(self, where: np.ndarray) -> list[int]:
-        """Steerings by their bounds on a set, best first: robust, then clean, then β nearest the untouched network, then c nearest ½."""
-        alive = self.verdicts.alive[:, where].sum(axis=1)
-        clean = self.verdicts.correct[:, where].sum(axis=1)
+        return Round(trials, take)
 
-        def rank(number: int) -> tuple[float, ...]:
-            steering = self.verdicts.steerings[number]
-            return (
-                -int(alive[number]), -int(clean[number]), abs(steering.beta - steering.native), abs(steering.c - 0.5),
-                number,
-            )  # fmt: skip
+    def _last_round(self, verdicts: Verdicts) -> Round:
+        """Return the look for gradient masking and the replay, on every finished steering."""
+        finished = np.flatnonzero(verdicts.decided.all(axis=1))
+        choices = self._contest.choices
+        shown = replays(verdicts, self.steerings, self.images, np.intersect1d(finished, choices), choices)
+        inspected = [trial for number in finished.tolist() for trial in self._inspected(verdicts, number)]
+        self.sources = shown
 
-        return sorted(range(len(self.verdicts.steerings)), key=rank)
+        def take(answers: list[Answer]) -> None:
+            self._replay = np.ones(verdicts.alive.shape, np.float32)
+            position = {image: position for position, image in enumerate(self.images)}
+            for trial, answer in zip(shown, answers[len(inspected) :], strict=True):
+                self._replay[self._number[trial.steering], position[trial.image]] = answer.value
 
-    def _by_distance(self, number: int) -> list[int]:
-        """The other steerings, nearest first."""
-        own = self.verdicts.steerings[number]
+        return Round([*inspected, *shown], take)
 
-        def distance(other: int) -> tuple[float, float, int]:
-            steering = self.verdicts.steerings[other]
-            return abs(steering.beta - own.beta), abs(steering.c - own.c), other
-
-        return sorted((other for other in range(len(self.verdicts.steerings)) if other != number), key=distance)
+    def _inspected(self, verdicts: Verdicts, number: int) -> list[Trial]:
+        """Return the trials that look at a steering's first correctly classified images."""
+        images = [self.images[position] for position in np.flatnonzero(verdicts.correct[number])[:INSPECTED].tolist()]
+        attempt = Attempt(INSPECT, of=sha256([self.digests[image] for image in images]))
+        return [Trial(self.steerings[number], image, attempt) for image in images]

@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from harness.analysis.selection import Scored
 from harness.api.dataset import Data
 from harness.api.records import Steering
-from harness.api.work import Cell, Shard, Task
-from harness.scheduling.trials import TRAINING
-
-if TYPE_CHECKING:
-    from harness.scheduling.state import RunProgress
+from harness.api.work import TRAINING, Answer, Attempt, Trial
 
 
-@dataclass(frozen=True)
 class TrainingScores:
-    """Scores of one steering on all training images, fold by fold: a chain of a single stage."""
+    """Course of a single round: a trial for each training image and each steering.
 
-    task: Task
-    steering: Steering
-    training: Shard
+    Args:
+        steerings: everything to score; β is not chosen among the other methods, so they have no trials.
+        training: the training images; folds are made of all of them, so each trial depends on all.
+    """
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """See `harness.scheduling.state.Chain`."""
-        return (TRAINING,)
+    def __init__(self, steerings: Sequence[Steering], training: Data) -> None:
+        self.steerings = tuple(steering for steering in steerings if not steering.method)
+        self.images = tuple(training.digests)
+        self.attempt = Attempt(TRAINING, of=training.sha256)
+        self._values: np.ndarray | None = None
 
-    @property
-    def follows(self) -> None:
-        """See `harness.scheduling.state.Chain`."""
+    def ask(self) -> list[Trial]:
+        """See `harness.scheduling.course.Course`."""
+        return [] if self._values is not None else self._trials()
 
-    def next(self, done: Sequence[np.ndarray]) -> Cell | None:
-        """See `harness.scheduling.state.Chain`."""
-        return None if done else Cell(self.task, self.steering, self.training, TRAINING, self.training.images)
+    def tell(self, answers: Mapping[Trial, Answer]) -> None:
+        """See `harness.scheduling.course.Course`."""
+        if self._values is None:
+            values = np.array([answers[trial].value for trial in self._trials()], np.float32)
+            self._values = values.reshape(len(self.steerings), len(self.images))
 
+    def remaining(self) -> float:
+        """See `harness.scheduling.course.Course`."""
+        return 0.0 if self._values is not None else float(len(self.steerings) * len(self.images))
 
-def training_score_chains(task: Task, steerings: Sequence[Steering], training: Data) -> list[TrainingScores]:
-    """Return a chain for each steering; β is not chosen among the other methods, so they need none."""
-    shard = Shard(tuple(training.digests), training.sha256)
-    return [TrainingScores(task, steering, shard) for steering in steerings if not steering.method]
+    def scores(self) -> list[Scored]:
+        """Return the score of each steering; training images are not attacked, so clean = robust."""
+        if self._values is None:
+            raise ValueError("expected the answers of the round; found none; call `tell` with them first")
+        return [Scored(steering, row, row) for steering, row in zip(self.steerings, self._values, strict=True)]
 
-
-def scores_of(progress: RunProgress[TrainingScores], label: str) -> list[Scored]:
-    """Return the computed training scores of one model; its training images are not attacked, so clean = robust."""
-    scores = []
-    for number, chain in progress.of(label).items():
-        [values] = progress.values(number)
-        scores.append(Scored(chain.steering, values, values))
-    return scores
+    def _trials(self) -> list[Trial]:
+        return [Trial(steering, image, self.attempt) for steering in self.steerings for image in self.images]

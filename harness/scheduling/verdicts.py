@@ -1,124 +1,119 @@
-"""What is known of every image under every steering: lost, robust, or not yet decided. Pure.
+"""Verdicts so far: which images are lost, which are robust, and which attempts are still to be made. Pure.
 
 An image is robust at a steering when it is classified correctly and survives every attempt, in whatever order they are
-made. So the share of images that are not lost yet is an upper bound on the robust accuracy, and is exact when every
-image is decided.
+made. So the share of images that are not lost yet is an upper bound on the robust accuracy, and exact when every image
+is decided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.records import Steering
+from harness.api.work import Attempt
 
+if TYPE_CHECKING:
+    from harness.api.threat import Threat
 
-class Attempt(NamedTuple):
-    """One way to lose an image.
+ABSENT = np.iinfo(np.int16).max
+"""Place of an attempt that is not made at a steering: it aims at a class that is not among the most likely there."""
 
-    Args:
-        kind: attack, such as "apgd-t".
-        rank: of the target class among the wrong ones, from 1; 0 where the attack has no target.
-        restart: number of the random restart, from 0.
-        price: passes of one image through the network, if it survives.
-    """
-
-    kind: str
-    rank: int = 0
-    restart: int = 0
-    price: float = 1.0
-
-
-class Trial(NamedTuple):
-    """One image under one steering and one attempt, by their numbers."""
-
-    steering: int
-    image: int
-    attempt: int
+Rankings = Sequence[Sequence[tuple[int, ...]]]
+"""Wrong classes by their logits, for each steering and image."""
 
 
 class Verdicts:
-    """The table of what is known of one model; it grows by trials told.
+    """Table of the attempts on each image under each steering.
+
+    The attempts on an image have the same number at every steering: a targeted one is known by its class. A cell of the
+    table, a trial, is known by its flat index in [S, n, A]; so sorted cells are in the order of steerings, images,
+    stages, classes and restarts.
 
     Args:
-        steerings: all of them, the baseline among them.
-        attempts: all of them, in the order of the attack's authors.
-        correct: whether a clean image is classified correctly, bool [steerings, n].
-        margins: by how much the right logit leads, float [steerings, n]; small ones fall first.
-        targets: the class at each rank of the wrong ones, int [steerings, n, ranks]; empty where nothing is targeted.
+        threat: names the attempts.
+        stages: names of its stages, in the order in which they are to be made.
+        correct: whether each clean image is classified correctly, bool [S, n].
+        rankings: the clean images' wrong classes; see `harness.api.threat.Threat.attempts`.
+
+    Attributes:
+        attempts: the attempts on each image, by their numbers.
+        stage: number of the stage of each attempt, int [n, A].
+        place: position in which each attempt is to be made, int [S, n, A]; `ABSENT` where it is none.
+        untried: whether an attempt is still to be made, if the image is not lost, bool [S, n, A].
+        fooled: whether an attempt has fooled the network, bool [S, n, A].
+        correct: whether each clean image is classified correctly, bool [S, n].
+        alive: whether an image is not lost, bool [S, n].
+        missing: number of attempts untried, int [S, n].
     """
 
-    def __init__(
-        self,
-        steerings: Sequence[Steering],
-        attempts: Sequence[Attempt],
-        correct: np.ndarray,
-        margins: np.ndarray,
-        targets: np.ndarray,
-    ) -> None:
-        self.steerings, self.attempts = tuple(steerings), tuple(attempts)
-        self.correct, self.margins, self.targets = correct, margins, targets
-        self.alive = correct.copy()
-        self.survived = np.zeros((*correct.shape, len(attempts)), bool)
-        self.fooled_by = np.full(correct.shape, -1)
-        self.tried = 0
-
-    def tell(self, outcomes: Mapping[Trial, bool]) -> None:
-        """Take note of trials: whether each fooled the network."""
-        for (steering, image, attempt), fooled in outcomes.items():
-            self.tried += 1
-            if fooled:
-                self.alive[steering, image] = False
-                self.fooled_by[steering, image] = attempt
-            else:
-                self.survived[steering, image, attempt] = True
+    def __init__(self, threat: Threat, stages: Sequence[str], correct: np.ndarray, rankings: Rankings) -> None:
+        self.correct, self.alive = correct, correct.copy()
+        steerings, n = correct.shape
+        made: dict[tuple[int, ...], tuple[Attempt, ...]] = {}
+        at: list[dict[tuple[int, ...], list[int]]] = []
+        for image in range(n):
+            rows: dict[tuple[int, ...], list[int]] = {}
+            for steering in np.flatnonzero(correct[:, image]).tolist():
+                rows.setdefault(rankings[steering][image], []).append(steering)
+            at.append(rows)
+            for ranking in rows.keys() - made.keys():
+                made[ranking] = tuple(one for stage in stages for one in threat.attempts(stage, ranking))
+        number_of = {stage: number for number, stage in enumerate(stages)}
+        self.attempts = [
+            sorted({one for ranking in rows for one in made[ranking]}, key=lambda one: (number_of[one.stage], *one[1:]))
+            for rows in at
+        ]
+        width = max((len(own) for own in self.attempts), default=0)
+        self.stage = np.full((n, width), len(stages), np.int16)
+        self.place = np.full((steerings, n, width), ABSENT, np.int16)
+        for image, (own, rows) in enumerate(zip(self.attempts, at, strict=True)):
+            number = {attempt: a for a, attempt in enumerate(own)}
+            self.stage[image, : len(own)] = [number_of[attempt.stage] for attempt in own]
+            for ranking, where in rows.items():
+                columns = [number[attempt] for attempt in made[ranking]]
+                self.place[np.array(where)[:, None], image, columns] = np.arange(len(columns))
+        self.untried = self.place != ABSENT
+        self.fooled = np.zeros_like(self.untried)
+        self.missing = self.untried.sum(axis=2)
 
     @property
     def decided(self) -> np.ndarray:
-        """Whether an image is lost or robust, bool [steerings, n]."""
-        decided: np.ndarray = ~self.alive | self.survived.all(axis=2)
+        """Whether each image is lost or robust, bool [S, n]."""
+        decided: np.ndarray = ~self.alive | (self.missing == 0)
         return decided
 
-    def hints(self, steering: int, nearest: Iterable[int]) -> np.ndarray:
-        """Return for each image an attempt that fooled it at another steering and is untried here; −1 for none, int [n].
-
-        A targeted attempt is known by its class, which may have another rank here.
+    def tell(self, cells: np.ndarray, fooled: np.ndarray) -> None:
+        """Take note of trials that were untried.
 
         Args:
-            steering: to be attacked.
-            nearest: the others, the most alike first.
+            cells: flat indices, int [k], each once.
+            fooled: whether each has fooled the network, bool [k].
         """
-        n = self.alive.shape[1]
-        found = np.full(n, -1)
-        open_ = self.alive[steering]
-        for other in nearest:
-            missing = open_ & (found < 0) & (self.fooled_by[other] >= 0)
-            if not missing.any():
-                continue
-            images = np.flatnonzero(missing)
-            here = self.translated(other, steering, images, self.fooled_by[other, images])
-            usable = here >= 0
-            usable[usable] &= ~self.survived[steering, images[usable], here[usable]]
-            found[images[usable]] = here[usable]
+        self.untried.reshape(-1)[cells] = False
+        self.fooled.reshape(-1)[cells[fooled]] = True
+        steerings, images, _ = np.unravel_index(cells, self.place.shape)
+        np.subtract.at(self.missing, (steerings, images), 1)
+        self.alive[steerings[fooled], images[fooled]] = False
+
+    def open(self, steerings: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Return the untried attempts on images that are not lost, bool [k, n, A]."""
+        found: np.ndarray = self.untried[steerings] & self.alive[steerings][:, :, None]
         return found
 
-    def translated(self, there: int, here: int, images: np.ndarray, attempts: np.ndarray) -> np.ndarray:
-        """Return the attempts here that aim at the class that ``attempts`` aimed at there; −1 where none does, int [k]."""
-        if not self.targets.size:
-            return attempts
-        ranks = np.array([attempt.rank for attempt in self.attempts])[attempts]
-        classes = self.targets[there, images, np.maximum(ranks, 1) - 1]
-        same = self.targets[here, images] == classes[:, None]
-        rank_here = np.where(same.any(axis=1), same.argmax(axis=1) + 1, -1)
-        number = {(attempt.kind, attempt.rank, attempt.restart): k for k, attempt in enumerate(self.attempts)}
-        translated = [
-            attempt if rank == 0 else number.get((self.attempts[attempt].kind, here_rank, self.attempts[attempt].restart), -1)
-            for attempt, rank, here_rank in zip(attempts.tolist(), ranks.tolist(), rank_here.tolist(), strict=True)
-        ]
-        return np.array(translated, int)
+    def cells(self, steerings: np.ndarray, images: np.ndarray, attempts: np.ndarray) -> np.ndarray:
+        """Return the flat indices of trials, int [k]."""
+        return np.ravel_multi_index((steerings, images, attempts), self.place.shape)
 
-    def cheapest(self, steering: int) -> np.ndarray:
-        """Return for each image the first attempt that is untried at a steering, in the authors' order, int [n]."""
-        return np.asarray(self.survived[steering].argmin(axis=1))
+    def of(self, steering: int, stages: np.ndarray) -> np.ndarray:
+        """Return the verdicts of some stages: 0 lost cleanly or to one of their attempts, 1 survived all, NaN unknown.
+
+        Args:
+            steering: number of the steering.
+            stages: numbers of the stages that count.
+        """
+        counts = np.isin(self.stage, stages)
+        lost = (self.fooled[steering] & counts).any(axis=1) | ~self.correct[steering]
+        survived = ~(self.untried[steering] & counts).any(axis=1)
+        return np.where(lost, 0, np.where(survived, 1, np.nan)).astype(np.float32)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.api.dataset import Dataset, Source
-from harness.api.executor import Executor
+from harness.api.executor import Deliver, Executor
 from harness.api.model import Model, Scorable
 from harness.api.records import Batch, Published
 from harness.api.threat import Passes, Threat
-from harness.api.work import Cell, Outcome
+from harness.api.work import Portion
 from harness.errors import InvalidAdversary
 
 
@@ -109,8 +109,8 @@ class AtOnce(Executor):
     kind: ClassVar[str] = "at_once"
 
     @property
-    def slots(self) -> int:
-        """See `Executor.slots`."""
+    def capacity(self) -> int:
+        """See `Executor.capacity`."""
         return 3
 
     def __enter__(self) -> Executor:
@@ -119,13 +119,15 @@ class AtOnce(Executor):
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def submit(self, cell: Cell) -> Future[Outcome]:
+    def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
         """See `Executor.submit`."""
         from harness.engine.evaluate import evaluate
 
-        future: Future[Outcome] = Future()
+        future: Future[None] = Future()
         try:
-            future.set_result(evaluate(cell))
+            for reports in evaluate(portion):
+                deliver(reports)
+            future.set_result(None)
         except Exception as error:
             future.set_exception(error)
         return future

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.api.dataset import Dataset, Source
-from harness.api.executor import Executor
+from harness.api.executor import Deliver, Executor
 from harness.api.model import Model, Scorable
 from harness.api.records import Batch
 from harness.api.threat import Threat
-from harness.api.work import Cell, Outcome
+from harness.api.work import Portion
 
 
 class Training(Model):
@@ -60,7 +60,7 @@ class Inline(Executor):
     """In this process, at once."""
 
     kind: ClassVar[str] = "inline"
-    slots: ClassVar[int] = 1
+    capacity: ClassVar[int] = 1
 
     def __enter__(self) -> Inline:
         return self
@@ -68,12 +68,14 @@ class Inline(Executor):
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def submit(self, cell: Cell) -> Future[Outcome]:
+    def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
         from harness.engine.evaluate import evaluate
 
-        future: Future[Outcome] = Future()
+        future: Future[None] = Future()
         try:
-            future.set_result(evaluate(cell))
+            for reports in evaluate(portion):
+                deliver(reports)
+            future.set_result(None)
         except Exception as error:
             future.set_exception(error)
         return future

@@ -1,0 +1,149 @@
+"""Order of the attacks: which trials next, so that every winner is known soonest. Pure.
+
+Of these rounds, the first that has any trials:
+
+1. The baseline, the other methods, the required steerings and the winners that are known: all undecided images.
+2. The contenders of every undecided set: hints, smallest margins first, no more than can be needed to overtake them.
+3. The leader of the first undecided set: attacks stage by stage, smallest margins first.
+4. Every steering: hints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from harness.scheduling.contest import Contest, Undecided
+from harness.scheduling.hints import hints
+from harness.scheduling.verdicts import ABSENT, Verdicts
+
+CHUNK = 256
+"""Trials of a round without hints, or a few more: enough to fill a batch, and few enough to stop soon."""
+
+
+class AttackOrder:
+    """Chooser of the next round of attacks. Trials are named by their cells; see `harness.scheduling.verdicts`.
+
+    Args:
+        verdicts: what is known; it grows as answers are told.
+        contest: knows who leads and who has won.
+        line: numbers of the steerings between which hints are exchanged, neighbours alike.
+        margins: margins of the clean images, [S, n]; an image with a small one falls first.
+    """
+
+    def __init__(self, verdicts: Verdicts, contest: Contest, line: Sequence[int], margins: np.ndarray) -> None:
+        self.verdicts, self.contest = verdicts, contest
+        self.line = np.array(line, int)
+        self.in_line = np.isin(np.arange(len(verdicts.alive)), self.line)
+        self.dearest = verdicts.stage[verdicts.place.min(axis=0, initial=ABSENT) != ABSENT].max(initial=-1)
+        self.by_margin = np.argsort(np.argsort(margins, axis=1, kind="stable"), axis=1)
+
+    def next(self) -> np.ndarray:
+        """Return the cells of the next round, sorted; none when the search is over."""
+        return next((np.unique(cells) for cells in self._rounds() if len(cells)), np.empty(0, int))
+
+    def _rounds(self) -> Iterator[np.ndarray]:
+        alive, decided = self.verdicts.alive, self.verdicts.decided
+        finish = self.contest.to_be_finished(alive, decided)
+        yield self._to_the_end(finish[~decided[finish].all(axis=1)])
+        if not self.contest.full:
+            if undecided := list(self.contest.undecided(alive, decided)):
+                yield self._hints_to_contenders(undecided)
+                yield self._to_the_leader(undecided[0])
+            yield self._hints(self.in_line)
+
+    def _to_the_end(self, numbers: np.ndarray) -> np.ndarray:
+        """Return attacks on the undecided images of some steerings: what fooled others, then stage by stage.
+
+        All attempts of a stage, or as many of each image as together make up `CHUNK` trials and a few more.
+        """
+        hinted = [self._fooled_elsewhere(number) for number in numbers.tolist()]
+        without = np.array([not len(cells) for cells in hinted], bool)
+        steerings, images, attempts = self._next_stage(numbers[without], self.contest.sets[0])
+        place = self.verdicts.place[steerings, images, attempts]
+        last = np.partition(place, CHUNK - 1)[CHUNK - 1] if len(place) > CHUNK else ABSENT
+        return np.concatenate(
+            [np.empty(0, int), *hinted, self.verdicts.cells(steerings, images, attempts)[place <= last]]
+        )
+
+    def _next_stage(self, numbers: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the open attempts of each steering's next stage: steerings, images and attempts, int [k] each.
+
+        Args:
+            numbers: numbers of the steerings.
+            where: positions of the images that count.
+        """
+        rows, images, attempts = np.nonzero(self.verdicts.open(numbers)[:, where])
+        images = where[images]
+        stage = self.verdicts.stage[images, attempts]
+        earliest = np.full(len(numbers), np.iinfo(np.int16).max)
+        np.minimum.at(earliest, rows, stage)
+        kept = stage == earliest[rows]
+        return numbers[rows[kept]], images[kept], attempts[kept]
+
+    def _fooled_elsewhere(self, number: int) -> np.ndarray:
+        """Return for each undecided image of a steering the open attempt that fooled it nearest by, if there is one."""
+        if self.contest.full or not self.in_line[number]:
+            return np.empty(0, int)
+        fooled = self.verdicts.fooled[self.line]
+        images, attempts = np.nonzero(self.verdicts.open([number])[0] & fooled.any(axis=0))
+        away = np.abs(np.arange(len(self.line)) - np.flatnonzero(self.line == number))
+        distance = np.where(fooled[:, images, attempts], away[:, None], len(away)).min(axis=0)
+        order = np.lexsort((attempts, distance, images))
+        _, first = np.unique(images[order], return_index=True)
+        chosen = order[first]
+        return self.verdicts.cells(np.full(len(chosen), number), images[chosen], attempts[chosen])
+
+    def _hints_to_contenders(self, undecided: Sequence[Undecided]) -> np.ndarray:
+        """Return hints to each set's contenders, no more than can be needed to overtake them."""
+        alive = self.verdicts.alive
+        taking_part = np.zeros(len(alive), bool)
+        taking_part[np.concatenate([one.contenders for one in undecided])] = True
+        cells = self._hints(taking_part)
+        steerings, images, _ = np.unravel_index(cells, self.verdicts.place.shape)
+        in_order = np.lexsort((self.by_margin[steerings, images], steerings))
+        kept = np.zeros(len(cells), bool)
+        for where, _, contenders, floor in undecided:
+            lead = alive[:, where].sum(axis=1)
+            most = np.zeros(len(alive), int)
+            most[contenders] = lead[contenders] - lead[floor] + 1
+            inside = in_order[np.isin(images[in_order], where)]
+            before = np.arange(len(inside)) - np.searchsorted(steerings[inside], steerings[inside])
+            kept[inside[before < most[steerings[inside]]]] = True
+        return cells[kept]
+
+    def _to_the_leader(self, undecided: Undecided) -> np.ndarray:
+        """Return the next attacks on the leader of a set.
+
+        Images that are lost at another steering come first, with all stages but the dearest: if a leader is to be
+        overtaken, it most likely loses one of them.
+        """
+        number, where = undecided.leader, undecided.where
+        lost_elsewhere = where[(~self.verdicts.alive[np.ix_(self.line, where)]).any(axis=0)]
+        steerings, images, attempts = self._next_stage(np.array([number]), lost_elsewhere)
+        if not len(images) or (self.verdicts.stage[images, attempts] == self.dearest).any():
+            steerings, images, attempts = self._next_stage(np.array([number]), where)
+        place = self.verdicts.place[steerings, images, attempts]
+        order = np.lexsort((self.by_margin[steerings, images], place))[:CHUNK]
+        return self.verdicts.cells(steerings[order], images[order], attempts[order])
+
+    def _hints(self, receiving: np.ndarray) -> np.ndarray:
+        """Return hints to some steerings.
+
+        Args:
+            receiving: whether each steering is to have hints, bool [S].
+        """
+        steerings, n, width = self.verdicts.place.shape
+        columns = np.flatnonzero(self.verdicts.fooled[self.line].any(axis=0))
+        if not len(columns):
+            return np.empty(0, int)
+        pick = np.ix_(self.line, columns)
+        place, untried, fooled = (
+            table.reshape(steerings, n * width)[pick]
+            for table in (self.verdicts.place, self.verdicts.untried, self.verdicts.fooled)
+        )
+        image = columns // width
+        candidates = untried & self.verdicts.alive[np.ix_(self.line, image)] & receiving[self.line][:, None]
+        found = hints(candidates, (place != ABSENT) & ~untried, fooled, image)
+        return self.line[found.row] * (n * width) + columns[found.column]
