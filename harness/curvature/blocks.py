@@ -176,13 +176,13 @@ def _blocks(flat: list[Tensor], columns: Columns, size: int) -> Iterator[tuple[t
         if len(flat[0]) <= size:
             yield tuple(flat), columns
             return
-        for blocks in zip(*(tensor.split(size) for tensor in flat), strict=True):
+        for blocks in zip(*(tensor.split(size) for tensor in flat), strict=True):  # type: ignore[no-untyped-call]
             yield blocks, columns
         return
     images = len(columns.c)
     elements = len(flat[0]) // images
     rows = max(1, min(images, size // elements))
-    by_image = [tensor.view(images, elements).split(rows) for tensor in flat]
+    by_image = [tensor.view(images, elements).split(rows) for tensor in flat]  # type: ignore[no-untyped-call]
     own = columns if rows == images else None
     for start, *chunks in zip(range(0, images, rows), *by_image, strict=True):
         part = own or Columns(*(column[start : start + rows] for column in columns))
