@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -11,12 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.api.dataset import Dataset, Source
-from harness.api.executor import Executor
+from harness.api.executor import Deliver, Executor
 from harness.api.model import Model, Scorable
 from harness.api.records import Batch, Published
 from harness.api.threat import Passes, Threat
-from harness.api.work import Cell, Outcome
+from harness.api.work import Portion
 from harness.errors import InvalidAdversary
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Quadrants(Model):
@@ -82,7 +85,7 @@ class OneStep(Threat):
         """See `Threat.stages`."""
         return ("fgsm",)
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         """See `Threat.perturb`."""
         with torch.enable_grad():
             x = batch.x.detach().requires_grad_()
@@ -109,8 +112,8 @@ class AtOnce(Executor):
     kind: ClassVar[str] = "at_once"
 
     @property
-    def slots(self) -> int:
-        """See `Executor.slots`."""
+    def capacity(self) -> int:
+        """See `Executor.capacity`."""
         return 3
 
     def __enter__(self) -> Executor:
@@ -119,13 +122,16 @@ class AtOnce(Executor):
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def submit(self, cell: Cell) -> Future[Outcome]:
+    def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
         """See `Executor.submit`."""
         from harness.engine.evaluate import evaluate
 
-        future: Future[Outcome] = Future()
+        future: Future[None] = Future()
         try:
-            future.set_result(evaluate(cell))
+            for reports in evaluate(portion):
+                deliver(reports)
         except Exception as error:
             future.set_exception(error)
+        else:
+            future.set_result(None)
         return future

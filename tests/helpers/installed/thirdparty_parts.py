@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.api.dataset import Dataset, Source
-from harness.api.executor import Executor
+from harness.api.executor import Deliver, Executor
 from harness.api.model import Model, Scorable
 from harness.api.records import Batch
 from harness.api.threat import Threat
-from harness.api.work import Cell, Outcome
+from harness.api.work import Portion
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Training(Model):
@@ -52,7 +55,7 @@ class Dim(Threat):
     kind: ClassVar[str] = "dim"
     stages: ClassVar[tuple[str, ...]] = ("dim-1", "dim-2")
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         return (batch.x - int(stage[-1]) / 10).clamp(0, 1)
 
 
@@ -60,7 +63,7 @@ class Inline(Executor):
     """In this process, at once."""
 
     kind: ClassVar[str] = "inline"
-    slots: ClassVar[int] = 1
+    capacity: ClassVar[int] = 1
 
     def __enter__(self) -> Inline:
         return self
@@ -68,12 +71,15 @@ class Inline(Executor):
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def submit(self, cell: Cell) -> Future[Outcome]:
+    def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
         from harness.engine.evaluate import evaluate
 
-        future: Future[Outcome] = Future()
+        future: Future[None] = Future()
         try:
-            future.set_result(evaluate(cell))
+            for reports in evaluate(portion):
+                deliver(reports)
         except Exception as error:
             future.set_exception(error)
+        else:
+            future.set_result(None)
         return future
