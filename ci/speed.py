@@ -3,7 +3,8 @@
 
 The naive sweep is a script that anyone would write: for each β, registered ReLUs replaced by CT in the formula of the
 paper's code, and the whole of ``pyautoattack.AutoAttack`` on the same images. Beside it the harness, every steering
-finished and best-first. Then φ alone, a ResNet-18 with each activation, and the memory of a run on 10,000 images.
+finished and best-first; whole processes, from nothing. Then one AutoAttack of one network, φ alone, a ResNet-18 with
+each activation, and the memory of a run on 10,000 images.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from time import perf_counter, sleep
 from typing import Any
 
@@ -25,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from pyautoattack import AutoAttack
 from pyautoattack.examples.resnet import ResNet18
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -33,16 +37,16 @@ from torchvision.models import squeezenet1_1
 
 import harness
 from harness.api.records import Steering
-from harness.attacks.autoattack import configured
-from harness.config.benchmark import Benchmark, parse_benchmark
+from harness.config.benchmark import load_benchmark, parse_benchmark
 from harness.curvature.phi import phi
 from harness.curvature.shared_copy import copy_sharing_weights
 from harness.engine.acceleration import compiled, to_channels_last
 from harness.engine.numerics import reproducible, resolve
+from harness.leaderboard import csv_file
+from harness.leaderboard.row import LeaderboardRow, known, rows_of
 from harness.models.loaded import Loaded
-from harness.threats.lp import Linf
+from harness.threats.lp import Lp
 
-GRID = {"from": 0.70, "to": 0.99, "step": 0.01}
 BETA = 0.9
 REPEATS = 15
 
@@ -90,114 +94,156 @@ class Registered(nn.Module):
 
 # --- the sweep ---
 
+DIGITS = """
+models: [{kind: demo, name: digits_plain}]
+dataset: {kind: digits, n: 100}
+threat: {kind: Linf, eps: 0.1}
+steering: {beta: {from: 0.70, to: 1.0, step: 0.01}}
+"""
+"""The benchmark that is timed where none is given."""
+
 
 @dataclass(frozen=True)
-class Question:
-    """Images and attack that every way is timed on.
+class Run:
+    """A finished run of the harness.
 
     Args:
-        data: an .npz of CIFAR-10 images for the ResNet-18 of pyautoattack; None for a demo network on its digits.
-        n: images.
-        batch_size: of the attacks.
-        attack: as in a benchmark.
+        seconds: of the whole process, from nothing.
+        rows: its leaderboard.
     """
 
-    data: str | None
-    n: int
-    batch_size: int
-    attack: Any
+    seconds: float
+    rows: list[LeaderboardRow]
 
     @property
-    def eps(self) -> str:
-        """In pixels."""
-        return "1/255" if self.data else "0.1"
+    def grid(self) -> dict[float, LeaderboardRow]:
+        """Rows of the grid, by β."""
+        return {known(row.beta): row for row in self.rows if not row.is_headline}
+
+    @property
+    def autoattack_runs(self) -> float:
+        """What the sweep cost, in runs of the attack on the untouched network, by images through the network."""
+        baseline = next(row for row in self.rows if row.kind == "baseline")
+        return sum(row.passes or 0 for row in self.grid.values()) / (baseline.passes or 1)
+
+    @property
+    def finished(self) -> int:
+        """Number of finished rows: the baseline and the winners."""
+        return sum(row.is_finished for row in self.grid.values())
 
 
-def benchmark(asked: Question, workers: int, search: str, replay_first: bool = False) -> Benchmark:
-    """Return the benchmark that asks the harness this question."""
-    data, n = asked.data, asked.n
-    return parse_benchmark({
-        "name": "speed",
-        "models": [{"kind": "demo", "name": "digits_plain"}] if data is None else [{
-            "kind": "checkpoint", "name": "ResNet-18", "builder": "pyautoattack.examples.resnet:ResNet18",
-            "weights": "pkg:pyautoattack/examples/model_test.pt",
-        }],
-        "dataset": {"kind": "digits", "n": n} if data is None else {"kind": "arrays", "path": data, "n": n},
-        "threat": {"kind": "Linf", "eps": asked.eps, "attack": asked.attack},
-        "steering": {"beta": GRID},
-        "batch_size": asked.batch_size,
-        "search": {"kind": search},
-        "replay_first": replay_first,
-        "executor": {"kind": "local", "workers": workers},
-    })  # fmt: skip
+def harness_run(question: dict[str, Any], workers: int, **changes: Any) -> Run:
+    """Run a benchmark in a process of its own, with an empty ledger."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        asked = question | {"executor": {"kind": "local", "workers": workers}} | changes
+        (home / "speed.yaml").write_text(yaml.safe_dump(asked), encoding="utf-8")
+        command = [sys.executable, "-m", "harness", "run", str(home / "speed.yaml"), "--offline"]
+        command += ["--runs", str(home / "runs"), "--out", str(home / "speed.csv")]
+        started = perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds = perf_counter() - started
+        return Run(seconds, rows_of(csv_file.read(home / "speed.csv")))
 
 
-def naive(asked: Question) -> tuple[float, dict[float, float]]:
-    """Seconds of the script, one thread, and the robust accuracy it finds at each β."""
-    question = benchmark(asked, 1, "full")
+def naive_run(question: dict[str, Any], betas: Sequence[float]) -> tuple[float, dict[float, float]]:
+    """Run the naive sweep in a process of its own; seconds, and robust accuracy at each β."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        (home / "speed.yaml").write_text(yaml.safe_dump(question), encoding="utf-8")
+        command = [sys.executable, __file__, "naive", str(home / "speed.yaml"), *map(str, betas)]
+        started = perf_counter()
+        subprocess.run(command, check=True, cwd=Path.cwd(), stdout=(home / "out").open("w"))
+        seconds = perf_counter() - started
+        return seconds, json.loads((home / "out").read_text().splitlines()[-1], object_hook=by_beta)
+
+
+def by_beta(found: dict[str, float]) -> dict[float, float]:
+    """Return accuracies with their β as numbers again."""
+    return {float(beta): robust for beta, robust in found.items()}
+
+
+def naive(path: Path, betas: Sequence[float]) -> None:
+    """Print the robust accuracy at each β, as the naive sweep finds it, one thread."""
+    torch.set_num_threads(1)
+    question = load_benchmark(path)
     threat = question.threat
-    assert isinstance(threat, Linf)
+    assert isinstance(threat, Lp)
     network = question.models[0].load(offline=True).network
-    if asked.data:  # its ReLUs are no modules: make them such, with the same weights
-        plain, network = network, Registered().eval()
-        network.net.load_state_dict(plain.state_dict())
     opened = question.dataset.open(offline=True)
     batch = opened.read(question.dataset.chosen(opened))
     found = {}
-    torch.set_num_threads(1)
-    started = perf_counter()
-    for beta in (1.0, *question.steering.beta):
-        tuned = network if beta == 1.0 else replaced(network, Reference(beta))
-        tool = configured(threat.attack, tuned, 10, "Linf", threat.eps, "cpu")
-        tool.seed = 0
-        with contextlib.redirect_stdout(io.StringIO()):
-            images, _ = tool.run_standard_evaluation(batch.x, batch.y, batch_size=asked.batch_size)
+    for beta in betas:
+        tuned = network if beta == 1.0 else tuned_by_hand(network, beta)
+        tool = AutoAttack(tuned, norm=threat.norm, eps=threat.eps, version="standard", device="cpu", seed=0)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            images, _ = tool.run_standard_evaluation(batch.x, batch.y, batch_size=100)
         with torch.no_grad():
             found[beta] = float((tuned(images).argmax(1) == batch.y).float().mean())
-        print(f"naive β={beta:g}: {found[beta]:.1%}, {perf_counter() - started:.0f} s", flush=True)
-    return perf_counter() - started, found
+    print(json.dumps(found))
 
 
-def swept(question: Benchmark) -> tuple[float, pd.DataFrame]:
-    """Seconds of the harness from nothing, and its board."""
-    with tempfile.TemporaryDirectory() as runs:
-        started = perf_counter()
-        board = harness.run(question, runs=runs, offline=True)
-        return perf_counter() - started, board
+def tuned_by_hand(network: nn.Module, beta: float) -> nn.Module:
+    """Return a copy with every registered ReLU replaced; where none is registered, the network steered by the harness."""
+    if any(type(module) is nn.ReLU for module in network.modules()):
+        return replaced(network, Reference(beta))
+    return harness.steer(network, beta)
 
 
-def sweep(asked: Question, skip_naive: bool) -> pd.DataFrame:
-    """A row for each way of finding the best of 31 β."""
-    network = "ResNet-18, CIFAR-10" if asked.data else "digits_plain"
+def sweep(question: dict[str, Any], with_naive: bool) -> pd.DataFrame:
+    """Time every way of finding the best β."""
     rows: list[dict[str, Any]] = []
+    betas = [1.0, *(beta for beta in parse_benchmark(question | {"name": "speed"}).steering.beta if beta < 1)]
 
-    def add(way: str, seconds: float, attacks: float, best: float, robust: float) -> None:
+    def add(way: str, seconds: float, runs: float, best: float, robust: float, **more: Any) -> None:
         first = rows[0]["seconds"] if rows else seconds
-        rows.append({
-            "network": network, "n": asked.n, "way": way, "seconds": round(seconds, 1),
-            "autoattack_runs": round(attacks, 1), "speed_up": round(first / seconds, 2),
-            "best_beta": best, "robust": round(robust, 4),
-        })  # fmt: skip
+        rows.append(
+            {"way": way, "seconds": round(seconds, 1), "autoattack_runs": round(runs, 2)}
+            | {"speed_up": round(first / seconds, 2), "best_beta": best, "robust": round(robust, 4)}
+            | more
+        )
         print(rows[-1], flush=True)
 
-    if not skip_naive:
-        took, found = naive(asked)
+    if with_naive:
+        seconds, found = naive_run(question, betas)
         best = max(found, key=lambda beta: (found[beta], beta))
-        add("naive sweep", took, len(found), best, found[best])
-    one = None
-    for way, workers, search, replay_first in (
-        ("harness, full, 1 worker", 1, "full", False),
-        ("harness, best-first, 1 worker", 1, "best_first", False),
-        ("harness, best-first, 2 workers", 2, "best_first", False),
-        ("harness, best-first, replay_first, 1 worker", 1, "best_first", True),
-        ("harness, best-first, replay_first, 2 workers", 2, "best_first", True),
-    ):
-        took, board = swept(benchmark(asked, workers, search, replay_first))
-        grid = board[board["status"].isin(["ok", "bounded"])]
-        attacked = grid["seconds"].sum()
-        one = one or attacked / len(grid)
-        best, robust = grid.sort_values("rank").iloc[0][["beta", "robust"]]
-        add(way, took, attacked / one, best, robust)
+        add("naive sweep", seconds, len(found), best, found[best])
+    full = None
+    ways: list[tuple[str, int, dict[str, Any]]] = [
+        ("full, 1 worker", 1, {"search": {"kind": "full"}}),
+        ("best-first, 1 worker", 1, {}),
+        ("best-first, 2 workers", 2, {}),
+        (f"best-first, {10 * len(betas) - 9} β, 1 worker", 1, {"steering": {"beta": finer(betas)}}),
+    ]
+    for way, workers, changes in ways:
+        run = harness_run(question, workers, **changes)
+        full = full or run
+        gaps = [run.grid[beta].robust - full.grid[beta].robust for beta in full.grid if beta in run.grid]  # type: ignore[operator]
+        first = min(run.grid.values(), key=lambda row: known(row.rank))
+        add(
+            way, run.seconds, run.autoattack_runs, known(first.beta), known(first.robust),
+            finished=run.finished, widest_gap=round(max(gaps) * known(first.n)),
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def finer(betas: Sequence[float]) -> list[float]:
+    """Return a grid ten times as fine between the ends."""
+    low, high = min(betas), max(betas)
+    count = 10 * (len(betas) - 1)
+    return [round(low + (high - low) * step / count, 6) for step in range(count + 1)]
+
+
+def attack(question: dict[str, Any], repeats: int) -> pd.DataFrame:
+    """Time one AutoAttack of the untouched network, by the library and by the harness: medians, and images lost."""
+    rows = []
+    untouched = question | {"steering": {"beta": [1.0]}}
+    found = [naive_run(untouched, [1.0]) for _ in range(repeats)]
+    runs = [harness_run(untouched, 1) for _ in range(repeats)]
+    library, own = (median(seconds for seconds, _ in found), median(run.seconds for run in runs))
+    rows.append({"way": "pyautoattack", "seconds": round(library, 1), "speed_up": 1.0, "robust": found[0][1][1.0]})
+    robust = next(row.robust for row in runs[0].rows if row.kind == "baseline")
+    rows.append({"way": "harness", "seconds": round(own, 1), "speed_up": round(library / own, 2), "robust": robust})
     return pd.DataFrame(rows)
 
 
@@ -357,21 +403,22 @@ def markdown(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """Print and write the tables."""
+    if sys.argv[1:2] == ["naive"]:
+        naive(Path(sys.argv[2]), [float(beta) for beta in sys.argv[3:]])
+        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", help="activations, sweep, memory; all by default")
-    parser.add_argument("--data", help="an .npz of CIFAR-10 images (x uint8, y), for the ResNet-18 of pyautoattack")
-    parser.add_argument("--n", type=int, help="images of the sweep (100 digits, 16 of --data)")
-    parser.add_argument("--batch-size", type=int, help="of the attacks (25 digits, 4 of --data)")
-    parser.add_argument("--attack", type=yaml.safe_load, default="standard", help="as in a benchmark")
+    parser.add_argument("parts", nargs="*", help="activations, attack, sweep, memory; all by default")
+    parser.add_argument("--benchmark", type=Path, help="a benchmark of one model (31 β of a demo network by default)")
     parser.add_argument("--skip-naive", action="store_true", help="leave out the slowest")
+    parser.add_argument("--repeats", type=int, default=1, help="runs whose median is reported, of one AutoAttack")
     parser.add_argument("--out", type=Path, default=Path("speed"), help="folder of the CSV and Markdown tables")
     options = parser.parse_args()
     device = resolve("auto")
-    n, size = (100, 25) if options.data is None else (16, 4)
-    asked = Question(options.data, options.n or n, options.batch_size or size, options.attack)
+    question = yaml.safe_load(options.benchmark.read_text() if options.benchmark else DIGITS)
     parts: dict[str, Callable[[], pd.DataFrame]] = {
         "activations": lambda: activations(device, 64 if device == "cuda" else 8),
-        "sweep": lambda: sweep(asked, options.skip_naive),
+        "attack": lambda: attack(question, options.repeats),
+        "sweep": lambda: sweep(question, not options.skip_naive),
         "memory": memory,
     }
     if unknown := set(options.parts) - set(parts):

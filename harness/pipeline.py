@@ -108,7 +108,7 @@ def _score_training_folds(
     for model in models:
         if model.training is not None and model.task is not None:
             digests = model.training.digests
-            course = TrainingScores(steerings_of(benchmark, model), digests)
+            course = TrainingScores(steerings_of(benchmark, model), model.training)
             courses[model.label] = ModelRun(model.task, course, digests, model.shape), course
     scheduler.run([run for run, _ in courses.values()])
     return {label: course.scores() for label, (_, course) in courses.items() if label not in scheduler.failures}

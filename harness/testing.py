@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,11 +31,10 @@ from harness.api.model import Model, Scorable
 from harness.api.part import Part
 from harness.api.records import BASELINE, Batch, Steering
 from harness.api.threat import Threat
-from harness.api.work import Cell, Outcome, Shard, Task
+from harness.api.work import CLEAN, Attempt, Portion, Report, Result, Task, Trial
 from harness.engine.evaluate import evaluate
 from harness.engine.numerics import reproducible
 from harness.errors import DataError, ModelError
-from harness.scheduling.trials import CLEAN
 from harness.util.hashing import canonical
 
 
@@ -331,16 +332,16 @@ class ThreatContract(PartContract):
 
 
 class ExecutorContract(PartContract):
-    """Contract of an executor: the outcomes of its cells are those computed in this process, bit for bit.
+    """Contract of an executor: it delivers what `harness.engine.evaluate.evaluate` yields in this process, bit for bit.
 
-    Override ``part``. The cells use the demo network and the digits, so workers need nothing but the harness.
+    Override ``part``. The portions use the demo network and the digits, so workers need nothing but the harness.
     """
 
     group = "executors"
 
     @pytest.fixture
-    def cells(self) -> list[Cell]:
-        """Eight cells on the demo network and the digits: two steerings, two shards, two stages."""
+    def portions(self) -> list[Portion]:
+        """Three portions on the demo network: clean trials of two steerings, and one attack under each."""
         attack = {"stages": ["apgd-ce"], "iterations": 3}
         model = registry.build("models", {"kind": "demo", "name": "digits_plain"}, "model")
         dataset = registry.build("datasets", {"kind": "digits", "n": 8}, "dataset")
@@ -348,33 +349,64 @@ class ExecutorContract(PartContract):
         assert isinstance(model, Model)
         assert isinstance(dataset, Dataset)
         assert isinstance(threat, Threat)
-        sha = model.load().sha256
-        task = Task(model.label, model, dataset, threat, seed=0, device="cpu", weights_sha256=sha)
-        shards = [Shard((0, 1, 2, 3), "a"), Shard((4, 5), "b")]
-        return [
-            Cell(task, Steering(beta), shard, stage, shard.images)
-            for beta in (1.0, 0.9)
-            for shard in shards
-            for stage in (CLEAN, "apgd-ce")
-        ]
+        task = Task(model.label, model, dataset, threat, seed=0, device="cpu", weights_sha256=model.load().sha256)
+        steerings = (Steering(1.0), Steering(0.9))
+        clean = tuple(Trial(steering, image, Attempt(CLEAN)) for steering in steerings for image in range(6))
+        attacks = [tuple(Trial(steering, image, Attempt("apgd-ce")) for image in range(6)) for steering in steerings]
+        return [Portion(task, trials) for trials in (clean, *attacks)]
 
-    def test_gives_what_evaluate_gives(self, part: Executor, cells: list[Cell]) -> None:
-        """Every cell's outcome has the scores and adversarial images that `harness.engine.evaluate.evaluate` gives.
+    def test_delivers_what_evaluate_yields(self, part: Executor, portions: list[Portion]) -> None:
+        """Every trial's result is delivered once, before the future is resolved, and is the one computed here.
 
-        If not, leaderboards depend on where they were computed: on the worker's device, threads or versions, or on an
-        outcome that was returned for another cell.
+        If not, leaderboards depend on where they were computed: on the worker's device, threads or versions; or
+        results are lost, or delivered twice after a worker was lost.
         """
-        found: dict[str, Outcome] = {}
-        waiting = list(cells)
+        delivered: list[Result] = []
+
+        def deliver(reports: Sequence[Report]) -> None:
+            delivered.extend(result for report in reports for result in report.results)
+
+        waiting = list(portions)
         with part as executor:
             while waiting:
-                in_flight = {cell.key: executor.submit(cell) for cell in waiting[: executor.slots]}
-                waiting = waiting[executor.slots :]
-                found |= {key: future.result(timeout=300) for key, future in in_flight.items()}
-        for cell in cells:
-            expected = evaluate(cell)
-            assert np.array_equal(found[cell.key].values, expected.values)
-            images, expected_images = found[cell.key].adversaries, expected.adversaries
-            assert (images is None) == (expected_images is None)
-            if images is not None and expected_images is not None:
-                assert torch.equal(images.images, expected_images.images)
+                now, waiting = waiting[: executor.capacity], waiting[executor.capacity :]
+                for future in [executor.submit(portion, deliver) for portion in now]:
+                    assert future.result(timeout=300) is None
+        expected = [
+            result
+            for portion in portions
+            for reports in evaluate(portion)
+            for report in reports
+            for result in report.results
+        ]
+        assert sorted(map(_bits, delivered)) == sorted(map(_bits, expected))
+
+    def test_an_error_reaches_the_future_alone(self, part: Executor, portions: list[Portion]) -> None:
+        """An error, of the computation or of ``deliver``, is the future's; the next portion is computed.
+
+        If not, one bad model ends the run of all, or its row does not say why it failed.
+        """
+        good = portions[0]
+        changed = replace(good, task=replace(good.task, weights_sha256="0" * 64))
+        delivered: list[Result] = []
+
+        def refuse(reports: Sequence[Report]) -> None:
+            raise OSError("the disk is full")
+
+        def deliver(reports: Sequence[Report]) -> None:
+            delivered.extend(result for report in reports for result in report.results)
+
+        with part as executor:
+            with pytest.raises(ModelError, match="its weights changed while the benchmark ran"):
+                executor.submit(changed, deliver).result(timeout=300)
+            assert delivered == []
+            with pytest.raises(OSError, match="the disk is full"):
+                executor.submit(good, refuse).result(timeout=300)
+            executor.submit(good, deliver).result(timeout=300)
+        assert sorted(result.trial for result in delivered) == sorted(good.trials)
+
+
+def _bits(result: Result) -> tuple[Trial, str, tuple[int, int], bytes]:
+    """Return all of a result that may not depend on who computes it; only its duration may."""
+    adversarial = b"" if result.adversarial is None else result.adversarial.numpy().tobytes()
+    return result.trial, repr(result.answer), (result.cost.forwards, result.cost.backwards), adversarial

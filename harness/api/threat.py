@@ -85,7 +85,7 @@ class Threat(Part):
     def stage_identity(self, stage: str) -> dict[str, Any]:
         """Return what a stage is, as JSON, with every parameter that its results depend on and `identity` leaves out.
 
-        Results are found again by it. Leave the other stages out of both, and benchmarks share what they have in common.
+        Results are found again by it. If both leave out the other stages, benchmarks share what they have in common.
         """
         return {"stage": stage}
 
@@ -122,7 +122,7 @@ class Threat(Part):
         """Return the images that ``stage`` makes of a batch: [n, c, h, w] in [0, 1], in the same order.
 
         What becomes of an image must not depend on the others of the batch, nor on their number. To flag the row on the
-        leaderboard, ``warnings.warn(Flag("name", "why"))``. Not called for a stage that has a step machine (`attack_machine`).
+        leaderboard, ``warnings.warn(Flag("name", "why"))``. Not called for a stage that has an `attack_machine`.
 
         Args:
             stage: name of the stage, one of `stages`.

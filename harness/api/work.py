@@ -164,6 +164,10 @@ class Cost(NamedTuple):
     backwards: int = 0
     seconds: float = 0.0
 
+    def plus(self, other: Cost) -> Cost:
+        """Return the price of both."""
+        return Cost(self.forwards + other.forwards, self.backwards + other.backwards, self.seconds + other.seconds)
+
 
 class Result(NamedTuple):
     """Result of a trial.
@@ -224,4 +228,5 @@ class Portion:
     def without(self, done: Collection[Trial]) -> Portion | None:
         """Return what is left when some trials are done; None if nothing is."""
         left = tuple(trial for trial in self.trials if trial not in done)
-        return replace(self, trials=left, candidates={trial: self.candidates[trial] for trial in left if self.candidates}) if left else None
+        candidates = {trial: self.candidates[trial] for trial in left if self.candidates}
+        return replace(self, trials=left, candidates=candidates) if left else None

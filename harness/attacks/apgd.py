@@ -15,7 +15,7 @@ from harness.api.attack import Attack, Network, Trials
 from harness.attacks.apgd_l1 import Sparse
 from harness.attacks.apgd_losses import CE, Losses
 from harness.attacks.apgd_walks import L2, Linf, Momentum, Spot, Walk
-from harness.attacks.autoattack import Norm
+from harness.attacks.norms import Norm
 
 
 class APGD(Attack):

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from harness.util import noise
 from harness.attacks.apgd_walks import Spot, Walk
 from harness.attacks.l1_ball import nth_smallest, shrunk
+from harness.util import noise
 
 DENSITY = 0.2
 """The share of the coordinates that the first steps move, where nothing is known yet."""

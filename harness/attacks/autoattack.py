@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.api.attack import Attack as StepMachine
 from harness.api.threat import Flag, Passes
 from harness.api.work import Attempt
+from harness.attacks.norms import Norm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Norm = Literal["Linf", "L2", "L1"]
 Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 Positive = Annotated[int, Field(strict=True, gt=0)]
 
@@ -156,8 +156,8 @@ def machine(
             device=device,
         )  # fmt: skip
     return APGD(
-        slots, shape, norm=norm, eps=eps, steps=asked.iterations, larger_radii=norm == "L1", gradients=gradients(attack),
-        device=device,
+        slots, shape, norm=norm, eps=eps, steps=asked.iterations, larger_radii=norm == "L1",
+        gradients=gradients(attack), device=device,
     )  # fmt: skip
 
 

@@ -12,16 +12,14 @@ same point only where the answer is right, and it is meant to be wrong: it was i
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness.api.attack import Attack, Network, Trials
 from harness.attacks import fab_projection
+from harness.attacks.norms import Norm
 from harness.util import noise
-
-Norm = Literal["Linf", "L2", "L1"]
 
 ALPHA_MAX = 0.1
 """How much a step is drawn to the clean image, at most …"""

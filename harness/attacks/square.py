@@ -7,15 +7,14 @@ windows shrink as queries pass. Trajectories are those of ``pyautoattack.square`
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness.api.attack import Attack, Network, Trials
+from harness.attacks.norms import Norm
 from harness.attacks.square_moves import AHEAD, L1, L2, Linf, Moves, Pyramids
 
-Norm = Literal["Linf", "L2", "L1"]
 MOVES = {"Linf": Linf, "L2": partial(Pyramids, L2), "L1": partial(Pyramids, L1)}
 
 

@@ -185,7 +185,7 @@ def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: 
 
 
 def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int) -> Finding:
-    """Estimate the duration of all steerings, as if no image were ever fooled; a best-first search takes a part of it."""
+    """Estimate the duration of all steerings, as if no image were ever fooled; best-first takes a part of it."""
     threat, total = benchmark.threat, 0.0
     for model in models:
         each = seconds(threat, model.costs)

@@ -133,8 +133,8 @@ class Benchmark(BaseModel):
         replay_points: percentage points that a row may lose to the adversarial images of other steerings before it is
             flagged ``replay``.
         seed: seed of the attacks' noise, and of the folds.
-        batch_size: most images that go through a network at once; "auto" measures what is fastest. A matter of speed and
-            memory alone: results do not depend on it.
+        batch_size: most images that go through a network at once; "auto" measures what is fastest. A matter of speed
+            and memory alone: results do not depend on it.
         compile: whether attacks run on a compiled network; "auto" compiles on a GPU, if the network can be compiled.
             Like the device, it is not part of a result's identity.
         precision: precision of the network under attack; adversarial images are judged in float32. "tf32" needs a GPU.

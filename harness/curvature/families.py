@@ -31,7 +31,7 @@ class Family:
         others: ATen operations that compute any other activation, with the activation's name.
         curve: maps β < 1 and c to the curve from which the steered versions are built.
         curve_parameters: maps β and c to the numbers that ``parametric`` takes; None where it cannot express the curve.
-        parametric: the same curve in plain operations, its parameters a tensor, for a compiler to fuse.
+        parametric: the same curve with its parameters a tensor, one steering for all images or a row for each.
         original_op: the curve of the untouched activations.
         shadow_op: the same curve computed by operations that are not among ``operations``, for the proof.
         native: β at which each activation is untouched, by its name.

@@ -9,19 +9,22 @@ SiLU is (β, c) = (1/2, 1), softplus is (0, 0).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.errors import SpecError
+from harness.curvature import blocks
+from harness.curvature.blocks import Columns
+from harness.errors import ModelError, SpecError
 
 HALF = (torch.float16, torch.bfloat16)
 """Half-precision dtypes, in which φ is computed in float32 and cast back."""
 _LOG_MAX = {torch.float64: 40.0}
 """γx beyond which softplus(γx)/γ equals x to the last bit, by dtype; 20 for float32."""
+_LOG2_E = 1.0 / math.log(2.0)
 
 
 def phi(x: Tensor, beta: float, c: float = 0.5) -> Tensor:
@@ -60,86 +63,133 @@ def check_range(beta: float, c: float) -> None:
 
 
 def curve(x: Tensor, beta: float, c: float) -> Tensor:
-    """Compute φ at β < 1, without checking the range."""
+    """Compute φ at β < 1, without checking the range: equal to `parametric` with the same β for all images."""
     if x.dtype in HALF:
         return curve(x.float(), beta, c).to(x.dtype)  # φ'' grows like 1/(1 − β): half overflows where float32 does not
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         gamma = 1.0 / (1.0 - beta)
         return formula(x, gamma, beta * gamma, c)
-    if x.requires_grad and torch.is_grad_enabled():
-        return _EagerPhi.apply(x, beta, c)  # type: ignore[no-any-return]
-    return _value(x, beta, c)
+    return _eager(x, _columns(beta, c, x.dtype, x.device), c)
 
 
-def formula(x: Tensor, gamma: float | Tensor, eta: float | Tensor, c: float | Tensor) -> Tensor:
+def formula(x: Tensor, gamma: float, eta: float, c: float) -> Tensor:
     """Compute Eq. 7 as printed, in plain operations that compilers and function transforms can differentiate."""
     return c * x * torch.sigmoid(eta * x) + (1.0 - c) * F.softplus(gamma * x, 1, _threshold(x)) / gamma
 
 
+def _threshold(x: Tensor) -> float:
+    return _LOG_MAX.get(x.dtype, 20.0)
+
+
 def curve_parameters(beta: float, c: float) -> tuple[float, ...] | None:
-    """Return (γ, η, c) for `parametric`; None at β = 1, where γ is infinite."""
-    return None if beta == 1.0 else (1.0 / (1.0 - beta), beta / (1.0 - beta), c)
+    """Return the numbers that `parametric` takes; None at β = 1, where γ is infinite.
+
+    These are γ, η, c, 1 − c, −γ·log₂e, (1 − c)/γ and the latter times the leading factor of the cubic in
+    `harness.curvature.blocks`: rounded to float32 once, here, they are the same for one image and for many.
+    """
+    if beta == 1.0:
+        return None
+    gamma = 1.0 / (1.0 - beta)
+    width = (1.0 - c) / gamma
+    return gamma, beta * gamma, c, 1.0 - c, -gamma * _LOG2_E, width, width * 2.0 * blocks.LEADING
 
 
 def parametric(x: Tensor, curve_parameters: Tensor) -> Tensor:
-    """Compute φ with (γ, η, c) given as a tensor, so that one compilation serves every β < 1.
+    """Compute φ with its parameters given as a tensor: one steering for all images or one for each.
 
     Args:
         x: tensor of any shape and floating dtype.
-        curve_parameters: the values of the function of that name, as a tensor [3].
+        curve_parameters: values of the function of that name, as a tensor [7]; or [n, 7], a row an image, where x has
+            n images in dimension 0.
+
+    Returns:
+        φ(x), with the shape and dtype of ``x``. An image's values and gradients are equal whatever the other rows.
+
+    Raises:
+        ModelError: x has another number of images than the parameters have rows.
     """
+    check_rows(x, curve_parameters)
     wide = x.float() if x.dtype in HALF else x
-    return _ParametricPhi.apply(wide, *curve_parameters).to(x.dtype)  # type: ignore[no-any-return]
+    compiling = torch.compiler.is_compiling()
+    by_image = curve_parameters.ndim == 2
+    shape = [len(x), *[1] * (1 if wide.is_cpu and not compiling else x.ndim - 1)] if by_image else []
+    columns = Columns(*(column.reshape(shape) for column in curve_parameters.to(wide.dtype).unbind(-1)))
+    return (_CompiledPhi.apply(wide, *columns) if compiling else _eager(wide, columns)).to(x.dtype)
 
 
-class _ParametricPhi(torch.autograd.Function):
+def check_rows(x: Tensor, curve_parameters: Tensor) -> None:
+    """Check that there is one row of parameters an image, or one for all of them.
+
+    Raises:
+        ModelError: x has another number of images than the parameters have rows.
+    """
+    rows = curve_parameters.shape[0] if curve_parameters.ndim == 2 else None
+    if rows is not None and (x.ndim == 0 or x.shape[0] != rows):
+        raise ModelError(
+            f"mixed β: expected an activation of {rows} images in dimension 0, one for each row of parameters; found "
+            f"shape {tuple(x.shape)}: the network folds its batch into another dimension, so give a batch one β"
+        )
+
+
+@lru_cache(maxsize=4096)
+def _columns(beta: float, c: float, dtype: torch.dtype, device: torch.device) -> Columns:
+    numbers = curve_parameters(beta, c)
+    assert numbers is not None
+    with torch.inference_mode(False):
+        return Columns(*torch.tensor(numbers, dtype=dtype, device=device).unbind())
+
+
+def _eager(x: Tensor, columns: Columns, c: float | None = None) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        return _EagerPhi.apply(x, columns, c)  # type: ignore[no-any-return]
+    return _value(x, columns, c)
+
+
+def _value(x: Tensor, columns: Columns, c: float | None) -> Tensor:
+    return blocks.value(x, columns, c) if x.is_cpu else plain(x, columns)
+
+
+class _EagerPhi(torch.autograd.Function):
+    """φ operation by operation, keeping only x for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, columns: Columns, c: float | None) -> Tensor:  # a setup_context triples the time
+        ctx.save_for_backward(x)
+        ctx.columns, ctx.c = columns, c
+        return _value(x, columns, c)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        columns: Columns = ctx.columns
+        if x.is_cpu and not torch.is_grad_enabled():
+            return blocks.gradient(grad, x, columns, ctx.c), None, None
+        gamma, eta, weight, *_ = (column.reshape([-1, *[1] * (x.ndim - 1)]) if column.ndim else column
+                                  for column in columns)  # fmt: skip
+        return grad * slope(x, gamma, eta, weight), None, None
+
+
+class _CompiledPhi(torch.autograd.Function):
     """φ in operations that a compiler fuses into one kernel for each pass, keeping only x for the backward pass.
 
     The gradient is written out because that of this softplus would be 0 at x = 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, eta: Tensor, c: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *columns: Tensor) -> Tensor:
+        gamma, eta, c = columns[:3]
         ctx.save_for_backward(x, gamma, eta, c)
-        softplus = x.clamp_min(0.0) + torch.log1p(torch.exp(-(gamma * x).abs())) / gamma
-        return c * x * torch.sigmoid(eta * x) + (1.0 - c) * softplus
+        return plain(x, Columns(*columns))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad * slope(*ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad * slope(*ctx.saved_tensors), *[None] * len(Columns._fields)
 
 
-def _value(x: Tensor, beta: float, c: float) -> Tensor:
-    gamma = 1.0 / (1.0 - beta)
-    return _mix(
-        lambda: (beta * gamma * x).sigmoid_().mul_(x),
-        lambda: F.softplus(x, gamma, _threshold(x)),
-        c,
-    )
-
-
-class _EagerPhi(torch.autograd.Function):
-    """φ by torch's own kernels, keeping only x for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, beta: float, c: float) -> Tensor:  # a setup_context makes it three times slower
-        ctx.save_for_backward(x)
-        ctx.beta, ctx.c = beta, c
-        return _value(x, beta, c)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        beta, c = ctx.beta, ctx.c
-        gamma = 1.0 / (1.0 - beta)
-        if torch.is_grad_enabled():  # a second derivative is wanted, which the fused kernels do not have
-            return grad * slope(x, gamma, beta * gamma, c), None, None
-        slopes = _mix(
-            lambda: torch.ops.aten.silu_backward(grad, beta * gamma * x),
-            lambda: torch.ops.aten.softplus_backward(grad, x, gamma, _threshold(x)),
-            c,
-        )
-        return slopes, None, None
+def plain(x: Tensor, columns: Columns) -> Tensor:
+    """Compute φ as `harness.curvature.blocks` does, in plain operations: for a GPU and for compilers."""
+    softplus = columns.rest * x.clamp_min(0.0) + columns.width * torch.log1p(torch.exp2(columns.decay * x.abs()))
+    return columns.c * x * torch.sigmoid(columns.eta * x) + softplus
 
 
 def slope(x: Tensor, gamma: float | Tensor, eta: float | Tensor, c: float | Tensor) -> Tensor:
@@ -147,14 +197,3 @@ def slope(x: Tensor, gamma: float | Tensor, eta: float | Tensor, c: float | Tens
     u = eta * x
     swish = torch.sigmoid(u)
     return c * swish * (1.0 + u * (1.0 - swish)) + (1.0 - c) * torch.sigmoid(gamma * x)
-
-
-def _mix(swish: Callable[[], Tensor], softplus: Callable[[], Tensor], c: float) -> Tensor:
-    """Return c·swish + (1 − c)·softplus, skipping a term of weight 0."""
-    if c == 0.0:
-        return softplus()
-    return swish() if c == 1.0 else softplus().lerp_(swish(), c)
-
-
-def _threshold(x: Tensor) -> float:
-    return _LOG_MAX.get(x.dtype, 20.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.curvature.phi import HALF
+from harness.curvature.phi import HALF, check_rows
 from harness.curvature.piecewise_affine import Curve, SteeredOp
 from harness.curvature.shared_copy import copy_sharing_weights
 
@@ -52,25 +52,36 @@ def dilated(x: Tensor, kind: SmoothActivation, beta: float) -> Tensor:
         return x / 2
     if x.dtype in HALF:
         return dilated(x.float(), kind, beta).to(x.dtype)
-    return original_op(t * x, kind) / t
+    return original_op(t * x, kind) * (1.0 / t)
 
 
 def curve_parameters(beta: float, c: float) -> tuple[float, ...] | None:
-    """Return (η,) for `parametric`; None at β = 0 and 1, where the dilation degenerates."""
-    return (_sharpness(beta),) if 0.0 < beta < 1.0 else None
+    """Return (t, 1/t) of SiLU and of GELU for `parametric`; None at β = 0 and 1, where the dilation degenerates."""
+    if not 0.0 < beta < 1.0:
+        return None
+    silu, gelu = (_sharpness(beta) / _sharpness(NATIVE[kind]) for kind in ("silu", "gelu"))
+    return silu, 1.0 / silu, gelu, 1.0 / gelu
 
 
 def parametric(x: Tensor, kind: SmoothActivation, curve_parameters: Tensor) -> Tensor:
-    """Compute `dilated` with η given as a tensor, so that one compilation serves every β strictly between 0 and 1.
+    """Compute `dilated` with its parameters given as a tensor: one steering for all images or one for each.
 
     Args:
         x: tensor of any shape and floating dtype.
         kind: the activation.
-        curve_parameters: the value of the function of that name, as a tensor [1].
+        curve_parameters: values of the function of that name, as a tensor [4]; or [n, 4], a row an image, where x has
+            n images in dimension 0.
+
+    Raises:
+        ModelError: x has another number of images than the parameters have rows.
     """
-    t = curve_parameters[0] / _sharpness(NATIVE["silu" if kind == "silu" else "gelu"])
+    check_rows(x, curve_parameters)
+    columns = curve_parameters[..., :2] if kind == "silu" else curve_parameters[..., 2:]
+    if curve_parameters.ndim == 2:
+        columns = columns.reshape(len(x), *[1] * (x.ndim - 1), 2)
+    t, inverse = columns.unbind(-1)
     wide = x.float() if x.dtype in HALF else x
-    return (original_op(t * wide, kind) / t).to(x.dtype)
+    return (original_op(t * wide, kind) * inverse).to(x.dtype)
 
 
 def _sharpness(beta: float) -> float:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.api.records import Compile, Precision
-from harness.curvature.families import FAMILIES
-from harness.curvature.steering import Steered
+from harness.curvature.mixed import Mixed
 from harness.errors import ModelError
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,56 +46,23 @@ def wants_compiling(compile: Compile, device: str) -> bool:
     return compile == "always" or (compile == "auto" and device.startswith("cuda"))
 
 
-class ParametricNetwork(nn.Module):
-    """One compiled network for all steerings of a model: β and c are inputs, so that a grid is compiled once.
-
-    Args:
-        steered: the network under any of the steerings.
-    """
-
-    def __init__(self, steered: Steered) -> None:
-        super().__init__()
-        family = FAMILIES[steered.steering.family]
-        self.curve_parameters: Tensor | None = None
-        self.run = compiled(steered.with_curve(lambda x, *which: family.parametric(x, *which, self.curve_parameters)))
-
-    def forward(self, x: Tensor, curve_parameters: Tensor) -> Any:
-        """Return the network's output under these curve parameters."""
-        self.curve_parameters = curve_parameters
-        return self.run(x)
-
-
-class AtBeta(nn.Module):
-    """A parametric network at one steering.
-
-    Args:
-        network: the network that all steerings share.
-        curve_parameters: parameters of this steering's curve; see `harness.curvature.families.Family`.
-    """
-
-    def __init__(self, network: ParametricNetwork, curve_parameters: Tensor) -> None:
-        super().__init__()
-        self.network, self.curve_parameters = network, curve_parameters
-
-    def forward(self, x: Tensor) -> Any:
-        """Return the network's output under this steering."""
-        return self.network(x, self.curve_parameters)
-
-
 def compiled(network: nn.Module) -> nn.Module:
-    """Return ``network`` as compiled at its first call, for batches of any size."""
+    """Return ``network`` as compiled at its first call, for batches of any size; of a mixed one, for any β and c."""
+    if isinstance(network, Mixed):
+        return network.through(compiled)
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     known = hasattr(torch._inductor.config, "deterministic")  # since torch 2.9
     return torch.compile(network, dynamic=True, options={"deterministic": True} if known else None)  # type: ignore[return-value]
 
 
-def checked(fast: nn.Module, network: nn.Module, example: Tensor) -> nn.Module:
+def checked(fast: nn.Module, network: nn.Module, example: Tensor, *rows: Tensor) -> nn.Module:
     """Return ``fast`` if it compiles here and agrees with ``network``, forward and backward.
 
     Args:
         fast: the compiled network.
         network: the same network, uncompiled.
         example: images that it takes, [n, c, h, w].
+        rows: what else it takes, a row for each image.
 
     Raises:
         ModelError: it does not compile, or does not agree.
@@ -104,7 +70,7 @@ def checked(fast: nn.Module, network: nn.Module, example: Tensor) -> nn.Module:
     try:
         close = all(
             torch.allclose(a, b, 1e-2, 1e-3)
-            for a, b in zip(_probe(fast, example), _probe(network, example), strict=True)
+            for a, b in zip(_probe(fast, example, *rows), _probe(network, example, *rows), strict=True)
         )
     except Exception as error:  # whatever a compiler raises
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -135,10 +101,10 @@ class HalfPrecision(nn.Module):
         super().__init__()
         self.network, self.dtype = network, dtype
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *rows: Tensor) -> Tensor:
         """Return the logits, float32 [n, classes], of images [n, c, h, w] in [0, 1]."""
         with torch.autocast(x.device.type, self.dtype):
-            return self.network(x).float()  # type: ignore[no-any-return]
+            return self.network(x, *rows).float()  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -153,10 +119,10 @@ def attacking(precision: Precision) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def _probe(network: Callable[[Tensor], Any], example: Tensor) -> tuple[Tensor, Tensor]:
+def _probe(network: Callable[..., Any], example: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the network's logits on ``example``, and the gradient of their sum of squares."""
     with torch.enable_grad():
         x = example.detach().clone().requires_grad_()
-        logits = network(x)
+        logits = network(x, *rows)
         (gradient,) = torch.autograd.grad(logits.square().sum(), x)
     return logits.detach(), gradient

@@ -49,9 +49,7 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
             return
 
 
-def _reports(
-    computation: Computation, results: Iterable[Result], flags: set[str], seconds: float
-) -> Iterator[Report]:
+def _reports(computation: Computation, results: Iterable[Result], flags: set[str], seconds: float) -> Iterator[Report]:
     """Yield a report for each steering, with the time shared out by the number of passes."""
     results = list(results)
     total = sum(result.cost.forwards + result.cost.backwards for result in results) or 1

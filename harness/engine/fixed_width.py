@@ -73,7 +73,7 @@ class FixedWidth(nn.Module):
 
     def agrees(self, width: int) -> bool:
         """Return whether the network gives the bits of the reference width at another one; tried once."""
-        if self.reference == 0 or width == self.reference:
+        if self.reference in (0, width):
             return True
         if width not in self._agrees:
             self._agrees[width] = self._same_bits(self._at_reference, width)
@@ -97,7 +97,9 @@ class FixedWidth(nn.Module):
         images = self._batch(n)
         if width <= n:
             parts = [order[start : start + width] for start in range(0, n - width + 1, width)][:2]
-            return all(_equal(self._look(*(t[part] for t in images)), tuple(e[part] for e in expected)) for part in parts)
+            return all(
+                _equal(self._look(*(t[part] for t in images)), tuple(e[part] for e in expected)) for part in parts
+            )
         company = self._batch(width, shift=1)
         places = torch.randperm(width, generator=torch.Generator().manual_seed(width))[:n].tolist()
         for tensor, own in zip(company, images, strict=True):

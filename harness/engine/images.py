@@ -75,9 +75,10 @@ class ImageCache:
         return Batch(torch.stack(x), torch.stack(y), torch.tensor(numbers)), list(digests)
 
     def _load(self, numbers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor, str]]:
-        batch = self._source.read(numbers)
+        batch = self._source.read(tuple(numbers))
         loaded = {
-            number: (x, y, digest(x.numpy(), y.tolist())) for number, x, y in zip(numbers, batch.x, batch.y, strict=True)
+            number: (x, y, digest(x.numpy(), y.tolist()))
+            for number, x, y in zip(numbers, batch.x, batch.y, strict=True)
         }
         if len(self._kept) * batch.x[0].numel() * batch.x.element_size() < self._room:
             self._kept |= {number: (x.clone(), y, name) for number, (x, y, name) in loaded.items()}

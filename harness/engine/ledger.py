@@ -297,7 +297,7 @@ def _record(key: int, result: Result, offset: int) -> tuple[float, ...]:
 
 
 def _stored(blocks: Sequence[int], records: np.ndarray, rankings: Sequence[tuple[int, ...]]) -> Iterator[Stored]:
-    """Yield results as a caller sees them. Equal answers of attacks are one object, since there are millions of them."""
+    """Yield results as a caller sees them. Equal answers of attacks are one object: there are millions of them."""
     values, margins = records["value"].tolist(), records["margin"].tolist()
     plain = {value: Answer(value) for value in set(values)}
     bare = (np.isnan(records["margin"]) & (records["ranks"] == 0)).tolist()
@@ -359,7 +359,9 @@ def _explanation(error: Exception, folder: Path) -> str:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "in use by another run; wait until it has finished, or choose another --runs"
     if code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"cannot be written, the disk is full ({error}); free some space and run again: what was committed is kept"
+        return (
+            f"cannot be written, the disk is full ({error}); free some space and run again: what was committed is kept"
+        )
     if code == sqlite3.SQLITE_NOTADB:
         return f"not an SQLite database; move {folder} away or choose another --runs"
     if code == sqlite3.SQLITE_CORRUPT or isinstance(error, (zlib.error, ValueError)):

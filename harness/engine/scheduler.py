@@ -53,7 +53,7 @@ class Tally:
         provenances: versions and devices.
     """
 
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     flags: set[str] = field(default_factory=set)
     provenances: list[Mapping[str, str]] = field(default_factory=list)
 
@@ -161,13 +161,15 @@ class Scheduler:
 
     def _tell(self, run: ModelRun) -> None:
         """Tell a course the answers to what it asked, and add up what they cost."""
-        answers = {}
+        answers, blocks = {}, set()
         for trial in run.asked:
             stored = run.known(trial.steering, self.ledger)[run.key(trial)]
             answers[trial] = stored.answer
             tally = run.tallies.setdefault(trial.steering, Tally())
-            tally.cost = Cost(*(a + b for a, b in zip(tally.cost, stored.cost, strict=True)))
-            block = self.ledger.block(stored.block)
+            tally.cost = tally.cost.plus(stored.cost)
+            blocks.add((trial.steering, stored.block))
+        for steering, number in blocks:
+            block, tally = self.ledger.block(number), run.tallies[steering]
             tally.flags |= set(block.flags)
             if block.provenance not in tally.provenances:
                 tally.provenances.append(block.provenance)

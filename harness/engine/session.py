@@ -96,7 +96,7 @@ class ModelSession:
             steering: a point of the grid, or another method.
             example: images that the network takes, [m, c, h, w].
         """
-        return self._lane(task, steering, example, ("judge",), lambda network: network)
+        return self._lane(task, steering, example, ("judge",), lambda network, *_: network)
 
     def attacked(self, task: Task, steering: Steering, example: Tensor) -> Lane:
         """Return the network that is attacked under a steering: the judge, or that compiled or in another precision.
@@ -109,9 +109,9 @@ class ModelSession:
         if not wants_compiling(task.compile, task.device) and task.precision == "float32":
             return self.judge(task, steering, example)
 
-        def faster(network: nn.Module) -> nn.Module:
+        def faster(network: nn.Module, *rows: Tensor) -> nn.Module:
             if wants_compiling(task.compile, task.device):
-                network = self._compiled(network, example, must=task.compile == "always")
+                network = self._compiled(network, (example, *rows), must=task.compile == "always")
             return half_precision(network, task.precision)
 
         return self._lane(task, steering, example, (task.compile, task.precision), faster)
@@ -124,7 +124,7 @@ class ModelSession:
 
     def _lane(
         self, task: Task, steering: Steering, example: Tensor, kind: tuple[object, ...],
-        made: Callable[[nn.Module], nn.Module],
+        made: Callable[..., nn.Module],
     ) -> Lane:  # fmt: skip
         network: nn.Module = self.steered(steering, example)
         parameters, which = None, steering
@@ -136,10 +136,10 @@ class ModelSession:
                 network, parameters = mixed, torch.tensor(values, device=example.device)
             else:
                 which = steering
-        key = (which, *kind)
+        key = (which, parameters is None, *kind)
         if key not in self._fixed:
             rows = () if parameters is None else (parameters.expand(len(example), -1),)
-            self._fixed[key] = FixedWidth(made(network), example, *rows, widest=task.batch_size or LADDER[-1])
+            self._fixed[key] = FixedWidth(made(network, *rows), example, *rows, widest=task.batch_size or LADDER[-1])
         return Lane(self._fixed[key], parameters)
 
     def steered(self, steering: Steering, example: Tensor) -> nn.Module:
@@ -148,10 +148,10 @@ class ModelSession:
             self._steered[steering] = self.loaded.steered(steering, example[:1]).eval()
         return self._steered[steering]
 
-    def _compiled(self, network: nn.Module, example: Tensor, must: bool) -> nn.Module:
+    def _compiled(self, network: nn.Module, inputs: tuple[Tensor, ...], must: bool) -> nn.Module:
         """Return ``network`` compiled; as it is where it cannot be compiled and need not (``must``)."""
         try:
-            return self.loaded.compiled(network, lambda part: checked(compiled(part), part, example))
+            return self.loaded.compiled(network, lambda part: checked(compiled(part), part, *inputs))
         except ModelError:
             if must:
                 raise

@@ -1,4 +1,4 @@
-"""Slots: trials of one stage advance together in a step machine, each at its own step, and leave as soon as they end."""
+"""Slots: trials of one stage advance together in a step machine, each at its own step, and leave when they end."""
 
 from __future__ import annotations
 

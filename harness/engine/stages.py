@@ -56,7 +56,7 @@ class Computation:
         return self.session.to_input_space(batch.to(self.device)), digests
 
     def keys(self, trials: Sequence[Trial], digests: Sequence[str]) -> Tensor:
-        """Return the keys of the trials' noise, int64 [n]: of the seed, the image and the attempt, not of the steering."""
+        """Return the keys of the trials' noise, int64 [n]: of seed, image and attempt, the same for every steering."""
         seed = self.portion.task.seed
         return torch.tensor(
             [
@@ -95,7 +95,7 @@ class Computation:
             width = self.width(group.network)
             for start in range(0, len(places), width):
                 part = slice(start, start + width)
-                found = logits(lambda images: group.network(images, *group.rows_of(part)), x[places[part]])  # noqa: B023
+                found = logits(group.network, x[places[part]], *group.rows_of(part))
                 for place, answer in zip(places[part], found, strict=True):
                     result[place] = answer
         return torch.stack(result)
@@ -121,7 +121,7 @@ class Group:
 
 
 def run(computation: Computation) -> Iterator[list[Result]]:
-    """Run the stage of a portion, and yield results as they come. Flags raised between two yields are of one steering."""
+    """Run the stage of a portion, and yield results as they come; flags raised between two are of one steering."""
     own: dict[str, Callable[[Computation], Iterator[list[Result]]]] = {
         CLEAN: clean, INSPECT: inspect, REPLAY: replay, TRAINING: training,
     }  # fmt: skip
@@ -138,7 +138,8 @@ def clean(computation: Computation) -> Iterator[list[Result]]:
         answers = computation.answers(trials, batch.x)
         task_type.check_answers(answers, batch.y)
         values = task_type.outcome(answers, batch.y).tolist()
-        margins, rankings = [float("nan")] * len(trials), [()] * len(trials)
+        margins = [float("nan")] * len(trials)
+        rankings: list[tuple[int, ...]] = [()] * len(trials)
         if task.attacks:
             margins = task_type.margin(answers, batch.y).tolist()
             rankings = _rankings(answers, batch.y, task.threat.ranks)
@@ -259,9 +260,7 @@ def replay(computation: Computation) -> Iterator[list[Result]]:
         shown = [trial for trial in trials for _ in candidates[trial]]
         images = torch.cat([candidates[trial] for trial in trials]).to(computation.device)
         lost = {trial for trial, fooled in zip(shown, _fooled_each(computation, shown, images), strict=True) if fooled}
-        yield [
-            Result(trial, Answer(0.0 if trial in lost else 1.0), Cost(len(candidates[trial]))) for trial in trials
-        ]
+        yield [Result(trial, Answer(0.0 if trial in lost else 1.0), Cost(len(candidates[trial]))) for trial in trials]
 
 
 def _fooled_each(computation: Computation, shown: Sequence[Trial], images: Tensor) -> list[bool]:
@@ -289,7 +288,7 @@ def training(computation: Computation) -> Iterator[list[Result]]:
     assert task.model.training is not None
     assert loaded.training is not None
     place = {image: position for position, image in enumerate(loaded.training.digests)}
-    first = source(task.model.training, task.preprocessing, task.offline).read([computation.portion.trials[0].image])
+    first = source(task.model.training, task.preprocessing, task.offline).read((computation.portion.trials[0].image,))
     computation.session.to_channels_last(first.x.to(computation.device))
     for steering in dict.fromkeys(trial.steering for trial in computation.portion.trials):
         values = loaded.training_scores(steering)

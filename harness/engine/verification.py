@@ -35,14 +35,19 @@ def verify(threat: Threat, x: Tensor, perturbed: Tensor, normalised: bool = Fals
     threat.check(x, perturbed)
 
 
-def logits(network: nn.Module, x: Tensor) -> Tensor:
-    """Return the logits of a fresh forward pass, [n, c, h, w] to [n, classes].
+def logits(network: nn.Module, x: Tensor, *rows: Tensor) -> Tensor:
+    """Return the logits [n, classes] of a fresh forward pass.
+
+    Args:
+        network: network to ask.
+        x: images [n, c, h, w].
+        rows: what else it takes, a row for each image.
 
     Raises:
         ModelError: they have another shape, or are not finite.
     """
     with torch.no_grad():
-        result = network(x)
+        result = network(x, *rows)
     if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(x):
         found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ModelError(f"expected logits of shape [{len(x)}, classes], found {found}")

@@ -12,14 +12,13 @@ from concurrent.futures import Future
 from queue import LifoQueue
 from typing import Annotated, Literal
 
-import cloudpickle
 from pydantic import Field, PrivateAttr
 
 from harness.api.executor import Deliver, Executor
 from harness.api.work import Portion
 from harness.errors import ModelError
 from harness.executors.submission import Submission
-from harness.executors.worker import ENVIRONMENT, Answer, is_last
+from harness.executors.worker import ENVIRONMENT, Answer, is_last, packed
 
 REMEDY = "lower batch_size or executor.workers"
 
@@ -104,7 +103,7 @@ class Worker:
     @property
     def pid(self) -> int | None:
         """Process id, if a process was started."""
-        return self._process and self._process.pid
+        return None if self._process is None else self._process.pid
 
     def compute(self, submission: Submission) -> None:
         """Compute what is left of a submission, until it is done.
@@ -113,14 +112,17 @@ class Worker:
             WorkerLost: the process has died.
         """
         assert submission.left is not None
-        message = cloudpickle.dumps(submission.left)  # takes parts that are defined in a script, too
+        message = packed(submission.left)
         process = self._running(submission.left.task.device)
+        sending, receiving = process.stdin, process.stdout
+        assert sending is not None
+        assert receiving is not None
         answer: Answer = ()
         try:
-            pickle.dump(message, process.stdin)
-            process.stdin.flush()
+            pickle.dump(message, sending)
+            sending.flush()
             while not submission.future.done():
-                answer = pickle.load(process.stdout)
+                answer = pickle.load(receiving)
                 submission.accept(answer)
         except (OSError, EOFError, pickle.UnpicklingError) as error:  # the pipe has ended, perhaps within an answer
             self._kill()

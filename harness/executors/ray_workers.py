@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from harness.api.work import Portion
 from harness.errors import ModelError
 from harness.executors.dispatch import Dispatcher, last_line
 from harness.executors.submission import ATTEMPTS, Submission
-from harness.executors.worker import ENVIRONMENT, Answer, answers
+from harness.executors.worker import ENVIRONMENT, Answer, answers, packed
 
 TICK = 0.05
 """Seconds until a newly submitted portion is noticed while others are awaited."""
@@ -39,14 +40,14 @@ class Worker:
     def ready(self) -> None:
         """Answer, to show that the worker is alive."""
 
-    def begin(self, portion: Portion) -> Answer:
-        """Begin a portion, and give up the one before it; return the first answer."""
+    def begin(self, portion: Portion) -> bytes:
+        """Begin a portion, and give up the one before it; return the first answer, pickled."""
         self._answers = answers(portion)
         return self.more()
 
-    def more(self) -> Answer:
-        """Return the next answer."""
-        return next(self._answers)
+    def more(self) -> bytes:
+        """Return the next answer, pickled."""
+        return packed(next(self._answers))
 
 
 class Workers:
@@ -101,7 +102,7 @@ class Workers:
         """Take a worker's answer, or note that the worker is lost."""
         worker, submission = self._busy.pop(answer) if answer in self._busy else (self._pinged.pop(answer), None)
         try:
-            result: Answer = ray.get(answer)
+            result: Answer = pickle.loads(ray.get(answer))
         except RayError as error:
             ray.kill(worker)
             self._handle_loss(submission, last_line(str(error)), dispatcher)

@@ -19,7 +19,7 @@ from harness.api.work import Portion
 from harness.errors import ModelError, SpecError
 from harness.executors.dispatch import ClusterExecutor, Dispatcher, last_line
 from harness.executors.submission import Submission
-from harness.executors.worker import ENVIRONMENT, Answer, answers, is_last
+from harness.executors.worker import ENVIRONMENT, Answer, answers, is_last, packed
 from harness.util.files import write_whole
 
 TICK = 0.5
@@ -100,12 +100,10 @@ class Slurm(ClusterExecutor):
 def compute_in_job(portion: Portion, folder: Path) -> tuple[int, Answer]:
     """Compute ``portion``; leave its results in ``folder``, and return how many files there are and the last answer."""
     os.environ.update(ENVIRONMENT)
-    number = 0
-    for answer in answers(portion):
+    for number, answer in enumerate(answers(portion)):
         if is_last(answer):
             return number, answer
-        write_whole(_file(folder, number), pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
-        number += 1
+        write_whole(_file(folder, number), packed(answer))
     raise AssertionError("no last answer")
 
 

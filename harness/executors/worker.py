@@ -7,9 +7,12 @@ import pickle
 import signal
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, TypeAlias
+from functools import cache
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from harness.errors import ModelError
 
@@ -54,6 +57,30 @@ def _portable(error: Exception, where: str) -> Exception:
     return error
 
 
+def packed(value: Answer | Portion) -> bytes:
+    """Return the pickle of an answer or a portion, with the parts that a script defines, and with images as arrays.
+
+    Arrays take a tenth of the time of tensors, and leave behind the batch that an image was cut out of.
+    """
+    stream = BytesIO()
+    _pickler()(stream, pickle.HIGHEST_PROTOCOL).dump(value)
+    return stream.getvalue()
+
+
+@cache
+def _pickler() -> Any:
+    """Return a class of picklers that store tensors as arrays."""
+    import cloudpickle
+    from torch import Tensor, from_numpy
+
+    class ArrayPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar[ChainMap[Any, Any]] = ChainMap(
+            {Tensor: lambda tensor: (from_numpy, (tensor.numpy(),))}, cloudpickle.Pickler.dispatch_table
+        )
+
+    return ArrayPickler
+
+
 def serve(parent: int) -> None:
     """Answer the portions that come in on standard input, until it ends or the process ``parent`` does."""
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
@@ -64,7 +91,7 @@ def serve(parent: int) -> None:
     with suppress(EOFError):
         while True:
             for answer in _answers_to(pickle.load(incoming)):
-                pickle.dump(answer, outgoing, pickle.HIGHEST_PROTOCOL)
+                outgoing.write(packed(answer))
                 outgoing.flush()
 
 

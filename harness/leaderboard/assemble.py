@@ -23,6 +23,7 @@ from harness.leaderboard.row import IN_SAMPLE, SELECTED
 from harness.leaderboard.scores import Headline, ModelEntry, Score
 from harness.scheduling.guided import GuidedSearch
 
+
 def entry(
     benchmark: Benchmark,
     prepared_model: PreparedModel,
@@ -122,9 +123,7 @@ def _headline(benchmark: Benchmark, every: Sequence[Score], data: Data, training
     return Headline(name, choice, gain, status)
 
 
-def _score(
-    scored: ModelRun, search: GuidedSearch, steering: Steering, replay_points: float, marks: set[str]
-) -> Score:
+def _score(scored: ModelRun, search: GuidedSearch, steering: Steering, replay_points: float, marks: set[str]) -> Score:
     """Return the scores of one steering.
 
     Args:

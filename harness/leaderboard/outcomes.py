@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.api.work import CLEAN, REPLAY
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import RowKey
 from harness.leaderboard.scores import ModelEntry
-from harness.api.work import CLEAN, REPLAY
 from harness.util.files import write_whole
 
 if TYPE_CHECKING:

@@ -36,6 +36,7 @@ class AttackOrder:
         self.verdicts, self.contest = verdicts, contest
         self.line = np.array(line, int)
         self.in_line = np.isin(np.arange(len(verdicts.alive)), self.line)
+        self.dearest = verdicts.stage[verdicts.place.min(axis=0, initial=ABSENT) != ABSENT].max(initial=-1)
         self.by_margin = np.argsort(np.argsort(margins, axis=1, kind="stable"), axis=1)
 
     def next(self) -> np.ndarray:
@@ -113,8 +114,16 @@ class AttackOrder:
         return cells[kept]
 
     def _to_the_leader(self, undecided: Undecided) -> np.ndarray:
-        """Return the next attacks on the leader of a set."""
-        steerings, images, attempts = self._next_stage(np.array([undecided.leader]), undecided.where)
+        """Return the next attacks on the leader of a set.
+
+        Images that are lost at another steering come first, with all stages but the dearest: if a leader is to be
+        overtaken, it most likely loses one of them.
+        """
+        number, where = undecided.leader, undecided.where
+        lost_elsewhere = where[(~self.verdicts.alive[np.ix_(self.line, where)]).any(axis=0)]
+        steerings, images, attempts = self._next_stage(np.array([number]), lost_elsewhere)
+        if not len(images) or (self.verdicts.stage[images, attempts] == self.dearest).any():
+            steerings, images, attempts = self._next_stage(np.array([number]), where)
         place = self.verdicts.place[steerings, images, attempts]
         order = np.lexsort((self.by_margin[steerings, images], place))[:CHUNK]
         return self.verdicts.cells(steerings[order], images[order], attempts[order])

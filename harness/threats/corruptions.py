@@ -93,7 +93,9 @@ class CorruptionThreat(Threat):
         Raises:
             DataError: the corrupted images are missing, or do not match ``batch``.
         """
-        return self._corruption_source.images(Path(self.root), *self._stages[stage], batch, noise.seed).to(batch.x.device)
+        return self._corruption_source.images(Path(self.root), *self._stages[stage], batch, noise.seed).to(
+            batch.x.device
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return the kind and the source of the images, the generator's version included."""

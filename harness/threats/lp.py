@@ -12,7 +12,8 @@ from harness.api.attack import Attack as StepMachine
 from harness.api.threat import SLACK, SLACK_BOX, Passes, Threat
 from harness.api.work import Attempt
 from harness.attacks import autoattack, gradient_masking
-from harness.attacks.autoattack import Attack, Norm
+from harness.attacks.autoattack import Attack
+from harness.attacks.norms import Norm
 from harness.errors import InvalidAdversary
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Lp(Threat):
         return max(autoattack.budget(self.attack).targets, 9)
 
     def identity(self) -> dict[str, Any]:
-        """Return the ball alone, so that benchmarks with other attacks share the results of what they have in common."""
+        """Return the ball alone, so that benchmarks with other attacks share what they have in common."""
         return {"kind": self.kind, "eps": self.eps}
 
     def stage_identity(self, stage: str) -> dict[str, Any]:

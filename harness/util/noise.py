@@ -111,35 +111,59 @@ def normal(keys: Tensor, counters: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 class Noise:
-    """An independent stream of draws for each image of a batch, for attacks that work batch-wise.
+    """Noise for an attack that is a plain function of a batch: each call draws fresh numbers, a row for each image.
 
-    Each call draws fresh numbers. What an image sees depends on its key and on the draws before, never on the batch.
+    An image's numbers depend on its key and on how many draws included it before, not on the batch it is in. Such an
+    attack is then as reproducible as the attacks that advance trial by trial.
+
+        noise = Noise(seed, keys)
+        start = (x + eps * (2 * noise.uniform(x.shape[1:]) - 1)).clamp(0, 1)
+        flips = noise.part(survivors).signs(x.shape[1:])
 
     Args:
-        seed: the benchmark's seed, for what has a random source of its own.
-        keys: key of each image, int64 [n].
+        seed: the benchmark's seed, for generators of the attack's own.
+        keys: keys of the images, int64 [n]; see `key_of`.
     """
 
     def __init__(self, seed: int, keys: Tensor) -> None:
-        self.seed, self.keys, self._draws = seed, keys, 0
+        self.seed = seed
+        self._keys = keys
+        self._rows = torch.arange(len(keys), device=keys.device)
+        self._draws = torch.zeros_like(keys)  # of every image, shared with all parts
+
+    def part(self, which: Tensor) -> Noise:
+        """Return the noise of some of the images; no number is drawn both there and here.
+
+        Args:
+            which: numbers of the images, int64 [m], or a mask of them, bool [n].
+        """
+        part = Noise(self.seed, self._keys[which])
+        part._rows, part._draws = self._rows[which], self._draws
+        return part
 
     def uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Return float32 numbers in [0, 1), [n, *shape]."""
-        return uniform(self.keys, self._next(), shape)
+        """Return float32 numbers in [0, 1), multiples of 2⁻²⁴, [n, *shape]."""
+        return uniform(self._keys, self._next(), shape)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Return float32 standard normal numbers, [n, *shape]."""
-        return normal(self.keys, self._next(), shape)
+        return normal(self._keys, self._next(), shape)
 
     def signs(self, shape: tuple[int, ...]) -> Tensor:
         """Return float32 −1 or 1, equally likely, [n, *shape]."""
-        return signs(self.keys, self._next(), shape)
+        return signs(self._keys, self._next(), shape)
 
     def integers(self, shape: tuple[int, ...], below: Tensor | int) -> Tensor:
-        """Return int64 numbers in [0, ``below``), [n, *shape]."""
-        return integers(self.keys, self._next(), shape, below)
+        """Return int64 numbers in [0, ``below``), [n, *shape].
+
+        Args:
+            shape: shape of the draws of one image.
+            below: in [1, 2³¹), one for all or a tensor that broadcasts to [n, *shape].
+        """
+        return integers(self._keys, self._next(), shape, below)
 
     def _next(self) -> Tensor:
-        counters = torch.full_like(self.keys, self._draws)
-        self._draws += 1
-        return counters
+        """Return the number of this draw for each image, int64 [n], and count it."""
+        number = self._draws[self._rows]
+        self._draws[self._rows] = number + 1
+        return number

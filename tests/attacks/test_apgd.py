@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
-from harness.attacks import apgd_l1, apgd_walks, autoattack, l1_ball, noise
+from harness.attacks import apgd_l1, apgd_walks, autoattack, l1_ball
 from harness.attacks.apgd import APGD
 from harness.attacks.apgd_losses import CE, DLR, TARGETED_DLR, Losses
-from harness.attacks.autoattack import Custom, Name, Norm
+from harness.attacks.autoattack import Custom, Name
+from harness.attacks.norms import Norm
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
+from harness.util import noise
 
 
 @dataclass(frozen=True)

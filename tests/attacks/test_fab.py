@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
 from harness.attacks import autoattack, fab
-from harness.util import noise
-from harness.attacks.autoattack import Custom, Name, Norm
+from harness.attacks.autoattack import Custom, Name
 from harness.attacks.fab import CLEAN_START, FAB, RANDOM_START
+from harness.attacks.norms import Norm
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
+from harness.util import noise
 
 EPS: dict[Norm, float] = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}
 NOISE = {"Linf": ("rand", noise.uniform), "L2": ("randn", noise.normal), "L1": ("randn", noise.normal)}

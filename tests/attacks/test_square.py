@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
-from harness.attacks import autoattack, l1_ball, noise
-from harness.attacks.autoattack import Custom, Norm
+from harness.attacks import autoattack, l1_ball
+from harness.attacks.autoattack import Custom
+from harness.attacks.norms import Norm
 from harness.attacks.square import Square
 from harness.attacks.square_draws import sizes
 from harness.attacks.square_moves import AHEAD
 from harness.datasets.digits import Digits
 from harness.models.demo import Demo
+from harness.util import noise
 
 EPS: dict[Norm, float] = {"Linf": 0.1, "L2": 0.6, "L1": 2.0}
 ORDER = {"Linf": torch.inf, "L2": 2, "L1": 1}
@@ -223,19 +225,22 @@ def compared(network: Network, trials: Trials, norm: Norm, queries: int, eps: fl
 
 
 @norms
-@pytest.mark.parametrize("name", ["digits_plain", "digits_robust"])
-def test_the_trajectory_is_the_library_s(norm: Norm, name: str, unrounded: None) -> None:
+@pytest.mark.parametrize(("name", "scale"), [("digits_plain", 1.5), ("digits_robust", 2)])
+def test_the_trajectory_is_the_library_s(norm: Norm, name: str, scale: float, unrounded: None) -> None:
     x, y = digits(name, 9)
     network = deepcopy(network_of(name)).double()
-    lengths = compared(network, trials_of(x.double(), y), norm, 300, EPS[norm] * 1.5, ROUNDING[norm])
+    lengths = compared(network, trials_of(x.double(), y), norm, 300, EPS[norm] * scale, ROUNDING[norm])
     assert max(lengths) == 301
     assert any(1 < length < 301 for length in lengths)
 
 
 @norms
-def test_the_trajectory_is_the_library_s_for_colours_and_images_that_are_not_square(norm: Norm, unrounded: None) -> None:
+def test_the_trajectory_is_the_library_s_for_colours_and_images_that_are_not_square(
+    norm: Norm, unrounded: None
+) -> None:
+    """In a smaller ball, margins of two proposals in L1 are equal but for rounding, and it decides which is kept."""
     network = Colours()
-    lengths = compared(network, trials_of(*network.images(9)), norm, 250, EPS[norm] / 4, ROUNDING[norm])
+    lengths = compared(network, trials_of(*network.images(9)), norm, 250, EPS[norm] / 2, ROUNDING[norm])
     assert max(lengths) == 251
     assert any(1 < length < 251 for length in lengths)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import harness.curvature.phi
-from harness.curvature.phi import phi, slope
-from harness.errors import SpecError
+from harness.curvature import blocks, piecewise_affine
+from harness.curvature.phi import curve, curve_parameters, parametric, phi, plain, slope
+from harness.errors import ModelError, SpecError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -262,6 +265,102 @@ def test_half_types_are_float32_rounded_once(dtype: torch.dtype, c: float, devic
     for beta in BETAS_BELOW_1:
         assert torch.equal(phi(x, beta, c), phi(x.float(), beta, c).to(dtype))
         assert torch.equal(gradient(x, beta, c), gradient(x.float(), beta, c).to(dtype))
+
+
+# --- one curve for all images, or one for each ---
+
+Act = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+ACTS: list[Act] = [
+    piecewise_affine.relu,
+    partial(piecewise_affine.leaky_relu, negative_slope=0.1),
+    partial(piecewise_affine.prelu, weight=torch.tensor([0.25])),
+    piecewise_affine.relu6,
+    piecewise_affine.hardtanh,
+]
+points = st.tuples(st.floats(0.0, 1 - 2.0**-24), st.one_of(st.sampled_from(CS), unit))
+shapes = st.sampled_from([(1,), (3,), (31,), (33,), (5, 7), (2, 3, 4), (3, 5, 5)])
+
+
+def value_and_gradient(act: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return f(x), and the gradient of a sum of f(x) whose weights have all signs."""
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    y = act(x)
+    upstream = torch.linspace(-2, 3, x[0].numel(), dtype=x.dtype).view(x[0].shape).expand(x.shape)
+    return y.detach(), torch.autograd.grad(y, x, upstream)[0]
+
+
+def rows(steerings: list[tuple[float, float]], dtype: torch.dtype) -> Tensor:
+    return torch.tensor([curve_parameters(beta, c) for beta, c in steerings], dtype=dtype)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(points, min_size=1, max_size=6), shapes, st.sampled_from(ACTS), st.integers(0, 2**31), st.data())
+def test_an_image_has_the_same_bits_alone_mixed_and_elsewhere(
+    steerings: list[tuple[float, float]], shape: tuple[int, ...], act: Act, seed: int, data: st.DataObject
+) -> None:
+    """Value and gradient, with the curve of β and c and with the parametric one."""
+    n = len(steerings)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    generator = torch.Generator().manual_seed(seed)
+    widths = torch.tensor([1 - beta for beta, _ in steerings]).view(n, *[1] * len(shape))
+    scale = 8.0 * widths if data.draw(st.booleans()) else torch.ones(())
+    x = (torch.randn(n, *shape, generator=generator) * scale).to(dtype)
+    if len(shape) == 3 and data.draw(st.booleans()):
+        x = x.to(memory_format=torch.channels_last)
+    table = rows(steerings, torch.float64 if dtype == torch.float64 else torch.float32)
+    mixed = value_and_gradient(lambda v: act(partial(parametric, curve_parameters=table), v), x)
+    order = torch.tensor(data.draw(st.permutations(range(n))))
+    moved = value_and_gradient(lambda v: act(partial(parametric, curve_parameters=table[order]), v), x[order])
+    with torch.no_grad():
+        assert torch.equal(act(partial(parametric, curve_parameters=table), x), mixed[0])
+    for image, (beta, c) in enumerate(steerings):
+        together = value_and_gradient(lambda v: act(partial(curve, beta=beta, c=c), v), x)  # noqa: B023
+        alone = value_and_gradient(lambda v: act(partial(curve, beta=beta, c=c), v), x[image : image + 1])  # noqa: B023
+        one = value_and_gradient(lambda v: act(partial(parametric, curve_parameters=table[image]), v), x)  # noqa: B023
+        place = order.tolist().index(image)
+        for k in (0, 1):
+            for other in (together[k][image], alone[k][0], one[k][image], moved[k][place]):
+                assert torch.equal(other, mixed[k][image])
+
+
+@pytest.mark.parametrize("block", [64, 192, 1000])
+def test_bits_do_not_depend_on_the_size_of_a_block(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    x = torch.randn(5, 3, 9, 11, generator=torch.Generator().manual_seed(0)).mul_(0.2)
+    table = rows([(0.9, 0.5), (0.3, 0.0), (0.99, 1.0), (0.5, 0.3), (0.0, 0.5)], torch.float32)
+    for v in (x, x.to(memory_format=torch.channels_last)):
+        for act in (partial(curve, beta=0.9, c=0.5), partial(parametric, curve_parameters=table)):
+            whole = value_and_gradient(act, v)
+            with monkeypatch.context() as patch:
+                patch.setattr(blocks, "BLOCK", block)
+                parts = value_and_gradient(act, v)
+            for a, b in zip(whole, parts, strict=True):
+                assert torch.equal(a, b)
+            assert parts[0].stride() == v.stride()
+
+
+def test_the_cubic_is_log1p() -> None:
+    """At c = 0 and x ≤ 0, φ is (1 − β)·log1p(exp(x/(1 − β)))."""
+    x = -torch.linspace(0, 40, 400_001)
+    expected = x.double().exp().log1p()
+    assert (curve(x, 0.0, 0.0).double() - expected).abs().max() < 2.5e-7
+    assert (phi(x, 0.0, 0.5).double() - (0.5 * expected + 0.25 * x.double())).abs().max() < 1.3e-7 * 41
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("c", CS)
+def test_in_blocks_and_in_plain_operations_it_is_the_same_curve(dtype: torch.dtype, c: float) -> None:
+    x = grid(dtype)
+    for beta in BETAS_BELOW_1[:-2]:
+        columns = blocks.Columns(*rows([(beta, c)], dtype)[0].unbind())
+        bound = (x.abs() + 1 - beta) * (5e-7 if dtype == torch.float32 else 4e-15)
+        assert ((curve(x, beta, c) - plain(x, columns)).abs() <= bound).all()
+
+
+def test_another_number_of_rows_than_images_is_refused() -> None:
+    table = rows([(0.9, 0.5)] * 4, torch.float32)
+    for shape in ((8, 3), (1, 4), ()):
+        with pytest.raises(ModelError, match=r"mixed β: expected an activation of 4 images.*found shape"):
+            parametric(torch.zeros(shape), table)
 
 
 # --- what is refused ---

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import tiny
-from helpers.commands import Run, cells, csv_of, untimed
+from helpers.commands import Run, csv_of, untimed
 from helpers.packages import INSTALLED, python_path
-from helpers.tasks import first_cells
+from helpers.portions import Delivered, portion
 from helpers.tiny import mapping
 
-from harness.api.work import Cell
+from harness.api.work import Portion, Report
 from harness.errors import ModelError
 from harness.executors import dispatch
-from harness.executors.local import ATTEMPTS, Local
-from harness.scheduling.trials import CLEAN, MARGIN
+from harness.executors.local import Local
+from harness.executors.submission import ATTEMPTS
+from harness.testing import ExecutorContract
 
 pytestmark = pytest.mark.slow  # each worker imports torch
 
@@ -31,13 +34,42 @@ def model(builder: str, module: str = "worker_networks") -> dict[str, Any]:
     return {"kind": "checkpoint", "builder": f"{module}:{builder}"}
 
 
+def dim(builder: str, **changes: Any) -> Portion:
+    """24 trials in three batches."""
+    benchmark = mapping(models=[model(builder)], threat={"kind": "dim"})
+    return portion(benchmark, stage="dim-1", images=range(24), **changes)
+
+
+def pid_of(local: Local) -> int:
+    """The pid of the worker that was started first."""
+    pid = local._workers[0].pid
+    assert pid is not None
+    return pid
+
+
+def comes_true(condition: Callable[[], bool], seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+class TestLocal(ExecutorContract):
+    @pytest.fixture
+    def part(self) -> Local:
+        return Local(workers=2)
+
+
 def test_two_workers_give_the_same_board_as_none(here: Path, computed: Path) -> None:
-    """As does one: see below."""
     csv = csv_of(mapping(executor={"kind": "local", "workers": 2}), here / "runs")
     assert untimed(csv) == untimed((computed / "first.csv").read_text())
 
 
-# --- four models, of which three fail in their worker ---
+# --- three models, of which two fail in their worker ---
 
 
 @dataclass(frozen=True)
@@ -47,8 +79,6 @@ class Failing:
     folder: Path
     board: list[str]
     alone: list[str]
-    cells: dict[str, dict[str, Any]]
-    cells_alone: dict[str, dict[str, Any]]
 
     def rows(self, board: list[str], name: str) -> list[str]:
         return [line for line in board if f",{name}," in line]
@@ -70,38 +100,86 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Failing:
         assert not Path("died.once").exists()
         one = {"kind": "local", "workers": 1}
         board = csv_of(mapping(models=four, threat={"kind": "dim"}, executor=one), folder / "runs")
-    return Failing(folder, untimed(board), untimed(alone), cells(folder / "runs"), cells(folder / "alone"))
+    return Failing(folder, untimed(board), untimed(alone))
 
 
-def of_builder(rows: dict[str, dict[str, Any]], builder: str) -> dict[str, dict[str, Any]]:
-    return {key: row for key, row in rows.items() if builder in str(row["identity"]["model"])}
-
-
-def test_a_worker_that_dies_costs_its_cell_alone(failing: Failing) -> None:
-    """Nobody dies in the process that scores it alone, which is the same model: another builder has other noise."""
+def test_a_worker_that_dies_leaves_no_trace_on_the_board(failing: Failing) -> None:
     assert (failing.folder / "died.once").exists()
     found = failing.rows(failing.board, "dies_once")
     assert found
     assert found == failing.rows(failing.alone, "dies_once")
-    kept, alone = (of_builder(rows, "dies_once") for rows in (failing.cells, failing.cells_alone))
-    assert kept
-    assert kept.keys() == alone.keys()
 
 
 def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(failing: Failing) -> None:
     assert len((failing.folder / "died.always").read_text()) == ATTEMPTS == 3
     (row,) = failing.rows(failing.board, "dies_always")
-    assert "failed: its worker died 3 times on stage margin of 8 images (out of memory?); lower batch_size." in row
+    assert "failed: its worker was lost 3 times on stage clean with 72 trials left (out of memory?); " in row
+    assert "lower batch_size or executor.workers. The process ended with exit code -9." in row
     found = failing.rows(failing.board, "mixed")
     assert len(found) > 3
     assert found == failing.rows(failing.alone, "mixed")
 
 
-def test_a_model_that_fails_in_the_middle_keeps_what_it_had(failing: Failing) -> None:
+def test_a_model_that_fails_in_the_middle_is_a_failed_row(failing: Failing) -> None:
     (row,) = failing.rows(failing.board, "lapses")
     assert "failed: stage dim-2: RuntimeError: a lapse" in row
-    kept = of_builder(failing.cells, "lapses").values()
-    assert {row["identity"]["stage"] for row in kept} == {MARGIN, CLEAN, "dim-1"}
+
+
+# --- results on their way ---
+
+
+@pytest.mark.usefixtures("driver")
+def test_results_arrive_while_the_portion_is_computed_in_its_order() -> None:
+    work, delivered = dim("drips"), Delivered()
+    with Local(workers=1) as local:
+        future = local.submit(work, delivered)
+        assert comes_true(lambda: bool(delivered.results), 60)
+        assert not future.done()
+        assert len(delivered.results) < 24
+        future.result(60)
+    assert delivered.agrees_with_evaluate(work)
+    assert delivered.times[-1] - delivered.times[0] > 0.2
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_worker_that_dies_halfway_costs_only_what_it_had_not_delivered() -> None:
+    work, delivered = dim("dies_halfway"), Delivered()
+    with Local(workers=1) as local:
+        local.submit(work, delivered).result(60)
+    assert Path("halfway").exists()
+    assert delivered.is_each_once(work)
+    assert delivered.agrees_with_evaluate(work)
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.3])
+def test_kills_at_any_moment_deliver_each_result_once(delay: float) -> None:
+    """Twice, once while the first batch is computed and once after ``delay`` seconds of the next worker."""
+    work, delivered = dim("drips"), Delivered()
+    with Local(workers=1) as local:
+        future = local.submit(work, delivered)
+        for seconds in (0.0, delay):
+            started = len(delivered.results)
+            assert comes_true(lambda: len(delivered.results) > started or future.done(), 60)  # noqa: B023
+            time.sleep(seconds)
+            os.kill(pid_of(local), signal.SIGKILL)
+        future.result(60)
+    assert delivered.is_each_once(work)
+    assert delivered.agrees_with_evaluate(work)
+
+
+def test_a_delivery_that_fails_is_told_and_stops_its_worker(driver: Path) -> None:
+    assert driver.is_dir()
+
+    def refuse(reports: Sequence[Report]) -> None:
+        raise OSError("the disk is full")
+
+    work, delivered = dim("drips"), Delivered()
+    with Local(workers=1) as local:
+        with pytest.raises(OSError, match="the disk is full"):
+            local.submit(work, refuse).result(60)
+        local.submit(work, delivered).result(60)
+    assert delivered.is_each_once(work)
 
 
 # --- one worker ---
@@ -117,65 +195,122 @@ def one_worker() -> Iterator[Local]:
 
 
 @pytest.fixture
-def two_cells(here: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Cell, Cell]:
-    """Two cells that one worker can compute, wherever it was started."""
+def good(here: Path) -> Portion:
+    """A portion that the worker can compute, wherever it was started."""
+    return portion(mapping(dataset={"kind": "arrays", "path": str(here / "images.npz")}))
+
+
+def test_an_error_of_the_network_is_told_and_the_worker_lives_on(one_worker: Local, here: Path, good: Portion) -> None:
     data = {"kind": "arrays", "path": str(here / "images.npz")}
-    first, second, *_ = first_cells(mapping(dataset=data))
-    return first, second
-
-
-def pid_of(local: Local) -> int:
-    (pool,) = local._pools.values()
-    (pid,) = pool._processes
-    return int(pid)
-
-
-def test_an_error_of_the_network_is_told_and_the_worker_lives_on(
-    one_worker: Local, here: Path, two_cells: tuple[Cell, Cell]
-) -> None:
-    data = {"kind": "arrays", "path": str(here / "images.npz")}
-    bad, *_ = first_cells(mapping(dataset=data, models=[model("narrow", "tiny_networks")]))
+    bad = portion(mapping(dataset=data, models=[model("narrow", "tiny_networks")]))
     with pytest.raises(ModelError, match="labels up to 3, but the network yields 2 logits"):
-        one_worker.submit(bad).result(60)
+        one_worker.submit(bad, Delivered()).result(60)
     before = pid_of(one_worker)
-    good, _ = two_cells
-    assert one_worker.submit(good).result(60).key == good.key
+    delivered = Delivered()
+    one_worker.submit(good, delivered).result(60)
+    assert delivered.agrees_with_evaluate(good)
     assert pid_of(one_worker) == before
 
 
-def test_a_worker_that_dies_idle_costs_nothing(one_worker: Local, two_cells: tuple[Cell, Cell]) -> None:
-    # Once: a pool found broken when the next cell is given to it raises out of submit(), and ends the run.
-    first, second = two_cells
-    assert one_worker.submit(first).result(60).key == first.key
+def test_more_portions_than_workers_wait_for_their_turn(one_worker: Local, good: Portion) -> None:
+    delivered = [Delivered() for _ in range(3)]
+    for future in [one_worker.submit(good, each) for each in delivered]:
+        future.result(60)
+    assert all(each.is_each_once(good) for each in delivered)
+
+
+def test_a_worker_that_dies_idle_costs_nothing(one_worker: Local, good: Portion) -> None:
+    one_worker.submit(good, Delivered()).result(60)
     before = pid_of(one_worker)
     os.kill(before, signal.SIGKILL)
-    time.sleep(1)  # so that the pool has noticed
-    assert one_worker.submit(second).result(60).key == second.key
+    delivered = Delivered()
+    one_worker.submit(good, delivered).result(60)
+    assert delivered.is_each_once(good)
     assert pid_of(one_worker) != before
 
 
-def test_leaving_lets_go_of_the_workers_at_once(one_worker: Local, two_cells: tuple[Cell, Cell]) -> None:
-    first, _ = two_cells
-    one_worker.submit(first).result(60)
+def test_leaving_lets_go_of_the_workers_at_once(one_worker: Local, good: Portion) -> None:
+    one_worker.submit(good, Delivered()).result(60)
     pid = pid_of(one_worker)
     started = time.monotonic()
     one_worker.__exit__()
     assert time.monotonic() - started < 5
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    assert is_gone(pid)
 
 
-def test_a_worker_has_one_torch_thread(here: Path) -> None:
-    from harness.executors.local import _pool
+@pytest.mark.usefixtures("driver")
+def test_leaving_cancels_what_is_in_flight_and_what_waits() -> None:
+    delivered = Delivered()
+    with Local(workers=1) as local:
+        futures = [local.submit(dim("drips"), delivered) for _ in range(2)]
+        assert comes_true(lambda: bool(delivered.results), 60)
+        pid = pid_of(local)
+    assert all(future.cancelled() for future in futures)
+    assert is_gone(pid)
+    count = len(delivered.results)
+    time.sleep(0.5)
+    assert len(delivered.results) == count
+    assert local._workers[0].pid == pid  # no other was started
 
-    assert here.is_dir()
-    pool = _pool(0, "cpu")
-    try:
-        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result(60) == "1"
-    finally:
-        pool.shutdown(wait=False, kill_workers=True)
+
+# --- the process ---
+
+SCRIPT = """
+import sys
+from harness.api.model import Model
+from harness.executors.local import Local
+from helpers.portions import Delivered, portion
+from helpers.tiny import mapping
+from harness.models.checkpoint import Checkpoint
+from dataclasses import replace
+
+class Mine(Checkpoint):  # a part that only this script defines
+    kind = "mine"
+
+print("once", flush=True)
+work = portion(mapping())
+mine = Mine(builder="tiny_networks:mixed")
+work = replace(work, task=replace(work.task, model=mine, weights_sha256=mine.load().sha256))
+with Local(workers=1) as local:
+    delivered = Delivered()
+    local.submit(work, delivered).result(60)
+    print(len(delivered.results), local._workers[0].pid, flush=True)
+    if len(sys.argv) > 1:
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def script(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A script without a ``__main__`` guard, with a part of its own."""
+    monkeypatch.setenv("PYTHONPATH", python_path(INSTALLED, Path(__file__).parents[1], Path(__file__).parents[2]))
+    (here / "script.py").write_text(SCRIPT)
+    return [sys.executable, "script.py"]
+
+
+def test_a_script_needs_no_guard_and_may_define_parts(script: list[str]) -> None:
+    ended = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    once, results = ended.stdout.splitlines()
+    assert once == "once"
+    assert results.split()[0] == "8"
+
+
+def test_workers_exit_when_their_parent_is_killed(script: list[str]) -> None:
+    with subprocess.Popen([*script, "stay"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "once\n"
+        pid = int(process.stdout.readline().split()[1])
+        process.kill()
+    assert comes_true(lambda: is_gone(pid))
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_worker_has_one_torch_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with Local(workers=1) as local:
+        local.submit(portion(mapping(models=[model("tells_threads")])), Delivered()).result(60)
+    assert Path("threads").read_text() == "1"
 
 
 @pytest.mark.parametrize(("kind", "package"), [("ray", "ray"), ("slurm", "submitit")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import scipy.stats
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.util import noise
+from harness.util.noise import Noise
 
 KNOWN = [  # kat_vectors of Random123, philox4x32-10
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -33,7 +36,7 @@ def keys(n: int) -> Tensor:
     return torch.tensor([noise.key_of(0, f"image {number}", "apgd-ce") for number in range(n)])
 
 
-DRAWS = {
+DRAWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "uniform": lambda k, c: noise.uniform(k, c, (3, 5, 7)),
     "signs": lambda k, c: noise.signs(k, c, (3, 5, 7)),
     "normal": lambda k, c: noise.normal(k, c, (3, 5, 7)),
@@ -90,3 +93,67 @@ def test_pixels_of_an_image_and_steps_are_not_correlated() -> None:
     assert correlations.abs().max() < 5 / flat.shape[1] ** 0.5
     lagged = (flat[:, 1:] * flat[:, :-1]).mean() / flat.var()
     assert abs(lagged) < 5 / flat.numel() ** 0.5
+
+
+CALLS: dict[str, Callable[[Noise], Tensor]] = {
+    "uniform": lambda drawn: drawn.uniform((3, 5, 7)),
+    "signs": lambda drawn: drawn.signs((3, 5, 7)),
+    "normal": lambda drawn: drawn.normal((3, 5, 7)),
+    "integers": lambda drawn: drawn.integers((3, 5, 7), 11),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_the_n_th_draw_for_a_batch_is_that_of_the_counter_n(kind: str) -> None:
+    drawn = Noise(7, keys(4))
+    assert drawn.seed == 7
+    for number in range(3):
+        assert torch.equal(CALLS[kind](drawn), DRAWS[kind](keys(4), torch.full((4,), number)))
+
+
+def test_known_answers_of_a_batch() -> None:
+    """The first words of the first two blocks for a key of zeros: see `KNOWN`."""
+    drawn = Noise(0, torch.tensor([0]))
+    first = drawn.integers((2,), 1 << 16)
+    assert first.tolist() == [[0x6627, 0xE169]]
+    assert drawn.uniform(()).shape == (1,)
+    below = torch.tensor([[1, 3]])
+    assert drawn.integers((2,), below)[0, 0] == 0
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_an_image_alone_draws_what_it_draws_in_a_batch_of_five_hundred(kind: str) -> None:
+    together = Noise(0, keys(500))
+    first, second = CALLS[kind](together), CALLS[kind](together)
+    for place in (0, 17, 499):
+        alone = Noise(0, keys(500)[place, None])
+        assert torch.equal(CALLS[kind](alone)[0], first[place])
+        assert torch.equal(CALLS[kind](alone)[0], second[place])
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_part_continues_and_the_whole_continues_after_it(mask: bool) -> None:
+    whole, places = Noise(3, keys(6)), torch.tensor([1, 4, 5])
+    whole.uniform((2,))
+    part = whole.part(torch.isin(torch.arange(6), places) if mask else places)
+    last = part.part(torch.tensor([2]))  # image 5
+    assert (part.seed, last.seed) == (3, 3)
+
+    def expected(images: list[int], draws: list[int]) -> Tensor:
+        return noise.uniform(keys(6)[images], torch.tensor(draws), (2,))
+
+    assert torch.equal(part.uniform((2,)), expected([1, 4, 5], [1, 1, 1]))
+    assert torch.equal(last.uniform((2,)), expected([5], [2]))
+    assert torch.equal(whole.uniform((2,)), expected([0, 1, 2, 3, 4, 5], [1, 2, 1, 1, 2, 3]))
+
+
+def test_draws_for_a_batch_have_their_distributions() -> None:
+    drawn = Noise(0, keys(50))
+    uniform = torch.cat([drawn.uniform((500,)) for _ in range(4)]).flatten()
+    assert scipy.stats.kstest(uniform.double().numpy(), "uniform").pvalue > 1e-3
+    normal = torch.cat([drawn.normal((501,)) for _ in range(4)]).flatten()
+    assert scipy.stats.kstest(normal.double().numpy(), "norm").pvalue > 1e-3
+    signs = torch.cat([drawn.signs((500,)) for _ in range(4)])
+    assert scipy.stats.binomtest(int((signs > 0).sum()), signs.numel()).pvalue > 1e-3
+    integers = torch.cat([drawn.integers((500,), 13) for _ in range(4)]).flatten()
+    assert scipy.stats.chisquare(torch.bincount(integers, minlength=13).numpy()).pvalue > 1e-3

@@ -78,8 +78,7 @@ class Inline(Executor):
         try:
             for reports in evaluate(portion):
                 deliver(reports)
+            future.set_result(None)
         except Exception as error:
             future.set_exception(error)
-        else:
-            future.set_result(None)
         return future

@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from tiny_networks import mixed, narrow, quadrants
 from torch import Tensor, nn
 
-__all__ = ["caught", "dies_always", "dies_once", "mixed", "narrow", "overdue", "quadrants", "raises", "slow"]
+__all__ = ["caught", "dies_always", "dies_halfway", "dies_once", "drips", "mixed", "narrow", "overdue", "quadrants"]
+__all__ += ["raises", "slow", "stops_halfway", "tells_threads"]
 
 
 def _in_worker() -> bool:
@@ -84,6 +86,60 @@ def slow() -> nn.Module:
     return _as(_Slow)
 
 
+def _pass_on_everything() -> None:
+    """Yield every result as soon as it is there."""
+    from harness.engine import evaluate
+
+    evaluate.REPORT_EVERY = 0.0
+
+
+def drips() -> nn.Module:
+    if _in_worker():
+        _pass_on_everything()
+    return slow()
+
+
+def _once_halfway() -> bool:
+    """Return whether results have been delivered, to the first that asks."""
+    if _in_worker() and Path("delivered").exists():
+        with contextlib.suppress(FileExistsError):
+            Path("halfway").touch(exist_ok=False)
+            return True
+    return False
+
+
+class _DiesHalfway(_Slow):
+    def forward(self, x: Tensor) -> Tensor:
+        if _once_halfway():
+            _die()
+        return super().forward(x)
+
+
+def dies_halfway() -> nn.Module:
+    if _in_worker():
+        _pass_on_everything()
+    return _as(_DiesHalfway)
+
+
+class _StopsHalfway(_Slow):
+    def forward(self, x: Tensor) -> Tensor:
+        if _once_halfway():
+            _interrupt()
+        return super().forward(x)
+
+
+def stops_halfway() -> nn.Module:
+    if _in_worker():
+        _pass_on_everything()
+    return _as(_StopsHalfway)
+
+
+def tells_threads() -> nn.Module:
+    if _in_worker():
+        Path("threads").write_text(str(torch.get_num_threads()))
+    return mixed()
+
+
 class _Unpicklable(Exception):
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one} and {two}")
@@ -100,8 +156,13 @@ def raises() -> nn.Module:
     return _as(_Raises)
 
 
+def _interrupt() -> None:
+    """Send what Slurm sends to a job whose time is nearly up."""
+    os.kill(os.getpid(), signal.SIGUSR2)
+
+
 def overdue() -> nn.Module:
     network = mixed()
-    if _in_worker():  # what Slurm sends to a job whose time is nearly up
-        network.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
+    if _in_worker():
+        network.register_forward_pre_hook(lambda *_: _interrupt())
     return network
