@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from harness.api.records import Batch, Published
 from harness.api.threat import Passes, Threat
 from harness.api.work import Portion
 from harness.errors import InvalidAdversary
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Quadrants(Model):
@@ -82,7 +85,7 @@ class OneStep(Threat):
         """See `Threat.stages`."""
         return ("fgsm",)
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         """See `Threat.perturb`."""
         with torch.enable_grad():
             x = batch.x.detach().requires_grad_()
@@ -127,7 +130,12 @@ class AtOnce(Executor):
         try:
             for reports in evaluate(portion):
                 deliver(reports)
+<<<<<<< HEAD
+=======
             future.set_result(None)
+>>>>>>> origin/core
         except Exception as error:
             future.set_exception(error)
+        else:
+            future.set_result(None)
         return future
