@@ -155,4 +155,5 @@ class AttackOrder:
         image = columns // width
         candidates = untried & self.verdicts.alive[np.ix_(self.line, image)] & receiving[self.line][:, None]
         found = hints(candidates, (place != ABSENT) & ~untried, fooled, image)
-        return self.line[found.row] * (n * width) + columns[found.column]
+        cells: np.ndarray = self.line[found.row] * (n * width) + columns[found.column]
+        return cells

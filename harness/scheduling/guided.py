@@ -121,18 +121,16 @@ class GuidedSearch:
 
     def clean(self, steering: Steering) -> np.ndarray:
         """Return upper bounds on the clean scores, exact once the clean images were answered; float32 [n]."""
-        return (
-            np.full(len(self.images), self.most, np.float32)
-            if self._clean is None
-            else self._clean[self._number[steering]]
-        )
+        if self._clean is None:
+            return np.full(len(self.images), self.most, np.float32)
+        return np.array(self._clean[self._number[steering]])
 
     def robust(self, steering: Steering) -> np.ndarray:
         """Return upper bounds on the robust scores, exact where the steering is finished; float32 [n]."""
         number = self._number[steering]
         if self._verdicts is not None:
-            return self._verdicts.alive[number].astype(np.float32)
-        return self.clean(steering) if self._grades is None else self._grades.bounds[number]
+            return np.array(self._verdicts.alive[number], np.float32)
+        return self.clean(steering) if self._grades is None else self._grades.bounds[number].copy()
 
     def finished(self, steering: Steering) -> bool:
         """Return whether every image of a steering is decided."""
@@ -158,7 +156,7 @@ class GuidedSearch:
         """Return robust scores after the replay, float32 [n]; None unless the steering is finished and was attacked."""
         if self._replay is None or not self.finished(steering):
             return None
-        return self.robust(steering) * self._replay[self._number[steering]]
+        return np.array(self.robust(steering) * self._replay[self._number[steering]])
 
     @property
     def _robust(self) -> np.ndarray:

@@ -221,7 +221,8 @@ def test_a_replay_shows_all_that_fooled_an_image_under_other_steerings(table: Ta
     asked = [trial for trials in rounds for trial in trials if trial.attempt.stage == REPLAY]
     assert found == wanted
     assert list(search.sources) == asked
-    assert len({trial.attempt.of for trial in asked}) == len({frozenset(sources) for sources in found.values()})
+    shown = {frozenset((source.steering, source.attempt) for source in sources) for sources in found.values()}
+    assert len({trial.attempt.of for trial in asked}) == len(shown)
 
 
 @given(tables())
