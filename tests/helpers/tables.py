@@ -53,6 +53,9 @@ class Averaged(Attacks):
     kind: ClassVar[str] = "averaged"
     reduction: ClassVar[Literal["worst", "mean"]] = "mean"
 
+    def attempts(self, stage: str, ranking: Sequence[int]) -> tuple[Attempt, ...]:
+        return (Attempt(stage),)
+
 
 @dataclass
 class Table:
