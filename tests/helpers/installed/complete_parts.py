@@ -17,6 +17,7 @@ from harness.api.records import Batch, Published
 from harness.api.threat import Passes, Threat
 from harness.api.work import Portion
 from harness.errors import InvalidAdversary
+from harness.util.noise import Noise
 
 
 class Quadrants(Model):
@@ -82,7 +83,7 @@ class OneStep(Threat):
         """See `Threat.stages`."""
         return ("fgsm",)
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         """See `Threat.perturb`."""
         with torch.enable_grad():
             x = batch.x.detach().requires_grad_()

@@ -14,6 +14,7 @@ from harness.api.model import Model, Scorable
 from harness.api.records import Batch
 from harness.api.threat import Threat
 from harness.api.work import Portion
+from harness.util.noise import Noise
 
 
 class Training(Model):
@@ -52,7 +53,7 @@ class Dim(Threat):
     kind: ClassVar[str] = "dim"
     stages: ClassVar[tuple[str, ...]] = ("dim-1", "dim-2")
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         return (batch.x - int(stage[-1]) / 10).clamp(0, 1)
 
 
