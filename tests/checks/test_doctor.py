@@ -259,7 +259,7 @@ class Foggy(Threat):
     stages: ClassVar[tuple[str, ...]] = ("fog-1", "fog-2")
     missing: bool = False
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         assert len(batch) == 2
         if self.missing:
             raise DataMissing("fog.npy: no such file; put it there")

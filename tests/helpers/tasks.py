@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -11,6 +11,9 @@ from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import parse_benchmark
 from harness.util.noise import Noise
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 BENCHMARK = parse_benchmark(
     {

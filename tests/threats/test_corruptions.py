@@ -24,7 +24,6 @@ import harness
 from harness import pipeline
 from harness.api import registry
 from harness.api.records import BASELINE, Batch
-from harness.api.work import Cell, Shard, Task
 from harness.config.benchmark import parse_benchmark
 from harness.errors import DataError, DataMissing, SpecError
 from harness.leaderboard import outcomes, ranking
@@ -271,10 +270,10 @@ def test_images_are_those_that_robustbench_loads(tmp_path: Path, name: str, load
     threat.prepare(batch_of(clean, labels), offline=True)
     for severity in (1, 5):
         x, y = load(N, severity, str(tmp_path), corruptions=["frost"])
-        found = threat.perturb(f"frost-{severity}", UNUSED, batch_of(clean, labels), seed=0)
+        found = threat.perturb(f"frost-{severity}", UNUSED, batch_of(clean, labels), noise(0))
         assert torch.equal(found, x)
         assert y.tolist() == labels.tolist()
-        some = threat.perturb(f"frost-{severity}", UNUSED, batch_of(clean, labels, [7, 3]), seed=1)
+        some = threat.perturb(f"frost-{severity}", UNUSED, batch_of(clean, labels, [7, 3]), noise(1))
         assert torch.equal(some, x[[7, 3]])
 
 
@@ -296,7 +295,7 @@ def test_image_files_are_those_that_robustbench_loads(tmp_path: Path) -> None:
     threat = threat_of(source="ImageNet-C", root=str(tmp_path), corruptions=["snow"], severities=[4])
     batch = Batch(torch.zeros(3, 3, 224, 224), torch.zeros(3, dtype=torch.int64), torch.arange(3), tuple(names[:3]))
     threat.prepare(batch, offline=True)
-    found = threat.perturb("snow-4", UNUSED, batch, seed=0)
+    found = threat.perturb("snow-4", UNUSED, batch, noise(0))
     assert torch.equal(found, torch.stack([expected[index][0] for index in range(3)]))
 
 
@@ -341,7 +340,7 @@ def test_a_damaged_dataset_is_reported_before_and_while_it_is_used(
     with pytest.raises(DataError, match=f"{message}.*; {remedy}"):
         threat.prepare(batch, offline=True)
     with pytest.raises(DataError, match=f"{message}.*; {remedy}"):
-        threat.perturb("fog-1", UNUSED, batch, seed=0)
+        threat.perturb("fog-1", UNUSED, batch, noise(0))
 
 
 def test_a_dataset_that_has_changed_is_refused(tmp_path: Path) -> None:
@@ -354,15 +353,6 @@ def test_a_dataset_that_has_changed_is_refused(tmp_path: Path) -> None:
         official(tmp_path).prepare(batch_of(clean, labels), offline=True)
 
 
-def test_every_model_is_shown_the_same_generated_images() -> None:
-    cells: list[Cell] = []
-    for name in ("digits_plain", "digits_robust"):
-        benchmark = parse_benchmark(mapping(name="x", threat={"kind": "corruptions"}, executor={"kind": "local"}))
-        task = Task(name, benchmark.models[0], benchmark.dataset, benchmark.threat, 3, "cpu", name)
-        cells.append(Cell(task, BASELINE, Shard((len(cells),), name), "fog-1", (len(cells),)))
-    assert [cell.seed for cell in cells] == [3, 3]
-
-
 def test_a_dataset_of_other_images_is_refused(planted: Planted) -> None:
     root, clean, labels = planted
     other = batch_of(clean, np.where(np.arange(N) == 5, (labels + 1) % 10, labels))
@@ -371,7 +361,7 @@ def test_a_dataset_of_other_images_is_refused(planted: Planted) -> None:
     with pytest.raises(DataError, match=mismatch):
         official(root).prepare(other)
     with pytest.raises(DataError, match=mismatch):
-        official(root).perturb("fog-1", UNUSED, other, seed=0)
+        official(root).perturb("fog-1", UNUSED, other, noise(0))
     beyond = Batch(other.x[:1], other.y[:1], torch.tensor([10_000]))
     found = rf"10,000 images of shape \[3, 32, 32\], .* image 10000 of shape \[3, 32, 32\].*{remedy}"
     with pytest.raises(DataError, match=found):
@@ -395,7 +385,7 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "ImageNet-C/snow/1/n01440764").mkdir()
     (tmp_path / "ImageNet-C/snow/1/n01440764/a.JPEG").write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"snow/1/n01440764/a\.JPEG: not an image"):
-        threat.perturb("snow-1", UNUSED, batch, seed=0)
+        threat.perturb("snow-1", UNUSED, batch, noise(0))
 
 
 # The download
@@ -463,7 +453,7 @@ def test_offline_and_in_a_stage_nothing_is_downloaded(tmp_path: Path, mirror: Pa
     with pytest.raises(DataMissing, match=r"/CIFAR-10-C: .*offline.*; unpack https://zenodo\S+ in \S+ by hand"):
         official(tmp_path).prepare(batch, offline=True)
     with pytest.raises(DataMissing, match=r"labels\.npy: no such file"):
-        official(tmp_path).perturb("fog-1", UNUSED, batch, seed=0)
+        official(tmp_path).perturb("fog-1", UNUSED, batch, noise(0))
 
 
 # Generated corruptions
@@ -477,10 +467,10 @@ def test_an_image_does_not_depend_on_its_companions(planted: Planted) -> None:
     drawn = np.random.rand()
     np.random.seed(1)
     for stage in ("gaussian_noise-3", "impulse_noise-3", "glass_blur-3"):
-        together = threat.perturb(stage, UNUSED, batch_of(clean, labels, [4, 2, 9]), seed=7)
-        alone = threat.perturb(stage, UNUSED, batch_of(clean, labels, [2]), seed=7)
+        together = threat.perturb(stage, UNUSED, batch_of(clean, labels, [4, 2, 9]), noise(7))
+        alone = threat.perturb(stage, UNUSED, batch_of(clean, labels, [2]), noise(7))
         assert torch.equal(together[1:2], alone)
-        assert not torch.equal(alone, threat.perturb(stage, UNUSED, batch_of(clean, labels, [2]), seed=8))
+        assert not torch.equal(alone, threat.perturb(stage, UNUSED, batch_of(clean, labels, [2]), noise(8)))
         assert not torch.equal(alone, batch_of(clean, labels, [2]).x)
     assert np.random.rand() == drawn  # the caller's random numbers are left alone
 
@@ -492,7 +482,7 @@ def test_corruptions_are_those_of_the_paper(library: str, planted: Planted) -> N
     x = batch.x.numpy()
     means = x.mean((2, 3), keepdims=True)
     for severity, share in ((1, 0.4), (5, 0.05)):
-        found = threat_of().perturb(f"contrast-{severity}", UNUSED, batch, seed=0).numpy()
+        found = threat_of().perturb(f"contrast-{severity}", UNUSED, batch, noise(0)).numpy()
         assert np.abs(found - ((x - means) * share + means)).max() <= 1 / 255 + 1e-6  # cut to 8 bits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from harness.api.threat import Passes, Threat
 from harness.api.work import Portion
 from harness.errors import InvalidAdversary
 from harness.util.noise import Noise
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Quadrants(Model):
@@ -128,7 +131,12 @@ class AtOnce(Executor):
         try:
             for reports in evaluate(portion):
                 deliver(reports)
+<<<<<<< HEAD
+=======
             future.set_result(None)
+>>>>>>> origin/core
         except Exception as error:
             future.set_exception(error)
+        else:
+            future.set_result(None)
         return future

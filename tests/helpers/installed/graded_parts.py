@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from harness.api.dataset import Dataset, Source
 from harness.api.records import Batch, Target
 from harness.api.threat import Threat
 from harness.util.noise import Noise
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Graded(Dataset, Source):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from harness.api.records import Batch
 from harness.api.threat import Threat
 from harness.api.work import Portion
 from harness.util.noise import Noise
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Training(Model):
