@@ -66,7 +66,7 @@ class Moves(ABC):
 
 
 class Linf(Moves):
-    """L∞: a window is moved by 2 ε or −2 ε, so that every pixel is at a wall of the ball or of the box (Algorithm 2)."""
+    """L∞: a window moves by 2 ε or −2 ε, so that every pixel is at a wall of the ball or of the box (Algorithm 2)."""
 
     def __init__(
         self, slots: int, shape: tuple[int, ...], eps: float, queries: int, device: torch.device | str
