@@ -2,9 +2,9 @@
 
 ``leaderboards/x.csv`` has ``leaderboards/x.outcomes.csv``: a row for each model, steering and stage. Its column
 ``outcomes`` is a string, in the benchmark's order of images, of 1 (survived every attempt of the stages so far), 0
-(lost to one of them) and ? (not known: the steering was pruned, or the image was lost to a later stage first). Graded answers
-are a number an image, separated by spaces: the share of the attributes that are right, or the negative of a squared
-error.
+(lost to one of them) and ? (not known: the steering was pruned, or the image was lost to a later stage first). Graded
+answers are a number an image, separated by spaces: the share of the attributes that are right, or the negative of a
+squared error.
 """
 
 from __future__ import annotations
