@@ -44,7 +44,8 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
             started = now
         if reports and (results is None or now - last > REPORT_EVERY):
             yield reports
-            last, reports = perf_counter(), []
+            reports, last = [], perf_counter()
+            started = last  # whoever took them may have taken long
         if results is None:
             return
 

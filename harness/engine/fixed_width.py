@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.engine.verification import answers_for
+
 REFERENCES = (16, 32, 64, 8, 4, 2, 1)
 """Widths of reference, the first at which a network does not depend on company and place; 1 has no company."""
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -21,6 +23,8 @@ WASTE = 1.5
 """Most images computed for each image asked for, where a narrower batch and another one would do."""
 GAIN = 0.93
 """Time an image takes at twice the width, as a share, from which on a wider batch is not worth its memory."""
+LOOKED_AT = 16
+"""Images at least whose bits are compared."""
 LONGEST = 2.0
 """Seconds of a forward and a backward pass beyond which batches are not made wider."""
 
@@ -85,27 +89,36 @@ class FixedWidth(nn.Module):
             self.classes = first[0].shape[1]
             if width == REFERENCES[0] and not _equal(first, self._look(*self._batch(width))):
                 return 0
-            self._at_reference = first
-            if self._same_bits(first, width):
+            self._at_reference = self._in_batches_of(width)
+            if self._same_bits(self._at_reference, width):
                 return width
         return 1
 
+    def _in_batches_of(self, width: int) -> tuple[Tensor, ...]:
+        """Return what is seen of `LOOKED_AT` images or more, ``width`` at a time."""
+        images = self._batch(max(width, LOOKED_AT))
+        parts = [
+            self._look(*(tensor[start : start + width] for tensor in images))
+            for start in range(0, len(images[0]), width)
+        ]
+        return tuple(torch.cat(seen) for seen in zip(*parts, strict=True))
+
     def _same_bits(self, expected: tuple[Tensor, ...], width: int) -> bool:
-        """Return whether images get the expected bits at ``width``, shuffled, and among others if there is room."""
+        """Return whether images get the expected bits at ``width``, elsewhere in the batch and in other company."""
         n = len(expected[0])
         order = torch.randperm(n, generator=torch.Generator().manual_seed(width)).tolist()
+        places = torch.randperm(width, generator=torch.Generator().manual_seed(width + 1)).tolist()
         images = self._batch(n)
-        if width <= n:
-            parts = [order[start : start + width] for start in range(0, n - width + 1, width)][:2]
-            return all(
-                _equal(self._look(*(t[part] for t in images)), tuple(e[part] for e in expected)) for part in parts
-            )
-        company = self._batch(width, shift=1)
-        places = torch.randperm(width, generator=torch.Generator().manual_seed(width))[:n].tolist()
-        for tensor, own in zip(company, images, strict=True):
-            tensor[places] = own[order]
-        seen = self._look(*company)
-        return _equal(tuple(s[places] for s in seen), tuple(e[order] for e in expected))
+        # as many images as were looked at would have the company that they had, so half of them stay away
+        size = n // 2 if width == n else min(width, n)
+        for part in (order[:size], order[n - size :]):
+            shown = self._batch(width, shift=n)
+            for tensor, own in zip(shown, images, strict=True):
+                tensor[places[:size]] = own[part]
+            seen = self._look(*shown)
+            if not _equal(tuple(s[places[:size]] for s in seen), tuple(e[part] for e in expected)):
+                return False
+        return True
 
     def _batch(self, width: int, shift: int = 0) -> list[Tensor]:
         """Return ``width`` images unlike each other, and their rows."""
@@ -119,7 +132,7 @@ class FixedWidth(nn.Module):
         """Return the answers for a batch as it is, and the gradient of a sum of them."""
         with torch.enable_grad():
             x = x.detach().clone().requires_grad_()
-            answers = self.network(x, *rows)
+            answers = answers_for(x, self.network(x, *rows))
             weights = torch.cos(torch.arange(answers.shape[1], device=x.device, dtype=answers.dtype))
             total = (answers * weights).sum()
             gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None

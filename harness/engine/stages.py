@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import torch
@@ -240,7 +240,7 @@ def _by_batches(computation: Computation, group: Group) -> Iterator[list[Result]
             batch, digests = computation.batch(trials)
             noise = Noise(task.seed, computation.keys(trials, digests))
             with attacking(task.precision):
-                images = task.threat.perturb(stage, network, batch, noise).detach()
+                images = task.threat.perturb(stage, network, replace(batch, x=batch.x.clone()), noise).detach()
             verify(task.threat, batch.x, images, normalised=task.normalised)
             values = task_type.outcome(computation.answers(trials, images), batch.y).tolist()
             forwards, backwards = network.forwards // len(trials), network.backwards // len(trials)

@@ -102,14 +102,14 @@ class Workers:
         """Take a worker's answer, or note that the worker is lost."""
         worker, submission = self._busy.pop(answer) if answer in self._busy else (self._pinged.pop(answer), None)
         try:
-            result: Answer = pickle.loads(ray.get(answer))
+            result = ray.get(answer)
         except RayError as error:
             ray.kill(worker)
             self._handle_loss(submission, last_line(str(error)), dispatcher)
             return
         self._failed_pings.clear()
         if submission is not None:
-            submission.accept(result)
+            submission.accept(pickle.loads(result))
         if submission is None or submission.future.done():
             self._idle.append(worker)
         else:

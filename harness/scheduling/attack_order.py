@@ -6,6 +6,7 @@ Of these rounds, the first that has any trials:
 2. The contenders of every undecided set: hints, smallest margins first, no more than can be needed to overtake them.
 3. The leader of the first undecided set: attacks stage by stage, smallest margins first.
 4. Every steering: hints.
+5. Scouts, evenly spaced in the line: whatever has fooled an image anywhere; what fools a scout is a hint nearby.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from harness.scheduling.contest import Contest, Undecided
+from harness.scheduling.contest import Contest, Standing
 from harness.scheduling.hints import hints
 from harness.scheduling.verdicts import ABSENT, Verdicts
 
 CHUNK = 256
 """Trials of a round without hints, or a few more: enough to fill a batch, and few enough to stop soon."""
+SCOUTS = 32
+"""Steerings that are shown all that has fooled others; in a finer grid, what fools none of them is left untried."""
 
 
 class AttackOrder:
@@ -36,6 +39,9 @@ class AttackOrder:
         self.verdicts, self.contest = verdicts, contest
         self.line = np.array(line, int)
         self.in_line = np.isin(np.arange(len(verdicts.alive)), self.line)
+        self.scouts = self.line[
+            np.unique(np.linspace(0, len(self.line) - 1, min(SCOUTS, len(self.line))).round().astype(int))
+        ]
         self.dearest = verdicts.stage[verdicts.place.min(axis=0, initial=ABSENT) != ABSENT].max(initial=-1)
         self.by_margin = np.argsort(np.argsort(margins, axis=1, kind="stable"), axis=1)
 
@@ -44,14 +50,16 @@ class AttackOrder:
         return next((np.unique(cells) for cells in self._rounds() if len(cells)), np.empty(0, int))
 
     def _rounds(self) -> Iterator[np.ndarray]:
-        alive, decided = self.verdicts.alive, self.verdicts.decided
-        finish = self.contest.to_be_finished(alive, decided)
+        decided = self.verdicts.decided
+        standings = self.contest.standings(self.verdicts.alive, decided)
+        finish = self.contest.to_be_finished(standings)
         yield self._to_the_end(finish[~decided[finish].all(axis=1)])
         if not self.contest.full:
-            if undecided := list(self.contest.undecided(alive, decided)):
+            if undecided := [standing for standing in standings if not standing.is_decided]:
                 yield self._hints_to_contenders(undecided)
                 yield self._to_the_leader(undecided[0])
             yield self._hints(self.in_line)
+            yield np.concatenate([self._fooled_elsewhere(number) for number in self.scouts.tolist()])
 
     def _to_the_end(self, numbers: np.ndarray) -> np.ndarray:
         """Return attacks on the undecided images of some steerings: what fooled others, then stage by stage.
@@ -95,25 +103,26 @@ class AttackOrder:
         chosen = order[first]
         return self.verdicts.cells(np.full(len(chosen), number), images[chosen], attempts[chosen])
 
-    def _hints_to_contenders(self, undecided: Sequence[Undecided]) -> np.ndarray:
+    def _hints_to_contenders(self, undecided: Sequence[Standing]) -> np.ndarray:
         """Return hints to each set's contenders, no more than can be needed to overtake them."""
         alive = self.verdicts.alive
         taking_part = np.zeros(len(alive), bool)
-        taking_part[np.concatenate([one.contenders for one in undecided])] = True
+        taking_part[np.concatenate([one.contenders[0] for one in undecided])] = True
         cells = self._hints(taking_part)
         steerings, images, _ = np.unravel_index(cells, self.verdicts.place.shape)
         in_order = np.lexsort((self.by_margin[steerings, images], steerings))
         kept = np.zeros(len(cells), bool)
-        for where, _, contenders, floor in undecided:
-            lead = alive[:, where].sum(axis=1)
+        for standing in undecided:
+            contenders, floor = standing.contenders
+            lead = alive[:, standing.where].sum(axis=1)
             most = np.zeros(len(alive), int)
             most[contenders] = lead[contenders] - lead[floor] + 1
-            inside = in_order[np.isin(images[in_order], where)]
+            inside = in_order[np.isin(images[in_order], standing.where)]
             before = np.arange(len(inside)) - np.searchsorted(steerings[inside], steerings[inside])
             kept[inside[before < most[steerings[inside]]]] = True
         return cells[kept]
 
-    def _to_the_leader(self, undecided: Undecided) -> np.ndarray:
+    def _to_the_leader(self, undecided: Standing) -> np.ndarray:
         """Return the next attacks on the leader of a set.
 
         Images that are lost at another steering come first, with all stages but the dearest: if a leader is to be

@@ -20,7 +20,7 @@ import numpy as np
 from harness.api.records import Steering
 from harness.api.work import CLEAN, INSPECT, Answer, Attempt, Trial
 from harness.scheduling.attack_order import AttackOrder
-from harness.scheduling.contest import Contest
+from harness.scheduling.contest import Contest, Standing
 from harness.scheduling.grades import Grades
 from harness.scheduling.grid import in_line
 from harness.scheduling.prices import cheapest_first, price
@@ -110,7 +110,7 @@ class GuidedSearch:
             attempts = [len(self.threat.attempts(stage, range(self._classes - 1))) for stage in stages]
             at_least = sum(self.top is None or one.is_baseline or bool(one.method) for one in self.steerings) + 1
             return float(n * (len(self.steerings) + min(at_least, len(self.steerings)) * (prices @ attempts)))
-        finish = self._contest.to_be_finished(self._robust, self._decided, leaders=True)
+        finish = self._contest.to_be_finished(self._standings, leaders=True)
         if self._verdicts is not None:
             in_order = dict(zip(stages, prices.tolist(), strict=True))
             of_stage = np.array([*(in_order[stage] for stage in self._order), 0.0])
@@ -177,6 +177,11 @@ class GuidedSearch:
         finished = np.ones(len(self.steerings), bool) if self._grades is None else self._grades.finished
         return np.broadcast_to(finished[:, None], self._clean.shape)
 
+    @property
+    def _standings(self) -> list[Standing]:
+        """Standings of the contests, once the clean images are known."""
+        return self._contest.standings(self._robust, self._decided)
+
     # --- rounds ---
 
     def _next_round(self) -> Round:
@@ -225,9 +230,9 @@ class GuidedSearch:
 
     def _graded_round(self, grades: Grades) -> Round:
         """Return the next stage of what must be finished, or else of the leader of the first undecided set."""
-        finish = self._contest.to_be_finished(self._robust, self._decided)
+        finish = self._contest.to_be_finished(self._standings)
         numbers = finish[~grades.finished[finish]].tolist()
-        numbers = numbers or [one.leader for one in self._contest.undecided(self._robust, self._decided)][:1]
+        numbers = numbers or [standing.leader for standing in self._standings if not standing.is_decided][:1]
         attempts = [self.threat.attempts(self.threat.stages[grades.done[number]], ())[0] for number in numbers]
         trials = [
             Trial(self.steerings[number], image, attempt)

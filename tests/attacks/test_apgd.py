@@ -211,6 +211,18 @@ def test_the_trajectory_is_the_library_s(ball: Ball, kind: int, name: str, steps
     assert 0 < fallen < len(wrongs) or name == "digits_robust"
 
 
+@balls
+@kinds
+@pytest.mark.parametrize("scale", [1.5, 5])
+def test_the_trajectory_is_the_library_s_for_images_outside_the_box(
+    ball: Ball, kind: int, scale: float, double: None
+) -> None:
+    """Normalised images are; [−2.5, 2.5]. Later, rounding decides the sign of a gradient, in L∞ a pixel."""
+    network, inside = in_double("digits_plain", ball, slice(12), kind)
+    x = scale * (inside.x - 0.5)
+    compared(lambda: network, trials_of(network, x, network(x).argmax(1), kind), ball, 12)
+
+
 def sawtooth(network: Network, period: int) -> Network:
     """The n-th call is at another temperature: the loss of an image that stays where it is falls once a period."""
     calls = iter(range(10_000))

@@ -55,7 +55,11 @@ def comes_true(condition: Callable[[], bool], seconds: float = 5) -> bool:
 
 
 def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
+    """Whether a process has ended, even if nobody has waited for it."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
 
 
 class TestLocal(ExecutorContract):
@@ -122,7 +126,7 @@ def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(failing: F
 
 def test_a_model_that_fails_in_the_middle_is_a_failed_row(failing: Failing) -> None:
     (row,) = failing.rows(failing.board, "lapses")
-    assert "failed: stage dim-2: RuntimeError: a lapse" in row
+    assert row.count("RuntimeError: a lapse") == 1
 
 
 # --- results on their way ---

@@ -1,4 +1,4 @@
-"""The Ray executor, on a cluster of two nodes: whoever computes a cell and whoever is lost, the same numbers."""
+"""The Ray executor, on a cluster of two nodes: whoever computes a portion and whoever is lost, the same numbers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from helpers.commands import Run, csv_of, untimed
 from helpers.packages import INSTALLED, python_path
-from helpers.tasks import first_cells
+from helpers.portions import Delivered, portion
 from helpers.tiny import few_cells, mapping
 
-from harness.api.work import Cell
+from harness.api.work import Portion
 from harness.errors import ModelError, SpecError
-from harness.executors.dispatch import Dispatcher, Work
-from harness.executors.local import ATTEMPTS
+from harness.executors.dispatch import Dispatcher
 from harness.executors.ray import Ray
+from harness.executors.submission import ATTEMPTS, Submission
 from harness.testing import ExecutorContract
 
 library = pytest.importorskip("ray")
@@ -85,22 +85,27 @@ def model(builder: str) -> dict[str, Any]:
     return {"kind": "checkpoint", "builder": f"worker_networks:{builder}"}
 
 
-def first_cell(builder: str = "mixed", device: str = "cpu") -> Cell:
-    return first_cells(mapping(models=[model(builder)]), device)[0]
+def clean(builder: str = "mixed", device: str = "cpu") -> Portion:
+    return portion(mapping(models=[model(builder)]), device=device)
+
+
+def dim(builder: str) -> Portion:
+    """24 trials in three batches."""
+    return portion(mapping(models=[model(builder)], threat={"kind": "dim"}), stage="dim-1", images=range(24))
 
 
 def idle(ray: Ray) -> list[Any]:
     return list(ray._dispatcher._step.__self__._idle)  # type: ignore[attr-defined]
 
 
-def losses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The keys of the cells whose worker is lost from now on."""
-    lost: list[str] = []
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[Submission]:
+    """The submissions whose worker is lost from now on."""
+    lost: list[Submission] = []
     retry = Dispatcher.retry
 
-    def noted(dispatcher: Dispatcher, work: Work, reason: str, remedy: str) -> None:
-        lost.append(work.cell.key)
-        retry(dispatcher, work, reason, remedy)
+    def noted(dispatcher: Dispatcher, submission: Submission, reason: str, remedy: str) -> None:
+        lost.append(submission)
+        retry(dispatcher, submission, reason, remedy)
 
     monkeypatch.setattr(Dispatcher, "retry", noted)
     return lost
@@ -118,36 +123,61 @@ def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(driver: Pa
     assert run(local, "--executor", "ray", "--address", cluster.address).code == 1
     lines = untimed((driver / "leaderboards" / "tiny.csv").read_text())
     assert len(Path("died.always").read_text()) >= ATTEMPTS == 3
-    told = r"failed: its worker was lost 3 times on stage \w+ of 24 images \(out of memory\?\); lower batch_size\. \w+"
+    told = (
+        r"failed: its worker was lost 3 times on stage \w+ with \d+ trials left \(out of memory\?\); "
+        r"lower batch_size\. \w+"
+    )
     assert re.search(told, lines[1])
     assert lines[2:] == untimed(csv_of(few_cells(), driver / "alone"))[1:]
 
 
 @pytest.mark.usefixtures("driver")
+def test_results_arrive_while_the_portion_is_computed_and_a_lost_worker_costs_only_the_rest(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dripping, dying = dim("drips"), dim("dies_halfway")
+    drops, rest = Delivered(), Delivered()
+    lost = losses(monkeypatch)
+    with Ray(address=cluster.address) as ray:
+        ray.submit(dripping, drops).result(60)
+        ray.submit(dying, rest).result(60)
+    assert len(drops.deliveries) == 3
+    assert drops.times[-1] - drops.times[0] > 0.2
+    assert drops.agrees_with_evaluate(dripping)
+    assert len(lost) == 1
+    assert rest.is_each_once(dying)
+    assert rest.agrees_with_evaluate(dying)
+
+
+@pytest.mark.usefixtures("driver")
 def test_errors_idle_deaths_and_leaving(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, other, slow, bad, odd = map(first_cell, ("mixed", "quadrants", "slow", "narrow", "raises"))
+    good, other, slow, bad, odd = map(clean, ("mixed", "quadrants", "slow", "narrow", "raises"))
     session = Path(cluster.head_node.get_session_dir_path()).name
     lost = losses(monkeypatch)
     with Ray(address=cluster.address) as ray:
         # an error is told as it is, and the worker lives on
         with pytest.raises(ModelError, match=r"^the data have labels up to 3, but the network yields 2 logits"):
-            ray.submit(bad).result(60)
+            ray.submit(bad, Delivered()).result(60)
         before = idle(ray)
-        with pytest.raises(ModelError, match=r"^stage clean: _Unpicklable: salt and pepper$"):
-            ray.submit(odd).result(60)
-        assert ray.submit(good).result(60).key == good.key
+        with pytest.raises(ModelError, match=r"_Unpicklable: salt and pepper$"):
+            ray.submit(odd, Delivered()).result(60)
+        delivered = Delivered()
+        ray.submit(good, delivered).result(60)
+        assert delivered.is_each_once(good)
         assert idle(ray) == before
         # when all have died idle, the first that is found dead warns of the others
-        for promise in [ray.submit(slow), ray.submit(other)]:
-            promise.result(60)
+        for future in [ray.submit(slow, Delivered()), ray.submit(other, Delivered())]:
+            future.result(60)
         assert gone(lambda: [0] * (2 - len(idle(ray))))
         for worker in idle(ray):
             library.kill(worker)
-        assert ray.submit(other).result(60).key == other.key
+        delivered = Delivered()
+        ray.submit(other, delivered).result(60)
+        assert delivered.is_each_once(other)
         assert len(lost) == 1
         # leaving lets go at once
         assert processes_of(session, "ray::Worker")
-        in_flight = ray.submit(slow)
+        in_flight = ray.submit(slow, Delivered())
         started = time.monotonic()
     assert time.monotonic() - started < 5
     assert in_flight.done()
@@ -166,12 +196,12 @@ def test_workers_that_cannot_be_started_are_not_tried_for_ever(cluster: Any, mon
     from harness.executors import ray_workers
 
     monkeypatch.setattr(ray_workers, "Worker", Refuses)
-    cell = first_cell()
+    work = clean()
     told = "no worker could be started on the Ray cluster, 3 times: .*; install the same version of ct-harness"
     with Ray(address=cluster.address) as ray:
         for _ in range(2):
             with pytest.raises(ModelError, match=told):
-                ray.submit(cell).result(60)
+                ray.submit(work, Delivered()).result(60)
 
 
 @pytest.mark.usefixtures("driver")
@@ -179,12 +209,12 @@ def test_gpus_and_device_go_together(cluster: Any) -> None:
     told = "executor: a worker needs 0.5 GPU, but .* Ray cluster at .* have 0, 0; add a node"
     with pytest.raises(SpecError, match=told), Ray(address=cluster.address, gpus=0.5):
         pass
-    cell = first_cell(device="cuda")
+    work = clean(device="cuda")
     with Ray(address=cluster.address) as ray, pytest.raises(SpecError, match="need device: cpu, found device: cuda"):
-        ray.submit(cell)
+        ray.submit(work, Delivered())
     told = r"need device: cuda, found device: cuda:1; set device=cuda, or executor.gpus=0"
     with pytest.raises(SpecError, match=told):
-        Ray(gpus=1).submit(first_cell(device="cuda:1"))
+        Ray(gpus=1).submit(clean(device="cuda:1"), Delivered())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:2", "nonsense"])
@@ -216,7 +246,7 @@ def test_options_that_do_not_fit(run: Run, arguments: list[str], pieces: list[st
     assert [piece for piece in pieces if piece not in ended.err] == []
 
 
-def test_a_node_killed_in_the_middle_costs_its_cell_alone(
+def test_a_node_killed_in_the_middle_costs_its_portion_alone(
     driver: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last test, since another node takes seconds to start."""

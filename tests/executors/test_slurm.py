@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.commands import Run, csv_of, untimed
-from helpers.tasks import first_cells
+from helpers.portions import Delivered, portion
 from helpers.tiny import few_cells, mapping
 
-from harness.api.work import Cell
+from harness.api.work import Portion
 from harness.errors import ModelError
 from harness.executors import slurm
-from harness.executors.dispatch import Work
 from harness.executors.slurm import Slurm
+from harness.executors.submission import Submission
 from harness.testing import ExecutorContract
 
 pytest.importorskip("submitit")
@@ -37,8 +36,13 @@ def jobs(cluster: str, **fields: Any) -> dict[str, Any]:
     return {"kind": "slurm", "cluster": cluster, "workers": 2} | fields
 
 
-def one_cell(builder: str) -> Cell:
-    return first_cells(mapping(models=[model(builder)]))[0]
+def clean(builder: str) -> Portion:
+    return portion(mapping(models=[model(builder)]))
+
+
+def dim(builder: str) -> Portion:
+    """24 trials in three batches."""
+    return portion(mapping(models=[model(builder)], threat={"kind": "dim"}), stage="dim-1", images=range(24))
 
 
 class TestSlurm(ExecutorContract):
@@ -53,19 +57,19 @@ def test_jobs_in_this_process_give_the_same_board(here: Path, computed: Path) ->
 
 
 @pytest.mark.slow
-def test_a_job_that_dies_costs_its_cell_alone_and_the_board_is_the_same(driver: Path) -> None:
-    mortal = few_cells(models=[model("dies_once", name="mixed")])
-    alone = untimed(csv_of(mortal, driver / "runs"))
-    with sqlite3.connect(driver / "runs" / "tiny" / "ledger.sqlite") as ledger:  # the attacks again, at once
-        again = "DELETE FROM cells WHERE json_extract(identity, '$.stage') = 'apgd-ce'"
-        assert ledger.execute(again).rowcount == 2
-    ledger.close()
-    csv = csv_of(mortal | {"executor": jobs("local", folder="jobs")}, driver / "runs")
-    assert Path("died.once").exists()
-    assert untimed(csv) == alone
-    assert not list(Path("jobs").glob("*_result.pkl"))
-    assert len(list(Path("jobs").glob("*_submitted.pkl"))) == 1  # of the job that died
-    assert list(Path("jobs").glob("*_log.err"))
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("builder", ["dies_halfway", "stops_halfway"])
+def test_a_job_that_ends_early_costs_only_what_it_had_not_left(builder: str) -> None:
+    """It dies, or its time is up."""
+    work, delivered = dim(builder), Delivered()
+    with Slurm(cluster="local", workers=1, folder="jobs") as executor:
+        executor.submit(work, delivered).result(120)
+    assert Path("halfway").exists()
+    assert len(delivered.deliveries) == 3
+    assert delivered.agrees_with_evaluate(work)
+    left = sorted(path.name.split("_", 1)[1] for path in Path("jobs").iterdir())
+    of_the_dead = ["submitted.pkl"] if builder == "dies_halfway" else []
+    assert [name for name in left if "log" not in name and not name.endswith(".sh")] == of_the_dead
 
 
 @pytest.mark.slow
@@ -75,7 +79,7 @@ def test_what_kills_every_job_is_a_failed_row(driver: Path, run: Run) -> None:
     csv = (driver / "leaderboards" / "tiny.csv").read_text()
     assert len(Path("died.always").read_text()) == 3
     assert "failed: its worker was lost 3 times on stage " in csv
-    assert " of 24 images (out of memory?); raise executor.memory, or lower batch_size. Job " in csv
+    assert " trials left (out of memory?); raise executor.memory, or lower batch_size. Job " in csv
     assert "_0_log.err" in csv
 
 
@@ -83,10 +87,10 @@ def test_what_kills_every_job_is_a_failed_row(driver: Path, run: Run) -> None:
 @pytest.mark.usefixtures("driver")
 def test_errors_are_told_as_they_are() -> None:
     with Slurm(cluster="local", workers=2, time=1) as executor:
-        narrow, overdue = (executor.submit(one_cell(builder)) for builder in ("narrow", "overdue"))
+        narrow, overdue = (executor.submit(clean(builder), Delivered()) for builder in ("narrow", "overdue"))
         with pytest.raises(ModelError, match=r"^the data have labels up to 3, but the network yields 2 logits"):
             narrow.result(60)
-        told = "1 minutes; raise executor.time, or lower batch_size"
+        told = "a job has found no result in its time, 1 minutes; raise executor.time"
         with pytest.raises(ModelError, match=told):
             overdue.result(60)
 
@@ -95,14 +99,14 @@ def test_errors_are_told_as_they_are() -> None:
 @pytest.mark.usefixtures("driver")
 def test_leaving_cancels_the_jobs() -> None:
     with Slurm(cluster="local", workers=1) as executor:
-        future = executor.submit(one_cell("mixed"))
+        future = executor.submit(clean("mixed"), Delivered())
         while not (in_flight := list(executor._dispatcher._step.__self__._in_flight)):  # type: ignore[attr-defined]
             time.sleep(0.05)
         time.sleep(1)
         started = time.monotonic()
     assert time.monotonic() - started < 5
     assert future.cancelled()
-    assert in_flight[0]._process.wait(10) != 0
+    assert in_flight[0].handle._process.wait(10) != 0
 
 
 SBATCH = """#!/bin/sh
@@ -118,13 +122,13 @@ def test_what_slurm_refuses_is_told(driver: Path, monkeypatch: pytest.MonkeyPatc
         (driver / name).chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(driver), os.environ["PATH"]]))
     told = "its worker was lost 3 times .* no job could be submitted: sbatch: error: invalid partition specified: moon"
-    cell = one_cell("mixed")
+    work = clean("mixed")
     with Slurm(workers=4, partition="moon", time=30, memory="500M") as executor:
-        works = [Work(cell) for _ in range(3)]
-        executor._dispatcher.waiting.extend(works)  # at once
-        for work in works:
+        submissions = [Submission(work, Delivered()) for _ in range(3)]
+        executor._dispatcher.waiting.extend(submissions)  # at once
+        for submission in submissions:
             with pytest.raises(ModelError, match=told):
-                work.future.result(20)
+                submission.future.result(20)
     text = Path("submitted.sh").read_text()
     for line in ("--partition=moon", "--time=30", "--mem=500M", "--cpus-per-task=1", "--array=0-2%3"):
         assert f"#SBATCH {line}\n" in text

@@ -57,4 +57,8 @@ class Delivered:
         from harness.engine.evaluate import evaluate
 
         here = [result for reports in evaluate(portion) for report in reports for result in report.results]
-        return [(one.trial, one.answer) for one in self.results] == [(one.trial, one.answer) for one in here]
+        return list(map(_told, self.results)) == list(map(_told, here))
+
+
+def _told(result: Result) -> tuple[Trial, str]:
+    return result.trial, repr(result.answer)  # as text, NaN equals NaN
