@@ -103,16 +103,17 @@ def of_coverage(coverage: Coverage, family: FamilyName) -> set[str]:
 
 
 def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
-    """Return ``square`` where Square lowers the accuracy that the stages before it left.
+    """Return ``square`` where Square fools the network on images that are known to survive the stages before it.
 
     Args:
-        stages: scores [n] after each stage, in order, the clean one first.
+        stages: scores [n] after each stage, in order, the clean one first; NaN where they are not known.
     """
     names = list(stages)
     if "square" not in names or names.index("square") < 2:  # nothing but the clean stage before it
         return set()
     before = stages[names[names.index("square") - 1]]
-    return {"square"} if before.mean() - stages["square"].mean() > SQUARE_SHARE else set()
+    taken = (before == 1) & (stages["square"] == 0)
+    return {"square"} if taken.mean() > SQUARE_SHARE else set()
 
 
 def of_published(clean: np.ndarray, published_clean: float) -> set[str]:
