@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from harness.api.records import Steering
-from harness.api.work import CLEAN, INSPECT, Answer, Attempt, Trial
+from harness.api.trial import CLEAN, INSPECT, Answer, Attempt, Trial
 from harness.scheduling.attack_order import AttackOrder
 from harness.scheduling.contest import Contest, Standing
 from harness.scheduling.grades import Grades

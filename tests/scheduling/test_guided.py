@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
 from harness.api.records import Steering
-from harness.api.work import CLEAN, INSPECT, OWN_STAGES, REPLAY, Answer, Trial
+from harness.api.trial import CLEAN, INSPECT, OWN_STAGES, REPLAY, Answer, Trial
 from harness.scheduling.grid import grid, in_line
 from harness.scheduling.guided import INSPECTED, GuidedSearch
 from harness.util.hashing import sha256

@@ -10,7 +10,7 @@ from helpers.tables import Attacks, Table, attacks, run
 
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
 from harness.api.records import Steering
-from harness.api.work import Answer, Trial
+from harness.api.trial import Answer, Trial
 from harness.scheduling.grid import grid
 from harness.scheduling.guided import GuidedSearch
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.api.dataset import Data
-from harness.api.work import TRAINING, Answer, Attempt, Trial
+from harness.api.trial import TRAINING, Answer, Attempt, Trial
 from harness.scheduling.grid import grid
 from harness.scheduling.training_scores import TrainingScores
 
