@@ -29,11 +29,10 @@ from harness.api.model import Model, Scorable
 from harness.api.part import Part
 from harness.api.records import BASELINE, Batch, Steering
 from harness.api.threat import Threat
-from harness.api.work import Cell, Outcome, Shard, Task
+from harness.api.work import CLEAN, Cell, Outcome, Shard, Task
 from harness.engine.evaluate import evaluate
 from harness.engine.numerics import reproducible
 from harness.errors import DataError, ModelError
-from harness.scheduling.trials import CLEAN
 from harness.util.hashing import canonical
 
 

@@ -22,7 +22,7 @@ from harness.engine.session import ModelSession, model_session
 from harness.engine.verification import logits, verify
 from harness.errors import ModelError
 from harness.leaderboard import flags
-from harness.scheduling.trials import grid
+from harness.scheduling.grid import grid
 
 STEERED, ATTACKED = 8, 2
 """Images that the steered network classifies; and how many of the correct ones are attacked."""

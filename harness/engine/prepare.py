@@ -20,7 +20,7 @@ from harness.engine.numerics import reproducible, resolve
 from harness.engine.session import model_session
 from harness.engine.verification import logits
 from harness.errors import HarnessError, ModelError, SpecError
-from harness.scheduling.trials import grid
+from harness.scheduling.grid import grid
 
 MAX_OVERLAP = 0.01
 """Share of the scored images that may be training images too, as in some official splits; their rows are flagged."""
