@@ -153,7 +153,8 @@ class AttackOrder:
     def _spaced(self, most: int) -> np.ndarray:
         """Return the numbers of at most so many steerings, evenly spaced in the line, its ends among them."""
         places = np.linspace(0, len(self.line) - 1, min(most, len(self.line))).round().astype(int)
-        return self.line[places]
+        found: np.ndarray = self.line[places]
+        return found
 
     def _hints(self, receiving: np.ndarray) -> np.ndarray:
         """Return hints to some steerings.

@@ -170,7 +170,7 @@ class GuidedSearch:
 
     @property
     def _decided(self) -> np.ndarray:
-        """Whether a robust score is known, bool [S, n], once the clean images are known."""
+        """Table of the robust scores that are exact, bool [S, n], once the clean images are known."""
         assert self._clean is not None
         if self._verdicts is not None:
             return self._verdicts.decided
