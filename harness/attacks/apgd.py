@@ -1,7 +1,7 @@
 """AutoPGD as a step machine (Croce & Hein 2020, arXiv 2003.01690, Algorithm 1): PGD without a step size to choose.
 
-It ascends a loss within the ball, and looks at each point on its way. Trajectories are those of
-``pyautoattack.autopgd_base`` but for rounding.
+It ascends a loss within the ball and checks each point on its way. Trajectories are those of
+``pyautoattack.autopgd_base`` up to rounding.
 """
 
 from __future__ import annotations

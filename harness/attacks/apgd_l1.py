@@ -1,4 +1,4 @@
-"""Where APGD goes in L1: sparse steps, as sparse as the best point suggests, in balls that shrink to ε.
+"""APGD's walk in L1: steps as sparse as the best point suggests, in balls that shrink to ε.
 
 Croce & Hein 2021, arXiv 2103.01208, Section 3.
 """
@@ -15,15 +15,15 @@ from harness.attacks.l1_ball import nth_smallest, shrunk
 from harness.util import noise
 
 DENSITY = 0.2
-"""The share of the coordinates that the first steps move, where nothing is known yet."""
+"""Share of the coordinates that the first steps move."""
 SPARSER = 1.5
-"""Steps move as many coordinates as the best point does, divided by this …"""
+"""Ratio of the coordinates that the best point has moved to those that a step moves."""
 SHORTER = 1.5
-"""… and are shortened by this at each look, unless …"""
+"""Divisor of the step length at each check of sparsity."""
 ENOUGH = 0.95
-"""… the best point has become sparser than this share of what it was: then they are as long as the radius again."""
+"""Ratio of moved coordinates, now to before, below which steps become as long as the radius again."""
 SHORTEST = 10
-"""The radius over the length of the shortest step."""
+"""Ratio of the radius to the length of the shortest step."""
 TINY = 1e-10
 """Keeps a count from being 0 where it divides, as in the library."""
 
@@ -82,8 +82,8 @@ class Sparse(Walk):
 
         A coordinate counts as moved unless it is the clean one to the last bit: hence sums in the library's order.
         """
-        radius, following = self._radii[seen].split(1, dim=1)
-        looks, ends = self._flags[seen].split(1, dim=1)
+        radius, following = self._radii[seen][:, :, None].unbind(1)
+        looks, ends = self._flags[seen][:, :, None].unbind(1)
         sparser = self._adapt(looks, radius, best)
         origin = torch.where(sparser, best.points, here.points, out=self._origin)
         gradients = torch.where(sparser, best.gradients, here.gradients, out=self._gradients)
@@ -99,7 +99,9 @@ class Sparse(Walk):
         onward = torch.where(ends, best.points, self._clean + moves)
         best.losses.masked_fill_(ends[:, 0], -torch.inf)
         self._moved.masked_fill_(ends, torch.inf)
-        return onward.add_(shrunk(moves, self._clean, following)).clamp_(0, 1)
+        onward.add_(shrunk(moves, self._clean, following))
+        # Only starts are clamped, as in the library: a projection keeps to the box, unless the clean image is outside.
+        return onward.clamp_(torch.where(ends, 0.0, -torch.inf), torch.where(ends, 1.0, torch.inf))
 
     def _adapt(self, looks: Tensor, radius: Tensor, best: Spot) -> Tensor:
         """Adapt steps to the best points where a walk ``looks``, and return where walks go on from them.

@@ -1,4 +1,4 @@
-"""Where APGD goes from a point: the walk of L∞ and L2, with momentum, its steps halved where they have stopped to pay.
+"""APGD's walk in L∞ and L2: with momentum, in steps that are halved once they no longer raise the loss.
 
 Croce & Hein 2020, arXiv 2003.01690, Section 3. The walk of L1 is another one: see `harness.attacks.apgd_l1`.
 """
@@ -14,15 +14,15 @@ from torch import Tensor
 from harness.util import noise
 
 RHO = 0.75
-"""The share of steps that have to raise the loss (Section 3.1, condition 1)."""
+"""Share of steps that have to raise the loss (Section 3.1, condition 1)."""
 MOMENTUM = 0.25
-"""The share of the last move in the next one: 1 − α (Eq. 3)."""
+"""Share of the last move in the next one: 1 − α (Eq. 3)."""
 TINY = 1e-12
 """Keeps a length from being 0 where it divides, as in the library."""
 
 
 class Spot(NamedTuple):
-    """Points, and what is known there.
+    """Points with their losses and gradients.
 
     Args:
         points: float32 [w, d].
@@ -36,11 +36,11 @@ class Spot(NamedTuple):
 
 
 class Walk(ABC):
-    """Where trials go next, one a slot. A trial sees points number 0, the random start, to `last`."""
+    """Walks of trials, one a slot. A trial sees the points number 0, its random start, to `last`."""
 
     last: int
     counts: Tensor | None
-    """Whether an adversarial point ends the trial, bool [last + 1]; None: every one does."""
+    """Mask of the points that end a trial when they are adversarial, bool [last + 1]; None: all do."""
 
     @abstractmethod
     def start(self, slots: Tensor, clean: Tensor, keys: Tensor, points: Tensor) -> None:
@@ -93,7 +93,7 @@ class Linf(Ball):
 
     def start(self, slots: Tensor, clean: Tensor, keys: Tensor, points: Tensor) -> None:
         """Scale uniform noise to the length ε; see `Ball.start`."""
-        self._low[slots], self._high[slots] = (clean - self._eps).clamp_(min=0), (clean + self._eps).clamp_(max=1)
+        self._low[slots], self._high[slots] = (clean - self._eps).clamp_(0, 1), (clean + self._eps).clamp_(0, 1)
         drawn = 2 * noise.uniform(keys, torch.zeros_like(keys), tuple(clean.shape[1:])).to(clean) - 1
         longest = drawn.abs().amax(1, keepdim=True)
         points[slots] = (clean + self._eps * (drawn / (longest + TINY))).clamp_(0, 1)
@@ -142,7 +142,7 @@ class Momentum(Walk):
     """The walk of L∞ and L2 (Algorithm 1).
 
     Args:
-        ball: where it goes.
+        ball: the balls to stay in.
         slots: w.
         size: of an image, d.
         eps: the radius of the ball.

@@ -3,7 +3,7 @@
 An iterate goes a little over the boundary that the network's gradient promises, drawn to the clean image on the way;
 if that is adversarial, it returns a tenth of the way to the clean image. AutoAttack steers it to target classes one by
 one (arXiv 2003.01690), or, in its version "plus", to whichever class is nearest. Trajectories are those of
-``pyautoattack.fab_base`` but for rounding.
+``pyautoattack.fab_base`` up to rounding.
 
 A step asks the network twice: for the gradient at the iterate, and for its answer at the next one. These two are the
 same point only where the answer is right, and it is meant to be wrong: it was in 58 to 99 of 100 steps.
@@ -22,13 +22,13 @@ from harness.attacks.norms import Norm
 from harness.util import noise
 
 ALPHA_MAX = 0.1
-"""How much a step is drawn to the clean image, at most …"""
+"""Largest weight of the clean image in a step."""
 ETA = 1.05
-"""… how far it goes, where 1 leads to the linearised boundary …"""
+"""Overshoot of a step: 1 leads to the linearised boundary."""
 BETA = 0.9
-"""… and the share of its distance from the clean image that an adversarial iterate keeps."""
+"""Share of its distance from the clean image that an adversarial iterate keeps."""
 SHORTEST = 1e-8
-"""Of two moves that are compared, each counts as at least this long."""
+"""Least length that a move counts with when two are compared."""
 
 CLEAN_START, RANDOM_START = range(2)
 """The variants of a trial."""

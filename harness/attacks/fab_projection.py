@@ -1,8 +1,9 @@
-"""FAB's projections onto a hyperplane within the box [0, 1]^d (arXiv 1907.02044, Section 2), without waiting for a GPU.
+"""FAB's projections onto a hyperplane within the box [0, 1]^d (arXiv 1907.02044, Section 2), without a host wait.
 
-A point goes to the hyperplane in one direction per coordinate, and no coordinate leaves the box. How far they go is
-one number for each point, at which a concave piecewise-linear function reaches a goal. Sorting its kinks finds it; a
-few of Newton's steps find it sooner. The results are those of ``pyautoattack.fab_projections`` but for rounding.
+Each coordinate of a point moves in one direction, towards the hyperplane, until the box stops it. Under L∞ and L2, the
+length of the move is one number λ for each point, at which a concave piecewise-linear function reaches a target. The
+library sorts the function's kinks to find λ; a few Newton steps are faster. Under L1, coordinates move one after the
+other. The results are those of ``pyautoattack.fab_projections`` up to rounding, also for points outside the box.
 """
 
 from __future__ import annotations
@@ -14,100 +15,115 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NEGLIGIBLE = 1e-8
-"""Under L2 and L1, a coordinate with no larger weight is not moved, as in the library."""
+"""Weight |w| up to which a coordinate is not moved under L2 and L1, as in the library."""
 FIRST = 256
-"""So many coordinates, those of most weight, are as a rule more than L1 needs; only if not are all of them sorted."""
+"""Coordinates of largest weight among which L1 usually arrives; only if it does not are all of them sorted."""
 STEPS = 20
-"""Newton's steps at most; weights over twelve orders of magnitude take as many."""
+"""Most Newton steps; weights over twelve orders of magnitude take as many."""
 
 
 def linf(points: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
-    """The shortest move, in L∞, onto the hyperplane within the box; each coordinate moves as far as the farthest may.
+    """Compute the shortest moves in L∞ that take points to their hyperplanes within the box.
 
-    Where the box does not reach the hyperplane, or a number of the row is NaN: to the corner of the box nearest to it.
+    Where the box does not meet the hyperplane, or a number of the row is NaN, the move leads to the corner of the box
+    nearest to the hyperplane.
 
     Args:
-        points: [..., n, d], in [0, 1]; several, along the first dimension, may share a hyperplane.
-        normals: w, [n, d].
-        offsets: b, [n]; the hyperplane is <w, z> = b.
+        points: points t in [0, 1]^d, [..., n, d]; points along the first dimension may share a hyperplane.
+        normals: normals w of the hyperplanes <w, z> = b, [n, d].
+        offsets: offsets b of the hyperplanes, [n].
 
     Returns:
-        What to add to the points, [..., n, d]; 0 where the normal is 0.
+        The moves to be added to the points, [..., n, d]; 0 in coordinates where the normal is 0.
     """
-    way = _way(points, normals, offsets)
-    level = _level(way.room, way.weights, way.gains, way.excess, beyond=~(way.excess < way.reach))
-    return torch.minimum(way.room, level[..., None]).mul_(way.signs)
+    approach = _approach(points, normals, offsets)
+    beyond = ~(approach.excess < approach.reach)
+    level = _level(approach.room, approach.weights, approach.gains, approach.excess, beyond)
+    return torch.minimum(approach.room, level[..., None]).mul_(approach.signs)
 
 
 def l2(points: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
-    """The shortest move, in L2, onto the hyperplane within the box: along the normal until the box stops a coordinate.
+    """Compute the shortest moves in L2 that take points to their hyperplanes within the box.
 
-    Where the box does not reach the hyperplane: to the corner of the box nearest to it. A row with a NaN is all NaN.
+    Where the box does not meet the hyperplane, the move leads to the corner of the box nearest to it. A row with a NaN
+    gives a row of NaN.
 
     Args:
-        points: [..., n, d], in [0, 1]; several, along the first dimension, may share a hyperplane.
-        normals: w, [n, d].
-        offsets: b, [n]; the hyperplane is <w, z> = b.
+        points: points t in [0, 1]^d, [..., n, d]; points along the first dimension may share a hyperplane.
+        normals: normals w of the hyperplanes <w, z> = b, [n, d].
+        offsets: offsets b of the hyperplanes, [n].
 
     Returns:
-        What to add to the points, [..., n, d]; 0 where the normal is negligible.
+        The moves to be added to the points, [..., n, d]; 0 in coordinates where the normal is negligible.
     """
-    way = _way(points, F.hardshrink(normals, NEGLIGIBLE), offsets)
-    limits = way.room / way.weights.clamp(min=NEGLIGIBLE)
-    level = _level(limits, way.weights.square(), way.gains, way.excess, beyond=way.excess > way.reach)
-    level.masked_fill_((way.excess - way.reach).isnan(), torch.nan)
-    return torch.minimum(limits, level[..., None]).mul_(way.weights).mul_(way.signs)
+    approach = _approach(points, F.hardshrink(normals, NEGLIGIBLE), offsets)
+    limits = approach.room / approach.weights.clamp(min=NEGLIGIBLE)
+    beyond = approach.excess > approach.reach
+    level = _level(limits, approach.weights.square(), approach.gains, approach.excess, beyond)
+    level.masked_fill_((approach.excess - approach.reach).isnan(), torch.nan)
+    return torch.minimum(limits, level[..., None]).mul_(approach.weights).mul_(approach.signs)
 
 
 def l1(points: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
-    """The shortest move, in L1, onto the hyperplane within the box: coordinates of great weight go first, to the wall.
+    """Compute the shortest moves in L1 that take points to their hyperplanes within the box.
 
-    Where the box does not reach the hyperplane: to the corner of the box nearest to it.
-
-    Args:
-        points: [..., n, d], in [0, 1]; several, along the first dimension, may share a hyperplane.
-        normals: w, [n, d].
-        offsets: b, [n]; the hyperplane is <w, z> = b.
-
-    Returns:
-        What to add to the points, [..., n, d]; 0 where the normal is negligible.
-    """
-    way = _way(points, F.hardshrink(normals, NEGLIGIBLE), offsets)
-    if way.room.device.type != "cpu" or way.room.shape[-1] <= FIRST:
-        return _by_turns(way, way.weights.argsort(dim=-1, descending=True, stable=True))[0]
-    moves, arrived = _by_turns(way, way.weights.topk(FIRST).indices)  # a CPU takes many times as long to sort them all
-    if arrived.all():
-        return moves
-    others = _by_turns(way, way.weights.argsort(dim=-1, descending=True, stable=True))[0]
-    return torch.where(arrived[..., None], moves, others)
-
-
-def _by_turns(way: _Way, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Let coordinates go to the wall one after the other, in ``order`` [n, k], until the hyperplane is reached.
-
-    Returns:
-        The moves, [..., n, d]; whether they reach it, [..., n].
-    """
-    weights, order = way.weights.gather(-1, order), order.expand(*way.room.shape[:-1], -1)
-    gains = way.gains.gather(-1, order)
-    after = gains.cumsum(-1)
-    left = (way.excess[..., None] - (after - gains)).clamp_(min=0)
-    moves = torch.minimum(way.room.gather(-1, order), left.div_(weights.clamp_(min=NEGLIGIBLE)))
-    return torch.zeros_like(way.room).scatter_(-1, order, moves).mul_(way.signs), way.excess <= after[..., -1]
-
-
-class _Way(NamedTuple):
-    """How points may approach their hyperplanes: |<w, z> − b| has to fall.
-
-    All are floats, also the signs: on a CPU, arithmetic is several times as fast as choosing by a mask.
+    Coordinates go to the wall one after the other, those of largest weight first. Where the box does not meet the
+    hyperplane, the move leads to the corner of the box nearest to it.
 
     Args:
-        excess: by how much, [..., n], at least 0.
-        weights: |w|, by how much it falls for each unit that a coordinate moves, [n, d].
-        signs: whether a coordinate has to rise (1) or to fall (−1) for it, or does not count (0), [..., n, d].
-        room: how far the box lets a coordinate move, [..., n, d]; 0 where it does not count.
-        gains: by how much it falls for that, [..., n, d] …
-        reach: … and for all of them, [..., n].
+        points: points t in [0, 1]^d, [..., n, d]; points along the first dimension may share a hyperplane.
+        normals: normals w of the hyperplanes <w, z> = b, [n, d].
+        offsets: offsets b of the hyperplanes, [n].
+
+    Returns:
+        The moves to be added to the points, [..., n, d]; 0 in coordinates where the normal is negligible.
+    """
+    approach = _approach(points, F.hardshrink(normals, NEGLIGIBLE), offsets)
+    few = approach.room.device.type == "cpu" and approach.room.shape[-1] > FIRST
+    if few and (approach.room >= 0).all():  # a CPU takes many times as long to sort all coordinates
+        moves, arrived = _in_turn(approach, approach.weights.topk(FIRST).indices)
+        if arrived.all():
+            return moves
+    every, reached = _in_turn(approach, approach.weights.argsort(dim=-1, descending=True, stable=True))
+    return torch.where(reached[..., None], every, approach.room * approach.signs)
+
+
+def _in_turn(approach: _Approach, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Move coordinates to the wall one after the other, in ``order`` [n, k], until the hyperplane is reached.
+
+    A point outside the box may pass its hyperplane several times, since some coordinates move away from it. The
+    library's bisection settles for one of these passes, and so does this one.
+
+    Returns:
+        The moves, [..., n, d]; mask of the points that reach their hyperplanes, [..., n].
+    """
+    weights, order = approach.weights.gather(-1, order), order.expand(*approach.room.shape[:-1], -1)
+    room, gains = approach.room.gather(-1, order), approach.gains.gather(-1, order)
+    left = torch.cat([approach.excess[..., None], approach.excess[..., None] - gains.cumsum(-1)], dim=-1)
+    count = order.shape[-1]
+    last, after = torch.zeros_like(order[..., :1]), torch.full_like(order[..., :1], count + 1)
+    for _ in range(count.bit_length()):
+        middle = (last + after) // 2
+        missing = left.gather(-1, middle.clamp(max=count)) > 0
+        last, after = torch.where(missing, middle, last), torch.where(missing, after, middle)
+    rank = torch.arange(count, device=order.device)
+    share = (left[..., :-1] / weights.clamp_(min=NEGLIGIBLE)).clamp_(min=0)
+    moves = torch.where(rank < last, room, torch.where(rank == last, torch.minimum(room, share), 0.0))
+    return torch.zeros_like(approach.room).scatter_(-1, order, moves).mul_(approach.signs), left[..., -1] <= 0
+
+
+class _Approach(NamedTuple):
+    """Directions and limits of the moves, with every normal oriented so that <w, z> must decrease.
+
+    All are floats, the signs too: on a CPU, arithmetic is several times as fast as a choice by a mask.
+
+    Args:
+        excess: amount by which <w, z> must decrease, [..., n], at least 0.
+        weights: decrease of <w, z> per unit that a coordinate moves, |w|, [n, d].
+        signs: direction of each coordinate: up (1), down (−1) or none (0), [..., n, d].
+        room: distance to the wall in that direction, [..., n, d]; negative for a point beyond it, 0 without direction.
+        gains: decrease of <w, z> for each coordinate that moves to the wall, [..., n, d].
+        reach: decrease of <w, z> when all coordinates do, [..., n].
     """
 
     excess: Tensor
@@ -118,40 +134,41 @@ class _Way(NamedTuple):
     reach: Tensor
 
 
-def _way(points: Tensor, normals: Tensor, offsets: Tensor) -> _Way:
+def _approach(points: Tensor, normals: Tensor, offsets: Tensor) -> _Approach:
     excess = (normals * points).sum(-1) - offsets
     signs = torch.where(excess >= 0, -1.0, 1.0)[..., None] * normals.sign()
-    room = signs.clamp(min=0).sub_(points).mul_(signs)  # 1 − z or z
+    room = signs.clamp(min=0).sub_(points).mul_(signs)  # 1 − t or t
     weights = normals.abs()
     gains = weights * room
-    return _Way(excess.abs(), weights, signs, room, gains, gains.sum(-1))
+    return _Approach(excess.abs(), weights, signs, room, gains, gains.sum(-1))
 
 
-def _level(limits: Tensor, slopes: Tensor, stopped: Tensor, goal: Tensor, beyond: Tensor) -> Tensor:
-    """The least λ ≥ 0 at which Σ slopes · min(limits, λ) = goal, [..., n]; infinite where that is ``beyond`` reach.
+def _level(limits: Tensor, slopes: Tensor, at_limit: Tensor, target: Tensor, beyond: Tensor) -> Tensor:
+    """Solve Σ slopes · min(limits, λ) = target for the least λ ≥ 0, [..., n]; infinite where ``beyond`` is set.
 
-    Newton's method from 0: the sum is concave in λ, so a step never goes too far, and it only depends on which limits
-    λ has not reached. A row at which these stay the same has arrived, and repeats its λ to the last bit while the
-    others go on; so its result does not depend on them. NaN leaves a row at 0.
+    Newton's method from 0. The sum is concave in λ, so a step never overshoots, and a step depends only on the set of
+    limits above λ. A row whose set stays the same has converged and repeats its λ to the last bit while the others go
+    on, so its result does not depend on theirs. A row with NaN stays at 0.
 
-    Each step divides (what is missing) · (slope) by four or more, as Dinkelbach's does; with images, three or four
-    steps do. A CPU looks whether all rows have arrived. Others would have to wait for that, and take all `STEPS`.
+    Each step divides (remaining decrease) · (slope) by four or more, as Dinkelbach's does; on images, three or four
+    steps suffice. A CPU checks whether all rows have converged. Other devices would have to wait for the answer, and
+    take all `STEPS`.
 
     Args:
         limits: [..., n, d].
         slopes: at least 0, [n, d].
-        stopped: slopes · limits.
-        goal: at least 0, [..., n].
-        beyond: [..., n].
+        at_limit: slopes · limits, [..., n, d].
+        target: at least 0, [..., n].
+        beyond: mask of the rows whose target is out of reach, bool [..., n].
     """
-    level = torch.zeros_like(goal).masked_fill_(beyond, torch.inf)
-    free, part = torch.empty_like(limits), torch.empty_like(limits)  # large: made once
+    level = torch.zeros_like(target).masked_fill_(beyond, torch.inf)
+    free, buffer = torch.empty_like(limits), torch.empty_like(limits)  # large: allocated once
     for _ in range(STEPS):
         torch.gt(limits, level[..., None], out=free)  # 1 or 0
-        slope = torch.mul(slopes, free, out=part).sum(-1)
-        done = torch.addcmul(stopped, stopped, free, value=-1, out=part).sum(-1)
-        further = torch.fmax(level, (goal - done) / slope)
-        if level.device.type == "cpu" and torch.equal(further, level):
+        slope = torch.mul(slopes, free, out=buffer).sum(-1)
+        constant = torch.addcmul(at_limit, at_limit, free, value=-1, out=buffer).sum(-1)
+        next_level = torch.fmax(level, (target - constant) / slope)
+        if level.device.type == "cpu" and torch.equal(next_level, level):
             break
-        level = further
+        level = next_level
     return level

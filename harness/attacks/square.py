@@ -1,11 +1,12 @@
 """Square (Andriushchenko et al. 2020, arXiv 1912.00049, Algorithm 1) as a step machine: random search, no gradients.
 
 It changes a square window of the best image so far, and keeps the change where the margin of the label shrinks. The
-windows shrink as queries pass. Trajectories are those of ``pyautoattack.square`` but for rounding.
+windows shrink as queries pass. Trajectories are those of ``pyautoattack.square`` up to rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from harness.api.attack import Attack, Network, Trials
 from harness.attacks.norms import Norm
 from harness.attacks.square_moves import AHEAD, L1, L2, Linf, Moves, Pyramids
 
-MOVES = {"Linf": Linf, "L2": partial(Pyramids, L2), "L1": partial(Pyramids, L1)}
+MOVES: dict[Norm, Callable[..., Moves]] = {"Linf": Linf, "L2": partial(Pyramids, L2), "L1": partial(Pyramids, L1)}
 
 
 class Square(Attack):
@@ -99,7 +100,7 @@ class Square(Attack):
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:
-    """Return by how much the label's logit is above the largest other one, [w] (Section 3.1)."""
+    """Return the margin of the label: its logit less the largest other one, [w] (Section 3.1)."""
     label = y[:, None]
     others = logits.scatter(1, label, -torch.inf).amax(1)
     return logits.gather(1, label)[:, 0] - others

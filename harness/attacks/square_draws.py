@@ -1,4 +1,4 @@
-"""What Square draws: where a window is, how large, and of which sign (Andriushchenko et al. 2020, arXiv 1912.00049).
+"""Square's draws: place, size and signs of its windows (Andriushchenko et al. 2020, arXiv 1912.00049).
 
 All of it belongs to the trial, see `harness.util.noise`. A trial's draws are numbered, and draw number d consists of
 `Draws.words` words of 32 bits, those of `noise.words` for the counter d:
@@ -22,11 +22,11 @@ from torch import Tensor
 from harness.util import noise
 
 SHARE = 0.8
-"""The share of an image that the first window covers: p, as AutoAttack has it."""
+"""Share p of an image that the first window covers, as in AutoAttack."""
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""The iterations, from 0 on, after which a window covers half as much (Section 3.1; and 500, as in the library)."""
+"""Iterations, counted from 0, after which a window covers half as much (Section 3.1; and 500, as in the library)."""
 PLACES = 2
-"""Words of a draw before its bits."""
+"""Number of words of a draw before its bits."""
 BITS = 32
 
 
@@ -122,7 +122,7 @@ def corner(word: Tensor, size: Tensor, height: int, width: int) -> tuple[Tensor,
 
 
 def within(first: Tensor, size: Tensor, extent: int) -> Tensor:
-    """Return whether a line of pixels belongs to a window, bool [..., extent].
+    """Return a mask of the lines of pixels that a window covers, bool [..., extent].
 
     Args:
         first: the window's first line, int64 [...].

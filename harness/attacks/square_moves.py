@@ -1,7 +1,7 @@
 """Square's proposals, which change the best image within a window (Andriushchenko et al. 2020, arXiv 1912.00049).
 
-What the next queries of every slot will try is worked out for `AHEAD` of them at once: it depends on no answer of the
-network, and the more there is of it, the less it costs.
+The windows of the next `AHEAD` queries of every slot are computed at once: they depend on no answer of the network, and
+in bulk they cost less.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.attacks.square_draws import PLACES, Draws, coins, corner, sizes, wi
 from harness.attacks.square_pyramids import Atlas, Tiles
 
 AHEAD = 64
-"""For how many queries proposals are planned at once."""
+"""Number of queries whose proposals are planned at once."""
 TINY = 1e-12
 """Keeps a length from being 0 where it divides, as in the library."""
 
@@ -66,7 +66,7 @@ class Moves(ABC):
 
 
 class Linf(Moves):
-    """L∞: a window is moved by 2 ε or −2 ε, so that every pixel is at a wall of the ball or of the box (Algorithm 2)."""
+    """L∞: a window moves by 2 ε or −2 ε, so every pixel is at a wall of the ball or of the box (Algorithm 2)."""
 
     def __init__(
         self, slots: int, shape: tuple[int, ...], eps: float, queries: int, device: torch.device | str
@@ -106,7 +106,7 @@ class Linf(Moves):
 
 
 class Ball(NamedTuple):
-    """What L2 and L1 are to Square; moves are [w, c, d], lengths [w, …, 1].
+    """Geometry of an L2 or L1 ball; moves are [w, c, d], lengths [w, …, 1].
 
     Args:
         order: of the norm.
@@ -186,7 +186,8 @@ class Pyramids(Moves):
         """See `Moves.plan`."""
         channels, height, width = self._shape
         size = self._sizes[queries][..., None]
-        turned, signs = coins(words[..., PLACES:], 1 + channels).split([1, channels], dim=-1)
+        drawn = coins(words[..., PLACES:], 1 + channels)
+        turned, signs = drawn[..., :1], drawn[..., 1:]
         corners = [corner(words[..., window, None], size, height, width) for window in range(2)]
         for (top, left), rows, columns in zip(corners, self._rows, self._columns, strict=True):
             _write(rows, column, slots, within(top, size, height)[..., None])

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.engine.verification import answers_for
+
 REFERENCES = (16, 32, 64, 8, 4, 2, 1)
 """Widths of reference, the first at which a network does not depend on company and place; 1 has no company."""
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -21,6 +23,10 @@ WASTE = 1.5
 """Most images computed for each image asked for, where a narrower batch and another one would do."""
 GAIN = 0.93
 """Time an image takes at twice the width, as a share, from which on a wider batch is not worth its memory."""
+LOOKED_AT = 16
+"""Images at least whose bits are compared."""
+ROUNDING = 1e-3
+"""Largest relative difference that is taken for rounding."""
 LONGEST = 2.0
 """Seconds of a forward and a backward pass beyond which batches are not made wider."""
 
@@ -90,22 +96,33 @@ class FixedWidth(nn.Module):
                 return width
         return 1
 
+    @property
+    def depends_on_company(self) -> bool:
+        """Whether an image's answer depends on the rest of its batch by more than rounding."""
+        if self.reference in (0, REFERENCES[0]):
+            return False
+        images = self._batch(REFERENCES[0])
+        together, alone = self._look(*images)[0][:1], self._look(*(tensor[:1] for tensor in images))[0]
+        return not torch.allclose(together, alone, rtol=ROUNDING, atol=ROUNDING * float(together.abs().max()))
+
     def _same_bits(self, expected: tuple[Tensor, ...], width: int) -> bool:
-        """Return whether images get the expected bits at ``width``, shuffled, and among others if there is room."""
+        """Return whether images get the expected bits at ``width``, at other places and in other company."""
         n = len(expected[0])
         order = torch.randperm(n, generator=torch.Generator().manual_seed(width)).tolist()
-        images = self._batch(n)
-        if width <= n:
-            parts = [order[start : start + width] for start in range(0, n - width + 1, width)][:2]
-            return all(
-                _equal(self._look(*(t[part] for t in images)), tuple(e[part] for e in expected)) for part in parts
-            )
-        company = self._batch(width, shift=1)
-        places = torch.randperm(width, generator=torch.Generator().manual_seed(width))[:n].tolist()
-        for tensor, own in zip(company, images, strict=True):
-            tensor[places] = own[order]
-        seen = self._look(*company)
-        return _equal(tuple(s[places] for s in seen), tuple(e[order] for e in expected))
+        kept = max(min(n, width) // 2, 1) if width <= n else n
+        places = torch.randperm(width, generator=torch.Generator().manual_seed(width)).tolist()
+        return self._as_expected(expected, order[:kept], places[:kept], width) and self._as_expected(
+            expected, order[-kept:], places[-kept:], width
+        )
+
+    def _as_expected(self, expected: tuple[Tensor, ...], which: list[int], places: list[int], width: int) -> bool:
+        """Return whether some images get the expected bits at some places of a batch with others."""
+        images, batch = self._batch(len(expected[0])), self._batch(width, shift=1)
+        batch[0] = batch[0] / 2  # images that are not among the others
+        for tensor, own in zip(batch, images, strict=True):
+            tensor[places] = own[which]
+        seen = self._look(*batch)
+        return _equal(tuple(s[places] for s in seen), tuple(e[which] for e in expected))
 
     def _batch(self, width: int, shift: int = 0) -> list[Tensor]:
         """Return ``width`` images unlike each other, and their rows."""
@@ -119,7 +136,7 @@ class FixedWidth(nn.Module):
         """Return the answers for a batch as it is, and the gradient of a sum of them."""
         with torch.enable_grad():
             x = x.detach().clone().requires_grad_()
-            answers = self.network(x, *rows)
+            answers = answers_for(x, self.network(x, *rows))
             weights = torch.cos(torch.arange(answers.shape[1], device=x.device, dtype=answers.dtype))
             total = (answers * weights).sum()
             gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None

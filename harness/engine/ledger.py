@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.api.work import Answer, Cost, Result
+from harness.api.trial import Answer, Cost, Result
 from harness.engine.adversarial_file import AdversarialFile
 from harness.engine.packing import RECORD, pack, unpack
 from harness.errors import LedgerError
@@ -291,20 +291,19 @@ def _record(key: int, result: Result, offset: int) -> tuple[float, ...]:
     """Return the `RECORD` of a result."""
     answer, cost = result.answer, result.cost
     return (
-        *divmod(key, 1 << 32), answer.value, answer.margin, len(answer.ranking),
+        *divmod(key, 1 << 32), answer.value + 0.0, answer.margin,  # no negative zero
+        len(answer.ranking),
         cost.forwards, cost.backwards, cost.seconds, offset,
     )  # fmt: skip
 
 
 def _stored(blocks: Sequence[int], records: np.ndarray, rankings: Sequence[tuple[int, ...]]) -> Iterator[Stored]:
-    """Yield results as a caller sees them. Equal answers of attacks are one object: there are millions of them."""
+    """Yield results as a caller sees them. Equal answers of attacks are one object: there are millions."""
     values, margins = records["value"].tolist(), records["margin"].tolist()
     plain = {value: Answer(value) for value in set(values)}
-    bare = (np.isnan(records["margin"]) & (records["ranks"] == 0)).tolist()
-    answers = (
-        plain[value] if bare else Answer(value, math.nan if math.isnan(margin) else margin, ranking)
-        for bare, value, margin, ranking in zip(bare, values, margins, rankings, strict=True)
-    )
+    answers = [*map(plain.__getitem__, values)]
+    for i in np.flatnonzero(~np.isnan(records["margin"]) | (records["ranks"] > 0)).tolist():
+        answers[i] = Answer(values[i], math.nan if math.isnan(margins[i]) else margins[i], rankings[i])
     costs = map(Cost, *(records[column].tolist() for column in ("forwards", "backwards", "seconds")))
     return map(Stored, answers, costs, blocks, records["offset"].tolist())
 

@@ -51,14 +51,15 @@ def unpack(packs: Iterable[tuple[int, bytes]]) -> tuple[np.ndarray, list[tuple[i
     Raises:
         ValueError, zlib.error: a pack is damaged.
     """
-    records, ranks = [np.empty(0, RECORD)], [np.empty(0, RANK)]
+    rows, ranks = [np.empty((0, RECORD.itemsize), np.uint8)], [np.empty(0, RANK)]
     for size, packed in packs:
         content = zlib.decompress(packed)
-        columns = np.frombuffer(content, np.uint8, size * RECORD.itemsize).reshape(RECORD.itemsize, size)
-        records.append(np.ascontiguousarray(columns.T).view(RECORD).reshape(size))
-        ranks.append(np.frombuffer(content, RANK, offset=columns.size))
-    every = np.concatenate(records)
-    return every, _cut(np.concatenate(ranks), every["ranks"])
+        columns = np.frombuffer(content, np.uint8, size * RECORD.itemsize)
+        rows.append(columns.reshape(RECORD.itemsize, size).T)
+        if columns.size < len(content):
+            ranks.append(np.frombuffer(content, RANK, offset=columns.size))
+    records = np.ascontiguousarray(np.concatenate(rows)).view(RECORD).reshape(-1)
+    return records, _cut(np.concatenate(ranks), records["ranks"])
 
 
 def _cut(ranks: np.ndarray, lengths: np.ndarray) -> list[tuple[int, ...]]:

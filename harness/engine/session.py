@@ -136,7 +136,7 @@ class ModelSession:
                 network, parameters = mixed, torch.tensor(values, device=example.device)
             else:
                 which = steering
-        key = (which, parameters is None, *kind)
+        key = (which, parameters is None, task.batch_size, *kind)  # the baseline is not the network of all β
         if key not in self._fixed:
             rows = () if parameters is None else (parameters.expand(len(example), -1),)
             self._fixed[key] = FixedWidth(made(network, *rows), example, *rows, widest=task.batch_size or LADDER[-1])

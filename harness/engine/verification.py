@@ -47,10 +47,19 @@ def logits(network: nn.Module, x: Tensor, *rows: Tensor) -> Tensor:
         ModelError: they have another shape, or are not finite.
     """
     with torch.no_grad():
-        result = network(x, *rows)
-    if not isinstance(result, Tensor) or result.ndim != 2 or len(result) != len(x):
-        found = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise ModelError(f"expected logits of shape [{len(x)}, classes], found {found}")
+        result = answers_for(x, network(x, *rows))
     if not result.isfinite().all():
         raise ModelError("its logits are NaN or infinite on images in [0, 1]; check the weights and the normalisation")
     return result
+
+
+def answers_for(x: Tensor, answers: object) -> Tensor:
+    """Return what a network answers for images [n, c, h, w], if it has the shape [n, k].
+
+    Raises:
+        ModelError: it has another shape, or is no tensor.
+    """
+    if isinstance(answers, Tensor) and answers.ndim == 2 and len(answers) == len(x):
+        return answers
+    found = list(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
+    raise ModelError(f"expected logits of shape [{len(x)}, classes], found {found}")

@@ -6,6 +6,8 @@ Of these rounds, the first that has any trials:
 2. The contenders of every undecided set: hints, smallest margins first, no more than can be needed to overtake them.
 3. The leader of the first undecided set: attacks stage by stage, smallest margins first.
 4. Every steering: hints.
+5. Scouts, evenly spaced in the line: whatever has fooled an image anywhere; what fools a scout is a hint nearby.
+6. Landmarks, the ends and the middle of the line: the first stage, if it is cheap; what falls there is a hint nearby.
 """
 
 from __future__ import annotations
@@ -14,12 +16,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from harness.scheduling.contest import Contest, Undecided
+from harness.scheduling.contest import Contest, Standing
 from harness.scheduling.hints import hints
 from harness.scheduling.verdicts import ABSENT, Verdicts
 
 CHUNK = 256
 """Trials of a round without hints, or a few more: enough to fill a batch, and few enough to stop soon."""
+SCOUTS = 32
+"""Steerings that are shown all that has fooled others; in a finer grid, what fools none of them is left untried."""
+LANDMARKS = 3
+"""Steerings that are attacked by the first stage for the sake of the curve: an image may be lost only far from all that
+are finished, and no hint would tell."""
 
 
 class AttackOrder:
@@ -30,12 +37,16 @@ class AttackOrder:
         contest: knows who leads and who has won.
         line: numbers of the steerings between which hints are exchanged, neighbours alike.
         margins: margins of the clean images, [S, n]; an image with a small one falls first.
+        explore: whether landmarks are attacked.
     """
 
-    def __init__(self, verdicts: Verdicts, contest: Contest, line: Sequence[int], margins: np.ndarray) -> None:
-        self.verdicts, self.contest = verdicts, contest
+    def __init__(
+        self, verdicts: Verdicts, contest: Contest, line: Sequence[int], margins: np.ndarray, explore: bool
+    ) -> None:
+        self.verdicts, self.contest, self.explore = verdicts, contest, explore
         self.line = np.array(line, int)
         self.in_line = np.isin(np.arange(len(verdicts.alive)), self.line)
+        self.scouts = self._spaced(SCOUTS)
         self.dearest = verdicts.stage[verdicts.place.min(axis=0, initial=ABSENT) != ABSENT].max(initial=-1)
         self.by_margin = np.argsort(np.argsort(margins, axis=1, kind="stable"), axis=1)
 
@@ -44,14 +55,18 @@ class AttackOrder:
         return next((np.unique(cells) for cells in self._rounds() if len(cells)), np.empty(0, int))
 
     def _rounds(self) -> Iterator[np.ndarray]:
-        alive, decided = self.verdicts.alive, self.verdicts.decided
-        finish = self.contest.to_be_finished(alive, decided)
+        decided = self.verdicts.decided
+        standings = self.contest.standings(self.verdicts.alive, decided)
+        finish = self.contest.to_be_finished(standings)
         yield self._to_the_end(finish[~decided[finish].all(axis=1)])
         if not self.contest.full:
-            if undecided := list(self.contest.undecided(alive, decided)):
+            if undecided := [standing for standing in standings if not standing.is_decided]:
                 yield self._hints_to_contenders(undecided)
                 yield self._to_the_leader(undecided[0])
             yield self._hints(self.in_line)
+            yield np.concatenate([self._fooled_elsewhere(number) for number in self.scouts.tolist()])
+            if self.explore:
+                yield self._to_landmarks()
 
     def _to_the_end(self, numbers: np.ndarray) -> np.ndarray:
         """Return attacks on the undecided images of some steerings: what fooled others, then stage by stage.
@@ -95,25 +110,26 @@ class AttackOrder:
         chosen = order[first]
         return self.verdicts.cells(np.full(len(chosen), number), images[chosen], attempts[chosen])
 
-    def _hints_to_contenders(self, undecided: Sequence[Undecided]) -> np.ndarray:
+    def _hints_to_contenders(self, undecided: Sequence[Standing]) -> np.ndarray:
         """Return hints to each set's contenders, no more than can be needed to overtake them."""
         alive = self.verdicts.alive
         taking_part = np.zeros(len(alive), bool)
-        taking_part[np.concatenate([one.contenders for one in undecided])] = True
+        taking_part[np.concatenate([one.contenders[0] for one in undecided])] = True
         cells = self._hints(taking_part)
         steerings, images, _ = np.unravel_index(cells, self.verdicts.place.shape)
         in_order = np.lexsort((self.by_margin[steerings, images], steerings))
         kept = np.zeros(len(cells), bool)
-        for where, _, contenders, floor in undecided:
-            lead = alive[:, where].sum(axis=1)
+        for standing in undecided:
+            contenders, floor = standing.contenders
+            lead = alive[:, standing.where].sum(axis=1)
             most = np.zeros(len(alive), int)
             most[contenders] = lead[contenders] - lead[floor] + 1
-            inside = in_order[np.isin(images[in_order], where)]
+            inside = in_order[np.isin(images[in_order], standing.where)]
             before = np.arange(len(inside)) - np.searchsorted(steerings[inside], steerings[inside])
             kept[inside[before < most[steerings[inside]]]] = True
         return cells[kept]
 
-    def _to_the_leader(self, undecided: Undecided) -> np.ndarray:
+    def _to_the_leader(self, undecided: Standing) -> np.ndarray:
         """Return the next attacks on the leader of a set.
 
         Images that are lost at another steering come first, with all stages but the dearest: if a leader is to be
@@ -127,6 +143,17 @@ class AttackOrder:
         place = self.verdicts.place[steerings, images, attempts]
         order = np.lexsort((self.by_margin[steerings, images], place))[:CHUNK]
         return self.verdicts.cells(steerings[order], images[order], attempts[order])
+
+    def _to_landmarks(self) -> np.ndarray:
+        """Return the first stage on every undecided image of the landmarks."""
+        landmarks = self._spaced(LANDMARKS)
+        rows, images, attempts = np.nonzero(self.verdicts.open(landmarks) & (self.verdicts.stage == 0))
+        return self.verdicts.cells(landmarks[rows], images, attempts)
+
+    def _spaced(self, most: int) -> np.ndarray:
+        """Return the numbers of at most so many steerings, evenly spaced in the line, its ends among them."""
+        places = np.linspace(0, len(self.line) - 1, min(most, len(self.line))).round().astype(int)
+        return self.line[places]
 
     def _hints(self, receiving: np.ndarray) -> np.ndarray:
         """Return hints to some steerings.
@@ -146,4 +173,5 @@ class AttackOrder:
         image = columns // width
         candidates = untried & self.verdicts.alive[np.ix_(self.line, image)] & receiving[self.line][:, None]
         found = hints(candidates, (place != ABSENT) & ~untried, fooled, image)
-        return self.line[found.row] * (n * width) + columns[found.column]
+        cells: np.ndarray = self.line[found.row] * (n * width) + columns[found.column]
+        return cells

@@ -6,7 +6,7 @@ choice of β is made on, with one winner.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,24 +14,46 @@ import numpy as np
 from harness.api.records import Steering
 
 
-class Undecided(NamedTuple):
-    """A set of images that has no known winner.
+class Standing(NamedTuple):
+    """Standing of one contest.
 
     Args:
-        where: positions of its images, int [k].
-        leader: number of the best steering by its bounds that is not decided on the set.
-        contenders: numbers of the steerings that may still win, as far as is known, int [c].
-        floor: number of the steering that they have to beat.
+        where: positions of the images of its set, int [k].
+        top: number of winners.
+        ranked: numbers of the steerings by their bounds, best first, int [c].
+        known: whether the score of each of them is known, bool [c].
     """
 
     where: np.ndarray
-    leader: int
-    contenders: np.ndarray
-    floor: int
+    top: int
+    ranked: np.ndarray
+    known: np.ndarray
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the winners are known."""
+        return bool(self.known[: self.top].all())
+
+    @property
+    def leader(self) -> int:
+        """Number of the best steering whose score is not known, where the winners are not."""
+        return int(self.ranked[np.flatnonzero(~self.known)[0]])
+
+    @property
+    def contenders(self) -> tuple[np.ndarray, int]:
+        """Numbers of the steerings that may still win, and the number of the one that they have to beat.
+
+        That is the last of as many finished ones as there are winners; while too few are finished, whoever is last.
+        """
+        finished = np.flatnonzero(self.known)
+        floor = int(finished[self.top - 1]) if len(finished) >= self.top else len(self.ranked) - 1
+        return self.ranked[:floor][~self.known[:floor]], int(self.ranked[floor])
 
 
 class Contest:
-    """Ranks as by `harness.analysis.selection.better`, ties included; equal steerings keep their order.
+    """Contests of one model's steerings.
+
+    Ranks are those of `harness.analysis.selection.better`, ties included; equal steerings keep their order.
 
     Args:
         steerings: all steerings; other methods do not take part, but are finished.
@@ -63,45 +85,31 @@ class Contest:
         self._from_native = np.array([abs(steering.beta - steering.native) for steering in chosen])
         self._from_half = np.array([abs(steering.c - 0.5) for steering in chosen])
 
-    def best_first(self, robust: np.ndarray, number: int) -> np.ndarray:
-        """Return the numbers of the steerings by their bounds on one set, best first.
+    def standings(self, robust: np.ndarray, decided: np.ndarray) -> list[Standing]:
+        """Return the standing of each contest, that on all images first.
 
         Args:
             robust: robust scores, or upper bounds on them, [S, n].
-            number: number of the set.
-        """
-        means = _means(robust[np.ix_(self.choices, self.sets[number])])
-        return self.choices[np.lexsort((self._from_half, self._from_native, -self._clean[number], -means))]
-
-    def undecided(self, robust: np.ndarray, decided: np.ndarray) -> Iterator[Undecided]:
-        """Yield the sets without a known winner, all images first.
-
-        Args:
-            robust: upper bounds on the robust scores, [S, n].
             decided: whether a score is known, bool [S, n].
         """
-        for number, (where, top) in enumerate(zip(self.sets, self.tops, strict=True)):
-            ranked = self.best_first(robust, number)
-            known = decided[np.ix_(ranked, where)].all(axis=1)
-            if not known[:top].all():
-                finished = np.flatnonzero(known)
-                floor = int(finished[top - 1]) if len(finished) >= top else len(ranked) - 1
-                leader = int(ranked[np.flatnonzero(~known)[0]])
-                yield Undecided(where, leader, ranked[:floor][~known[:floor]], int(ranked[floor]))
+        bounds, known = robust[self.choices], decided[self.choices]
+        found = []
+        for where, top, clean in zip(self.sets, self.tops, self._clean, strict=True):
+            order = np.lexsort((self._from_half, self._from_native, -clean, -_means(bounds[:, where])))
+            found.append(Standing(where, top, self.choices[order], known[:, where].all(axis=1)[order]))
+        return found
 
-    def to_be_finished(self, robust: np.ndarray, decided: np.ndarray, leaders: bool = False) -> np.ndarray:
+    def to_be_finished(self, standings: Sequence[Standing], leaders: bool = False) -> np.ndarray:
         """Return the numbers of the steerings that must be finished: the required ones and the winners that are known.
 
         Args:
-            robust: upper bounds on the robust scores, [S, n].
-            decided: whether a score is known, bool [S, n].
-            leaders: whether those that lead a set are named too, though they may yet be overtaken.
+            standings: the standing of each contest.
+            leaders: whether those that lead are named too, though they may yet be overtaken.
         """
         finish = set(self.required)
-        for number, (where, top) in enumerate(zip(self.sets, self.tops, strict=True)):
-            best = self.best_first(robust, number)[:top]
-            if leaders or decided[np.ix_(best, where)].all():
-                finish.update(best.tolist())
+        for standing in standings:
+            if leaders or standing.is_decided:
+                finish.update(standing.ranked[: standing.top].tolist())
         return np.array(sorted(finish), int)
 
 

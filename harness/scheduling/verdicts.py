@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.work import Attempt
+from harness.api.trial import Attempt
 
 if TYPE_CHECKING:
     from harness.api.threat import Threat

@@ -46,7 +46,8 @@ def words(keys: Tensor, counters: Tensor, count: int) -> Tensor:
     zero = torch.zeros_like(keys)
     state = (block[None, :].expand(len(keys), -1), counters[:, None].expand(-1, blocks), zero[:, None], zero[:, None])
     mixed = philox(state, (keys[:, None] & WORD, (keys[:, None] >> 32) & WORD))
-    return torch.stack(torch.broadcast_tensors(*mixed), dim=-1).flatten(1)[:, :count]
+    blank = torch.zeros_like(mixed[0] + mixed[2])
+    return torch.stack([word + blank for word in mixed], dim=-1).flatten(1)[:, :count]
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

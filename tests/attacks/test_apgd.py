@@ -201,7 +201,10 @@ def in_double(name: str, ball: Ball, places: slice, kind: int) -> tuple[nn.Modul
 
 @balls
 @kinds
-@pytest.mark.parametrize(("name", "steps"), [("digits_plain", 100), ("digits_robust", 43), ("digits_plain", 7)])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [pytest.param("digits_plain", 100, marks=pytest.mark.slow), ("digits_robust", 43), ("digits_plain", 7)],
+)
 def test_the_trajectory_is_the_library_s(ball: Ball, kind: int, name: str, steps: int, double: None) -> None:
     if (name, kind, ball) == ("digits_robust", DLR, L1_SHRINKING):
         pytest.skip("in 3 ε these images reach the plateau of DLR, 1, where gradients are 0 but for rounding")
@@ -209,6 +212,18 @@ def test_the_trajectory_is_the_library_s(ball: Ball, kind: int, name: str, steps
     wrongs = compared(lambda: network, trials, ball, steps)
     fallen = sum(bool(wrong.any()) for wrong in wrongs)
     assert 0 < fallen < len(wrongs) or name == "digits_robust"
+
+
+@balls
+@kinds
+@pytest.mark.parametrize("scale", [1.5, 5])
+def test_the_trajectory_is_the_library_s_for_images_outside_the_box(
+    ball: Ball, kind: int, scale: float, double: None
+) -> None:
+    """Normalised images are; [−2.5, 2.5]. Later, rounding decides the sign of a gradient, in L∞ a pixel."""
+    network, inside = in_double("digits_plain", ball, slice(12), kind)
+    x = scale * (inside.x - 0.5)
+    compared(lambda: network, trials_of(network, x, network(x).argmax(1), kind), ball, 12)
 
 
 def sawtooth(network: Network, period: int) -> Network:

@@ -211,6 +211,21 @@ def test_the_trajectory_is_the_library_s_for_colours(norm: Norm, targeted: bool,
 
 @norms
 @aims
+@pytest.mark.parametrize(("scale", "variant"), [(1.05, CLEAN_START), (5, CLEAN_START), (5, RANDOM_START)])
+def test_the_trajectory_is_the_library_s_for_images_outside_the_box(
+    norm: Norm, targeted: bool, scale: float, variant: int, double: None
+) -> None:
+    """Normalised images are; [−2.5, 2.5]."""
+    x, _ = digits("digits_plain", 9)
+    network = deepcopy(network_of("digits_plain")).double()
+    x = scale * (x.double() - 0.5)
+    trials = trials_of(network, x, network(x).argmax(1), variant)
+    compared(network, trials, norm, EPS[norm], targeted, 30, ROUNDING[variant])
+
+
+@pytest.mark.slow
+@norms
+@aims
 def test_in_float32_the_same_images_fall_at_the_same_step_to_the_end(norm: Norm, targeted: bool) -> None:
     network = network_of("digits_plain")
     x, y = digits("digits_plain", 9)

@@ -65,6 +65,22 @@ def test_equal_to_the_library(n: int, d: int, seed: int, kind: str) -> None:
         torch.testing.assert_close(ours[place], theirs, atol=1e-5, rtol=0)
 
 
+@given(n=st.integers(1, 7), seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.3, 2.0, 5.0]), back=st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_clean_images_outside_the_box_are_treated_as_the_library_does(
+    n: int, seed: int, scale: float, back: bool
+) -> None:
+    """Moves that lead back into the box, as those of attacks do but for a step, and others that are as short as ε."""
+    moves, clean, radius = (values.float() for values in rows(n, 64, seed, "noise"))
+    clean = scale * (clean - 0.5)
+    moves = (clean + moves).clamp(0, 1) - clean + 0.05 * moves if back else moves / 50
+    radius = radius.clamp(max=1)
+    ours = l1_ball.shrunk(moves, clean, radius)
+    for place in range(n):
+        theirs = autopgd_base.L1_projection(clean[place, None], moves[place, None], float(radius[place]))[0]
+        torch.testing.assert_close(ours[place], theirs, atol=2e-5, rtol=0)
+
+
 def test_a_move_that_ends_is_taken_back_to_the_last_bit() -> None:
     moves, clean, radius = (values.float() for values in rows(20, 300, 0, "noise"))
     delta = l1_ball.shrunk(moves, clean, radius)

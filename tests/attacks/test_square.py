@@ -246,6 +246,16 @@ def test_the_trajectory_is_the_library_s_for_colours_and_images_that_are_not_squ
 
 
 @norms
+def test_the_trajectory_is_the_library_s_for_images_outside_the_box(norm: Norm, unrounded: None) -> None:
+    """Normalised images are; [−2.5, 2.5]."""
+    x, _ = digits("digits_plain", 9)
+    network = deepcopy(network_of("digits_plain")).double()
+    x = 5 * (x.double() - 0.5)
+    compared(network, trials_of(x, network(x).argmax(1)), norm, 150, EPS[norm], ROUNDING[norm])
+
+
+@pytest.mark.slow
+@norms
 def test_the_trajectory_is_the_library_s_to_the_end(norm: Norm, unrounded: None) -> None:
     x, y = digits("digits_robust", 1)
     network = deepcopy(network_of("digits_robust")).double()

@@ -28,6 +28,7 @@ from harness.engine.verification import logits
 from harness.errors import DataMissing
 from harness.models.demo import Demo
 from harness.threats.lp import Linf
+from harness.util.noise import Noise
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -259,7 +260,7 @@ class Foggy(Threat):
     stages: ClassVar[tuple[str, ...]] = ("fog-1", "fog-2")
     missing: bool = False
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         assert len(batch) == 2
         if self.missing:
             raise DataMissing("fog.npy: no such file; put it there")

@@ -77,7 +77,7 @@ def test_a_number_is_a_grid_of_one() -> None:
 
 def test_what_may_be_left_out() -> None:
     benchmark = parse_benchmark(good())
-    assert (benchmark.seed, benchmark.batch_size, benchmark.device) == (0, 250, "auto")
+    assert (benchmark.seed, benchmark.batch_size, benchmark.device) == (0, "auto", "auto")
     assert (benchmark.executor.kind, benchmark.steering.c, benchmark.dataset.n) == ("local", (0.5,), None)
     assert isinstance(benchmark.threat, Linf)
     assert benchmark.threat.attack == "standard"

@@ -9,13 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import Command, Run, cells
+from helpers.commands import Command, Run, trials
 from torch import Tensor, nn
 
+from harness.api.attack import Trials
+from harness.api.records import BASELINE, Steering
+from harness.attacks import autoattack
+from harness.attacks.apgd_losses import CE
 from harness.attacks.autoattack import perturb
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
+from harness.engine.images import digest
 from harness.engine.verification import verify
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
 from harness.leaderboard import csv_file, outcomes
@@ -24,6 +29,7 @@ from harness.leaderboard.regression import Board, check
 from harness.models.demo import MEAN, STD, Demo
 from harness.models.normalisation import Normalised
 from harness.threats.lp import Linf
+from harness.util.noise import key_of
 
 ATTACK = {"stages": ["apgd-ce"], "iterations": 10}
 EPS = 0.1
@@ -53,43 +59,48 @@ def paper(run: Run) -> pd.DataFrame:
 
 
 def test_the_attack_is_autoattacks_on_normalised_images(paper: pd.DataFrame) -> None:
-    """The same attack by hand, with the same noise, in the order of the shard: it loses the same images."""
+    """The same attack by hand, with the same noise, one image at a time: it loses the same images."""
     network = Demo(name="digits_plain", normalised=True).load().network
     assert isinstance(network, Normalised)
-    ledger = cells(Path("runs"))
-    seen = 0
-    for steering in ("baseline", [0.8, 0.5, "modules"]):
-        row = next(
-            row for row in ledger.values()
-            if row["identity"]["steering"] == steering and row["identity"]["stage"] == "apgd-ce"
-        )  # fmt: skip
-        shard = row["identity"]["shard"]["images"]
-        batch = Digits().open().read(tuple(shard))
-        x = (batch.x - MEAN[0]) / STD[0]
-        tuned = network.network
-        if steering != "baseline":
-            tuned = steer(network.network, 0.8, sites="modules", example=x[:1])
+    source = Digits().open()
+    images = Digits(per_class=2).chosen(source)
+    batch = source.read(images)
+    x = (batch.x - MEAN[0]) / STD[0]
+    found = trials(Path("runs"))
+    for steering in (BASELINE, Steering(0.8, sites="modules")):
+        tuned: nn.Module = network.network
+        if not steering.is_baseline:
+            tuned = steer(tuned, 0.8, sites="modules", example=x[:1])
         with torch.no_grad():
             right = tuned(x).argmax(1) == batch.y
-        seed = seed_of(row["identity"])
-        found = perturb("apgd-ce", Linf(eps=EPS, attack=ATTACK).attack, tuned, x[right], batch.y[right],
-                        norm="Linf", eps=EPS, seed=seed)  # fmt: skip
-        with torch.no_grad():
-            survived = tuned(found).argmax(1) == batch.y[right]
-        expected = np.zeros(len(shard), bool)
-        expected[right.numpy()] = survived.numpy()
-        assert (np.frombuffer(row["outcome"], "<f4") > 0).tolist() == expected.tolist()
-        assert 0 < expected.sum() < right.sum()
-        seen += 1
-    assert seen == 2
+        lost = 0
+        for image, own in enumerate(right.tolist()):
+            sha256 = digest(batch.x[image].numpy(), batch.y[image].tolist())
+            kept = [
+                one for one in found.values()
+                if one.context["steering"] == steering.identity() and one.image == sha256
+                and one.attempt["stage"] == "apgd-ce"
+            ]  # fmt: skip
+            assert len(kept) == own
+            if own:
+                key = key_of(0, sha256, "apgd-ce", -1, 0)
+                fooled = loses(tuned, x[image : image + 1], batch.y[image : image + 1], key)
+                assert kept[0].value == (not fooled)
+                lost += fooled
+        assert 0 < lost < right.sum()
 
 
-def seed_of(identity: dict[str, Any]) -> int:
-    """The seed's definition, written once more: the identity less the steering and the stage."""
-    from harness.util.hashing import sha256
-
-    rest = {key: value for key, value in identity.items() if key not in ("steering", "stage")}
-    return int(sha256(rest)[:8], 16) >> 1
+def loses(network: nn.Module, x: Tensor, y: Tensor, key: int) -> bool:
+    """Return whether APGD, alone with one image and this key, finds an adversarial image."""
+    attack = autoattack.machine(
+        "apgd-ce", Linf(eps=EPS, attack=ATTACK).attack, norm="Linf", eps=EPS, slots=1, shape=tuple(x.shape[1:]),
+        classes=10, device="cpu",
+    )  # fmt: skip
+    attack.start(torch.arange(1), Trials(x, y, torch.zeros_like(y), torch.tensor([key]), torch.tensor([CE])))
+    while not attack.finished.all():
+        attack.step(network)
+    with torch.no_grad():
+        return bool((network(attack.found).argmax(1) != y).item())
 
 
 def test_every_row_is_set_apart(paper: pd.DataFrame) -> None:

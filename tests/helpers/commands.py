@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,49 @@ Start = Callable[..., Running]
 """Starts ``ct-harness`` with arguments as a process of its own."""
 
 
-def cells(runs: Path, name: str = "tiny") -> dict[str, dict[str, Any]]:
-    """Read a ledger: key to row, the identity parsed."""
-    with sqlite3.connect(runs / name / "ledger.sqlite") as connection:
-        connection.row_factory = sqlite3.Row
-        rows = [dict(row) for row in connection.execute("SELECT * FROM cells ORDER BY key")]
-    connection.close()
-    return {row["key"]: row | {"identity": json.loads(row["identity"])} for row in rows}
+class Kept(NamedTuple):
+    """What a ledger says of a trial: what it is, and what it has shown and cost.
+
+    Args:
+        context: identity of the task under the trial's steering.
+        image: hash of the image.
+        attempt: identity of the attempt.
+        record: the result, all its numbers.
+    """
+
+    context: dict[str, Any]
+    image: str
+    attempt: dict[str, Any]
+    record: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        """Score of the image."""
+        return self.record[0]
+
+
+def trials(runs: Path, name: str = "tiny") -> dict[tuple[str, str, str], Kept]:
+    """Read a ledger, by the texts of context, image and attempt; it may be written meanwhile, or not be there yet."""
+    from harness.engine.packing import unpack
+
+    path, found = runs / name / "ledger.sqlite", dict[tuple[str, str, str], Kept]()
+    if not path.exists():
+        return found
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as connection:
+        try:
+            rows = connection.execute("SELECT context, size, results FROM packs ORDER BY id").fetchall()
+        except sqlite3.OperationalError:  # not made yet
+            return found
+        texts = {
+            table: [text for (text,) in connection.execute(f"SELECT content FROM {table} ORDER BY id")]
+            for table in ("contexts", "images", "attempts")
+        }
+    for context, size, packed in rows:
+        records, _ = unpack([(size, packed)])
+        for image, attempt, *rest in records.tolist():
+            key = texts["contexts"][context], texts["images"][image], texts["attempts"][attempt]
+            found[key] = Kept(json.loads(key[0]), key[1], json.loads(key[2]), tuple(rest))
+    return found
 
 
 def csv_of(benchmark: dict[str, Any], runs: Path) -> str:

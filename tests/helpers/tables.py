@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from harness.analysis.selection import Scored
 from harness.api.records import Batch, Steering
 from harness.api.threat import Passes, Threat
-from harness.api.work import CLEAN, INSPECT, REPLAY, Answer, Attempt, Trial
+from harness.api.trial import CLEAN, INSPECT, REPLAY, Answer, Attempt, Trial
 from harness.scheduling.course import Course
-from harness.scheduling.guided import GuidedSearch
 
 if TYPE_CHECKING:
     from harness.util.noise import Noise
@@ -53,6 +52,9 @@ class Averaged(Attacks):
 
     kind: ClassVar[str] = "averaged"
     reduction: ClassVar[Literal["worst", "mean"]] = "mean"
+
+    def attempts(self, stage: str, ranking: Sequence[int]) -> tuple[Attempt, ...]:
+        return (Attempt(stage),)
 
 
 @dataclass
@@ -108,7 +110,7 @@ def run(course: Course, table: Table) -> list[list[Trial]]:
     return rounds
 
 
-def attacks(search: GuidedSearch, rounds: Sequence[Sequence[Trial]]) -> list[list[Trial]]:
+def attacks(rounds: Sequence[Sequence[Trial]]) -> list[list[Trial]]:
     """Return the rounds of attacks among all rounds, in order."""
     own = {CLEAN, INSPECT, REPLAY}
     return [list(trials) for trials in rounds if trials[0].attempt.stage not in own]

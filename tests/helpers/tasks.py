@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -10,6 +10,10 @@ from harness.api.records import Batch
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import parse_benchmark
+from harness.util.noise import Noise
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 BENCHMARK = parse_benchmark(
     {
@@ -32,7 +36,7 @@ class Stages(Threat):
     def stages(self) -> tuple[str, ...]:
         return tuple(f"stage-{i}" for i in range(self.how_many))
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         raise NotImplementedError
 
 

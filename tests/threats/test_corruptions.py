@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import cells
+from helpers.commands import trials
 from helpers.packages import install
 from helpers.tiny import mapping
 from PIL import Image
@@ -23,8 +23,7 @@ from torch import nn
 import harness
 from harness import pipeline
 from harness.api import registry
-from harness.api.records import BASELINE, Batch
-from harness.api.work import Cell, Shard, Task
+from harness.api.records import Batch
 from harness.config.benchmark import parse_benchmark
 from harness.errors import DataError, DataMissing, SpecError
 from harness.leaderboard import outcomes, ranking
@@ -40,6 +39,7 @@ from harness.threats.corruptions import (
     mce,
 )
 from harness.util import downloads
+from harness.util.noise import Noise
 
 N = 24
 ARCHIVE = "CIFAR-10-C.tar"
@@ -106,6 +106,11 @@ def batch_of(clean: np.ndarray, labels: np.ndarray, indices: list[int] | None = 
     chosen = torch.arange(len(clean)) if indices is None else torch.tensor(indices)
     x = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
     return Batch(x[chosen], torch.from_numpy(labels)[chosen], chosen)
+
+
+def noise(seed: int) -> Noise:
+    """Return the noise of a benchmark with this seed, of which corruptions take the seed alone."""
+    return Noise(seed, torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.fixture(scope="module")
@@ -271,10 +276,10 @@ def test_images_are_those_that_robustbench_loads(tmp_path: Path, name: str, load
     threat.prepare(batch_of(clean, labels), offline=True)
     for severity in (1, 5):
         x, y = load(N, severity, str(tmp_path), corruptions=["frost"])
-        found = threat.perturb(f"frost-{severity}", UNUSED, batch_of(clean, labels), seed=0)
+        found = threat.perturb(f"frost-{severity}", UNUSED, batch_of(clean, labels), noise(0))
         assert torch.equal(found, x)
         assert y.tolist() == labels.tolist()
-        some = threat.perturb(f"frost-{severity}", UNUSED, batch_of(clean, labels, [7, 3]), seed=1)
+        some = threat.perturb(f"frost-{severity}", UNUSED, batch_of(clean, labels, [7, 3]), noise(1))
         assert torch.equal(some, x[[7, 3]])
 
 
@@ -296,7 +301,7 @@ def test_image_files_are_those_that_robustbench_loads(tmp_path: Path) -> None:
     threat = threat_of(source="ImageNet-C", root=str(tmp_path), corruptions=["snow"], severities=[4])
     batch = Batch(torch.zeros(3, 3, 224, 224), torch.zeros(3, dtype=torch.int64), torch.arange(3), tuple(names[:3]))
     threat.prepare(batch, offline=True)
-    found = threat.perturb("snow-4", UNUSED, batch, seed=0)
+    found = threat.perturb("snow-4", UNUSED, batch, noise(0))
     assert torch.equal(found, torch.stack([expected[index][0] for index in range(3)]))
 
 
@@ -341,7 +346,7 @@ def test_a_damaged_dataset_is_reported_before_and_while_it_is_used(
     with pytest.raises(DataError, match=f"{message}.*; {remedy}"):
         threat.prepare(batch, offline=True)
     with pytest.raises(DataError, match=f"{message}.*; {remedy}"):
-        threat.perturb("fog-1", UNUSED, batch, seed=0)
+        threat.perturb("fog-1", UNUSED, batch, noise(0))
 
 
 def test_a_dataset_that_has_changed_is_refused(tmp_path: Path) -> None:
@@ -354,15 +359,6 @@ def test_a_dataset_that_has_changed_is_refused(tmp_path: Path) -> None:
         official(tmp_path).prepare(batch_of(clean, labels), offline=True)
 
 
-def test_every_model_is_shown_the_same_generated_images() -> None:
-    cells: list[Cell] = []
-    for name in ("digits_plain", "digits_robust"):
-        benchmark = parse_benchmark(mapping(name="x", threat={"kind": "corruptions"}, executor={"kind": "local"}))
-        task = Task(name, benchmark.models[0], benchmark.dataset, benchmark.threat, 3, "cpu", name)
-        cells.append(Cell(task, BASELINE, Shard((len(cells),), name), "fog-1", (len(cells),)))
-    assert [cell.seed for cell in cells] == [3, 3]
-
-
 def test_a_dataset_of_other_images_is_refused(planted: Planted) -> None:
     root, clean, labels = planted
     other = batch_of(clean, np.where(np.arange(N) == 5, (labels + 1) % 10, labels))
@@ -371,7 +367,7 @@ def test_a_dataset_of_other_images_is_refused(planted: Planted) -> None:
     with pytest.raises(DataError, match=mismatch):
         official(root).prepare(other)
     with pytest.raises(DataError, match=mismatch):
-        official(root).perturb("fog-1", UNUSED, other, seed=0)
+        official(root).perturb("fog-1", UNUSED, other, noise(0))
     beyond = Batch(other.x[:1], other.y[:1], torch.tensor([10_000]))
     found = rf"10,000 images of shape \[3, 32, 32\], .* image 10000 of shape \[3, 32, 32\].*{remedy}"
     with pytest.raises(DataError, match=found):
@@ -395,7 +391,7 @@ def test_missing_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "ImageNet-C/snow/1/n01440764").mkdir()
     (tmp_path / "ImageNet-C/snow/1/n01440764/a.JPEG").write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"snow/1/n01440764/a\.JPEG: not an image"):
-        threat.perturb("snow-1", UNUSED, batch, seed=0)
+        threat.perturb("snow-1", UNUSED, batch, noise(0))
 
 
 # The download
@@ -463,7 +459,7 @@ def test_offline_and_in_a_stage_nothing_is_downloaded(tmp_path: Path, mirror: Pa
     with pytest.raises(DataMissing, match=r"/CIFAR-10-C: .*offline.*; unpack https://zenodo\S+ in \S+ by hand"):
         official(tmp_path).prepare(batch, offline=True)
     with pytest.raises(DataMissing, match=r"labels\.npy: no such file"):
-        official(tmp_path).perturb("fog-1", UNUSED, batch, seed=0)
+        official(tmp_path).perturb("fog-1", UNUSED, batch, noise(0))
 
 
 # Generated corruptions
@@ -477,10 +473,10 @@ def test_an_image_does_not_depend_on_its_companions(planted: Planted) -> None:
     drawn = np.random.rand()
     np.random.seed(1)
     for stage in ("gaussian_noise-3", "impulse_noise-3", "glass_blur-3"):
-        together = threat.perturb(stage, UNUSED, batch_of(clean, labels, [4, 2, 9]), seed=7)
-        alone = threat.perturb(stage, UNUSED, batch_of(clean, labels, [2]), seed=7)
+        together = threat.perturb(stage, UNUSED, batch_of(clean, labels, [4, 2, 9]), noise(7))
+        alone = threat.perturb(stage, UNUSED, batch_of(clean, labels, [2]), noise(7))
         assert torch.equal(together[1:2], alone)
-        assert not torch.equal(alone, threat.perturb(stage, UNUSED, batch_of(clean, labels, [2]), seed=8))
+        assert not torch.equal(alone, threat.perturb(stage, UNUSED, batch_of(clean, labels, [2]), noise(8)))
         assert not torch.equal(alone, batch_of(clean, labels, [2]).x)
     assert np.random.rand() == drawn  # the caller's random numbers are left alone
 
@@ -492,7 +488,7 @@ def test_corruptions_are_those_of_the_paper(library: str, planted: Planted) -> N
     x = batch.x.numpy()
     means = x.mean((2, 3), keepdims=True)
     for severity, share in ((1, 0.4), (5, 0.05)):
-        found = threat_of().perturb(f"contrast-{severity}", UNUSED, batch, seed=0).numpy()
+        found = threat_of().perturb(f"contrast-{severity}", UNUSED, batch, noise(0)).numpy()
         assert np.abs(found - ((x - means) * share + means)).max() <= 1 / 255 + 1e-6  # cut to 8 bits
 
 
@@ -631,20 +627,20 @@ def test_a_board_is_the_mean_over_the_stages(benchmark: Colourful) -> None:
         assert of_base[stage] == "".join("1" if one else "0" for one in row)
 
 
-def test_a_run_reuses_the_cells_of_other_subsets(benchmark: Colourful) -> None:
+def test_a_run_reuses_the_trials_of_other_subsets(benchmark: Colourful) -> None:
     mapping, *_ = benchmark
 
     def run(runs: str, **keys: Any) -> pd.DataFrame:
         return harness.run(parse_benchmark(mapping | {"threat": mapping["threat"] | keys}), runs=runs)
 
     run("runs", corruptions=["snow"])
-    first = cells(Path("runs"))
+    first = trials(Path("runs"))
     board = run("runs")
-    whole = cells(Path("runs"))
+    whole = trials(Path("runs"))
     assert {key: whole.get(key) for key in first} == first
-    assert len(whole) - len(first) == 2 * 2 * 3  # two more stages, two β, three shards
+    assert len(whole) - len(first) == 2 * 2 * 24  # two more stages, two β
     run("runs", severities=[4])
-    assert cells(Path("runs")) == whole
+    assert trials(Path("runs")) == whole
     assert board.drop(columns="seconds").equals(run("elsewhere").drop(columns="seconds"))
 
 
@@ -653,4 +649,4 @@ def test_a_missing_dataset_stops_the_run_before_a_cell_is_computed(benchmark: Co
     Path("data/CIFAR-10-C/fog.npy").unlink()
     with pytest.raises(DataMissing, match=r"/CIFAR-10-C/fog\.npy: no such file"):
         harness.run(parse_benchmark(mapping), runs="runs", offline=True)
-    assert not cells(Path("runs"))
+    assert not trials(Path("runs"))

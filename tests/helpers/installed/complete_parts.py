@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from harness.api.records import Batch, Published
 from harness.api.threat import Passes, Threat
 from harness.api.work import Portion
 from harness.errors import InvalidAdversary
+from harness.util.noise import Noise
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Quadrants(Model):
@@ -82,7 +86,7 @@ class OneStep(Threat):
         """See `Threat.stages`."""
         return ("fgsm",)
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         """See `Threat.perturb`."""
         with torch.enable_grad():
             x = batch.x.detach().requires_grad_()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from harness.api.dataset import Dataset, Source
 from harness.api.records import Batch, Target
 from harness.api.threat import Threat
+from harness.util.noise import Noise
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Graded(Dataset, Source):
@@ -43,5 +47,5 @@ class Shade(Threat):
     reduction: ClassVar[Literal["worst", "mean"]] = "mean"
     stages: ClassVar[tuple[str, ...]] = ("shade-1", "shade-2")
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         return batch.x * (1 - int(stage[-1]) / 4)

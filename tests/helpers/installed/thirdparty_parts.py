@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from harness.api.model import Model, Scorable
 from harness.api.records import Batch
 from harness.api.threat import Threat
 from harness.api.work import Portion
+from harness.util.noise import Noise
+
+if TYPE_CHECKING:
+    from harness.util.noise import Noise
 
 
 class Training(Model):
@@ -52,7 +56,7 @@ class Dim(Threat):
     kind: ClassVar[str] = "dim"
     stages: ClassVar[tuple[str, ...]] = ("dim-1", "dim-2")
 
-    def perturb(self, stage: str, network: nn.Module, batch: Batch, seed: int) -> Tensor:
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
         return (batch.x - int(stage[-1]) / 10).clamp(0, 1)
 
 
