@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import Command, Run, cells
+from helpers.commands import Command, Run
+from helpers.ledgers import trials
 from torch import Tensor, nn
 
-from harness.attacks.autoattack import perturb
+from harness.api.attack import Trials
+from harness.attacks.autoattack import machine, perturb
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
+from harness.engine.images import digest
 from harness.engine.verification import verify
 from harness.errors import InvalidAdversary, LeaderboardError, SpecError
 from harness.leaderboard import csv_file, outcomes
@@ -24,6 +28,7 @@ from harness.leaderboard.regression import Board, check
 from harness.models.demo import MEAN, STD, Demo
 from harness.models.normalisation import Normalised
 from harness.threats.lp import Linf
+from harness.util.noise import key_of
 
 ATTACK = {"stages": ["apgd-ce"], "iterations": 10}
 EPS = 0.1
@@ -36,7 +41,6 @@ def asked(**changes: Any) -> dict[str, Any]:
         "dataset": {"kind": "digits", "per_class": 2},
         "threat": {"kind": "Linf", "eps": EPS, "attack": ATTACK},
         "steering": {"beta": 0.8},
-        "batch_size": 20,
         "protocol": "paper",
         "search": {"kind": "full"},
         "executor": {"kind": "inline"},
@@ -52,44 +56,40 @@ def paper(run: Run) -> pd.DataFrame:
     return pd.read_csv("leaderboards/tiny.csv")
 
 
-def test_the_attack_is_autoattacks_on_normalised_images(paper: pd.DataFrame) -> None:
-    """The same attack by hand, with the same noise, in the order of the shard: it loses the same images."""
+@pytest.mark.usefixtures("paper")
+def test_the_attack_is_autoattacks_on_normalised_images() -> None:
+    """The same attack by hand, with the same noise: it loses the same images."""
     network = Demo(name="digits_plain", normalised=True).load().network
     assert isinstance(network, Normalised)
-    ledger = cells(Path("runs"))
+    batch = Digits().open().read(tuple(range(100)))
+    numbers = {
+        digest(x.numpy(), y): number for number, (x, y) in enumerate(zip(batch.x, batch.y.tolist(), strict=True))
+    }
+    results = trials(Path("runs/tiny"))
     seen = 0
     for steering in ("baseline", [0.8, 0.5, "modules"]):
-        row = next(
-            row for row in ledger.values()
-            if row["identity"]["steering"] == steering and row["identity"]["stage"] == "apgd-ce"
-        )  # fmt: skip
-        shard = row["identity"]["shard"]["images"]
-        batch = Digits().open().read(tuple(shard))
-        x = (batch.x - MEAN[0]) / STD[0]
+        own = {
+            name: stored.answer.value
+            for (context, name, attempt), stored in results.items()
+            if json.loads(context)["steering"] == steering and json.loads(attempt).get("stage") == "apgd-ce"
+        }
+        x = (batch.x[[numbers[name] for name in own]] - MEAN[0]) / STD[0]
+        y = batch.y[[numbers[name] for name in own]]
         tuned = network.network
         if steering != "baseline":
             tuned = steer(network.network, 0.8, sites="modules", example=x[:1])
         with torch.no_grad():
-            right = tuned(x).argmax(1) == batch.y
-        seed = seed_of(row["identity"])
-        found = perturb("apgd-ce", Linf(eps=EPS, attack=ATTACK).attack, tuned, x[right], batch.y[right],
-                        norm="Linf", eps=EPS, seed=seed)  # fmt: skip
-        with torch.no_grad():
-            survived = tuned(found).argmax(1) == batch.y[right]
-        expected = np.zeros(len(shard), bool)
-        expected[right.numpy()] = survived.numpy()
-        assert (np.frombuffer(row["outcome"], "<f4") > 0).tolist() == expected.tolist()
-        assert 0 < expected.sum() < right.sum()
+            assert (tuned(x).argmax(1) == y).all()
+        attack = machine("apgd-ce", Linf(eps=EPS, attack=ATTACK).attack, norm="Linf", eps=EPS, slots=len(x),
+                         shape=(1, 8, 8), classes=10, device="cpu")  # fmt: skip
+        keys = torch.tensor([key_of(0, name, "apgd-ce", -1, 0) for name in own])
+        attack.start(torch.arange(len(x)), Trials(x, y, y, keys))
+        while not attack.finished.all():
+            attack.step(tuned)
+        assert list(own.values()) == (~attack.fooled).float().tolist()
+        assert 0 < sum(own.values()) < len(own)
         seen += 1
     assert seen == 2
-
-
-def seed_of(identity: dict[str, Any]) -> int:
-    """The seed's definition, written once more: the identity less the steering and the stage."""
-    from harness.util.hashing import sha256
-
-    rest = {key: value for key, value in identity.items() if key not in ("steering", "stage")}
-    return int(sha256(rest)[:8], 16) >> 1
 
 
 def test_every_row_is_set_apart(paper: pd.DataFrame) -> None:
