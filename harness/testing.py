@@ -32,7 +32,8 @@ from harness.api.model import Model, Scorable
 from harness.api.part import Part
 from harness.api.records import BASELINE, Batch, Steering
 from harness.api.threat import Threat
-from harness.api.work import CLEAN, OWN_STAGES, Attempt, Portion, Report, Result, Task, Trial
+from harness.api.trial import CLEAN, OWN_STAGES, Attempt, Result, Trial
+from harness.api.work import Portion, Report, Task
 from harness.engine.evaluate import evaluate
 from harness.engine.fixed_width import FixedWidth
 from harness.engine.numerics import reproducible

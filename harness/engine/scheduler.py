@@ -11,7 +11,8 @@ from typing import Protocol
 
 from harness.api.executor import Executor
 from harness.api.records import Steering
-from harness.api.work import INDIVISIBLE, REPLAY, Attempt, Cost, Portion, Report, Task, Trial
+from harness.api.trial import INDIVISIBLE, REPLAY, Attempt, Cost, Trial
+from harness.api.work import Portion, Report, Task
 from harness.engine.ledger import Ledger, Stored
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.scheduling.course import Course

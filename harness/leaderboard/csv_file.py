@@ -56,8 +56,14 @@ def read(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise LeaderboardError(f"{path}: cannot be read as a leaderboard: {error}") from error
     missing = [name for name in FORMATS if name not in table.columns]
-    if missing:
-        raise LeaderboardError(f"{path}: not a leaderboard of this harness: no column {', '.join(missing)}")
+    unknown = [str(name) for name in table.columns if name not in FORMATS]
+    if missing or unknown:
+        found = (["no column " + ", ".join(missing)] if missing else []) + (
+            ["an unknown column " + ", ".join(unknown)] if unknown else []
+        )
+        raise LeaderboardError(
+            f"{path}: not a leaderboard of this version of ct-harness: {' and '.join(found)}; run its benchmark again"
+        )
     return table
 
 

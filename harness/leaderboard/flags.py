@@ -56,6 +56,10 @@ MEANING = {
         "A few of the scored images, at most 1 %, are among the training images too, pixel by pixel; official splits "
         "have such duplicates (Barz & Denzler 2020, arXiv 1902.00423)."
     ),
+    "company": (
+        "An image's answer depends on the other images of its batch (batch statistics, say), so that the accuracy is "
+        "that of a batch rather than of the network. Images were scored one at a time where that settles the answer."
+    ),
     "refitted": (
         "Not all images were scored with the same fit, as the several hashes in weights_sha256 show: it was fitted "
         "anew in between, on another machine or after the cache was lost. Move the ledger away and run it again."
@@ -103,16 +107,17 @@ def of_coverage(coverage: Coverage, family: FamilyName) -> set[str]:
 
 
 def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
-    """Return ``square`` where Square lowers the accuracy that the stages before it left.
+    """Return ``square`` where Square fools the network on images that are known to survive the stages before it.
 
     Args:
-        stages: scores [n] after each stage, in order, the clean one first.
+        stages: scores [n] after each stage, in order, the clean one first; NaN where they are not known.
     """
     names = list(stages)
     if "square" not in names or names.index("square") < 2:  # nothing but the clean stage before it
         return set()
     before = stages[names[names.index("square") - 1]]
-    return {"square"} if before.mean() - stages["square"].mean() > SQUARE_SHARE else set()
+    taken = (before == 1) & (stages["square"] == 0)
+    return {"square"} if taken.mean() > SQUARE_SHARE else set()
 
 
 def of_published(clean: np.ndarray, published_clean: float) -> set[str]:

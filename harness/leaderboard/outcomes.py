@@ -1,9 +1,10 @@
 """The outcome file beside a leaderboard: one character an image, so that two boards can be compared image by image.
 
 ``leaderboards/x.csv`` has ``leaderboards/x.outcomes.csv``: a row for each model, steering and stage. Its column
-``outcomes`` is a string of 1 (surviving), 0 (fooled) and ? (not attacked, since the steering was pruned before), in the
-benchmark's order of images. Graded answers are a number an image, separated by spaces: the share of the attributes that
-are right, or the negative of a squared error.
+``outcomes`` is a string, in the benchmark's order of images, of 1 (survived every attempt of the stages so far), 0
+(lost to one of them) and ? (not known: the steering was pruned, or the image was lost to a later stage first). Graded
+answers are a number an image, separated by spaces: the share of the attributes that are right, or the negative of a
+squared error.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.work import CLEAN, REPLAY
+from harness.api.trial import CLEAN, REPLAY
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import RowKey
 from harness.leaderboard.scores import ModelEntry
@@ -117,17 +118,25 @@ def scores(outcomes: pd.DataFrame) -> Mapping[RowKey, ImageScores]:
     found: dict[RowKey, ImageScores] = {}
     worst = bool((outcomes["stage"] == REPLAY).any())
     for key, texts in stages(outcomes).items():
-        values = {stage: values_of(text) for stage, text in texts.items() if stage != REPLAY}
+        most = most_of(texts)
+        values = {stage: values_of(text, most) for stage, text in texts.items() if stage != REPLAY}
         clean = values.pop(CLEAN)
         attacked = list(values.values()) or [clean]
         found[key] = clean, attacked[-1] if worst else np.mean(attacked, axis=0)
     return found
 
 
-def values_of(text: str) -> np.ndarray:
-    """Parse outcomes, float64 [n]; an unknown one becomes the most that it can be."""
-    if set(text) <= set("01?"):
-        return np.array([mark != "0" for mark in text], np.float64)
-    values = text.split(" ")
-    most = 0.0 if any(value.startswith("-") for value in values) else 1.0  # of a negative error, of a share
+def most_of(texts: Mapping[str, str]) -> float:
+    """Return the highest score that an image of a row can have, from its outcomes by stage: 0 where it is an error."""
+    return 0.0 if any("-" in text for text in texts.values()) else 1.0
+
+
+def values_of(text: str, most: float = 1.0) -> np.ndarray:
+    """Parse outcomes, float64 [n].
+
+    Args:
+        text: outcomes as the outcome file has them.
+        most: the highest score that an image can have; it stands for those that are not known.
+    """
+    values = text if set(text) <= set("01?") else text.split(" ")
     return np.array([most if value == "?" else float(value) for value in values], np.float64)

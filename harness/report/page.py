@@ -138,21 +138,23 @@ def stage_table(marks: pd.DataFrame) -> tuple[tuple[str, ...], ...]:
     shown = [name for name, wanted in columns.items() if wanted]
     lines = []
     for key, texts in found.items():
+        most = outcomes.most_of(texts)
         cells = {"model": key.model, "method": key.method, "β": f"{key.beta:g}", "c": f"{key.c:g}"}
-        lines.append((*(cells[name] for name in shown), *(surviving(texts.get(name, "")) for name in names)))
+        lines.append((*(cells[name] for name in shown), *(surviving(texts.get(name, ""), most) for name in names)))
     return ((*shown, *names), *lines)
 
 
-def surviving(marks: str) -> str:
+def surviving(marks: str, most: float = 1.0) -> str:
     """Format the share of images that survive a stage, or may, in percent; the mean where answers are graded.
 
     Args:
         marks: outcomes as the outcome file has them.
+        most: the highest score that an image can have: 0 where the metric is an error.
     """
-    if set(marks) - set("01?"):
-        mean = float(outcomes.values_of(marks).mean())
-        text = f"{-mean:.4g}" if mean < 0 else f"{100 * mean:.1f}"  # an error, or a share
-        return f"{(AT_LEAST if mean < 0 else AT_MOST) if '?' in marks else ''}{text}"
+    if marks and (most == 0 or set(marks) - set("01?")):
+        mean = float(outcomes.values_of(marks, most).mean())
+        text = f"{0 - mean:.4g}" if most == 0 else f"{100 * mean:.1f}"  # an error, or a share
+        return f"{(AT_LEAST if most == 0 else AT_MOST) if '?' in marks else ''}{text}"
     fooled = marks.count("0")
     return f"{AT_MOST if '?' in marks else ''}{100 * (1 - fooled / len(marks)):.1f}" if marks else ""
 

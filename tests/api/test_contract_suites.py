@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.api.records import Batch
 from harness.api.threat import Threat
-from harness.api.work import Attempt
+from harness.api.trial import Attempt
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
 from harness.executors.local import Local

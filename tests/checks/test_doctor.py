@@ -28,6 +28,7 @@ from harness.engine.verification import logits
 from harness.errors import DataMissing
 from harness.models.demo import Demo
 from harness.threats.lp import Linf
+from harness.util.noise import Noise
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from helpers.commands import Command, Run, cells, untimed
+from helpers.commands import Command, Run, trials, untimed
 from helpers.packages import install
 from helpers.tiny import mapping
 
@@ -29,13 +29,13 @@ def refused(resumed: Path, run: Run) -> Refused:
     """Runs a benchmark beside an earlier good run, which must stay as it is; returns the message."""
 
     def go(benchmark: dict[str, Any], *arguments: str) -> str:
-        before = cells(resumed / "runs")
+        before = trials(resumed / "runs")
         ended = run(benchmark, *arguments)
         assert ended.code == 2
         assert ended.out == ""
         assert ended.err.startswith("error: ")
         assert "Traceback" not in ended.err
-        assert cells(resumed / "runs") == before
+        assert trials(resumed / "runs") == before
         assert not (resumed / "leaderboards" / "tiny.csv").exists()
         return ended.err.removeprefix("error: ").strip()
 
@@ -271,7 +271,7 @@ FAILURES: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
 def test_a_model_that_fails_alone(
     resumed: Path, run: Run, model: dict[str, Any], words: tuple[str, ...], flag: str
 ) -> None:
-    before = cells(resumed / "runs")
+    before = trials(resumed / "runs")
     ended = run(mapping(models=[model]))
     assert ended.code == 2
     assert "Traceback" not in ended.err
@@ -281,7 +281,7 @@ def test_a_model_that_fails_alone(
     assert [word for word in words if word not in table["status"][0]] == []
     assert [word for word in words if word not in " ".join(ended.err.split())] == []
     assert (table["flags"][0], table["rank"][0], table["robust"][0]) == (flag, "", "")
-    assert cells(resumed / "runs") == before
+    assert trials(resumed / "runs") == before
 
 
 def test_models_that_fail_leave_the_others_be(here: Path, run: Run, computed: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import Command, Run
-from helpers.ledgers import trials
+from helpers.commands import Command, Run, trials
 from torch import Tensor, nn
 
 from harness.api.attack import Trials
-from harness.attacks.autoattack import machine, perturb
+from harness.api.records import BASELINE, Steering
+from harness.attacks import autoattack
+from harness.attacks.apgd_losses import CE
+from harness.attacks.autoattack import perturb
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
@@ -41,6 +42,7 @@ def asked(**changes: Any) -> dict[str, Any]:
         "dataset": {"kind": "digits", "per_class": 2},
         "threat": {"kind": "Linf", "eps": EPS, "attack": ATTACK},
         "steering": {"beta": 0.8},
+        "batch_size": 20,
         "protocol": "paper",
         "search": {"kind": "full"},
         "executor": {"kind": "inline"},
@@ -56,40 +58,49 @@ def paper(run: Run) -> pd.DataFrame:
     return pd.read_csv("leaderboards/tiny.csv")
 
 
-@pytest.mark.usefixtures("paper")
-def test_the_attack_is_autoattacks_on_normalised_images() -> None:
-    """The same attack by hand, with the same noise: it loses the same images."""
+def test_the_attack_is_autoattacks_on_normalised_images(paper: pd.DataFrame) -> None:
+    """The same attack by hand, with the same noise, one image at a time: it loses the same images."""
     network = Demo(name="digits_plain", normalised=True).load().network
     assert isinstance(network, Normalised)
-    batch = Digits().open().read(tuple(range(100)))
-    numbers = {
-        digest(x.numpy(), y): number for number, (x, y) in enumerate(zip(batch.x, batch.y.tolist(), strict=True))
-    }
-    results = trials(Path("runs/tiny"))
-    seen = 0
-    for steering in ("baseline", [0.8, 0.5, "modules"]):
-        own = {
-            name: stored.answer.value
-            for (context, name, attempt), stored in results.items()
-            if json.loads(context)["steering"] == steering and json.loads(attempt).get("stage") == "apgd-ce"
-        }
-        x = (batch.x[[numbers[name] for name in own]] - MEAN[0]) / STD[0]
-        y = batch.y[[numbers[name] for name in own]]
-        tuned = network.network
-        if steering != "baseline":
-            tuned = steer(network.network, 0.8, sites="modules", example=x[:1])
+    source = Digits().open()
+    images = Digits(per_class=2).chosen(source)
+    batch = source.read(images)
+    x = (batch.x - MEAN[0]) / STD[0]
+    found = trials(Path("runs"))
+    for steering in (BASELINE, Steering(0.8, sites="modules")):
+        tuned: nn.Module = network.network
+        if not steering.is_baseline:
+            tuned = steer(tuned, 0.8, sites="modules", example=x[:1])
         with torch.no_grad():
-            assert (tuned(x).argmax(1) == y).all()
-        attack = machine("apgd-ce", Linf(eps=EPS, attack=ATTACK).attack, norm="Linf", eps=EPS, slots=len(x),
-                         shape=(1, 8, 8), classes=10, device="cpu")  # fmt: skip
-        keys = torch.tensor([key_of(0, name, "apgd-ce", -1, 0) for name in own])
-        attack.start(torch.arange(len(x)), Trials(x, y, y, keys))
-        while not attack.finished.all():
-            attack.step(tuned)
-        assert list(own.values()) == (~attack.fooled).float().tolist()
-        assert 0 < sum(own.values()) < len(own)
-        seen += 1
-    assert seen == 2
+            right = tuned(x).argmax(1) == batch.y
+        lost = 0
+        for image, own in enumerate(right.tolist()):
+            sha256 = digest(batch.x[image].numpy(), batch.y[image].tolist())
+            kept = [
+                one for one in found.values()
+                if one.context["steering"] == steering.identity() and one.image == sha256
+                and one.attempt["stage"] == "apgd-ce"
+            ]  # fmt: skip
+            assert len(kept) == own
+            if own:
+                key = key_of(0, sha256, "apgd-ce", -1, 0)
+                fooled = loses(tuned, x[image : image + 1], batch.y[image : image + 1], key)
+                assert kept[0].value == (not fooled)
+                lost += fooled
+        assert 0 < lost < right.sum()
+
+
+def loses(network: nn.Module, x: Tensor, y: Tensor, key: int) -> bool:
+    """Return whether APGD, alone with one image and this key, finds an adversarial image."""
+    attack = autoattack.machine(
+        "apgd-ce", Linf(eps=EPS, attack=ATTACK).attack, norm="Linf", eps=EPS, slots=1, shape=tuple(x.shape[1:]),
+        classes=10, device="cpu",
+    )  # fmt: skip
+    attack.start(torch.arange(1), Trials(x, y, torch.zeros_like(y), torch.tensor([key]), torch.tensor([CE])))
+    while not attack.finished.all():
+        attack.step(network)
+    with torch.no_grad():
+        return bool((network(attack.found).argmax(1) != y).item())
 
 
 def test_every_row_is_set_apart(paper: pd.DataFrame) -> None:

@@ -23,6 +23,9 @@ SHARED: dict[str, Any] = {
 }  # fmt: skip
 
 
+NO_COST = dict.fromkeys(("forward_passes", "backward_passes", "seconds"))
+
+
 def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> dict[str, Any]:
     """Return a finished row on which so many of N images survive; the gain is over 100."""
     low, high = wilson(robust, N)
@@ -44,7 +47,7 @@ def untouched(model: str, beta: float = 1.0, **changes: Any) -> dict[str, Any]:
 def selected(model: str, chosen: str, **changes: Any) -> dict[str, Any]:
     """Return a headline that chose these β."""
     row = point(model, 0.0, 168, 104, status="selected", chosen=chosen, selection="cross_validation:5")
-    return row | {"rank": None, "beta": None, "c": None, "p_holm": None} | dict.fromkeys(("forward_passes", "backward_passes", "seconds")) | changes
+    return row | {"rank": None, "beta": None, "c": None, "p_holm": None} | NO_COST | changes
 
 
 def bounded(model: str, beta: float, clean: int, robust: int, **changes: Any) -> dict[str, Any]:

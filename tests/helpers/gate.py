@@ -10,7 +10,7 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.selection import InSample, choose
 from harness.analysis.statistics import paired
 from harness.api.records import BASELINE, Coverage, Steering, Target
-from harness.api.work import Cost
+from harness.api.trial import Cost
 from harness.leaderboard import outcomes, ranking
 from harness.leaderboard.regression import Board
 from harness.leaderboard.scores import Headline, ModelEntry, Score
@@ -20,6 +20,7 @@ SHARED: dict[str, object] = {
     "model": "m", "dataset": "digits[:200]", "threat": "Linf", "eps": "0.1", "attack": "standard", "n": N, "seed": 0,
     "weights_sha256": "w" * 64, "data_sha256": "d" * 64, "fitted_from": "", "train": "",
 }  # fmt: skip
+COST = Cost(9, 3, 1.0)
 VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu"}
 
 
@@ -33,7 +34,7 @@ def entry(
     clean = np.ones(N, np.float32) if clean is None else clean
     versions = VERSIONS | {"weights_sha256": str(shared["weights_sha256"])}
     scores = [
-        Score(steering, clean, bits, True, {"clean": clean, "apgd-ce": bits}, {}, bits, frozenset(), Cost(9, 3, 1.0), versions)
+        Score(steering, clean, bits, True, {"clean": clean, "apgd-ce": bits}, {}, bits, frozenset(), COST, versions)
         for steering, bits in robust.items()
     ]
     choice = choose(InSample(), scores, np.zeros(N), 0)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.api.records import Coverage, Steering
-from harness.api.work import Cost
+from harness.api.trial import Cost
 from harness.leaderboard.scores import ModelEntry, Score
 
 SHARED: dict[str, object] = {
@@ -21,7 +21,8 @@ def score(beta: float, robust: ArrayLike, clean: ArrayLike, c: float = 0.5, **ch
     """Return a complete score of these images under a steering; ``changes`` replace its other fields."""
     fields: dict[str, Any] = {
         "steering": Steering(beta, c), "clean": np.array(clean, np.float32), "robust": np.array(robust, np.float32),
-        "complete": True, "stages": {}, "summary_columns": {}, "replay": None, "flags": frozenset(), "cost": Cost(9, 3, 1.26),
+        "complete": True, "stages": {}, "summary_columns": {}, "replay": None, "flags": frozenset(),
+        "cost": Cost(9, 3, 1.26),
         "versions": {"ct_harness": "1", "torch": "2", "device": "cpu", "weights_sha256": "we"},
     }  # fmt: skip
     return Score(**(fields | changes))

@@ -137,7 +137,7 @@ def test_questions_stay_apart_and_the_clean_one_comes_first() -> None:
     tables = boards.three_transfers() | {
         "attacked": boards.transfer("beans", 5, 1.0, **boards.ATTACKED),
         "weaker": boards.transfer("beans", 5, 1.0, **boards.ATTACKED | {"eps": "0.05"}),
-        "cheaper": boards.transfer("beans", 5, 1.0, **boards.ATTACKED | {"attack": "standard+replay_first"}),
+        "cheaper": boards.transfer("beans", 5, 1.0, **boards.ATTACKED | {"attack": "standard+bfloat16"}),
         "paper": boards.transfer("beans", 50, None, {"lora-1": 1.0}, protocol="paper"),
     }
     found = summed(tables).settings
@@ -146,7 +146,7 @@ def test_questions_stay_apart_and_the_clean_one_comes_first() -> None:
         ("clean · against the linear probe", ["a", "b", "c"]),
         ("Linf, ε = 0.05 · standard · against the linear probe", ["weaker"]),
         ("Linf, ε = 0.1 · standard · against the linear probe", ["attacked"]),
-        ("Linf, ε = 0.1 · standard+replay_first · against the linear probe", ["cheaper"]),
+        ("Linf, ε = 0.1 · standard+bfloat16 · against the linear probe", ["cheaper"]),
     ]
 
 

@@ -127,7 +127,7 @@ def test_a_board_of_a_published_network_fills_its_half_of_the_row(network: str, 
         {"eps": "0.00392157"},
         {"threat": "L1"},
         {"attack": "custom:apgd-ce"},
-        {"attack": "standard+replay_first"},
+        {"attack": "standard+bfloat16"},
         {"model": "ResNet-34"},
         {"model": "Standard"},
         {"dataset": "imagenet[:1000]", "model": "resnet50"},  # torchvision's second weights, not the paper's

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.commands import cells
+from helpers.commands import trials
 from helpers.packages import install
 from helpers.tiny import mapping
 from PIL import Image
@@ -23,7 +23,7 @@ from torch import nn
 import harness
 from harness import pipeline
 from harness.api import registry
-from harness.api.records import BASELINE, Batch
+from harness.api.records import Batch
 from harness.config.benchmark import parse_benchmark
 from harness.errors import DataError, DataMissing, SpecError
 from harness.leaderboard import outcomes, ranking
@@ -39,6 +39,7 @@ from harness.threats.corruptions import (
     mce,
 )
 from harness.util import downloads
+from harness.util.noise import Noise
 
 N = 24
 ARCHIVE = "CIFAR-10-C.tar"
@@ -105,6 +106,11 @@ def batch_of(clean: np.ndarray, labels: np.ndarray, indices: list[int] | None = 
     chosen = torch.arange(len(clean)) if indices is None else torch.tensor(indices)
     x = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
     return Batch(x[chosen], torch.from_numpy(labels)[chosen], chosen)
+
+
+def noise(seed: int) -> Noise:
+    """Return the noise of a benchmark with this seed, of which corruptions take the seed alone."""
+    return Noise(seed, torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.fixture(scope="module")
@@ -621,20 +627,20 @@ def test_a_board_is_the_mean_over_the_stages(benchmark: Colourful) -> None:
         assert of_base[stage] == "".join("1" if one else "0" for one in row)
 
 
-def test_a_run_reuses_the_cells_of_other_subsets(benchmark: Colourful) -> None:
+def test_a_run_reuses_the_trials_of_other_subsets(benchmark: Colourful) -> None:
     mapping, *_ = benchmark
 
     def run(runs: str, **keys: Any) -> pd.DataFrame:
         return harness.run(parse_benchmark(mapping | {"threat": mapping["threat"] | keys}), runs=runs)
 
     run("runs", corruptions=["snow"])
-    first = cells(Path("runs"))
+    first = trials(Path("runs"))
     board = run("runs")
-    whole = cells(Path("runs"))
+    whole = trials(Path("runs"))
     assert {key: whole.get(key) for key in first} == first
-    assert len(whole) - len(first) == 2 * 2 * 3  # two more stages, two β, three shards
+    assert len(whole) - len(first) == 2 * 2 * 24  # two more stages, two β
     run("runs", severities=[4])
-    assert cells(Path("runs")) == whole
+    assert trials(Path("runs")) == whole
     assert board.drop(columns="seconds").equals(run("elsewhere").drop(columns="seconds"))
 
 
@@ -643,4 +649,4 @@ def test_a_missing_dataset_stops_the_run_before_a_cell_is_computed(benchmark: Co
     Path("data/CIFAR-10-C/fog.npy").unlink()
     with pytest.raises(DataMissing, match=r"/CIFAR-10-C/fog\.npy: no such file"):
         harness.run(parse_benchmark(mapping), runs="runs", offline=True)
-    assert not cells(Path("runs"))
+    assert not trials(Path("runs"))

@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.api.records import BASELINE, Steering
 from harness.api.registry import build
-from harness.api.work import Cell, Shard, Task
+from harness.api.work import Task
 from harness.checks.doctor import doctor
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
@@ -62,7 +62,7 @@ def test_networks_of_the_same_weights_and_other_activations_share_no_features(
     assert not torch.allclose(relu_answers, gelu_answers, atol=1e-3)
 
 
-def test_how_a_network_is_fitted_names_its_cells_and_not_their_noise(tmp_path: Path) -> None:
+def test_how_a_network_is_fitted_names_its_results(tmp_path: Path) -> None:
     model = probe(tmp_path)
     loaded = model.load()
     other = probe(tmp_path, tuning={"epochs": 3}).load()
@@ -70,12 +70,10 @@ def test_how_a_network_is_fitted_names_its_cells_and_not_their_noise(tmp_path: P
     assert Loaded(nn.Identity(), "").recipe == ""
     threat = Linf(eps=0.1)
 
-    def cell(recipe: str) -> Cell:
-        task = Task("m", model, Digits(), threat, 0, "cpu", loaded.sha256, recipe=recipe)
-        return Cell(task, Steering(0.9), Shard((1, 2), "ab"), "clean", (1, 2))
+    def identity(recipe: str) -> dict[str, Any]:
+        return Task("m", model, Digits(), threat, 0, "cpu", loaded.sha256, recipe=recipe).identity(Steering(0.9))
 
-    assert cell(loaded.recipe).key != cell(other.recipe).key
-    assert cell(loaded.recipe).seed == cell(other.recipe).seed
+    assert identity(loaded.recipe) != identity(other.recipe)
 
 
 def test_a_row_of_two_fits_is_flagged() -> None:
@@ -178,10 +176,10 @@ def test_a_probe_compiles_once_for_all_beta(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(acceleration.ParametricNetwork, "__init__", counted)
     for beta in (0.9, 0.6):
-        cell = Cell(task, Steering(beta), Shard((0, 1), "ab"), "apgd-ce", (0, 1))
         with reproducible():
-            fast, plain = session.attacked(cell, x[:2]), session.steered(cell.steering, x[:2])
-            assert torch.allclose(fast(x), plain(x), atol=1e-3)
+            lane, plain = session.attacked(task, Steering(beta), x), session.steered(Steering(beta), x)
+            rows = () if lane.parameters is None else (lane.parameters.expand(len(x), -1),)
+            assert torch.allclose(lane.network(x, *rows), plain(x), atol=1e-3)
     assert len(compiled) == 1
 
 

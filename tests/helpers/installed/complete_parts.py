@@ -131,8 +131,7 @@ class AtOnce(Executor):
         try:
             for reports in evaluate(portion):
                 deliver(reports)
+            future.set_result(None)
         except Exception as error:
             future.set_exception(error)
-        else:
-            future.set_result(None)
         return future
