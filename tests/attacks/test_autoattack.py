@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.api.work import Attempt
+from harness.api.trial import Attempt
 from harness.attacks import autoattack
 from harness.attacks.apgd_losses import CE, DLR, TARGETED_DLR
-from harness.attacks.autoattack import VERSIONS, Attack, Custom, Norm, configured
+from harness.attacks.autoattack import VERSIONS, Attack, Custom, configured
 from harness.attacks.fab import CLEAN_START, RANDOM_START
+from harness.attacks.norms import Norm
 from harness.util.hashing import canonical
 
 CUSTOM = Custom(
@@ -112,14 +113,14 @@ def test_what_standard_does_differently_under_l1() -> None:
 
 
 def test_gradients_are_averaged_for_randomised_networks_alone() -> None:
-    assert {autoattack.gradients(attack) for attack in ("standard", "plus", CUSTOM)} == {1}  # type: ignore[arg-type]
+    assert {autoattack.gradients(attack) for attack in ("standard", "plus", CUSTOM)} == {1}
     assert autoattack.gradients("rand") == 20
 
 
 def test_benchmarks_share_what_they_have_in_common() -> None:
     own = Custom(stages=("apgd-t",), targets=3)
     assert autoattack.identity("apgd-t", own, "L2") == autoattack.identity("apgd-t", "standard", "L2")
-    few, all_ = (autoattack.attempts("apgd-t", attack, "L2", ranking(10)) for attack in (own, "standard"))  # type: ignore[arg-type]
+    few, all_ = (autoattack.attempts("apgd-t", attack, "L2", ranking(10)) for attack in (own, "standard"))
     assert few == all_[:3]
     assert autoattack.identity("apgd-ce", "rand", "L2") != autoattack.identity("apgd-ce", "standard", "L2")
     assert autoattack.identity("apgd-ce", "plus", "L1") != autoattack.identity("apgd-ce", "standard", "L1")
@@ -189,4 +190,4 @@ def test_passes_are_those_that_a_survivor_takes(attack: Attack, stage: str, norm
 @pytest.mark.parametrize("twice", [("square", "square"), ("fab", "apgd-ce", "fab")])
 def test_an_attack_is_named_once(twice: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="each attack may be named once"):
-        Custom(stages=twice)  # type: ignore[arg-type]
+        Custom(stages=twice)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from harness.api.attack import Trials
 from harness.api.threat import SLACK, SLACK_BOX
-from harness.api.work import Attempt
+from harness.api.trial import Attempt
 from harness.attacks import autoattack
 from harness.config.benchmark import parse_benchmark
 from harness.errors import InvalidAdversary, SpecError
