@@ -184,7 +184,7 @@ def naive(path: Path, betas: Sequence[float]) -> None:
 
 
 def tuned_by_hand(network: nn.Module, beta: float) -> nn.Module:
-    """Return a copy with every registered ReLU replaced; where none is registered, the network steered by the harness."""
+    """Return a copy with every registered ReLU replaced; where none is registered, the harness steers the network."""
     if any(type(module) is nn.ReLU for module in network.modules()):
         return replaced(network, Reference(beta))
     return harness.steer(network, beta)

@@ -25,17 +25,21 @@ import torch
 from torch import nn
 
 from harness.api import registry
+from harness.api.attack import Trials
 from harness.api.dataset import Dataset, Source
 from harness.api.executor import Executor
 from harness.api.model import Model, Scorable
 from harness.api.part import Part
 from harness.api.records import BASELINE, Batch, Steering
 from harness.api.threat import Threat
-from harness.api.work import CLEAN, Attempt, Portion, Report, Result, Task, Trial
+from harness.api.trial import CLEAN, OWN_STAGES, Attempt, Result, Trial
+from harness.api.work import Portion, Report, Task
 from harness.engine.evaluate import evaluate
+from harness.engine.fixed_width import FixedWidth
 from harness.engine.numerics import reproducible
 from harness.errors import DataError, ModelError
 from harness.util.hashing import canonical
+from harness.util.noise import Noise, key_of
 
 
 class PartContract:
@@ -116,6 +120,16 @@ class ModelContract(PartContract):
         assert logits.ndim == 2
         assert logits.isfinite().all()
         assert torch.equal(logits, again)
+
+    def test_an_image_has_the_bits_that_it_has_in_company(self, loaded: Scorable) -> None:
+        """Batches of some width give an image the same logits and gradient, whatever else is in them and where.
+
+        If not, the images are computed one at a time, which is slow. Batch statistics are a reason, and so is whatever
+        else looks at the whole batch.
+        """
+        x = torch.rand(4, *self.shape, generator=torch.Generator().manual_seed(5))
+        with reproducible():
+            assert FixedWidth(loaded.network, x).reference > 1
 
     def test_is_in_eval_mode(self, loaded: Scorable) -> None:
         """No module is in training mode.
@@ -237,8 +251,9 @@ class DatasetContract(PartContract):
 
 
 class ThreatContract(PartContract):
-    """Contract of a threat: stages that propose images within what the threat allows, reproducibly from a seed.
+    """Contract of a threat: stages that propose images within what it allows, each from its clean image and key alone.
 
+    A stage has a step machine (``attack_machine``) or a function (``perturb``); the tests are the same for both.
     Override ``part``; override ``network`` and ``batch`` if the threat needs other images than 1×8×8.
     """
 
@@ -257,24 +272,45 @@ class ThreatContract(PartContract):
         return Batch(x, network(x).argmax(1), torch.arange(12))
 
     def test_names_its_stages(self, part: Threat) -> None:
-        """Stage names are unique, none is ``clean``, which the harness adds, and the reduction is "worst" or "mean".
+        """Stage names are unique, none is one of the harness's own, and the reduction is "worst" or "mean".
 
-        If not, outcomes of two stages are taken for each other. A threat without stages scores clean accuracy alone.
+        If not, results of two stages are taken for each other. A threat without stages scores clean accuracy alone.
         """
         assert len(set(part.stages)) == len(part.stages)
-        assert CLEAN not in part.stages
+        assert not set(OWN_STAGES) & set(part.stages)
         assert part.reduction in ("worst", "mean")
+
+    def test_attempts_belong_to_their_stage(self, part: Threat) -> None:
+        """``attempts`` gives a stage's own attempts, each once, and the same for the same ranking of the classes.
+
+        If not, an image is attacked twice in the same way, or by another stage than its row says.
+        """
+        ranking = (3, 1, 4, 0, 5, 9, 2, 6, 8)[: max(part.ranks, 1)]
+        for stage in part.stages:
+            attempts = part.attempts(stage, ranking)
+            assert all(attempt.stage == stage for attempt in attempts)
+            assert len(set(attempts)) == len(attempts)
+            assert attempts == part.attempts(stage, ranking)
+            assert all(attempt.target in (-1, *ranking) for attempt in attempts)
+
+    def test_stages_have_identities_of_their_own(self, part: Threat) -> None:
+        """``stage_identity`` is JSON, and no two stages have the same.
+
+        If not, the results of one stage are taken from the ledger for another one, or not found again.
+        """
+        identities = [canonical(part.stage_identity(stage)) for stage in part.stages]
+        assert len(set(identities)) == len(identities)
 
     @pytest.mark.filterwarnings("ignore")
     def test_proposes_an_image_for_each(self, part: Threat, network: nn.Module, batch: Batch) -> None:
         """Every stage returns float32 images of the same shape, in [0, 1], that pass the threat's own ``check``.
 
-        The given images must be unchanged. If an image is invalid, the harness refuses the whole output and the model's
-        row says ``failed``.
+        The given images must be unchanged. If an image is invalid, the harness refuses it and the model's row says
+        ``failed``.
         """
         before = batch.x.clone()
         for stage in part.stages:
-            proposed = part.perturb(stage, network, batch, seed=0)
+            proposed = _proposed(part, stage, network, batch)
             assert proposed.shape == batch.x.shape
             assert proposed.dtype == torch.float32
             assert proposed.min() >= -1e-6
@@ -283,20 +319,37 @@ class ThreatContract(PartContract):
         assert torch.equal(batch.x, before)
 
     @pytest.mark.filterwarnings("ignore")
-    def test_same_seed_same_images(self, part: Threat, network: nn.Module, batch: Batch) -> None:
-        """A stage returns the same images for the same seed, and leaves the global random state as it was.
+    def test_same_key_same_image(self, part: Threat, network: nn.Module, batch: Batch) -> None:
+        """A stage makes the same of an image with the same key, and leaves the global random state as it was.
 
-        If not, results depend on what ran before: draw from a ``torch.Generator``, or in ``torch.random.fork_rng()``.
+        If not, results depend on what ran before: draw from ``noise``, and where a library draws for
+        you, call it in ``torch.random.fork_rng()``, an image at a time, with a seed that was drawn from ``noise``.
         """
         for stage in part.stages:
             torch.manual_seed(5)
             with reproducible():
-                once = part.perturb(stage, network, batch, seed=3)
+                once = _proposed(part, stage, network, batch)
                 drawn = torch.rand(4)
-                again = part.perturb(stage, network, batch, seed=3)
+                again = _proposed(part, stage, network, batch)
             torch.manual_seed(5)
             assert torch.equal(once, again)
             assert torch.equal(drawn, torch.rand(4))
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_an_image_alone_becomes_what_it_becomes_among_others(
+        self, part: Threat, network: nn.Module, batch: Batch
+    ) -> None:
+        """The fate of an image depends neither on the others of its batch, nor on their number, nor on its place.
+
+        If not, results depend on the batch size, on the order of the images and on the number of workers, although
+        the ledger takes them for the same. Draw from ``noise``, whose draws are an image's own, and take no mean,
+        maximum or count over the batch.
+        """
+        for stage in part.stages:
+            with reproducible():
+                among = _proposed(part, stage, network, batch)
+                for places in ([len(batch) - 1], [len(batch) // 2], list(range(len(batch)))[::-2]):
+                    assert torch.equal(_proposed(part, stage, network, batch.part(places)), among[places])
 
     def test_says_what_it_takes(self, part: Threat, batch: Batch) -> None:
         """``passes`` returns counts, or None if they are not known; ``own_work`` leaves the images unchanged.
@@ -329,6 +382,28 @@ class ThreatContract(PartContract):
         summary_columns = part.summary_columns(dict.fromkeys((CLEAN, *part.stages), 0.5))
         assert all(np.isfinite(value) for value in summary_columns.values())
         assert part.summary_columns({CLEAN: 0.5}).keys() <= summary_columns.keys()
+
+
+def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return what a stage makes of a batch in its first attempts, by whichever way it has, [n, c, h, w].
+
+    The network is as the harness gives it to an attack: an image's logits do not depend on the batch.
+    """
+    fixed = FixedWidth(network, batch.x)
+    keys = torch.tensor([key_of(0, image, stage) for image in batch.indices.tolist()])
+    n, shape = len(batch), tuple(batch.x.shape[1:])
+    attack = threat.attack_machine(stage, n, shape, fixed.classes, str(batch.x.device))
+    if attack is None:
+        return threat.perturb(stage, fixed, batch, Noise(0, keys)).detach()
+    logits = fixed(batch.x)
+    rankings = logits.scatter(1, batch.y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1].tolist()
+    attempts = [threat.attempts(stage, ranking)[0] for ranking in rankings]
+    targets = torch.tensor([max(attempt.target, 0) for attempt in attempts])
+    variants = torch.tensor([threat.variant(attempt) for attempt in attempts])
+    attack.start(torch.arange(n), Trials(batch.x, batch.y, targets, keys, variants))
+    while not attack.finished.all():
+        attack.step(fixed)
+    return torch.where(attack.fooled.view(-1, 1, 1, 1), attack.found, batch.x).detach()
 
 
 class ExecutorContract(PartContract):

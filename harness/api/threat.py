@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.api.part import Part
-from harness.api.work import Attempt
+from harness.api.trial import Attempt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

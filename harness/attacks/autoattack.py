@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.api.attack import Attack as StepMachine
 from harness.api.threat import Flag, Passes
-from harness.api.work import Attempt
+from harness.api.trial import Attempt
 from harness.attacks.norms import Norm
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ class Linf(Moves):
 
 
 class Ball(NamedTuple):
-    """What L2 and L1 are to Square; moves are [w, c, d], lengths [w, …, 1].
+    """Geometry of an L2 or L1 ball; moves are [w, c, d], lengths [w, …, 1].
 
     Args:
         order: of the norm.

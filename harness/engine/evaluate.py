@@ -9,7 +9,8 @@ from itertools import groupby
 from time import perf_counter
 
 from harness.api.threat import Flag
-from harness.api.work import Portion, Report, Result
+from harness.api.trial import Result
+from harness.api.work import Portion, Report
 from harness.engine.numerics import keep_memory, reproducible
 from harness.engine.provenance import provenance
 from harness.engine.stages import Computation, run

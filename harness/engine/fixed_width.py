@@ -25,6 +25,8 @@ GAIN = 0.93
 """Time an image takes at twice the width, as a share, from which on a wider batch is not worth its memory."""
 LOOKED_AT = 16
 """Images at least whose bits are compared."""
+ROUNDING = 1e-3
+"""Largest relative difference that is taken for rounding."""
 LONGEST = 2.0
 """Seconds of a forward and a backward pass beyond which batches are not made wider."""
 
@@ -89,36 +91,38 @@ class FixedWidth(nn.Module):
             self.classes = first[0].shape[1]
             if width == REFERENCES[0] and not _equal(first, self._look(*self._batch(width))):
                 return 0
-            self._at_reference = self._in_batches_of(width)
-            if self._same_bits(self._at_reference, width):
+            self._at_reference = first
+            if self._same_bits(first, width):
                 return width
         return 1
 
-    def _in_batches_of(self, width: int) -> tuple[Tensor, ...]:
-        """Return what is seen of `LOOKED_AT` images or more, ``width`` at a time."""
-        images = self._batch(max(width, LOOKED_AT))
-        parts = [
-            self._look(*(tensor[start : start + width] for tensor in images))
-            for start in range(0, len(images[0]), width)
-        ]
-        return tuple(torch.cat(seen) for seen in zip(*parts, strict=True))
+    @property
+    def depends_on_company(self) -> bool:
+        """True if an image's answer depends on the rest of its batch by more than rounding."""
+        if self.reference in (0, REFERENCES[0]):
+            return False
+        images = self._batch(REFERENCES[0])
+        together, alone = self._look(*images)[0][:1], self._look(*(tensor[:1] for tensor in images))[0]
+        return not torch.allclose(together, alone, rtol=ROUNDING, atol=ROUNDING * float(together.abs().max()))
 
     def _same_bits(self, expected: tuple[Tensor, ...], width: int) -> bool:
-        """Return whether images get the expected bits at ``width``, elsewhere in the batch and in other company."""
+        """Return whether images get the expected bits at ``width``, at other places and in other company."""
         n = len(expected[0])
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(width)).tolist()
-        places = torch.randperm(width, generator=torch.Generator().manual_seed(width + 1)).tolist()
-        images = self._batch(n)
-        # as many images as were looked at would have the company that they had, so half of them stay away
-        size = n // 2 if width == n else min(width, n)
-        for part in (order[:size], order[n - size :]):
-            shown = self._batch(width, shift=n)
-            for tensor, own in zip(shown, images, strict=True):
-                tensor[places[:size]] = own[part]
-            seen = self._look(*shown)
-            if not _equal(tuple(s[places[:size]] for s in seen), tuple(e[part] for e in expected)):
-                return False
-        return True
+        kept = max(width // 2, 1) if width <= n else n
+        moved = [(5 * place + 3) % width for place in range(min(n, width))]  # none stays where it is, widths being even
+        some, others = list(range(kept)), list(range(n - kept, n))
+        return self._as_expected(expected, some, moved[:kept], width) and self._as_expected(
+            expected, others, moved[-kept:], width
+        )
+
+    def _as_expected(self, expected: tuple[Tensor, ...], which: list[int], places: list[int], width: int) -> bool:
+        """Return whether some images get the expected bits at some places of a batch with others."""
+        images, batch = self._batch(len(expected[0])), self._batch(width, shift=1)
+        batch[0] = batch[0] / 2  # images that are not among the others
+        for tensor, own in zip(batch, images, strict=True):
+            tensor[places] = own[which]
+        seen = self._look(*batch)
+        return _equal(tuple(s[places] for s in seen), tuple(e[which] for e in expected))
 
     def _batch(self, width: int, shift: int = 0) -> list[Tensor]:
         """Return ``width`` images unlike each other, and their rows."""

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.api.work import Answer, Cost, Result
+from harness.api.trial import Answer, Cost, Result
 from harness.engine.adversarial_file import AdversarialFile
 from harness.engine.packing import RECORD, pack, unpack
 from harness.errors import LedgerError

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from harness.api.executor import Executor
 from harness.api.records import Steering
-from harness.api.work import INDIVISIBLE, REPLAY, Attempt, Cost, Portion, Report, Task, Trial
+from harness.api.trial import INDIVISIBLE, REPLAY, Attempt, Cost, Trial
+from harness.api.work import Portion, Report, Task
 from harness.engine.ledger import Ledger, Stored
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.scheduling.course import Course
@@ -45,7 +46,7 @@ class ProgressListener(Protocol):
 
 @dataclass
 class Tally:
-    """What the results of one steering have cost, and how they were computed.
+    """Cost of the results of one steering, and the circumstances of their computation.
 
     Args:
         cost: sum of the costs.

@@ -1,7 +1,8 @@
-"""What each stage does with its trials: clean images, attacks, replays, inspections, training images."""
+"""Work of each stage on its trials: clean images, attacks, replays, inspections, training images."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -12,7 +13,9 @@ from torch import Tensor
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.attack import Attack, Trials
 from harness.api.records import Batch, Steering
-from harness.api.work import CLEAN, INSPECT, REPLAY, TRAINING, Answer, Cost, Portion, Result, Trial
+from harness.api.threat import Flag
+from harness.api.trial import CLEAN, INSPECT, REPLAY, TRAINING, Answer, Cost, Result, Trial
+from harness.api.work import Portion
 from harness.engine.acceleration import attacking
 from harness.engine.fixed_width import FixedWidth
 from harness.engine.images import ImageCache, source
@@ -133,6 +136,8 @@ def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
     task = computation.portion.task
     task_type = TASK_TYPES[task.dataset.target]
+    if any(group.network.depends_on_company for group in computation.groups(computation.portion.trials)):
+        warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=1)
     for trials in _slices(computation.portion.trials, 1024):
         batch, _ = computation.batch(trials)
         answers = computation.answers(trials, batch.x)

@@ -56,6 +56,10 @@ MEANING = {
         "A few of the scored images, at most 1 %, are among the training images too, pixel by pixel; official splits "
         "have such duplicates (Barz & Denzler 2020, arXiv 1902.00423)."
     ),
+    "company": (
+        "An image's answer depends on the other images of its batch (batch statistics, say), so that the accuracy is "
+        "that of a batch rather than of the network. Images were scored one at a time where that settles the answer."
+    ),
     "refitted": (
         "Not all images were scored with the same fit, as the several hashes in weights_sha256 show: it was fitted "
         "anew in between, on another machine or after the cache was lost. Move the ledger away and run it again."

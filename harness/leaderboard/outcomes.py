@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.work import CLEAN, REPLAY
+from harness.api.trial import CLEAN, REPLAY
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import RowKey
 from harness.leaderboard.scores import ModelEntry

@@ -11,7 +11,7 @@ from harness.analysis.metrics import METRICS, Metric
 from harness.analysis.selection import Choice, Scored
 from harness.analysis.statistics import Paired
 from harness.api.records import Coverage, Steering
-from harness.api.work import Cost
+from harness.api.trial import Cost
 from harness.leaderboard.row import CT, LINEAR_PROBE, UNTOUCHED
 
 

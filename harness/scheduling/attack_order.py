@@ -7,6 +7,7 @@ Of these rounds, the first that has any trials:
 3. The leader of the first undecided set: attacks stage by stage, smallest margins first.
 4. Every steering: hints.
 5. Scouts, evenly spaced in the line: whatever has fooled an image anywhere; what fools a scout is a hint nearby.
+6. Landmarks, the ends and the middle of the line: the first stage, if it is cheap; what falls there is a hint nearby.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ CHUNK = 256
 """Trials of a round without hints, or a few more: enough to fill a batch, and few enough to stop soon."""
 SCOUTS = 32
 """Steerings that are shown all that has fooled others; in a finer grid, what fools none of them is left untried."""
+LANDMARKS = 3
+"""Steerings that are attacked by the first stage for the sake of the curve: an image may be lost only far from all that
+are finished, and no hint would tell."""
 
 
 class AttackOrder:
@@ -33,15 +37,16 @@ class AttackOrder:
         contest: knows who leads and who has won.
         line: numbers of the steerings between which hints are exchanged, neighbours alike.
         margins: margins of the clean images, [S, n]; an image with a small one falls first.
+        explore: whether landmarks are attacked.
     """
 
-    def __init__(self, verdicts: Verdicts, contest: Contest, line: Sequence[int], margins: np.ndarray) -> None:
-        self.verdicts, self.contest = verdicts, contest
+    def __init__(
+        self, verdicts: Verdicts, contest: Contest, line: Sequence[int], margins: np.ndarray, explore: bool
+    ) -> None:
+        self.verdicts, self.contest, self.explore = verdicts, contest, explore
         self.line = np.array(line, int)
         self.in_line = np.isin(np.arange(len(verdicts.alive)), self.line)
-        self.scouts = self.line[
-            np.unique(np.linspace(0, len(self.line) - 1, min(SCOUTS, len(self.line))).round().astype(int))
-        ]
+        self.scouts = self._spaced(SCOUTS)
         self.dearest = verdicts.stage[verdicts.place.min(axis=0, initial=ABSENT) != ABSENT].max(initial=-1)
         self.by_margin = np.argsort(np.argsort(margins, axis=1, kind="stable"), axis=1)
 
@@ -60,6 +65,8 @@ class AttackOrder:
                 yield self._to_the_leader(undecided[0])
             yield self._hints(self.in_line)
             yield np.concatenate([self._fooled_elsewhere(number) for number in self.scouts.tolist()])
+            if self.explore:
+                yield self._to_landmarks()
 
     def _to_the_end(self, numbers: np.ndarray) -> np.ndarray:
         """Return attacks on the undecided images of some steerings: what fooled others, then stage by stage.
@@ -144,6 +151,18 @@ class AttackOrder:
         order = np.lexsort((self.by_margin[steerings, images], place))[:CHUNK]
         return self.verdicts.cells(steerings[order], images[order], attempts[order])
 
+    def _to_landmarks(self) -> np.ndarray:
+        """Return the first stage on every undecided image of the landmarks."""
+        landmarks = self._spaced(LANDMARKS)
+        rows, images, attempts = np.nonzero(self.verdicts.open(landmarks) & (self.verdicts.stage == 0))
+        return self.verdicts.cells(landmarks[rows], images, attempts)
+
+    def _spaced(self, most: int) -> np.ndarray:
+        """Return the numbers of at most so many steerings, evenly spaced in the line, its ends among them."""
+        places = np.linspace(0, len(self.line) - 1, min(most, len(self.line))).round().astype(int)
+        found: np.ndarray = self.line[places]
+        return found
+
     def _hints(self, receiving: np.ndarray) -> np.ndarray:
         """Return hints to some steerings.
 
@@ -162,4 +181,5 @@ class AttackOrder:
         image = columns // width
         candidates = untried & self.verdicts.alive[np.ix_(self.line, image)] & receiving[self.line][:, None]
         found = hints(candidates, (place != ABSENT) & ~untried, fooled, image)
-        return self.line[found.row] * (n * width) + columns[found.column]
+        cells: np.ndarray = self.line[found.row] * (n * width) + columns[found.column]
+        return cells

@@ -31,7 +31,7 @@ class Standing(NamedTuple):
 
     @property
     def is_decided(self) -> bool:
-        """Whether the winners are known."""
+        """True if the winners are known."""
         return bool(self.known[: self.top].all())
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from harness.api.work import Answer, Trial
+from harness.api.trial import Answer, Trial
 
 
 class Course(Protocol):

@@ -32,6 +32,6 @@ class Grades:
 
     @property
     def finished(self) -> np.ndarray:
-        """Whether every stage of a steering is known, bool [S]."""
+        """Table of the steerings with every stage known, bool [S]."""
         finished: np.ndarray = self.done == self.values.shape[1]
         return finished

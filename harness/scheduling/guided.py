@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from harness.api.records import Steering
-from harness.api.work import CLEAN, INSPECT, Answer, Attempt, Trial
+from harness.api.trial import CLEAN, INSPECT, Answer, Attempt, Trial
 from harness.scheduling.attack_order import AttackOrder
 from harness.scheduling.contest import Contest, Standing
 from harness.scheduling.grades import Grades
 from harness.scheduling.grid import in_line
-from harness.scheduling.prices import cheapest_first, price
+from harness.scheduling.prices import attempts, cheapest_first, price, share
 from harness.scheduling.replay import replays
 from harness.scheduling.verdicts import Verdicts
 from harness.util.hashing import sha256
@@ -31,6 +31,8 @@ from harness.util.hashing import sha256
 if TYPE_CHECKING:
     from harness.api.threat import Threat
 
+CHEAP = 0.05
+"""Share of an attack's price that its first stage may cost to be made for the sake of the curve."""
 INSPECTED = 32
 """Clean images that are looked at for signs of gradient masking."""
 
@@ -107,9 +109,9 @@ class GuidedSearch:
         n, stages = len(self.images), self.threat.stages
         prices = np.array([price(self.threat, stage, self._classes) for stage in stages])
         if self._clean is None:
-            attempts = [len(self.threat.attempts(stage, range(self._classes - 1))) for stage in stages]
+            on_an_image = prices @ [attempts(self.threat, stage, self._classes) for stage in stages]
             at_least = sum(self.top is None or one.is_baseline or bool(one.method) for one in self.steerings) + 1
-            return float(n * (len(self.steerings) + min(at_least, len(self.steerings)) * (prices @ attempts)))
+            return float(n * (len(self.steerings) + min(at_least, len(self.steerings)) * on_an_image))
         finish = self._contest.to_be_finished(self._standings, leaders=True)
         if self._verdicts is not None:
             in_order = dict(zip(stages, prices.tolist(), strict=True))
@@ -121,18 +123,16 @@ class GuidedSearch:
 
     def clean(self, steering: Steering) -> np.ndarray:
         """Return upper bounds on the clean scores, exact once the clean images were answered; float32 [n]."""
-        return (
-            np.full(len(self.images), self.most, np.float32)
-            if self._clean is None
-            else self._clean[self._number[steering]]
-        )
+        if self._clean is None:
+            return np.full(len(self.images), self.most, np.float32)
+        return np.array(self._clean[self._number[steering]])
 
     def robust(self, steering: Steering) -> np.ndarray:
         """Return upper bounds on the robust scores, exact where the steering is finished; float32 [n]."""
         number = self._number[steering]
         if self._verdicts is not None:
-            return self._verdicts.alive[number].astype(np.float32)
-        return self.clean(steering) if self._grades is None else self._grades.bounds[number]
+            return np.array(self._verdicts.alive[number], np.float32)
+        return self.clean(steering) if self._grades is None else self._grades.bounds[number].copy()
 
     def finished(self, steering: Steering) -> bool:
         """Return whether every image of a steering is decided."""
@@ -158,7 +158,7 @@ class GuidedSearch:
         """Return robust scores after the replay, float32 [n]; None unless the steering is finished and was attacked."""
         if self._replay is None or not self.finished(steering):
             return None
-        return self.robust(steering) * self._replay[self._number[steering]]
+        return np.array(self.robust(steering) * self._replay[self._number[steering]])
 
     @property
     def _robust(self) -> np.ndarray:
@@ -170,7 +170,7 @@ class GuidedSearch:
 
     @property
     def _decided(self) -> np.ndarray:
-        """Whether a robust score is known, bool [S, n], once the clean images are known."""
+        """Table of the robust scores that are exact, bool [S, n], once the clean images are known."""
         assert self._clean is not None
         if self._verdicts is not None:
             return self._verdicts.decided
@@ -214,7 +214,8 @@ class GuidedSearch:
             rankings = [[next(row).ranking for _ in self.images] for _ in self.steerings]
             self._verdicts = Verdicts(self.threat, self._order, clean > 0, rankings)
             margins = np.array([answer.margin for answer in answers]).reshape(shape)
-            self._attacks = AttackOrder(self._verdicts, self._contest, in_line(self.steerings), margins)
+            explore = share(self.threat, self._order[0], self._classes) <= CHEAP
+            self._attacks = AttackOrder(self._verdicts, self._contest, in_line(self.steerings), margins, explore)
 
     def _attack_round(self, verdicts: Verdicts, cells: np.ndarray) -> Round:
         """Return the round of the trials in some cells."""
@@ -233,17 +234,17 @@ class GuidedSearch:
         finish = self._contest.to_be_finished(self._standings)
         numbers = finish[~grades.finished[finish]].tolist()
         numbers = numbers or [standing.leader for standing in self._standings if not standing.is_decided][:1]
-        attempts = [self.threat.attempts(self.threat.stages[grades.done[number]], ())[0] for number in numbers]
+        own = [self.threat.attempts(self.threat.stages[grades.done[number]], ())[0] for number in numbers]
         trials = [
             Trial(self.steerings[number], image, attempt)
-            for number, attempt in zip(numbers, attempts, strict=True)
+            for number, attempt in zip(numbers, own, strict=True)
             for image in self.images
         ]
 
         def take(answers: list[Answer]) -> None:
             values = np.array([answer.value for answer in answers], np.float32).reshape(-1, len(self.images))
-            for number, own in zip(numbers, values, strict=True):
-                grades.tell(number, own)
+            for number, row in zip(numbers, values, strict=True):
+                grades.tell(number, row)
 
         return Round(trials, take)
 

@@ -18,10 +18,20 @@ def price(threat: Threat, stage: str, classes: int) -> float:
         classes: number of logits.
     """
     passes = threat.passes(stage, classes)
-    attempts = len(threat.attempts(stage, tuple(range(1, min(classes, threat.ranks + 1)))))
-    return 1.0 if passes is None else (passes.forwards + passes.gradients) / max(attempts, 1)
+    return 1.0 if passes is None else (passes.forwards + passes.gradients) / max(attempts(threat, stage, classes), 1)
+
+
+def attempts(threat: Threat, stage: str, classes: int) -> int:
+    """Return the number of attempts of a stage on an image."""
+    return len(threat.attempts(stage, tuple(range(1, min(classes, threat.ranks + 1)))))
 
 
 def cheapest_first(threat: Threat, classes: int) -> Sequence[str]:
     """Return a threat's stages by the price of one attempt; equal ones in their order."""
     return sorted(threat.stages, key=lambda stage: price(threat, stage, classes))
+
+
+def share(threat: Threat, stage: str, classes: int) -> float:
+    """Return a stage's share of the price of all stages on an image that survives them, in [0, 1]."""
+    prices = {one: price(threat, one, classes) * attempts(threat, one, classes) for one in threat.stages}
+    return prices[stage] / max(sum(prices.values()), 1e-9)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from harness.api.records import Steering
-from harness.api.work import REPLAY, Attempt, Trial
+from harness.api.trial import REPLAY, Attempt, Trial
 from harness.scheduling.verdicts import Verdicts
 from harness.util.hashing import sha256
 

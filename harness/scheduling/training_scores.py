@@ -9,7 +9,7 @@ import numpy as np
 from harness.analysis.selection import Scored
 from harness.api.dataset import Data
 from harness.api.records import Steering
-from harness.api.work import TRAINING, Answer, Attempt, Trial
+from harness.api.trial import TRAINING, Answer, Attempt, Trial
 
 
 class TrainingScores:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.api.work import Attempt
+from harness.api.trial import Attempt
 
 if TYPE_CHECKING:
     from harness.api.threat import Threat
@@ -80,7 +80,7 @@ class Verdicts:
 
     @property
     def decided(self) -> np.ndarray:
-        """Whether each image is lost or robust, bool [S, n]."""
+        """Table of the images that are decided, lost or robust; bool [S, n]."""
         decided: np.ndarray = ~self.alive | (self.missing == 0)
         return decided
 

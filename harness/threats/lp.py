@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from harness.api.attack import Attack as StepMachine
 from harness.api.threat import SLACK, SLACK_BOX, Passes, Threat
-from harness.api.work import Attempt
+from harness.api.trial import Attempt
 from harness.attacks import autoattack, gradient_masking
 from harness.attacks.autoattack import Attack
 from harness.attacks.norms import Norm

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
+from harness.api.records import Batch
+from harness.api.threat import Threat
+from harness.api.trial import Attempt
 from harness.datasets.arrays import Arrays
 from harness.datasets.digits import Digits
 from harness.executors.local import Local
 from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
+from harness.models.loaded import Loaded
 from harness.testing import DatasetContract, ExecutorContract, ModelContract, ThreatContract
 from harness.threats.clean import Clean
 from harness.threats.lp import L1, L2, Linf
+from harness.util.noise import Noise
 
 BRIEF = {"stages": ["apgd-ce", "apgd-t", "fab-t", "square"], "iterations": 6, "queries": 20}
 
@@ -80,3 +91,92 @@ class TestLocal(ExecutorContract):
     @pytest.fixture
     def part(self) -> Local:
         return Local(workers=2)
+
+
+# --- the suites find what they look for ---
+
+
+class PlainThreat(Threat):
+    """A random step, as it should be; its faulty versions below differ in one thing."""
+
+    kind: ClassVar[str] = "plain"
+    stages: ClassVar[tuple[str, ...]] = ("step",)
+
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+        return (batch.x + 0.1 * noise.signs(tuple(batch.x.shape[1:]))).clamp(0, 1)
+
+
+class DrawsForTheBatch(PlainThreat):
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+        drawn = torch.rand(
+            batch.x.shape, generator=torch.Generator().manual_seed(int(noise.integers((), 2**31 - 1)[0]))
+        )
+        return (batch.x + 0.1 * drawn).clamp(0, 1)
+
+
+class LooksAtTheBatch(PlainThreat):
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+        return (batch.x + 0.1 * (batch.x - batch.x.mean(0))).clamp(0, 1)
+
+
+class DrawsGlobally(PlainThreat):
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+        return (batch.x + 0.1 * torch.rand_like(batch.x)).clamp(0, 1)
+
+
+class Overwrites(PlainThreat):
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+        return batch.x.mul_(0.5)
+
+
+class TakesAnOwnStage(PlainThreat):
+    stages: ClassVar[tuple[str, ...]] = ("replay",)
+
+
+class RepeatsAttempts(PlainThreat):
+    def attempts(self, stage: str, ranking: Sequence[int]) -> tuple[Attempt, ...]:
+        return (Attempt(stage), Attempt(stage))
+
+
+class SharesIdentities(PlainThreat):
+    stages: ClassVar[tuple[str, ...]] = ("one", "two")
+
+    def stage_identity(self, stage: str) -> dict[str, Any]:
+        return {"stage": "any"}
+
+
+@pytest.mark.parametrize(
+    ("threat", "test"),
+    [
+        (DrawsForTheBatch, "test_an_image_alone_becomes_what_it_becomes_among_others"),
+        (LooksAtTheBatch, "test_an_image_alone_becomes_what_it_becomes_among_others"),
+        (DrawsGlobally, "test_same_key_same_image"),
+        (Overwrites, "test_proposes_an_image_for_each"),
+        (TakesAnOwnStage, "test_names_its_stages"),
+        (RepeatsAttempts, "test_attempts_belong_to_their_stage"),
+        (SharesIdentities, "test_stages_have_identities_of_their_own"),
+    ],
+)
+def test_a_planted_fault_fails_its_own_test(threat: type[PlainThreat], test: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval().requires_grad_(False)
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    takes = inspect.signature(getattr(ThreatContract, test)).parameters
+    for part, fails in ((PlainThreat(), False), (threat(), True)):
+        given = {"part": part, "network": network, "batch": Batch(x.clone(), network(x).argmax(1), torch.arange(12))}
+        run = functools.partial(getattr(ThreatContract(), test), **{k: v for k, v in given.items() if k in takes})
+        if fails:
+            with pytest.raises(AssertionError):
+                run()
+        else:
+            run()
+
+
+def test_a_network_with_batch_statistics_is_found() -> None:
+    class Normalising(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x - x.mean(0)).flatten(1)
+
+    suite = TestDemo()
+    with pytest.raises(AssertionError):
+        suite.test_an_image_has_the_bits_that_it_has_in_company(Loaded(Normalising().eval(), ""))

@@ -201,7 +201,10 @@ def in_double(name: str, ball: Ball, places: slice, kind: int) -> tuple[nn.Modul
 
 @balls
 @kinds
-@pytest.mark.parametrize(("name", "steps"), [("digits_plain", 100), ("digits_robust", 43), ("digits_plain", 7)])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [pytest.param("digits_plain", 100, marks=pytest.mark.slow), ("digits_robust", 43), ("digits_plain", 7)],
+)
 def test_the_trajectory_is_the_library_s(ball: Ball, kind: int, name: str, steps: int, double: None) -> None:
     if (name, kind, ball) == ("digits_robust", DLR, L1_SHRINKING):
         pytest.skip("in 3 ε these images reach the plateau of DLR, 1, where gradients are 0 but for rounding")

@@ -223,6 +223,7 @@ def test_the_trajectory_is_the_library_s_for_images_outside_the_box(
     compared(network, trials, norm, EPS[norm], targeted, 30, ROUNDING[variant])
 
 
+@pytest.mark.slow
 @norms
 @aims
 def test_in_float32_the_same_images_fall_at_the_same_step_to_the_end(norm: Norm, targeted: bool) -> None:

@@ -254,6 +254,7 @@ def test_the_trajectory_is_the_library_s_for_images_outside_the_box(norm: Norm, 
     compared(network, trials_of(x, network(x).argmax(1)), norm, 150, EPS[norm], ROUNDING[norm])
 
 
+@pytest.mark.slow
 @norms
 def test_the_trajectory_is_the_library_s_to_the_end(norm: Norm, unrounded: None) -> None:
     x, y = digits("digits_robust", 1)

@@ -25,7 +25,7 @@ from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
 from harness.errors import IncompleteSteering, NothingToSteer, SpecError
 from harness.leaderboard import flags
-from harness.scheduling.trials import grid
+from harness.scheduling.grid import grid
 
 GRID = torch.linspace(-30, 30, 2401, dtype=torch.float64)
 KINDS = ("silu", "gelu", "gelu_tanh")

@@ -17,13 +17,13 @@ from harness import pipeline
 from harness.api.records import FamilyName
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
+from harness.curvature.mixed import Mixed
 from harness.curvature.steering import Steered, steer
 from harness.engine import acceleration, session
 from harness.engine.acceleration import (
-    AtBeta,
-    ParametricNetwork,
     attacking,
     checked,
+    compiled,
     half_precision,
     to_channels_last,
     wants_compiling,
@@ -127,17 +127,18 @@ def test_one_compilation_serves_the_whole_grid(build: Callable[[], nn.Module]) -
     network = build()
     first = modules_replaced(network, 0.9)
     assert first.modules_replaced == (build is OneRegistered)
-    shared = ParametricNetwork(first)
+    fast = Mixed(first).through(compiled)
     graphs = []
     for beta, c in ((0.9, 0.5), (0.5, 1.0), (0.7, 0.0), (0.99, 0.5)):
         steered = modules_replaced(network, beta, c)
         parameters = steered.curve_parameters()
         assert parameters is not None
-        fast = AtBeta(shared, torch.tensor(parameters))
-        torch.testing.assert_close(fast(X), steered(X), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(gradient(fast, X), gradient(steered, X), rtol=1e-3, atol=1e-3)
+        rows = torch.tensor(parameters).expand(len(X), -1)
+        torch.testing.assert_close(fast(X, rows), steered(X), rtol=1e-4, atol=1e-4)
+        found = gradient(lambda x, rows=rows: fast(x, rows), X)  # type: ignore[misc]
+        torch.testing.assert_close(found, gradient(steered, X), rtol=1e-3, atol=1e-3)
         with torch.no_grad():
-            torch.testing.assert_close(fast(X[:3]), steered(X[:3]), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(fast(X[:3], rows[:3]), steered(X[:3]), rtol=1e-4, atol=1e-4)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert graphs[0] > 0
     assert len(set(graphs)) == 1
@@ -181,9 +182,9 @@ def test_what_cannot_be_compiled_is_refused_where_it_must_be_and_left_where_it_n
         checked(nn.Sequential(network, nn.ReLU()), network, X)
     monkeypatch.setattr(session, "compiled", lambda network: Broken())
     opened = session.ModelSession(Demo(name="digits_plain").load())
-    assert opened._compiled(network, X, must=False) is network
+    assert opened._compiled(network, (X,), must=False) is network
     with pytest.raises(ModelError, match="no compiler"):
-        opened._compiled(network, X, must=True)
+        opened._compiled(network, (X,), must=True)
 
 
 # --- channels last ---
@@ -245,10 +246,11 @@ def test_tf32_is_on_for_the_attack_alone() -> None:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_what_is_lost_is_judged_in_float32(run: Run, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    """A network that is always wrong while it is attacked, so that the attack is content with the clean images."""
+    """A network that is always wrong while it is attacked, so that the attack is content with its first images."""
     monkeypatch.setattr(session, "half_precision", lambda network, precision: Wrong(network))
     benchmark = mapping(models=[{"kind": "demo", "name": "digits_plain"}], dataset={"kind": "digits", "n": 16},
-                        steering={"beta": 0.9}, precision=precision)  # fmt: skip
+                        threat={"kind": "Linf", "eps": 0.004, "attack": ATTACK}, steering={"beta": 0.9},
+                        precision=precision)  # fmt: skip
     ended = run(benchmark)
     assert ended.code == 0
     board = pd.read_csv("leaderboards/tiny.csv")
@@ -262,8 +264,8 @@ class Wrong(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
-        return -self.network(x)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, *rows: Tensor) -> Tensor:
+        return -self.network(x, *rows)  # type: ignore[no-any-return]
 
 
 # --- modules replaced ---
@@ -337,10 +339,10 @@ def test_modules_that_would_give_other_bits_are_not_replaced(monkeypatch: pytest
 @pytest.mark.usefixtures("here")
 def test_what_is_about_attacks_is_refused_where_there_are_none() -> None:
     fog = {"kind": "corruptions", "source": "generated", "corruptions": ["fog"], "severities": [1]}
-    for key, value in {"precision": "bfloat16", "compile": "always", "replay_first": True}.items():
+    for key, value in {"precision": "bfloat16", "compile": "always"}.items():
         with pytest.raises(SpecError, match=f"^{key}: .*corruptions.*leave it out"):
             parse_benchmark(mapping(threat=fog, **{key: value}) | {"name": "tiny"})
-    parse_benchmark(mapping(threat=fog, precision="float32", compile="never", replay_first=False) | {"name": "tiny"})
+    parse_benchmark(mapping(threat=fog, precision="float32", compile="never") | {"name": "tiny"})
 
 
 @pytest.mark.usefixtures("here")

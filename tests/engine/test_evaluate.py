@@ -19,7 +19,8 @@ from harness.api.dataset import Dataset, Source
 from harness.api.model import Model, Scorable
 from harness.api.records import BASELINE, Batch, Preprocessing, Steering, Target
 from harness.api.threat import Threat
-from harness.api.work import CLEAN, INSPECT, REPLAY, TRAINING, Attempt, Portion, Result, Task, Trial
+from harness.api.trial import CLEAN, INSPECT, REPLAY, TRAINING, Attempt, Result, Trial
+from harness.api.work import Portion, Task
 from harness.datasets.digits import Digits
 from harness.engine import evaluate as module
 from harness.engine.evaluate import evaluate

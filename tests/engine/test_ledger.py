@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.api.records import BASELINE
-from harness.api.work import Answer, Attempt, Cost, Result, Trial
+from harness.api.trial import Answer, Attempt, Cost, Result, Trial
 from harness.engine import ledger as ledger_module
 from harness.engine.ledger import Block, Ledger, Stored
 from harness.errors import LedgerError
@@ -212,7 +212,7 @@ CHILD = """
 import sys
 from pathlib import Path
 import numpy as np
-from harness.api.work import Answer, Cost, Result
+from harness.api.trial import Answer, Cost, Result
 from harness.engine.ledger import Ledger
 
 class Tensor:  # torch takes seconds to import

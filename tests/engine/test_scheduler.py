@@ -25,20 +25,8 @@ from harness import pipeline
 from harness.api.executor import Deliver, Executor
 from harness.api.records import Steering
 from harness.api.threat import Threat
-from harness.api.work import (
-    CLEAN,
-    INDIVISIBLE,
-    INSPECT,
-    REPLAY,
-    Answer,
-    Attempt,
-    Cost,
-    Portion,
-    Report,
-    Result,
-    Task,
-    Trial,
-)
+from harness.api.trial import CLEAN, INDIVISIBLE, INSPECT, REPLAY, Answer, Attempt, Cost, Result, Trial
+from harness.api.work import Portion, Report, Task
 from harness.config.benchmark import parse_benchmark
 from harness.engine import scheduler
 from harness.engine.ledger import Ledger

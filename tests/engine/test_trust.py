@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers.ledgers import trials
 from torch import Tensor, nn
 
 from harness.api.model import Model, Scorable
 from harness.api.records import Coverage, FamilyName, Sites, Steering
-from harness.api.work import Cell, Outcome
 from harness.config.benchmark import parse_benchmark
 from harness.datasets.digits import Digits
-from harness.engine.evaluate import evaluate
-from harness.executors.local import Local
+from harness.engine.images import digest
+from harness.engine.ledger import Ledger
 from harness.models.demo import Demo
 from harness.models.loaded import Loaded
 from harness.pipeline import run
@@ -78,8 +76,8 @@ def board(models: list[Any], runs: Path, attack: dict[str, Any], **changes: Any)
         "dataset": Digits(n=40),
         "threat": {"kind": "Linf", "eps": 0.1, "attack": attack},
         "steering": {"beta": 0.8},
-        "executor": {"kind": "local", "workers": 1},
-        "batch_size": 40,
+        "search": {"kind": "full"},
+        "executor": {"kind": "inline"},  # the models of this module could not be imported by a worker
     } | changes
     return run(parse_benchmark(benchmark), runs=runs)
 
@@ -92,22 +90,9 @@ def flags(row: pd.Series[Any]) -> set[str]:
     return set(str(row["flags"]).split(";"))
 
 
+pytestmark = pytest.mark.usefixtures("installed")
+
 BRIEF = {"stages": ["apgd-ce", "apgd-t", "square"], "iterations": 10, "queries": 150}
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The models of this module are scored here: a worker process could not import them."""
-
-    def submit(self: Local, cell: Cell) -> Future[Outcome]:
-        future: Future[Outcome] = Future()
-        try:
-            future.set_result(evaluate(cell))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    monkeypatch.setattr(Local, "submit", submit)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +171,17 @@ def test_replay_catches_an_attack_that_went_blind(tmp_path: Path) -> None:
     assert "replay" not in flags(baseline)
     network = Masked(hides=True).eval()
     batch = Digits(n=40).open().read(tuple(range(40)))
+    numbers = {
+        digest(x.numpy(), y): number for number, (x, y) in enumerate(zip(batch.x, batch.y.tolist(), strict=True))
+    }
+    known = trials(tmp_path / "trust")
     fooled: set[int] = set()
-    for file in (tmp_path / "trust" / "adversaries").rglob("*.safetensors"):
-        found = load_file(file)
-        wrong = network(found["images"]).argmax(1) != batch.y[found["indices"]]
-        fooled |= set(found["indices"][wrong].tolist())
+    with Ledger(tmp_path / "trust") as ledger:
+        for (_, name, _), stored in known.items():
+            if stored.offset >= 0:
+                image = torch.from_numpy(ledger.adversarial(stored, (1, 8, 8)))[None]
+                fooled |= {numbers[name]} if network(image).argmax(1) != batch.y[numbers[name]] else set()
+    assert fooled
     clean = network(batch.x).argmax(1) == batch.y
     expected = sum(bool(ok) and image not in fooled for image, ok in enumerate(clean))
     assert steered["robust_replay"] == pytest.approx(expected / 40)

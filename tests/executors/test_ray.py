@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -246,24 +245,20 @@ def test_options_that_do_not_fit(run: Run, arguments: list[str], pieces: list[st
     assert [piece for piece in pieces if piece not in ended.err] == []
 
 
-def test_a_node_killed_in_the_middle_costs_its_portion_alone(
-    driver: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("driver")
+def test_a_node_killed_in_the_middle_costs_its_portion_alone(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last test, since another node takes seconds to start."""
-    caught = mapping(models=[model("caught")])
-    alone = csv_of(caught, driver / "alone")
+    caught = [portion(mapping(models=[model("caught")]), images=images) for images in (range(8), range(8, 24))]
+    delivered = [Delivered(), Delivered()]
     (victim,) = cluster.worker_nodes
     Path("victim").write_text(victim.node_id)
     lost = losses(monkeypatch)
-
-    def kill() -> None:
-        while not (driver / "caught").exists():
-            time.sleep(0.02)
+    with Ray(address=cluster.address) as ray:
+        futures = [ray.submit(work, each) for work, each in zip(caught, delivered, strict=True)]
+        assert gone(lambda: [] if Path("caught").exists() else [0], 60)
         cluster.remove_node(victim, allow_graceful=False)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    csv = csv_of(caught | {"executor": on(cluster)}, driver / "runs")
-    killer.join(30)
+        for future in futures:
+            future.result(120)
     assert len(lost) == 1
-    assert untimed(csv) == untimed(alone)
+    for work, each in zip(caught, delivered, strict=True):
+        assert each.agrees_with_evaluate(work)

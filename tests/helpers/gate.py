@@ -10,7 +10,7 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.selection import InSample, choose
 from harness.analysis.statistics import paired
 from harness.api.records import BASELINE, Coverage, Steering, Target
-from harness.api.work import Cost
+from harness.api.trial import Cost
 from harness.leaderboard import outcomes, ranking
 from harness.leaderboard.regression import Board
 from harness.leaderboard.scores import Headline, ModelEntry, Score

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.api.records import Steering
-from harness.api.work import CLEAN, Attempt, Portion, Report, Result, Task, Trial
+from harness.api.trial import CLEAN, Attempt, Result, Trial
+from harness.api.work import Portion, Report, Task
 from harness.config.benchmark import parse_benchmark
 
 

@@ -12,7 +12,8 @@ from harness.api.dataset import Dataset
 from harness.api.model import Model
 from harness.api.records import BASELINE, Steering
 from harness.api.threat import Threat
-from harness.api.work import CLEAN, INSPECT, Attempt, Portion, Report, Result, Task, Trial
+from harness.api.trial import CLEAN, INSPECT, Attempt, Result, Trial
+from harness.api.work import Portion, Report, Task
 from harness.engine.evaluate import evaluate
 from harness.engine.session import model_session
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.api.records import Coverage, Steering
-from harness.api.work import Cost
+from harness.api.trial import Cost
 from harness.leaderboard.scores import ModelEntry, Score
 
 SHARED: dict[str, object] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.analysis.selection import Scored
 from harness.api.records import Batch, Steering
 from harness.api.threat import Passes, Threat
-from harness.api.work import CLEAN, INSPECT, REPLAY, Answer, Attempt, Trial
+from harness.api.trial import CLEAN, INSPECT, REPLAY, Answer, Attempt, Trial
 from harness.scheduling.course import Course
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class Averaged(Attacks):
 
     kind: ClassVar[str] = "averaged"
     reduction: ClassVar[Literal["worst", "mean"]] = "mean"
+
+    def attempts(self, stage: str, ranking: Sequence[int]) -> tuple[Attempt, ...]:
+        return (Attempt(stage),)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from harness.api.records import Batch
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import parse_benchmark
+from harness.util.noise import Noise
 
 if TYPE_CHECKING:
     from harness.util.noise import Noise

@@ -17,6 +17,7 @@ from harness.api.records import Batch, Published
 from harness.api.threat import Passes, Threat
 from harness.api.work import Portion
 from harness.errors import InvalidAdversary
+from harness.util.noise import Noise
 
 if TYPE_CHECKING:
     from harness.util.noise import Noise

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from harness.api.dataset import Dataset, Source
 from harness.api.records import Batch, Target
 from harness.api.threat import Threat
+from harness.util.noise import Noise
 
 if TYPE_CHECKING:
     from harness.util.noise import Noise

@@ -14,6 +14,7 @@ from harness.api.model import Model, Scorable
 from harness.api.records import Batch
 from harness.api.threat import Threat
 from harness.api.work import Portion
+from harness.util.noise import Noise
 
 if TYPE_CHECKING:
     from harness.util.noise import Noise
