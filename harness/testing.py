@@ -25,17 +25,20 @@ import torch
 from torch import nn
 
 from harness.api import registry
+from harness.api.attack import Trials
 from harness.api.dataset import Dataset, Source
 from harness.api.executor import Executor
 from harness.api.model import Model, Scorable
 from harness.api.part import Part
 from harness.api.records import BASELINE, Batch, Steering
 from harness.api.threat import Threat
-from harness.api.work import CLEAN, Attempt, Portion, Report, Result, Task, Trial
+from harness.api.work import CLEAN, OWN_STAGES, Attempt, Portion, Report, Result, Task, Trial
 from harness.engine.evaluate import evaluate
+from harness.engine.fixed_width import FixedWidth
 from harness.engine.numerics import reproducible
 from harness.errors import DataError, ModelError
 from harness.util.hashing import canonical
+from harness.util.noise import Noise, key_of
 
 
 class PartContract:
@@ -72,7 +75,7 @@ class PartContract:
     def test_survives_pickling(self, part: Part) -> None:
         """A pickled copy is equal and has the same hash.
 
-        If not, the part cannot be sent to a worker, or a worker would load it again for every cell.
+        If not, the part cannot be sent to a worker, or a worker would load it again for every portion.
         """
         received = pickle.loads(pickle.dumps(part))
         assert received == part
@@ -237,7 +240,7 @@ class DatasetContract(PartContract):
 
 
 class ThreatContract(PartContract):
-    """Contract of a threat: stages that propose images within what the threat allows, reproducibly from a seed.
+    """Contract of a threat: stages that propose images within what the threat allows, each image on its own.
 
     Override ``part``; override ``network`` and ``batch`` if the threat needs other images than 1×8×8.
     """
@@ -257,12 +260,12 @@ class ThreatContract(PartContract):
         return Batch(x, network(x).argmax(1), torch.arange(12))
 
     def test_names_its_stages(self, part: Threat) -> None:
-        """Stage names are unique, none is ``clean``, which the harness adds, and the reduction is "worst" or "mean".
+        """Stage names are unique, none is one of the harness's own (``clean``), the reduction is "worst" or "mean".
 
-        If not, outcomes of two stages are taken for each other. A threat without stages scores clean accuracy alone.
+        If not, results of two stages are taken for each other. A threat without stages scores clean accuracy alone.
         """
         assert len(set(part.stages)) == len(part.stages)
-        assert CLEAN not in part.stages
+        assert not set(OWN_STAGES) & set(part.stages)
         assert part.reduction in ("worst", "mean")
 
     @pytest.mark.filterwarnings("ignore")
@@ -274,7 +277,7 @@ class ThreatContract(PartContract):
         """
         before = batch.x.clone()
         for stage in part.stages:
-            proposed = part.perturb(stage, network, batch, seed=0)
+            proposed = _proposed(part, stage, network, batch)
             assert proposed.shape == batch.x.shape
             assert proposed.dtype == torch.float32
             assert proposed.min() >= -1e-6
@@ -282,21 +285,48 @@ class ThreatContract(PartContract):
             part.check(batch.x, proposed)
         assert torch.equal(batch.x, before)
 
-    @pytest.mark.filterwarnings("ignore")
-    def test_same_seed_same_images(self, part: Threat, network: nn.Module, batch: Batch) -> None:
-        """A stage returns the same images for the same seed, and leaves the global random state as it was.
+    def test_names_its_attempts(self, part: Threat) -> None:
+        """``attempts`` are of their stage and different, and ``stage_identity`` is JSON, equal for equal threats.
 
-        If not, results depend on what ran before: draw from a ``torch.Generator``, or in ``torch.random.fork_rng()``.
+        If not, one attempt is taken for another, or results in the ledger are not found again.
+        """
+        ranking = tuple(range(1, 1 + min(part.ranks, 9)))
+        for stage in part.stages:
+            attempts = part.attempts(stage, ranking)
+            assert {attempt.stage for attempt in attempts} == {stage}
+            assert len(set(attempts)) == len(attempts)
+            identity = canonical(part.stage_identity(stage))
+            assert identity == canonical(copy.deepcopy(part).stage_identity(stage))
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_same_noise_same_images(self, part: Threat, network: nn.Module, batch: Batch) -> None:
+        """A stage returns the same images for the same noise, and leaves the global random state as it was.
+
+        If not, results depend on what ran before: draw from the noise that the stage is given.
         """
         for stage in part.stages:
             torch.manual_seed(5)
             with reproducible():
-                once = part.perturb(stage, network, batch, seed=3)
+                once = _proposed(part, stage, network, batch)
                 drawn = torch.rand(4)
-                again = part.perturb(stage, network, batch, seed=3)
+                again = _proposed(part, stage, network, batch)
             torch.manual_seed(5)
             assert torch.equal(once, again)
             assert torch.equal(drawn, torch.rand(4))
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_an_image_does_not_depend_on_its_batch(self, part: Threat, network: nn.Module, batch: Batch) -> None:
+        """A stage makes the same of an image, bit for bit, in another batch and at another place in it.
+
+        If not, results change with ``batch_size``, ``n`` and the number of workers: use no statistics of the batch, and
+        draw from the noise, which has a row for each image.
+        """
+        fixed = FixedWidth(network, batch.x)
+        for stage in part.stages:
+            with reproducible():
+                together = _proposed(part, stage, fixed, batch)
+                apart = _proposed(part, stage, fixed, batch.part([7, 2, 5]))
+            assert torch.equal(apart, together[[7, 2, 5]])
 
     def test_says_what_it_takes(self, part: Threat, batch: Batch) -> None:
         """``passes`` returns counts, or None if they are not known; ``own_work`` leaves the images unchanged.
@@ -329,6 +359,24 @@ class ThreatContract(PartContract):
         summary_columns = part.summary_columns(dict.fromkeys((CLEAN, *part.stages), 0.5))
         assert all(np.isfinite(value) for value in summary_columns.values())
         assert part.summary_columns({CLEAN: 0.5}).keys() <= summary_columns.keys()
+
+
+def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the images that a stage makes of a batch at its first attempt, as in a run: in slots, or by `perturb`."""
+    keys = torch.tensor([key_of(0, image, stage) for image in batch.indices.tolist()])
+    with torch.no_grad():
+        logits = network(batch.x)
+    machine = threat.attack_machine(stage, len(batch), tuple(batch.x.shape[1:]), logits.shape[1], "cpu")
+    if machine is None:
+        return threat.perturb(stage, network, batch, Noise(0, keys)).detach()
+    others = logits.scatter(1, batch.y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1].tolist()
+    attempts = [threat.attempts(stage, ranking)[0] for ranking in others]
+    targets = torch.tensor([max(attempt.target, 0) for attempt in attempts])
+    variants = torch.tensor([threat.variant(attempt) for attempt in attempts])
+    machine.start(torch.arange(len(batch)), Trials(batch.x, batch.y, targets, keys, variants))
+    while not machine.finished.all():
+        machine.step(network)
+    return torch.where(machine.fooled[:, None, None, None], machine.found, batch.x).detach()
 
 
 class ExecutorContract(PartContract):

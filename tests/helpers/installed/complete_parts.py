@@ -130,10 +130,6 @@ class AtOnce(Executor):
         try:
             for reports in evaluate(portion):
                 deliver(reports)
-<<<<<<< HEAD
-=======
-            future.set_result(None)
->>>>>>> origin/core
         except Exception as error:
             future.set_exception(error)
         else:
