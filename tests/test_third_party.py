@@ -37,7 +37,7 @@ def test_doctor_checks_all_four_and_estimates_what_they_take() -> None:
     found = findings(benchmark())
     assert {finding.level for finding in found.values()} == {"ok"}
     assert found.keys() >= {"device", "data", "weights", "clean", "steering", "attack", "disk", "memory", "duration"}
-    assert "3 cells at a time" in found["device"].text
+    assert "3 workers" in found["device"].text
     assert "24 of 24 images" in found["clean"].text
     assert "published: 100.00 %" in found["clean"].text
     assert "fgsm" in found["attack"].text
