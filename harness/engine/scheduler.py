@@ -121,21 +121,14 @@ class Scheduler:
     def run(self, runs: Sequence[ModelRun]) -> None:
         """Follow every course to its end. Each result is in the ledger before its course is told of it."""
         events: SimpleQueue[Event] = SimpleQueue()
-        queue: deque[tuple[ModelRun, Portion]] = deque()
-        for run in runs:
-            queue.extend((run, portion) for portion in self._next_round(run))
+        queue = deque(pair for run in runs for pair in self._next_round(run))
         if queue:
             self.listener.started(self.executor.capacity)
         in_flight = 0
         while queue or in_flight:
             while queue and in_flight < self.executor.capacity:
-                run, portion = queue.popleft()
-                if run.task.label in self.failures:
-                    continue
-                self._submit(run, portion, events)
+                self._submit(*queue.popleft(), events)
                 in_flight += 1
-            if not in_flight:
-                continue
             run, portion, event = events.get()
             if isinstance(event, Future):
                 in_flight -= 1
@@ -144,14 +137,16 @@ class Scheduler:
                 self._record(run, event)
                 left = sum(other.course.remaining() for other in runs if not other.done)
                 self.listener.advanced(run.task.label, event, left)
-            if not run.missing and not run.done:
+            if run.done:
+                queue = deque(pair for pair in queue if pair[0] is not run)
+            elif not run.missing:
                 self._tell(run)
-                queue.extend((run, portion) for portion in self._next_round(run))
+                queue.extend(self._next_round(run))
         for run in runs:
             if not run.done:
                 self._fail(run, ModelError(f"the executor kept the results of {len(run.missing)} trials to itself"))
 
-    def _next_round(self, run: ModelRun) -> list[Portion]:
+    def _next_round(self, run: ModelRun) -> list[tuple[ModelRun, Portion]]:
         """Go on with a course as far as the ledger knows the answers, and return what it does not know."""
         if run.task.label in self.failures:
             run.done = True
@@ -163,7 +158,7 @@ class Scheduler:
             missing = [trial for trial in run.asked if run.key(trial) not in run.known(trial.steering, self.ledger)]
             if missing:
                 run.missing = set(missing)
-                return list(portions(run.task, missing, self.executor.capacity))
+                return [(run, portion) for portion in portions(run.task, missing, self.executor.capacity)]
             self._tell(run)
         return []
 
