@@ -136,8 +136,7 @@ def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
     task = computation.portion.task
     task_type = TASK_TYPES[task.dataset.target]
-    if any(group.network.depends_on_company for group in computation.groups(computation.portion.trials)):
-        warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=1)
+    _warn_of_company(computation)
     for trials in _slices(computation.portion.trials, 1024):
         batch, _ = computation.batch(trials)
         answers = computation.answers(trials, batch.x)
@@ -152,6 +151,20 @@ def clean(computation: Computation) -> Iterator[list[Result]]:
             Result(trial, Answer(value, margin, ranking), Cost(forwards=1))
             for trial, value, margin, ranking in zip(trials, values, margins, rankings, strict=True)
         ]
+
+
+def _warn_of_company(computation: Computation) -> None:
+    """Flag a network whose answers depend on the batch, and say that one is slow whose last bits depend on it."""
+    networks = [group.network for group in computation.groups(computation.portion.trials)]
+    if any(network.depends_on_company for network in networks):
+        warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=2)
+    elif any(network.reference == 1 for network in networks):
+        label = computation.portion.task.label
+        warnings.warn(
+            f"{label}: its last bits depend on an image's place in the batch, so images go through it one at a time, "
+            "which is slow; a linear layer whose weight is not contiguous, or with an odd number of inputs, does this",
+            stacklevel=2,
+        )
 
 
 def _rankings(answers: Tensor, y: Tensor, ranks: int) -> list[tuple[int, ...]]:
