@@ -339,7 +339,7 @@ class ThreatContract(PartContract):
     def test_an_image_alone_becomes_what_it_becomes_among_others(
         self, part: Threat, network: nn.Module, batch: Batch
     ) -> None:
-        """What becomes of an image depends neither on the others of its batch, nor on their number, nor on its place.
+        """The fate of an image depends neither on the others of its batch, nor on their number, nor on its place.
 
         If not, results depend on the batch size, on the order of the images and on the number of workers, although
         the ledger takes them for the same. Draw from ``noise``, whose draws are an image's own, and take no mean,

@@ -46,9 +46,9 @@ class Attack(ABC):
     """Backward passes of the batch in a step."""
 
     fooled: Tensor
-    """Whether a slot's trial has found an adversarial image, bool [w]."""
+    """Mask of the slots whose trial has found an adversarial image, bool [w]."""
     finished: Tensor
-    """Whether a slot is empty, or its trial has fooled the network or spent its budget, bool [w]."""
+    """Mask of the slots that are empty, or whose trial has fooled the network or spent its budget, bool [w]."""
     found: Tensor
     """The adversarial image of a slot that is fooled, float32 [w, c, h, w]; to be verified, not to be trusted."""
 

@@ -56,7 +56,7 @@ class Trial(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a trial has shown.
+    """Answer of the network in a trial.
 
     Args:
         value: score of the image: 1 survived, 0 fooled; or how good a graded answer is.

@@ -1,4 +1,4 @@
-"""What travels between the run and its workers: tasks, portions of trials, reports of their results."""
+"""Messages between a run and its workers: tasks, portions of trials, reports of their results."""
 
 from __future__ import annotations
 

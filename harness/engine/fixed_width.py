@@ -98,7 +98,7 @@ class FixedWidth(nn.Module):
 
     @property
     def depends_on_company(self) -> bool:
-        """Whether an image's answer depends on the rest of its batch by more than rounding."""
+        """True if an image's answer depends on the rest of its batch by more than rounding."""
         if self.reference in (0, REFERENCES[0]):
             return False
         images = self._batch(REFERENCES[0])
@@ -108,11 +108,11 @@ class FixedWidth(nn.Module):
     def _same_bits(self, expected: tuple[Tensor, ...], width: int) -> bool:
         """Return whether images get the expected bits at ``width``, at other places and in other company."""
         n = len(expected[0])
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(width)).tolist()
-        kept = max(min(n, width) // 2, 1) if width <= n else n
-        places = torch.randperm(width, generator=torch.Generator().manual_seed(width)).tolist()
-        return self._as_expected(expected, order[:kept], places[:kept], width) and self._as_expected(
-            expected, order[-kept:], places[-kept:], width
+        kept = max(width // 2, 1) if width <= n else n
+        moved = [(5 * place + 3) % width for place in range(min(n, width))]  # none stays where it is, widths being even
+        some, others = list(range(kept)), list(range(n - kept, n))
+        return self._as_expected(expected, some, moved[:kept], width) and self._as_expected(
+            expected, others, moved[-kept:], width
         )
 
     def _as_expected(self, expected: tuple[Tensor, ...], which: list[int], places: list[int], width: int) -> bool:

@@ -46,7 +46,7 @@ class ProgressListener(Protocol):
 
 @dataclass
 class Tally:
-    """What the results of one steering have cost, and how they were computed.
+    """Cost of the results of one steering, and the circumstances of their computation.
 
     Args:
         cost: sum of the costs.

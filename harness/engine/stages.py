@@ -1,4 +1,4 @@
-"""What each stage does with its trials: clean images, attacks, replays, inspections, training images."""
+"""Work of each stage on its trials: clean images, attacks, replays, inspections, training images."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Submission:
 
     def __init__(self, portion: Portion, deliver: Deliver) -> None:
         self.left: Portion | None = portion
-        """What is not delivered yet; None if everything is."""
+        """Trials that are not delivered yet; None if there are none."""
         self.future: Future[None] = Future()
         self._deliver = deliver
         self._workers_lost = 0
