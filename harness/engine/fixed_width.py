@@ -23,8 +23,6 @@ WASTE = 1.5
 """Most images computed for each image asked for, where a narrower batch and another one would do."""
 GAIN = 0.93
 """Time an image takes at twice the width, as a share, from which on a wider batch is not worth its memory."""
-LOOKED_AT = 16
-"""Images at least whose bits are compared."""
 ROUNDING = 1e-3
 """Largest relative difference that is taken for rounding."""
 LONGEST = 2.0
