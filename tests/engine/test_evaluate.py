@@ -804,3 +804,48 @@ def test_what_a_batch_may_be_is_asked_of_each_task() -> None:
         widths.clear()
         score(task, range(100))
         assert 16 <= max(widths) <= size
+
+
+class FewClasses(nn.Module):
+    """The affine network cut to its first logits."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.network, self.classes = Affine(), classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits[:, : self.classes]
+
+
+class FewClassesModel(Model):
+    kind: ClassVar[str] = "few_classes"
+    classes: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.classes} classes"
+
+    def load(self, *, offline: bool = False) -> Scorable:
+        network = FewClasses(self.classes).eval()
+        return Loaded(network, sha256_of_weights(network))
+
+
+class FewClassesData(MiddleData):
+    kind: ClassVar[str] = "few_classes_data"
+    classes: int
+
+    def open(self, *, offline: bool = False) -> Source:
+        return Middle(FewClasses(self.classes).eval(), self.size)
+
+
+@pytest.mark.parametrize(
+    ("classes", "stages"), [(2, {"fab-t", "square", "apgd-ce"}), (3, {"fab-t", "square", "apgd-ce"})]
+)
+def test_attacks_that_need_more_classes_are_left_out_and_the_row_is_flagged(classes: int, stages: set[str]) -> None:
+    attack = {"stages": ["apgd-ce", "apgd-t", "fab-t", "square"], "iterations": 4, "queries": 20}
+    threat = Linf.model_validate({"eps": 0.001, "attack": attack})
+    task = task_of(FewClassesModel(classes=classes), FewClassesData(classes=classes), threat)
+    scored = score(task, range(8), inspected=True)
+    assert "few_classes" in scored.flags
+    assert {trial.attempt.stage for trial in scored.results} - {CLEAN, INSPECT} == stages
