@@ -315,6 +315,28 @@ def test_another_seed_is_another_noise_and_an_attempt_its_own() -> None:
     )
 
 
+def test_all_steerings_see_the_same_noise_and_no_two_trials_else() -> None:
+    """Common random numbers: a draw belongs to seed, image and attempt, not to β (nor to batch, order or worker)."""
+    seen: dict[tuple[float, int, str], float] = {}
+
+    class Recording(Darker):
+        def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+            drawn = noise.uniform((1,))[:, 0].tolist()
+            seen.update({(betas[-1], image, stage): x for image, x in zip(batch.indices.tolist(), drawn, strict=True)})
+            return batch.x
+
+    betas: list[float] = []
+    for beta in (1.0, 0.7):
+        betas.append(beta)
+        for stage in Darker.stages:
+            trials = [Trial(BASELINE if beta == 1 else Steering(beta), image, Attempt(stage)) for image in range(12)]
+            compute(task_of(PLAIN, DIGITS, Recording(), batch_size=5), trials)
+    assert len(seen) == 48
+    baseline = {key[1:]: x for key, x in seen.items() if key[0] == 1.0}
+    assert baseline == {key[1:]: x for key, x in seen.items() if key[0] == 0.7}
+    assert len(set(baseline.values())) == 24
+
+
 def by_trial(results: dict[Trial, Result]) -> dict[Trial, Result]:
     return dict(sorted(results.items()))
 
