@@ -71,16 +71,23 @@ class AttackOrder:
     def _to_the_end(self, numbers: np.ndarray) -> np.ndarray:
         """Return attacks on the undecided images of some steerings: what fooled others, then stage by stage.
 
-        All attempts of a stage, or as many of each image as together make up `CHUNK` trials and a few more.
+        All attempts of a stage, or as many of each image as together make up `CHUNK` trials and a few more. Where every
+        steering is finished, one of each image: then what is asked of an image does not depend on the others, and a run
+        with more images computes theirs alone.
         """
         hinted = [self._fooled_elsewhere(number) for number in numbers.tolist()]
         without = np.array([not len(cells) for cells in hinted], bool)
         steerings, images, attempts = self._next_stage(numbers[without], self.contest.sets[0])
-        place = self.verdicts.place[steerings, images, attempts]
-        last = np.partition(place, CHUNK - 1)[CHUNK - 1] if len(place) > CHUNK else ABSENT
-        return np.concatenate(
-            [np.empty(0, int), *hinted, self.verdicts.cells(steerings, images, attempts)[place <= last]]
+        place, cells = (
+            self.verdicts.place[steerings, images, attempts],
+            self.verdicts.cells(steerings, images, attempts),
         )
+        if self.contest.full:
+            order = np.lexsort((place, images, steerings))
+            _, first = np.unique(np.stack([steerings, images])[:, order], axis=1, return_index=True)
+            return cells[order[first]]
+        last = np.partition(place, CHUNK - 1)[CHUNK - 1] if len(place) > CHUNK else ABSENT
+        return np.concatenate([np.empty(0, int), *hinted, cells[place <= last]])
 
     def _next_stage(self, numbers: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the open attempts of each steering's next stage: steerings, images and attempts, int [k] each.

@@ -361,9 +361,10 @@ def test_another_budget_of_an_attack_is_another_attack(tmp_path: Path) -> None:
 def test_best_first_finishes_the_winners_of_the_full_grid_with_equal_rows(tmp_path: Path, n: int) -> None:
     betas = tuple(k / 10 for k in range(10))
     full, best = model_run(Linf(eps=0.1), n, betas), model_run(Linf(eps=0.1), n, betas, top=1)
-    everything, some = follow(tmp_path / "full", full), follow(tmp_path / "best", best)
-    assert len(some) < len(everything)
+    follow(tmp_path / "full", full)
+    follow(tmp_path / "best", best)
     searches = search_of(full), search_of(best)
+    assert not all(searches[1].finished(steering) for steering in searches[1].steerings)
     for where in [np.arange(n), *searches[0].sets]:
         ranked = [max(search.steerings, key=lambda one: search.robust(one)[where].mean()) for search in searches]
         assert searches[1].robust(ranked[1])[where].mean() == searches[0].robust(ranked[0])[where].mean()

@@ -91,18 +91,15 @@ class Kept(NamedTuple):
         context: identity of the task under the trial's steering.
         image: hash of the image.
         attempt: identity of the attempt.
-        record: the result, all its numbers.
+        value: score of the image.
+        result: the whole result, its costs included, as the ledger has it.
     """
 
     context: dict[str, Any]
     image: str
     attempt: dict[str, Any]
-    record: tuple[float, ...]
-
-    @property
-    def value(self) -> float:
-        """Score of the image."""
-        return self.record[0]
+    value: float
+    result: bytes
 
 
 def trials(runs: Path, name: str = "tiny") -> dict[tuple[str, str, str], Kept]:
@@ -123,9 +120,9 @@ def trials(runs: Path, name: str = "tiny") -> dict[tuple[str, str, str], Kept]:
         }
     for context, size, packed in rows:
         records, _ = unpack([(size, packed)])
-        for image, attempt, *rest in records.tolist():
-            key = texts["contexts"][context], texts["images"][image], texts["attempts"][attempt]
-            found[key] = Kept(json.loads(key[0]), key[1], json.loads(key[2]), tuple(rest))
+        for record in records:
+            key = texts["contexts"][context], texts["images"][record["image"]], texts["attempts"][record["attempt"]]
+            found[key] = Kept(json.loads(key[0]), key[1], json.loads(key[2]), float(record["value"]), record.tobytes())
     return found
 
 

@@ -1,0 +1,188 @@
+"""A run that is killed at any moment goes on where it was, and leaves the same board as one that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from helpers import tiny
+from helpers.commands import Kept, Running, csv_of, trials, untimed
+from helpers.packages import INSTALLED, python_path
+from helpers.tiny import mapping
+
+pytestmark = pytest.mark.slow
+
+MOMENTS = 20
+KILLED = mapping(
+    search={"kind": "full"},
+    batch_size=16,
+    steering={"beta": [0.9, 0.8, 0.7, 0.5]},
+    executor={"kind": "local", "workers": 1},
+    threat={
+        "kind": "Linf",
+        "eps": 0.06,
+        "attack": {"stages": ["apgd-ce", "apgd-t", "square"], "iterations": 40, "queries": 500},
+    },
+)
+
+
+def kill_leader(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def kill_all(pid: int) -> None:
+    os.killpg(pid, signal.SIGKILL)
+
+
+def interrupt(pid: int) -> None:
+    """As a terminal does."""
+    os.killpg(pid, signal.SIGINT)
+
+
+ENDS: tuple[Callable[[int], None], ...] = (kill_leader, kill_all, interrupt)
+
+
+@dataclass
+class Disturbed:
+    """A run that was ended, or had ended before its moment came.
+
+    Args:
+        end: the way in which it was to end.
+        code: its exit code.
+        before: what the ledger held at its start.
+        after: what the ledger held at its end.
+        board: the leaderboard, where there is one.
+        gone: whether all of its processes were gone soon after.
+        err: what it printed on stderr.
+    """
+
+    end: Callable[[int], None] | None
+    code: int
+    before: dict[tuple[str, str, str], Kept]
+    after: dict[tuple[str, str, str], Kept]
+    board: str | None
+    gone: bool
+    err: str
+
+
+@dataclass
+class Restarts:
+    """Runs of one benchmark, each going on where the one before was ended; of a complete one, the next starts anew."""
+
+    runs: list[Disturbed] = field(default_factory=list)
+    undisturbed: str = ""
+    expected: dict[tuple[str, str, str], Kept] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def restarts(tmp_path_factory: pytest.TempPathFactory) -> Restarts:
+    """Shared by the laws below, since a run takes seconds to start."""
+    folder = tmp_path_factory.mktemp("restarts")
+    x, y = tiny.images()
+    np.savez(folder / "images.npz", x=x, y=y)
+    (folder / "killed.yaml").write_text(yaml.safe_dump(KILLED))
+    record, drawn = Restarts(), random.Random(14)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PYTHONPATH", python_path(INSTALLED))
+        patch.syspath_prepend(str(INSTALLED))
+        inline: dict[str, Any] = KILLED | {"name": "undisturbed", "executor": {"kind": "inline"}}
+        record.undisturbed = csv_of(inline, folder / "inline")
+        record.expected = trials(folder / "inline", "undisturbed")
+        whole = disturbed(folder, "whole", None, 0)
+        record.runs.append(whole[0])
+        number = 0
+        for moment in range(MOMENTS):
+            wait = drawn.uniform(0.1, 0.9) * whole[1]
+            one, _ = disturbed(folder, f"runs-{number}", ENDS[moment % len(ENDS)], wait)
+            record.runs.append(one)
+            number += one.board is not None
+        record.runs.append(disturbed(folder, f"runs-{number}", None, 0)[0])
+    return record
+
+
+def disturbed(folder: Path, runs: str, end: Callable[[int], None] | None, wait: float) -> tuple[Disturbed, float]:
+    """Start a run, end it after so many seconds, and return what was left of it, and how long it took."""
+    board = folder / "board.csv"
+    board.unlink(missing_ok=True)
+    before = trials(folder / runs, "killed")
+    started = time.monotonic()
+    victim = Running(folder, "run", "killed.yaml", "--runs", runs, "--out", "board.csv")
+    try:
+        if end is not None:
+            wait_for(lambda: victim.poll() is not None, wait)
+            if victim.poll() is None:
+                end(victim.pid)
+        code = victim.wait(120)
+        took = time.monotonic() - started
+        gone = wait_for(lambda: not alive(victim.pid), 10)
+        text = board.read_text() if board.exists() else None
+        return Disturbed(end, code, before, trials(folder / runs, "killed"), text, gone, victim.err()), took
+    finally:
+        victim.end()
+
+
+def wait_for(happened: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if happened():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group is there that is not merely unreaped."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of_group = status.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # gone since
+            continue
+        if int(of_group) == group and state != "Z":
+            return True
+    return False
+
+
+def test_a_run_killed_at_any_moment_goes_on_and_gives_the_same_bytes(restarts: Restarts) -> None:
+    boards = [one.board for one in restarts.runs if one.board is not None]
+    assert restarts.runs[-1].code == 0
+    for board in boards:
+        assert untimed(board) == untimed(restarts.undisturbed)
+    assert len(boards) < MOMENTS, "hardly any run was ended in time; give it more to do"
+
+
+def test_nothing_that_was_kept_is_lost_or_computed_otherwise(restarts: Restarts) -> None:
+    for one in restarts.runs:
+        assert {key: one.after.get(key) for key in one.before} == one.before
+        for key, kept in one.after.items():
+            assert kept.value == restarts.expected[key].value
+    grown = [one for one in restarts.runs[1:-1] if len(one.before) < len(one.after) < len(restarts.expected)]
+    assert grown, "no run was ended between its first result and its last"
+
+
+def test_the_workers_of_a_killed_run_go_too(restarts: Restarts) -> None:
+    # Once: workers outlived a run that was killed, waiting for work that never came, each with its torch (or its GPU).
+    assert all(one.gone for one in restarts.runs), "processes of an ended run are still there"
+    killed = [one for one in restarts.runs if one.end in (kill_leader, kill_all) and one.board is None]
+    assert {one.code for one in killed} == {-signal.SIGKILL}
+
+
+def test_an_interrupted_run_says_that_nothing_is_lost(restarts: Restarts) -> None:
+    interrupted = [one for one in restarts.runs if one.end is interrupt and one.board is None and one.before]
+    assert interrupted
+    for one in interrupted:
+        if one.code == -signal.SIGINT:  # before the program could listen
+            continue
+        assert one.code == 2
+        for piece in ("interrupted", "kept", "run the same command"):
+            assert piece in one.err
+        assert "Traceback" not in one.err
