@@ -134,24 +134,30 @@ def run(computation: Computation) -> Iterator[list[Result]]:
 
 def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
+    for group in computation.groups(computation.portion.trials):
+        for trials in _slices(group.trials, 1024):
+            if group.network.depends_on_company:  # said with every slice, since a flag is of what is yielded next
+                warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=1)
+            yield _clean(computation, trials)
+
+
+def _clean(computation: Computation, trials: Sequence[Trial]) -> list[Result]:
+    """Return the results of clean trials."""
     task = computation.portion.task
     task_type = TASK_TYPES[task.dataset.target]
-    if any(group.network.depends_on_company for group in computation.groups(computation.portion.trials)):
-        warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=1)
-    for trials in _slices(computation.portion.trials, 1024):
-        batch, _ = computation.batch(trials)
-        answers = computation.answers(trials, batch.x)
-        task_type.check_answers(answers, batch.y)
-        values = task_type.outcome(answers, batch.y).tolist()
-        margins = [float("nan")] * len(trials)
-        rankings: list[tuple[int, ...]] = [()] * len(trials)
-        if task.attacks:
-            margins = task_type.margin(answers, batch.y).tolist()
-            rankings = _rankings(answers, batch.y, task.threat.ranks)
-        yield [
-            Result(trial, Answer(value, margin, ranking), Cost(forwards=1))
-            for trial, value, margin, ranking in zip(trials, values, margins, rankings, strict=True)
-        ]
+    batch, _ = computation.batch(trials)
+    answers = computation.answers(trials, batch.x)
+    task_type.check_answers(answers, batch.y)
+    values = task_type.outcome(answers, batch.y).tolist()
+    margins = [float("nan")] * len(trials)
+    rankings: list[tuple[int, ...]] = [()] * len(trials)
+    if task.attacks:
+        margins = task_type.margin(answers, batch.y).tolist()
+        rankings = _rankings(answers, batch.y, task.threat.ranks)
+    return [
+        Result(trial, Answer(value, margin, ranking), Cost(forwards=1))
+        for trial, value, margin, ranking in zip(trials, values, margins, rankings, strict=True)
+    ]
 
 
 def _rankings(answers: Tensor, y: Tensor, ranks: int) -> list[tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -478,24 +478,25 @@ class Odd(Model):
         return Loaded(wrapped, sha256_of_weights(wrapped))
 
 
+FAULTS: dict[str, Callable[[Tensor], Any]] = {
+    "nan": lambda logits: logits / 0 * 0,
+    "probabilities": lambda logits: logits.softmax(1),
+    "few": lambda logits: logits[:, :5],
+    "shape": lambda logits: logits[None],
+    "tuple": lambda logits: (logits, logits),
+    "company": lambda logits: logits - logits.mean(0),
+    "randomized": lambda logits: logits + 0.01 * torch.randn_like(logits),
+}
+
+
 class OddNetwork(nn.Module):
     def __init__(self, network: nn.Module, fault: str) -> None:
         super().__init__()
         self.network, self.fault = network, fault
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
-        if self.fault == "nan":
-            return logits / 0 * 0
-        if self.fault == "probabilities":
-            return logits.softmax(1)
-        if self.fault == "few":
-            return logits[:, :5]
-        if self.fault == "shape":
-            return logits[None]
-        if self.fault == "tuple":
-            return (logits, logits)  # type: ignore[return-value]
-        return logits + 0.01 * torch.randn_like(logits) if self.fault == "randomized" else logits
+    def forward(self, x: Tensor) -> Any:
+        logits = self.network(x)
+        return FAULTS[self.fault](logits) if self.fault in FAULTS else logits
 
 
 SHORT = {"stages": ["apgd-ce"], "iterations": 2}
@@ -546,6 +547,25 @@ def test_flags_are_raised_by_the_inspection_of_the_steering_that_they_are_about(
     for result in results_of(reports).values():
         assert result.answer.value == 1
         assert result.cost.forwards > 0
+
+
+def test_a_network_that_looks_at_its_company_is_flagged_where_it_does() -> None:
+    """Steered, its answers depend on the batch's mean; the baseline's do not."""
+
+    class Together(Loaded):
+        def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
+            return OddNetwork(self.network, "none" if steering.is_baseline else "company")
+
+    class TogetherModel(Odd):
+        kind: ClassVar[str] = "together"
+
+        def load(self, *, offline: bool = False) -> Scorable:
+            network = PLAIN.load().network
+            return Together(network, sha256_of_weights(network))
+
+    task = task_of(TogetherModel(fault="none"), DIGITS, Linf.model_validate({"eps": 0.1, "attack": SHORT}))
+    reports = compute(task, clean_trials(range(10), Steering(0.7), BASELINE))
+    assert {report.steering.beta: report.flags for report in reports} == {0.7: ("company",), 1.0: ()}
 
 
 def test_few_classes_are_flagged_and_the_targets_fitted() -> None:
@@ -808,7 +828,7 @@ def test_what_a_batch_may_be_is_asked_of_each_task() -> None:
     widths: list[int] = []
 
     class Watched(OddNetwork):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             widths.append(len(x))
             return super().forward(x)
 
