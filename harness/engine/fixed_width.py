@@ -7,6 +7,7 @@ called only at widths at which it was seen to give the bits of one reference wid
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -23,8 +24,6 @@ WASTE = 1.5
 """Most images computed for each image asked for, where a narrower batch and another one would do."""
 GAIN = 0.93
 """Time an image takes at twice the width, as a share, from which on a wider batch is not worth its memory."""
-LOOKED_AT = 16
-"""Images at least whose bits are compared."""
 ROUNDING = 1e-3
 """Largest relative difference that is taken for rounding."""
 LONGEST = 2.0
@@ -96,7 +95,7 @@ class FixedWidth(nn.Module):
                 return width
         return 1
 
-    @property
+    @cached_property
     def depends_on_company(self) -> bool:
         """True if an image's answer depends on the rest of its batch by more than rounding."""
         if self.reference in (0, REFERENCES[0]):

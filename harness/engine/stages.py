@@ -134,31 +134,36 @@ def run(computation: Computation) -> Iterator[list[Result]]:
 
 def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
+    for group in computation.groups(computation.portion.trials):
+        for trials in _slices(group.trials, 1024):
+            _warn_of_company(computation, group.network)  # with every slice, since a flag is of what is yielded next
+            yield _clean(computation, trials)
+
+
+def _clean(computation: Computation, trials: Sequence[Trial]) -> list[Result]:
+    """Return the results of clean trials."""
     task = computation.portion.task
     task_type = TASK_TYPES[task.dataset.target]
-    _warn_of_company(computation)
-    for trials in _slices(computation.portion.trials, 1024):
-        batch, _ = computation.batch(trials)
-        answers = computation.answers(trials, batch.x)
-        task_type.check_answers(answers, batch.y)
-        values = task_type.outcome(answers, batch.y).tolist()
-        margins = [float("nan")] * len(trials)
-        rankings: list[tuple[int, ...]] = [()] * len(trials)
-        if task.attacks:
-            margins = task_type.margin(answers, batch.y).tolist()
-            rankings = _rankings(answers, batch.y, task.threat.ranks)
-        yield [
-            Result(trial, Answer(value, margin, ranking), Cost(forwards=1))
-            for trial, value, margin, ranking in zip(trials, values, margins, rankings, strict=True)
-        ]
+    batch, _ = computation.batch(trials)
+    answers = computation.answers(trials, batch.x)
+    task_type.check_answers(answers, batch.y)
+    values = task_type.outcome(answers, batch.y).tolist()
+    margins = [float("nan")] * len(trials)
+    rankings: list[tuple[int, ...]] = [()] * len(trials)
+    if task.attacks:
+        margins = task_type.margin(answers, batch.y).tolist()
+        rankings = _rankings(answers, batch.y, task.threat.ranks)
+    return [
+        Result(trial, Answer(value, margin, ranking), Cost(forwards=1))
+        for trial, value, margin, ranking in zip(trials, values, margins, rankings, strict=True)
+    ]
 
 
-def _warn_of_company(computation: Computation) -> None:
+def _warn_of_company(computation: Computation, network: FixedWidth) -> None:
     """Flag a network whose answers depend on the batch, and say that one is slow whose last bits depend on it."""
-    networks = [group.network for group in computation.groups(computation.portion.trials)]
-    if any(network.depends_on_company for network in networks):
+    if network.depends_on_company:
         warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=2)
-    elif any(network.reference == 1 for network in networks):
+    elif network.reference == 1:
         label = computation.portion.task.label
         warnings.warn(
             f"{label}: its last bits depend on an image's place in the batch, so images go through it one at a time, "

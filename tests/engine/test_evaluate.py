@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -315,6 +315,28 @@ def test_another_seed_is_another_noise_and_an_attempt_its_own() -> None:
     )
 
 
+def test_all_steerings_see_the_same_noise_and_no_two_trials_else() -> None:
+    """Common random numbers: a draw belongs to seed, image and attempt, not to β (nor to batch, order or worker)."""
+    seen: dict[tuple[float, int, str], float] = {}
+
+    class Recording(Darker):
+        def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+            drawn = noise.uniform((1,))[:, 0].tolist()
+            seen.update({(betas[-1], image, stage): x for image, x in zip(batch.indices.tolist(), drawn, strict=True)})
+            return batch.x
+
+    betas: list[float] = []
+    for beta in (1.0, 0.7):
+        betas.append(beta)
+        for stage in Darker.stages:
+            trials = [Trial(BASELINE if beta == 1 else Steering(beta), image, Attempt(stage)) for image in range(12)]
+            compute(task_of(PLAIN, DIGITS, Recording(), batch_size=5), trials)
+    assert len(seen) == 48
+    baseline = {key[1:]: x for key, x in seen.items() if key[0] == 1.0}
+    assert baseline == {key[1:]: x for key, x in seen.items() if key[0] == 0.7}
+    assert len(set(baseline.values())) == 24
+
+
 def by_trial(results: dict[Trial, Result]) -> dict[Trial, Result]:
     return dict(sorted(results.items()))
 
@@ -456,24 +478,25 @@ class Odd(Model):
         return Loaded(wrapped, sha256_of_weights(wrapped))
 
 
+FAULTS: dict[str, Callable[[Tensor], Any]] = {
+    "nan": lambda logits: logits / 0 * 0,
+    "probabilities": lambda logits: logits.softmax(1),
+    "few": lambda logits: logits[:, :5],
+    "shape": lambda logits: logits[None],
+    "tuple": lambda logits: (logits, logits),
+    "company": lambda logits: logits - logits.mean(0),
+    "randomized": lambda logits: logits + 0.01 * torch.randn_like(logits),
+}
+
+
 class OddNetwork(nn.Module):
     def __init__(self, network: nn.Module, fault: str) -> None:
         super().__init__()
         self.network, self.fault = network, fault
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x)
-        if self.fault == "nan":
-            return logits / 0 * 0
-        if self.fault == "probabilities":
-            return logits.softmax(1)
-        if self.fault == "few":
-            return logits[:, :5]
-        if self.fault == "shape":
-            return logits[None]
-        if self.fault == "tuple":
-            return (logits, logits)  # type: ignore[return-value]
-        return logits + 0.01 * torch.randn_like(logits) if self.fault == "randomized" else logits
+    def forward(self, x: Tensor) -> Any:
+        logits = self.network(x)
+        return FAULTS[self.fault](logits) if self.fault in FAULTS else logits
 
 
 SHORT = {"stages": ["apgd-ce"], "iterations": 2}
@@ -524,6 +547,25 @@ def test_flags_are_raised_by_the_inspection_of_the_steering_that_they_are_about(
     for result in results_of(reports).values():
         assert result.answer.value == 1
         assert result.cost.forwards > 0
+
+
+def test_a_network_that_looks_at_its_company_is_flagged_where_it_does() -> None:
+    """Steered, its answers depend on the batch's mean; the baseline's do not."""
+
+    class Together(Loaded):
+        def steered(self, steering: Steering, example: Tensor | None = None) -> nn.Module:
+            return OddNetwork(self.network, "none" if steering.is_baseline else "company")
+
+    class TogetherModel(Odd):
+        kind: ClassVar[str] = "together"
+
+        def load(self, *, offline: bool = False) -> Scorable:
+            network = PLAIN.load().network
+            return Together(network, sha256_of_weights(network))
+
+    task = task_of(TogetherModel(fault="none"), DIGITS, Linf.model_validate({"eps": 0.1, "attack": SHORT}))
+    reports = compute(task, clean_trials(range(10), Steering(0.7), BASELINE))
+    assert {report.steering.beta: report.flags for report in reports} == {0.7: ("company",), 1.0: ()}
 
 
 def test_few_classes_are_flagged_and_the_targets_fitted() -> None:
@@ -786,7 +828,7 @@ def test_what_a_batch_may_be_is_asked_of_each_task() -> None:
     widths: list[int] = []
 
     class Watched(OddNetwork):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             widths.append(len(x))
             return super().forward(x)
 
@@ -804,3 +846,48 @@ def test_what_a_batch_may_be_is_asked_of_each_task() -> None:
         widths.clear()
         score(task, range(100))
         assert 16 <= max(widths) <= size
+
+
+class FewClasses(nn.Module):
+    """The affine network cut to its first logits."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.network, self.classes = Affine(), classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits[:, : self.classes]
+
+
+class FewClassesModel(Model):
+    kind: ClassVar[str] = "few_classes"
+    classes: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.classes} classes"
+
+    def load(self, *, offline: bool = False) -> Scorable:
+        network = FewClasses(self.classes).eval()
+        return Loaded(network, sha256_of_weights(network))
+
+
+class FewClassesData(MiddleData):
+    kind: ClassVar[str] = "few_classes_data"
+    classes: int
+
+    def open(self, *, offline: bool = False) -> Source:
+        return Middle(FewClasses(self.classes).eval(), self.size)
+
+
+@pytest.mark.parametrize(
+    ("classes", "stages"), [(2, {"fab-t", "square", "apgd-ce"}), (3, {"fab-t", "square", "apgd-ce"})]
+)
+def test_attacks_that_need_more_classes_are_left_out_and_the_row_is_flagged(classes: int, stages: set[str]) -> None:
+    attack = {"stages": ["apgd-ce", "apgd-t", "fab-t", "square"], "iterations": 4, "queries": 20}
+    threat = Linf.model_validate({"eps": 0.001, "attack": attack})
+    task = task_of(FewClassesModel(classes=classes), FewClassesData(classes=classes), threat)
+    scored = score(task, range(8), inspected=True)
+    assert "few_classes" in scored.flags
+    assert {trial.attempt.stage for trial in scored.results} - {CLEAN, INSPECT} == stages
