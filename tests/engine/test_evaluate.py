@@ -20,7 +20,7 @@ from harness.api.model import Model, Scorable
 from harness.api.records import BASELINE, Batch, Preprocessing, Steering, Target
 from harness.api.threat import Threat
 from harness.api.trial import CLEAN, INSPECT, REPLAY, TRAINING, Attempt, Result, Trial
-from harness.api.work import Portion, Task
+from harness.api.work import Portion, Report, Task
 from harness.datasets.digits import Digits
 from harness.engine import evaluate as module
 from harness.engine.evaluate import evaluate
@@ -223,7 +223,7 @@ def test_a_trial_costs_its_own_steps(ball: int) -> None:
 def test_seconds_are_shared_by_passes_and_add_up() -> None:
     task = digits_task()
     started = time.perf_counter()
-    reports = []
+    reports: list[Report] = []
     for some in evaluate(Portion(task, tuple(clean_trials(range(40))))):
         reports += some
         time.sleep(0.3)  # whoever takes the results is not on the bill

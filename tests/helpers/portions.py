@@ -28,7 +28,16 @@ def portion(
     parsed = parse_benchmark({"name": "tiny"} | benchmark)
     (model,) = parsed.models
     weights = model_session(model, "cpu", True).loaded.sha256
-    task = Task(model.label, model, parsed.dataset, parsed.threat, 0, device, weights, batch_size=parsed.batch_size)
+    task = Task(
+        model.label,
+        model,
+        parsed.dataset,
+        parsed.threat,
+        0,
+        device,
+        weights,
+        batch_size=None if parsed.batch_size == "auto" else parsed.batch_size,
+    )
     return Portion(task, tuple(Trial(Steering(beta), image, Attempt(stage)) for image in images))
 
 

@@ -45,7 +45,7 @@ def test_an_image_that_was_lost_to_a_later_stage_first_is_lost() -> None:
     """The first stage never saw the second image, and nobody has finished the third."""
     found = outcomes.scores(
         pd.DataFrame(
-            rows(("clean", "1111"), ("apgd-ce", "1??0"), ("square", "10?0"), (outcomes.REPLAY, "10?0")),
+            rows(("clean", "1111"), ("apgd-ce", "1??0"), ("square", "10?0"), ("replay", "10?0")),
             columns=list(outcomes.COLUMNS),
         )
     )
