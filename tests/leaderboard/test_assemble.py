@@ -22,6 +22,7 @@ def rows(runs: Path, threat: dict[str, Any] | None = None) -> Any:
         "dataset": {"kind": "digits", "n": IMAGES},
         "threat": threat or {"kind": "Linf", "eps": 0.02, "attack": {"stages": ["apgd-ce"], "iterations": 1}},
         "steering": {"beta": [0.9]},
+        "search": {"kind": "full"},
         "executor": {"kind": "inline"},
     })  # fmt: skip
     table = pipeline.run(benchmark, runs=runs)

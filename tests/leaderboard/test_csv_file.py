@@ -101,6 +101,20 @@ def test_a_file_that_is_no_leaderboard_is_named(tmp_path: Path, text: str | None
         read(tmp_path / "b.csv")
 
 
+def test_a_board_of_an_earlier_version_is_refused_by_the_names_of_its_columns(tmp_path: Path) -> None:
+    text = to_csv(board([entry(score(1.0, [1] * 4, [1] * 4))])).replace("forward_passes,backward_passes", "batch_size")
+    (tmp_path / "b.csv").write_text(text.replace(",9,3,", ",2,"))
+    with pytest.raises(LeaderboardError) as error:
+        read(tmp_path / "b.csv")
+    for piece in (
+        "b.csv",
+        "no column forward_passes, backward_passes",
+        "unknown column batch_size",
+        "run its benchmark",
+    ):
+        assert piece in str(error.value)
+
+
 def test_text_where_a_number_belongs_is_named(tmp_path: Path) -> None:
     # Once: read() lets text in a numeric column pass; `show` then ends in a ValueError's traceback.
     write(board([entry(score(1.0, [1] * 4, [1] * 4))]), tmp_path / "b.csv")

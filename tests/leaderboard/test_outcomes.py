@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import scores
 from helpers.gate import BITS, COMMITTED, GRID, N, flip
@@ -34,3 +35,27 @@ def test_graded_outcomes_are_the_mean_of_the_stages() -> None:
     score = scores.score(1.0, np.mean([BITS, flip(BITS, 20)], axis=0), np.ones(N), stages=stages)
     found = outcomes.scores(outcomes.table([scores.entry(score)]))
     assert np.array_equal(found[RowKey("m", "untouched", 1.0, 0.5)][1], score.robust)
+
+
+def rows(*lines: tuple[str, str], steering: tuple[str, str, str] = ("ct", "0.9", "0.5")) -> list[tuple[str, ...]]:
+    return [("m", *steering, stage, text) for stage, text in lines]
+
+
+def test_an_image_that_was_lost_to_a_later_stage_first_is_lost() -> None:
+    """The first stage never saw the second image, and nobody has finished the third."""
+    found = outcomes.scores(
+        pd.DataFrame(
+            rows(("clean", "1111"), ("apgd-ce", "1??0"), ("square", "10?0"), ("replay", "10?0")),
+            columns=list(outcomes.COLUMNS),
+        )
+    )
+    clean, robust = found[RowKey("m", "ct", 0.9, 0.5)]
+    assert clean.tolist() == [1, 1, 1, 1]
+    assert robust.tolist() == [1, 0, 1, 0]
+
+
+def test_an_unknown_error_is_no_error_in_a_bound() -> None:
+    # Once: a stage of which nothing was known was read as a share, 1, where answers are errors, at best 0.
+    stages = rows(("clean", "-1 -2"), ("shade-1", "-3 -4"), ("shade-2", "??"))
+    found = outcomes.scores(pd.DataFrame(stages, columns=list(outcomes.COLUMNS)))
+    assert found[RowKey("m", "ct", 0.9, 0.5)][1].tolist() == [-1.5, -2]

@@ -11,6 +11,7 @@ import pytest
 from helpers import boards
 from helpers.commands import Command
 
+from harness.leaderboard import outcomes
 from harness.leaderboard.flags import MEANING
 from harness.report import verdict
 from harness.report.formats import AT_LEAST, AT_MOST, TO
@@ -161,14 +162,20 @@ def test_the_stages_are_those_of_the_outcome_file(tmp_path: Path) -> None:
      ("-0.5 -1.5", "1"), ("-1 ?", f"{AT_LEAST}0.5")],
 )  # fmt: skip
 def test_the_stages_of_graded_answers_are_read_as_their_metric(marks: str, shown: str) -> None:
-    assert surviving(marks) == shown
+    assert surviving(marks, 0.0 if "-" in marks else 1.0) == shown
+
+
+def test_an_error_of_which_nothing_is_known_is_at_least_nothing() -> None:
+    texts = {"clean": "-0.5 -1.5", "shade-1": "??"}
+    assert outcomes.most_of(texts) == 0
+    assert surviving(texts["shade-1"], 0.0) == f"{AT_LEAST}0"
 
 
 def test_where_the_numbers_come_from_is_told(tmp_path: Path) -> None:
     (section,) = page_of(tmp_path, boards.hard()).all("section", aria_labelledby="provenance")
     terms = dict(zip((dt.text for dt in section.all("dt")), (dd.text for dd in section.all("dd")), strict=True))
     assert terms.items() >= {
-        "how many": "200", "seed": "3", "batch size": "50", "SHA-256 of the images": "0b" * 32, "torch": "2.8.0",
+        "how many": "200", "seed": "3", "SHA-256 of the images": "0b" * 32, "torch": "2.8.0",
         "weights of loser": "0a" * 32, "selection of β": "cross_validation:5, holdout:0.25", "ε": "0.0313725",
     }.items()  # fmt: skip
 

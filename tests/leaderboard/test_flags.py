@@ -1,0 +1,24 @@
+"""Flags: when each is raised."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.leaderboard import flags
+
+NAN = float("nan")
+
+
+def stages(**values: list[float]) -> dict[str, np.ndarray]:
+    return {name.replace("_", "-"): np.array(own, np.float32) for name, own in values.items()}
+
+
+def test_square_is_flagged_by_images_that_survive_what_comes_before() -> None:
+    assert flags.of_stages(stages(clean=[1, 1], apgd_ce=[1, 0], square=[0, 0])) == {"square"}
+    assert flags.of_stages(stages(clean=[1, 1], apgd_ce=[1, 0], square=[1, 0])) == set()
+    assert flags.of_stages(stages(clean=[1, 1], square=[0, 0])) == set()
+
+
+def test_an_image_that_square_was_tried_on_first_says_nothing_of_the_others() -> None:
+    assert flags.of_stages(stages(clean=[1, 1], apgd_ce=[NAN, 1], square=[0, 1])) == set()
+    assert flags.of_stages(stages(clean=[1, 1, 1], apgd_ce=[NAN, 1, 1], square=[0, 0, 1])) == {"square"}
