@@ -127,11 +127,7 @@ def test_overrides_set_values_deep_in_the_file(tmp_path: Path) -> None:
     assert benchmark.steering.beta == (0.5, 0.7)
     assert isinstance(benchmark.threat, Linf)
     assert (benchmark.threat.eps, benchmark.threat.stages) == (1 / 255, ("square",))
-<<<<<<< HEAD
     assert (benchmark.seed, benchmark.executor.model_dump()["workers"]) == (3, 2)
-=======
-    assert (benchmark.seed, benchmark.executor.capacity) == (3, 2)
->>>>>>> c69f64b0f55c0a76a7e2814aec33266e97f6164b
 
 
 def test_an_override_may_replace_a_whole_part(tmp_path: Path) -> None:

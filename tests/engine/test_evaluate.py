@@ -227,11 +227,7 @@ def test_a_trial_costs_its_own_steps(ball: int) -> None:
 def test_seconds_are_shared_by_passes_and_add_up() -> None:
     task = digits_task()
     started = time.perf_counter()
-<<<<<<< HEAD
     reports = list[Report]()
-=======
-    reports: list[Report] = []
->>>>>>> c69f64b0f55c0a76a7e2814aec33266e97f6164b
     for some in evaluate(Portion(task, tuple(clean_trials(range(40))))):
         reports += some
         time.sleep(0.3)  # whoever takes the results is not on the bill

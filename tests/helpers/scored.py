@@ -21,13 +21,8 @@ from harness.engine.session import model_session
 def task_of(model: Model, dataset: Dataset, threat: Threat, **changes: Any) -> Task:
     """Return the task of a model on the CPU."""
     weights = model_session(model, "cpu", False, changes.get("normalised", False)).loaded.sha256
-<<<<<<< HEAD
     plain = Task(model.label, model, dataset, threat, seed=0, device="cpu", weights_sha256=weights)
     return replace(plain, **changes)
-=======
-    fields: dict[str, Any] = {"seed": 0, "device": "cpu", "weights_sha256": weights} | changes
-    return Task(model.label, model, dataset, threat, **fields)
->>>>>>> c69f64b0f55c0a76a7e2814aec33266e97f6164b
 
 
 def compute(task: Task, trials: Iterable[Trial], candidates: Mapping[Trial, Tensor] | None = None) -> list[Report]:
