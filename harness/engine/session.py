@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,23 @@ class OneSteering(nn.Module):
         return answers
 
 
+class AtBeta(nn.Module):
+    """A mixed network with one curve for all images.
+
+    Args:
+        network: the mixed network.
+        parameters: parameters of the curve, [p].
+    """
+
+    def __init__(self, network: nn.Module, parameters: Tensor) -> None:
+        super().__init__()
+        self.network, self.parameters_of_curve = network, parameters
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the network's output for images [n, c, h, w]."""
+        return self.network(x, self.parameters_of_curve)
+
+
 @dataclass
 class ModelSession:
     """A loaded model with the networks made from it so far, which share its weights.
@@ -76,6 +93,7 @@ class ModelSession:
     _mixed: dict[Steering, Mixed | None] = field(default_factory=dict)
     _fixed: dict[tuple[object, ...], FixedWidth] = field(default_factory=dict)
     _fastest: dict[FixedWidth, int] = field(default_factory=dict)
+    _compiled_once: dict[Steering, nn.Module] = field(default_factory=dict)
     _is_channels_last: bool = False
 
     def to_input_space(self, batch: Batch) -> Batch:
@@ -151,11 +169,20 @@ class ModelSession:
     def _compiled(self, network: nn.Module, inputs: tuple[Tensor, ...], must: bool) -> nn.Module:
         """Return ``network`` compiled; as it is where it cannot be compiled and need not (``must``)."""
         try:
-            return self.loaded.compiled(network, lambda part: checked(compiled(part), part, *inputs))
+            return self.loaded.compiled(network, lambda part: checked(self._fast(part, inputs[0]), part, *inputs))
         except ModelError:
             if must:
                 raise
             return network
+
+    def _fast(self, part: nn.Module, example: Tensor) -> nn.Module:
+        """Return a part of a network compiled: of a steered one, once for all β and c."""
+        if not isinstance(part, Steered) or (values := part.curve_parameters()) is None:
+            return compiled(part)
+        which = part.steering._replace(beta=part.steering.native, c=0.5)
+        if which not in self._compiled_once:
+            self._compiled_once[which] = compiled(Mixed(part))
+        return AtBeta(self._compiled_once[which], torch.tensor(values, device=example.device))
 
 
 def _few(example: Tensor) -> Tensor:
