@@ -136,8 +136,7 @@ def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
     for group in computation.groups(computation.portion.trials):
         for trials in _slices(group.trials, 1024):
-            if group.network.depends_on_company:  # said with every slice, since a flag is of what is yielded next
-                warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=1)
+            _warn_of_company(group.network, computation.portion.task.label)  # a flag is of what is yielded next
             yield _clean(computation, trials)
 
 
@@ -158,6 +157,18 @@ def _clean(computation: Computation, trials: Sequence[Trial]) -> list[Result]:
         Result(trial, Answer(value, margin, ranking), Cost(forwards=1))
         for trial, value, margin, ranking in zip(trials, values, margins, rankings, strict=True)
     ]
+
+
+def _warn_of_company(network: FixedWidth, label: str) -> None:
+    """Flag a network whose answers depend on the batch, and say that one is slow whose last bits depend on it."""
+    if network.depends_on_company:
+        warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=2)
+    elif network.reference == 1:
+        warnings.warn(
+            f"{label}: its last bits depend on an image's place in the batch, so images go through it one at a time, "
+            "which is slow; a linear layer whose weight is not contiguous, or with an odd number of inputs, does this",
+            stacklevel=2,
+        )
 
 
 def _rankings(answers: Tensor, y: Tensor, ranks: int) -> list[tuple[int, ...]]:

@@ -23,7 +23,8 @@ class Head(nn.Module):
         super().__init__()
         for name in ("mean", "scale"):
             self.register_buffer(name, torch.tensor(getattr(probe, name), dtype=torch.float32))
-        self.weight = nn.Parameter(torch.tensor(probe.weight, dtype=torch.float32))
+        weight = torch.tensor(probe.weight, dtype=torch.float32)
+        self.weight = nn.Parameter(weight.contiguous())  # else the last bits depend on the place in the batch
         self.bias = nn.Parameter(torch.tensor(probe.bias, dtype=torch.float32))
 
     def forward(self, features: Tensor) -> Tensor:
