@@ -59,13 +59,13 @@ class ProgressBar:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task("starting", total=None, note="")
         if not self.console.is_terminal:
-            self.console.print(f"computing on {workers} workers", highlight=False)
+            self.console.print(f"computing on {workers} worker{'s' * (workers > 1)}", highlight=False)
 
     def advanced(self, label: str, computed: Sequence[Report], left: float) -> None:
         """See `harness.engine.scheduler.ProgressListener`."""
         results = [result for report in computed for result in report.results]
         self.trials += len(results)
-        self.passes += sum(result.cost.forwards + result.cost.backwards for result in results)
+        self.passes += sum(result.cost.forwards for result in results)
         last = results[-1].trial
         where = f"{label} β={last.steering.beta:g} {last.attempt.stage}"
         rate = self.passes / max(monotonic() - self.started_at, 1e-9)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from itertools import groupby
 from time import perf_counter
 
+import torch
+
 from harness.api.threat import Flag
 from harness.api.trial import Result
 from harness.api.work import Portion, Report
@@ -28,6 +30,7 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
             the threat does not allow), or its weights have changed since the run began.
     """
     keep_memory()
+    torch.manual_seed(portion.task.seed)  # of networks that answer by chance
     computation = Computation(portion)
     if computation.session.loaded.sha256 != portion.task.weights_sha256:
         raise ModelError(
