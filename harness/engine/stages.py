@@ -136,11 +136,7 @@ def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
     for group in computation.groups(computation.portion.trials):
         for trials in _slices(group.trials, 1024):
-<<<<<<< HEAD
-            _warn_of_company(computation, group.network)  # with every slice, since a flag is of what is yielded next
-=======
             _warn_of_company(group.network, computation.portion.task.label)  # a flag is of what is yielded next
->>>>>>> 98a861c25a4fb1f735cce280c034d2e378e70306
             yield _clean(computation, trials)
 
 
@@ -163,19 +159,11 @@ def _clean(computation: Computation, trials: Sequence[Trial]) -> list[Result]:
     ]
 
 
-<<<<<<< HEAD
-def _warn_of_company(computation: Computation, network: FixedWidth) -> None:
-=======
 def _warn_of_company(network: FixedWidth, label: str) -> None:
->>>>>>> 98a861c25a4fb1f735cce280c034d2e378e70306
     """Flag a network whose answers depend on the batch, and say that one is slow whose last bits depend on it."""
     if network.depends_on_company:
         warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=2)
     elif network.reference == 1:
-<<<<<<< HEAD
-        label = computation.portion.task.label
-=======
->>>>>>> 98a861c25a4fb1f735cce280c034d2e378e70306
         warnings.warn(
             f"{label}: its last bits depend on an image's place in the batch, so images go through it one at a time, "
             "which is slow; a linear layer whose weight is not contiguous, or with an odd number of inputs, does this",
