@@ -318,6 +318,19 @@ class ThreatContract(PartContract):
             part.check(batch.x, proposed)
         assert torch.equal(batch.x, before)
 
+    def test_names_its_attempts(self, part: Threat) -> None:
+        """``attempts`` are of their stage and different, and ``stage_identity`` is JSON, equal for equal threats.
+
+        If not, one attempt is taken for another, or results in the ledger are not found again.
+        """
+        ranking = tuple(range(1, 1 + min(part.ranks, 9)))
+        for stage in part.stages:
+            attempts = part.attempts(stage, ranking)
+            assert {attempt.stage for attempt in attempts} <= {stage}
+            assert len(set(attempts)) == len(attempts)
+            identity = canonical(part.stage_identity(stage))
+            assert identity == canonical(copy.deepcopy(part).stage_identity(stage))
+
     @pytest.mark.filterwarnings("ignore")
     def test_same_key_same_image(self, part: Threat, network: nn.Module, batch: Batch) -> None:
         """A stage makes the same of an image with the same key, and leaves the global random state as it was.

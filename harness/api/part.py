@@ -25,5 +25,5 @@ class Part(BaseModel, ABC):
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """Return what this part is, as JSON; it enters the identity of every cell computed with this part."""
+        """Return what this part is, as JSON; it enters the identity of every result computed with this part."""
         return {"kind": self.kind} | self.model_dump(mode="json", exclude=set(self.location_fields))

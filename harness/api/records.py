@@ -51,7 +51,7 @@ class Steering(NamedTuple):
         return BASELINE if self.native == 1.0 else self._replace(beta=self.native, c=1.0, method="")
 
     def identity(self) -> str | list[Any]:
-        """Return the steering as JSON, for the identity of a cell."""
+        """Return the steering as JSON, for the identity of a result."""
         if self.is_baseline:
             return "baseline"
         if self.method:

@@ -98,6 +98,8 @@ class APGD(Attack):
             with torch.enable_grad():
                 logits = network(images)
             losses, by_logits = self._losses.ascent(logits.detach())
-            (gradients,) = torch.autograd.grad(logits, images, by_logits)
+            with torch.enable_grad():  # a sum, since grad(logits, images, by_logits) would import SymPy
+                weighted = (logits * by_logits).sum()
+            (gradients,) = torch.autograd.grad(weighted, images)
             total = total + gradients.flatten(1)
         return Spot(self._points, total / self.forwards, losses), logits.argmax(1) != self._losses.y

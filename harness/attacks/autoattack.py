@@ -41,6 +41,9 @@ TARGETED = ("apgd-t", "fab-t")
 PLUS_RESTARTS, RAND_GRADIENTS = 5, 20
 """Restarts of the untargeted attacks in version "plus"; gradients averaged in each step of APGD in "rand"."""
 
+L1_RESTARTS, L1_TARGETS = 5, 5
+"""Restarts of untargeted and targets of targeted APGD in version "standard" under L1."""
+
 FLAGS = {
     "randomized defense": "randomized",
     "probability distribution": "probabilities",
@@ -90,12 +93,24 @@ def budget(attack: Attack) -> Custom:
     return attack if isinstance(attack, Custom) else Custom(stages=stages(attack))
 
 
-def restarts(stage: str, attack: Attack) -> int:
+def restarts(stage: str, attack: Attack, norm: Norm) -> int:
     """Return the number of restarts of a stage, the first run included (AutoAttack's own numbers)."""
     if stage == "fab-t":
         return 1
+    if (stage, attack, norm) == ("apgd-ce", "standard", "L1"):
+        return L1_RESTARTS
     untargeted = stage in ("apgd-ce", "apgd-dlr", "fab")
     return PLUS_RESTARTS if attack == "plus" and untargeted else budget(attack).restarts
+
+
+def targets(stage: str, attack: Attack, norm: Norm) -> int:
+    """Return the number of target classes of a targeted stage, where there are as many (AutoAttack's own numbers)."""
+    return L1_TARGETS if (stage, attack, norm) == ("apgd-t", "standard", "L1") else budget(attack).targets
+
+
+def shrinks(attack: Attack, norm: Norm) -> bool:
+    """Return whether APGD begins in larger balls than ε's, as "standard" does under L1."""
+    return norm == "L1" and attack not in ("plus", "rand")
 
 
 def gradients(attack: Attack) -> int:
@@ -103,29 +118,31 @@ def gradients(attack: Attack) -> int:
     return RAND_GRADIENTS if attack == "rand" else 1
 
 
-def attempts(stage: str, attack: Attack, ranking: Sequence[int]) -> tuple[Attempt, ...]:
+def attempts(stage: str, attack: Attack, norm: Norm, ranking: Sequence[int]) -> tuple[Attempt, ...]:
     """Return the attempts of a stage on one image: a restart each, of a targeted attack one for each target.
 
     Args:
         stage: name of the attack, one of ``stages(attack)``.
         attack: version of AutoAttack, or a custom budget.
+        norm: norm of the ball.
         ranking: wrong classes by their logits on the clean image, largest first.
     """
     if len(ranking) + 1 < FEWEST_CLASSES.get(stage, 2):
         return ()
+    runs = range(restarts(stage, attack, norm))
     if stage in TARGETED:
-        targets = ranking[: budget(attack).targets]
-        return tuple(Attempt(stage, target, run) for target in targets for run in range(restarts(stage, attack)))
-    return tuple(Attempt(stage, restart=run) for run in range(restarts(stage, attack)))
+        return tuple(Attempt(stage, to, run) for to in ranking[: targets(stage, attack, norm)] for run in runs)
+    return tuple(Attempt(stage, restart=run) for run in runs)
 
 
-def identity(stage: str, attack: Attack) -> dict[str, Any]:
+def identity(stage: str, attack: Attack, norm: Norm) -> dict[str, Any]:
     """Return every parameter of a stage that its results depend on, as JSON; targets and restarts are the attempts'."""
     asked = budget(attack)
     if stage == "square":
         return {"stage": stage, "queries": asked.queries}
     averaged = {"gradients": gradients(attack)} if gradients(attack) > 1 else {}
-    return {"stage": stage, "iterations": asked.iterations} | averaged
+    radius = {"radius": "fixed"} if norm == "L1" and stage.startswith("apgd") and not shrinks(attack, norm) else {}
+    return {"stage": stage, "iterations": asked.iterations} | averaged | radius
 
 
 def machine(
@@ -156,7 +173,7 @@ def machine(
             device=device,
         )  # fmt: skip
     return APGD(
-        slots, shape, norm=norm, eps=eps, steps=asked.iterations, larger_radii=norm == "L1",
+        slots, shape, norm=norm, eps=eps, steps=asked.iterations, larger_radii=shrinks(attack, norm),
         gradients=gradients(attack), device=device,
     )  # fmt: skip
 
@@ -285,16 +302,17 @@ def _with_own_projections(fab: Any) -> MethodType:
     return MethodType(FunctionType(loop.__code__, names, loop.__name__, loop.__defaults__), fab)
 
 
-def passes(stage: str, attack: Attack, classes: int) -> Passes:
+def passes(stage: str, attack: Attack, norm: Norm, classes: int) -> Passes:
     """Count the passes that a stage of AutoAttack makes for an image that survives it (arXiv 2003.01690, Section 4).
 
     Args:
         stage: name of the attack, one of ``stages(attack)``.
         attack: version of AutoAttack, or a custom budget.
+        norm: norm of the ball.
         classes: number of logits.
     """
     asked = budget(attack)
-    runs = len(attempts(stage, attack, range(classes - 1)))
+    runs = len(attempts(stage, attack, norm, range(classes - 1)))
     if stage in ("apgd-ce", "apgd-dlr", "apgd-t"):
         return Passes(gradients=runs * (asked.iterations + 1) * gradients(attack))
     if stage == "square":

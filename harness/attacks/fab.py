@@ -157,7 +157,9 @@ class FAB(Attack):
     def _boundary_to(self, others: Tensor, logits: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         other, own = others[:, None], self._labels[:, None]
         difference = torch.zeros_like(logits).scatter_(1, other, 1).scatter_(1, own, -1)
-        (gradient,) = torch.autograd.grad(logits, images, difference, retain_graph=not self._targeted)
+        with torch.enable_grad():  # a sum, since grad(logits, images, difference) would import SymPy
+            lead = (logits * difference).sum()
+        (gradient,) = torch.autograd.grad(lead, images, retain_graph=not self._targeted)
         gaps = logits.detach().gather(1, other).sub_(logits.detach().gather(1, own))
         return gaps.squeeze(1), gradient.flatten(1)
 

@@ -1,4 +1,4 @@
-"""Numerical settings under which a cell has the same bits wherever it is computed."""
+"""Numerical settings under which a trial has the same bits wherever it is computed."""
 
 from __future__ import annotations
 

@@ -95,6 +95,10 @@ class ModelRun:
         return self._known[steering]
 
 
+Event = tuple[ModelRun, Portion, Sequence[Report] | Future[None]]
+"""Results of a portion, or its end."""
+
+
 @dataclass
 class Scheduler:
     """Keeps an executor busy with the trials that courses ask for, and the ledger up to date.
@@ -116,35 +120,33 @@ class Scheduler:
 
     def run(self, runs: Sequence[ModelRun]) -> None:
         """Follow every course to its end. Each result is in the ledger before its course is told of it."""
-        events: SimpleQueue[tuple[ModelRun, Sequence[Report] | Future[None]]] = SimpleQueue()
-        queue: deque[tuple[ModelRun, Portion]] = deque()
-        for run in runs:
-            queue.extend((run, portion) for portion in self._next_round(run))
+        events: SimpleQueue[Event] = SimpleQueue()
+        queue = deque(pair for run in runs for pair in self._next_round(run))
         if queue:
             self.listener.started(self.executor.capacity)
         in_flight = 0
         while queue or in_flight:
             while queue and in_flight < self.executor.capacity:
-                run, portion = queue.popleft()
-                if run.task.label in self.failures:
-                    continue
-                self._submit(run, portion, events)
+                self._submit(*queue.popleft(), events)
                 in_flight += 1
-            if not in_flight:
-                continue
-            run, event = events.get()
+            run, portion, event = events.get()
             if isinstance(event, Future):
                 in_flight -= 1
-                self._check(run, event)
+                self._check(run, portion, event)
             else:
                 self._record(run, event)
                 left = sum(other.course.remaining() for other in runs if not other.done)
                 self.listener.advanced(run.task.label, event, left)
-            if not run.missing and not run.done:
+            if run.done:
+                queue = deque(pair for pair in queue if pair[0] is not run)
+            elif not run.missing:
                 self._tell(run)
-                queue.extend((run, portion) for portion in self._next_round(run))
+                queue.extend(self._next_round(run))
+        for run in runs:
+            if not run.done:
+                self._fail(run, ModelError(f"the executor kept the results of {len(run.missing)} trials to itself"))
 
-    def _next_round(self, run: ModelRun) -> list[Portion]:
+    def _next_round(self, run: ModelRun) -> list[tuple[ModelRun, Portion]]:
         """Go on with a course as far as the ledger knows the answers, and return what it does not know."""
         if run.task.label in self.failures:
             run.done = True
@@ -156,7 +158,7 @@ class Scheduler:
             missing = [trial for trial in run.asked if run.key(trial) not in run.known(trial.steering, self.ledger)]
             if missing:
                 run.missing = set(missing)
-                return list(portions(run.task, missing, self.executor.capacity))
+                return [(run, portion) for portion in portions(run.task, missing, self.executor.capacity)]
             self._tell(run)
         return []
 
@@ -176,13 +178,11 @@ class Scheduler:
                 tally.provenances.append(block.provenance)
         run.course.tell(answers)
 
-    def _submit(
-        self, run: ModelRun, portion: Portion, events: SimpleQueue[tuple[ModelRun, Sequence[Report] | Future[None]]]
-    ) -> None:
+    def _submit(self, run: ModelRun, portion: Portion, events: SimpleQueue[Event]) -> None:
         if portion.stage == REPLAY:
             portion = self._with_candidates(run, portion)
-        future = self.executor.submit(portion, lambda reports: events.put((run, reports)))
-        future.add_done_callback(lambda done: events.put((run, done)))
+        future = self.executor.submit(portion, lambda reports: events.put((run, portion, reports)))
+        future.add_done_callback(lambda done: events.put((run, portion, done)))
 
     def _with_candidates(self, run: ModelRun, portion: Portion) -> Portion:
         """Return a replay with the adversarial images that it shows, read from the ledger."""
@@ -210,16 +210,21 @@ class Scheduler:
                 run.missing.discard(result.trial)
         self.ledger.commit()
 
-    def _check(self, run: ModelRun, future: Future[None]) -> None:
+    def _check(self, run: ModelRun, portion: Portion, future: Future[None]) -> None:
         """Fail the model if a portion of it could not be computed."""
         error = future.exception()
         if error is None:
             return
         if isinstance(error, LedgerError) or not isinstance(error, Exception):
             raise error
-        if not isinstance(error, ModelError):
-            text = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
-            error = ModelError(text)
+        if isinstance(error, ModelError):
+            self._fail(run, error)
+        elif isinstance(error, HarnessError):
+            self._fail(run, ModelError(str(error)))
+        else:  # whatever a network or an attack raises in the middle of a run
+            self._fail(run, ModelError(f"stage {portion.stage}: {type(error).__name__}: {error}"))
+
+    def _fail(self, run: ModelRun, error: ModelError) -> None:
         run.done = True
         if run.task.label not in self.failures:
             self.failures[run.task.label] = error

@@ -220,7 +220,7 @@ def _judged(computation: Computation, group: Group, attack: Attack, ended: Seque
     results = []
     for trial, one in zip(trials, ended, strict=True):
         cost = Cost(one.steps * attack.forwards + (one.found is not None), one.steps * attack.backwards)
-        image = found[trial].cpu() if trial in lost else None
+        image = found[trial].cpu().clone() if trial in lost else None  # not a view of all that ended with it
         results.append(Result(trial, Answer(0.0 if trial in lost else 1.0), cost, image))
     return results
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from harness.api.records import Batch
 
 
+FEWEST_L1_STEPS = 3
+"""Least number of steps of APGD under L1: one at each of its radii."""
+
+
 def parse_pixels(value: Any) -> Any:
     """Turn a fraction such as "8/255" into a number of pixels; pydantic checks everything else.
 
@@ -82,11 +86,11 @@ class Lp(Threat):
 
     def stage_identity(self, stage: str) -> dict[str, Any]:
         """See `harness.attacks.autoattack.identity`."""
-        return autoattack.identity(stage, self.attack)
+        return autoattack.identity(stage, self.attack, self.norm)
 
     def attempts(self, stage: str, ranking: Sequence[int]) -> tuple[Attempt, ...]:
         """See `harness.attacks.autoattack.attempts`."""
-        return autoattack.attempts(stage, self.attack, ranking)
+        return autoattack.attempts(stage, self.attack, self.norm, ranking)
 
     def attack_machine(self, stage: str, slots: int, shape: tuple[int, ...], classes: int, device: str) -> StepMachine:
         """See `harness.attacks.autoattack.machine`."""
@@ -100,7 +104,7 @@ class Lp(Threat):
 
     def passes(self, stage: str, classes: int) -> Passes:
         """See `harness.attacks.autoattack.passes`."""
-        return autoattack.passes(stage, self.attack, classes)
+        return autoattack.passes(stage, self.attack, self.norm, classes)
 
     def own_work(self, x: Tensor) -> None:
         """Do one of FAB's projections."""
@@ -114,7 +118,7 @@ class Lp(Threat):
 
         gradient_masking.refuse_blind(network, batch.x, batch.y)
         stage: autoattack.Name = "apgd-ce"
-        steps = 3 if self.norm == "L1" else 1  # under L1, APGD takes at least one step at each of three radii
+        steps = FEWEST_L1_STEPS if self.norm == "L1" else 1
         shortest = autoattack.Custom(stages=(stage,), iterations=steps)
         n, slots = len(batch), torch.arange(len(batch), device=batch.x.device)
         attack = autoattack.machine(
@@ -188,3 +192,16 @@ class L1(Lp):
 
     kind = "L1"
     norm = "L1"
+
+    @field_validator("attack")
+    @classmethod
+    def _steps_at_each_radius(cls, value: Attack) -> Attack:
+        """Reject a budget of APGD that leaves a radius without a step."""
+        apgd = [stage for stage in autoattack.stages(value) if stage.startswith("apgd")]
+        found = autoattack.budget(value).iterations
+        if apgd and found < FEWEST_L1_STEPS:
+            raise ValueError(
+                f"iterations: under L1, APGD takes steps at three radii (3 ε, 2 ε, ε), so expected at least "
+                f"{FEWEST_L1_STEPS}, found {found}; raise iterations, or leave out {', '.join(apgd)}"
+            )
+        return value

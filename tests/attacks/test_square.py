@@ -413,7 +413,7 @@ def test_steps_are_counted_as_the_queries_of_the_library() -> None:
     """One for the start, and one for each query of the budget: what `autoattack.passes` says."""
     x, y = digits("digits_robust", 1)
     points, machine = ours(network_of("digits_robust"), trials_of(x, y), "Linf", 40, 0.01)
-    passes = autoattack.passes("square", Custom(stages=("square",), queries=40), 10)
+    passes = autoattack.passes("square", Custom(stages=("square",), queries=40), "Linf", 10)
     assert (len(points), machine.backwards) == (passes.forwards, 0)
     assert machine.forwards == 1
 

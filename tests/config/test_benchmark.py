@@ -127,7 +127,7 @@ def test_overrides_set_values_deep_in_the_file(tmp_path: Path) -> None:
     assert benchmark.steering.beta == (0.5, 0.7)
     assert isinstance(benchmark.threat, Linf)
     assert (benchmark.threat.eps, benchmark.threat.stages) == (1 / 255, ("square",))
-    assert (benchmark.seed, benchmark.executor.capacity) == (3, 2)
+    assert (benchmark.seed, benchmark.executor.model_dump()["workers"]) == (3, 2)
 
 
 def test_an_override_may_replace_a_whole_part(tmp_path: Path) -> None:
@@ -230,11 +230,19 @@ STRUCTURAL = {
     "n of nought": {"dataset": {"kind": "digits", "n": 0}},
     "negative index": {"dataset": {"kind": "digits", "indices": [-1]}},
     "batch of nought": {"batch_size": 0},
+    "batch of some": {"batch_size": "some"},
+    "half a batch": {"batch_size": 2.5},
+    "an option that is gone": {"replay_first": True},
     "negative seed": {"seed": -1},
     "device": {"device": "gpu"},
     "workers": {"executor": {"kind": "local", "workers": 0}},
     "name": {"name": "a/b"},
 }
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 1, 7, 4096])
+def test_a_batch_is_a_number_or_measured(batch_size: int | str) -> None:
+    assert parse_benchmark(good(batch_size=batch_size)).batch_size == batch_size
 
 
 @pytest.mark.parametrize("change", STRUCTURAL.values(), ids=STRUCTURAL.keys())

@@ -36,7 +36,12 @@ from harness.util.noise import Noise
 
 CLASSES, SIDE = 4, 6
 PLAIN, DIGITS = Demo(name="digits_plain"), Digits()
-BRIEF = {"stages": ["apgd-ce", "apgd-t", "fab-t", "square"], "iterations": 10, "queries": 60, "targets": 3}
+BRIEF: dict[str, Any] = {
+    "stages": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "iterations": 10,
+    "queries": 60,
+    "targets": 3,
+}
 BALLS: list[tuple[type[Lp], float]] = [(Linf, 0.1), (L2, 0.5), (L1, 2.0)]
 
 
@@ -213,7 +218,6 @@ def test_a_trial_costs_its_own_steps(ball: int) -> None:
             spent = BRIEF["iterations"] + 1
         else:
             spent = 2 * BRIEF["iterations"]
-        assert isinstance(spent, int)
         assert 0 < forwards - fooled <= spent + 2  # L1's APGD begins three times
         if not fooled and stage.startswith("apgd") and ball < 2:
             assert forwards == spent
@@ -223,12 +227,13 @@ def test_a_trial_costs_its_own_steps(ball: int) -> None:
 def test_seconds_are_shared_by_passes_and_add_up() -> None:
     task = digits_task()
     started = time.perf_counter()
-    reports: list[Report] = []
+    reports = list[Report]()
     for some in evaluate(Portion(task, tuple(clean_trials(range(40))))):
         reports += some
         time.sleep(0.3)  # whoever takes the results is not on the bill
     took = time.perf_counter() - started - 0.3
-    assert 0 < sum(result.cost.seconds for result in results_of(reports).values()) <= took
+    spent = sum((result.cost.seconds for result in results_of(reports).values()), 0.0)
+    assert 0 < spent <= took
 
 
 def test_results_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +286,7 @@ def test_neither_order_nor_other_steerings_change_a_bit(ball: int) -> None:
     """All of a stage's trials of four β in one portion, shuffled, against each β alone."""
     betas = (1.0, 0.95, 0.7, 0.5)
     expected = {beta: scored_digits(ball, beta) for beta in betas}
-    for stage in BRIEF["stages"]:  # type: ignore[attr-defined]
+    for stage in BRIEF["stages"]:
         own = {t: r for scored in expected.values() for t, r in scored.results.items() if t.attempt.stage == stage}
         trials = list(own)
         order = torch.randperm(len(trials), generator=torch.Generator().manual_seed(ball)).tolist()

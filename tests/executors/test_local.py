@@ -55,7 +55,7 @@ def comes_true(condition: Callable[[], bool], seconds: float = 5) -> bool:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, even if nobody has waited for it."""
+    """Return whether a process has ended, even if nobody has waited for it."""
     try:
         return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -28,16 +28,8 @@ def portion(
     parsed = parse_benchmark({"name": "tiny"} | benchmark)
     (model,) = parsed.models
     weights = model_session(model, "cpu", True).loaded.sha256
-    task = Task(
-        model.label,
-        model,
-        parsed.dataset,
-        parsed.threat,
-        0,
-        device,
-        weights,
-        batch_size=None if parsed.batch_size == "auto" else parsed.batch_size,
-    )
+    width = parsed.batch_size if isinstance(parsed.batch_size, int) else None
+    task = Task(model.label, model, parsed.dataset, parsed.threat, 0, device, weights, batch_size=width)
     return Portion(task, tuple(Trial(Steering(beta), image, Attempt(stage)) for image in images))
 
 

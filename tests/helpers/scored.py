@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,8 +21,8 @@ from harness.engine.session import model_session
 def task_of(model: Model, dataset: Dataset, threat: Threat, **changes: Any) -> Task:
     """Return the task of a model on the CPU."""
     weights = model_session(model, "cpu", False, changes.get("normalised", False)).loaded.sha256
-    fields: dict[str, Any] = {"seed": 0, "device": "cpu", "weights_sha256": weights} | changes
-    return Task(model.label, model, dataset, threat, **fields)
+    plain = Task(model.label, model, dataset, threat, seed=0, device="cpu", weights_sha256=weights)
+    return replace(plain, **changes)
 
 
 def compute(task: Task, trials: Iterable[Trial], candidates: Mapping[Trial, Tensor] | None = None) -> list[Report]:
