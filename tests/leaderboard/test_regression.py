@@ -128,6 +128,7 @@ BENCHMARK = """
 models: [{kind: checkpoint, builder: "own:network", weights: own.safetensors}]
 dataset: {kind: digits, n: 80}
 threat: {kind: Linf, eps: 0.05, attack: {stages: [apgd-ce], iterations: 10}}
+search: {kind: full}
 steering: {beta: [0.8, 0.9]}
 """
 BROKEN = """

@@ -159,7 +159,7 @@ def test_hashes_of_steered_and_adapted_networks_are_those_of_what_is_scored(tmp_
 @pytest.mark.xfail(strict=True, reason="the backbone is compiled once for each β, since each has a probe of its own")
 def test_a_probe_compiles_once_for_all_beta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And answers as it does uncompiled, to the precision that attacks need."""
-    from harness.engine import session as sessions
+    from harness.engine import acceleration
     from harness.engine.session import model_session
 
     monkeypatch.chdir(tmp_path)
@@ -169,13 +169,13 @@ def test_a_probe_compiles_once_for_all_beta(tmp_path: Path, monkeypatch: pytest.
     threat = Linf(eps=0.1)
     task = Task("m", model, Digits(classes=FIVE), threat, 0, "cpu", session.loaded.sha256, compile="always")
     compiled: list[nn.Module] = []
-    original = sessions.compiled
+    original = acceleration.compiled
 
     def counted(network: nn.Module) -> nn.Module:
         compiled.append(network)
         return original(network)
 
-    monkeypatch.setattr(sessions, "compiled", counted)
+    monkeypatch.setattr("harness.engine.session.compiled", counted)
     for beta in (0.9, 0.6):
         with reproducible():
             lane, plain = session.attacked(task, Steering(beta), x), session.steered(Steering(beta), x)
