@@ -128,11 +128,12 @@ BENCHMARK = """
 models: [{kind: checkpoint, builder: "own:network", weights: own.safetensors}]
 dataset: {kind: digits, n: 80}
 threat: {kind: Linf, eps: 0.05, attack: {stages: [apgd-ce], iterations: 10}}
+search: {kind: full}
 steering: {beta: [0.8, 0.9]}
 """
 BROKEN = """
 import harness.curvature.phi
-harness.curvature.phi._mix = lambda swish, softplus, c: 0 * softplus()
+harness.curvature.phi._value = lambda x, columns, c: 0 * x
 """
 
 
