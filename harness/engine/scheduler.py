@@ -19,7 +19,7 @@ from harness.scheduling.course import Course
 from harness.scheduling.guided import GuidedSearch
 from harness.util.hashing import canonical
 
-FEWEST = 32
+FEWEST = 8
 """Trials below which a portion is not split between workers."""
 MOST = 8192
 """Trials of a portion at most."""
