@@ -5,9 +5,11 @@ Of these rounds, the first that has any trials:
 1. The baseline, the other methods, the required steerings and the winners that are known: all undecided images.
 2. The contenders of every undecided set: hints, smallest margins first, no more than can be needed to overtake them.
 3. The leader of the first undecided set: attacks stage by stage, smallest margins first.
-4. Every steering: hints.
-5. Scouts, evenly spaced in the line: whatever has fooled an image anywhere; what fools a scout is a hint nearby.
-6. Landmarks, the ends and the middle of the line: the first stage, if it is cheap; what falls there is a hint nearby.
+4. The dearest stage on everything that is finished, which the rounds before take for survived: together, since it is
+   Square's thousands of steps, one after the other, that take the time, and not the number of images.
+5. Every steering: hints.
+6. Scouts, evenly spaced in the line: whatever has fooled an image anywhere; what fools a scout is a hint nearby.
+7. Landmarks, the ends and the middle of the line: the first stage, if it is cheap; what falls there is a hint nearby.
 """
 
 from __future__ import annotations
@@ -47,15 +49,22 @@ class AttackOrder:
         self.line = np.array(line, int)
         self.in_line = np.isin(np.arange(len(verdicts.alive)), self.line)
         self.scouts = self._spaced(SCOUTS)
-        self.dearest = verdicts.stage[verdicts.place.min(axis=0, initial=ABSENT) != ABSENT].max(initial=-1)
+        self.is_early = self._all_but_the_dearest_stage()
         self.by_margin = np.argsort(np.argsort(margins, axis=1, kind="stable"), axis=1)
+
+    def _all_but_the_dearest_stage(self) -> np.ndarray:
+        """Return a mask of the attempts that are not of the dearest stage, bool [n, A]; all where there is but one."""
+        made = self.verdicts.stage[self.verdicts.place.min(axis=0, initial=ABSENT) != ABSENT]
+        only = self.contest.full or len(np.unique(made)) < 2
+        found: np.ndarray = np.ones_like(self.verdicts.stage, bool) if only else self.verdicts.stage != made.max()
+        return found
 
     def next(self) -> np.ndarray:
         """Return the cells of the next round, sorted; none when the search is over."""
         return next((np.unique(cells) for cells in self._rounds() if len(cells)), np.empty(0, int))
 
     def _rounds(self) -> Iterator[np.ndarray]:
-        decided = self.verdicts.decided
+        decided: np.ndarray = np.logical_not(self._early(np.arange(len(self.verdicts.alive))).any(axis=2))
         standings = self.contest.standings(self.verdicts.alive, decided)
         finish = self.contest.to_be_finished(standings)
         yield self._to_the_end(finish[~decided[finish].all(axis=1)])
@@ -63,10 +72,21 @@ class AttackOrder:
             if undecided := [standing for standing in standings if not standing.is_decided]:
                 yield self._hints_to_contenders(undecided)
                 yield self._to_the_leader(undecided[0])
+            yield self._open(finish)
             yield self._hints(self.in_line)
             yield np.concatenate([self._fooled_elsewhere(number) for number in self.scouts.tolist()])
             if self.explore:
                 yield self._to_landmarks()
+
+    def _early(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the open attempts of some steerings, the dearest stage left out, bool [k, n, A]."""
+        found: np.ndarray = self.verdicts.open(numbers) & self.is_early
+        return found
+
+    def _open(self, numbers: np.ndarray) -> np.ndarray:
+        """Return every open attempt of some steerings."""
+        rows, images, attempts = np.nonzero(self.verdicts.open(numbers))
+        return self.verdicts.cells(numbers[rows], images, attempts)
 
     def _to_the_end(self, numbers: np.ndarray) -> np.ndarray:
         """Return attacks on the undecided images of some steerings: what fooled others, then stage by stage.
@@ -96,7 +116,7 @@ class AttackOrder:
             numbers: numbers of the steerings.
             where: positions of the images that count.
         """
-        rows, images, attempts = np.nonzero(self.verdicts.open(numbers)[:, where])
+        rows, images, attempts = np.nonzero(self._early(numbers)[:, where])
         images = where[images]
         stage = self.verdicts.stage[images, attempts]
         earliest = np.full(len(numbers), np.iinfo(np.int16).max)
@@ -109,7 +129,7 @@ class AttackOrder:
         if self.contest.full or not self.in_line[number]:
             return np.empty(0, int)
         fooled = self.verdicts.fooled[self.line]
-        images, attempts = np.nonzero(self.verdicts.open([number])[0] & fooled.any(axis=0))
+        images, attempts = np.nonzero(self._early(np.array([number]))[0] & fooled.any(axis=0))
         away = np.abs(np.arange(len(self.line)) - np.flatnonzero(self.line == number))
         distance = np.where(fooled[:, images, attempts], away[:, None], len(away)).min(axis=0)
         order = np.lexsort((attempts, distance, images))
@@ -123,6 +143,7 @@ class AttackOrder:
         taking_part = np.zeros(len(alive), bool)
         taking_part[np.concatenate([one.contenders[0] for one in undecided])] = True
         cells = self._hints(taking_part)
+        cells = cells[self.is_early.reshape(-1)[cells % self.is_early.size]]
         steerings, images, _ = np.unravel_index(cells, self.verdicts.place.shape)
         in_order = np.lexsort((self.by_margin[steerings, images], steerings))
         kept = np.zeros(len(cells), bool)
@@ -134,18 +155,19 @@ class AttackOrder:
             inside = in_order[np.isin(images[in_order], standing.where)]
             before = np.arange(len(inside)) - np.searchsorted(steerings[inside], steerings[inside])
             kept[inside[before < most[steerings[inside]]]] = True
-        return cells[kept]
+        found: np.ndarray = cells[kept]
+        return found
 
     def _to_the_leader(self, undecided: Standing) -> np.ndarray:
         """Return the next attacks on the leader of a set.
 
-        Images that are lost at another steering come first, with all stages but the dearest: if a leader is to be
-        overtaken, it most likely loses one of them.
+        Images that are lost at another steering come first: if a leader is to be overtaken, it most likely loses one of
+        them.
         """
         number, where = undecided.leader, undecided.where
         lost_elsewhere = where[(~self.verdicts.alive[np.ix_(self.line, where)]).any(axis=0)]
         steerings, images, attempts = self._next_stage(np.array([number]), lost_elsewhere)
-        if not len(images) or (self.verdicts.stage[images, attempts] == self.dearest).any():
+        if not len(images):
             steerings, images, attempts = self._next_stage(np.array([number]), where)
         place = self.verdicts.place[steerings, images, attempts]
         order = np.lexsort((self.by_margin[steerings, images], place))[:CHUNK]
