@@ -241,7 +241,9 @@ def attack(question: dict[str, Any], repeats: int) -> pd.DataFrame:
     found = [naive_run(untouched, [1.0]) for _ in range(repeats)]
     runs = [harness_run(untouched, 1) for _ in range(repeats)]
     library, own = (median(seconds for seconds, _ in found), median(run.seconds for run in runs))
-    rows.append({"way": "pyautoattack", "seconds": round(library, 1), "speed_up": 1.0, "robust": round(found[0][1][1.0], 4)})
+    rows.append(
+        {"way": "pyautoattack", "seconds": round(library, 1), "speed_up": 1.0, "robust": round(found[0][1][1.0], 4)}
+    )
     robust = next(row.robust for row in runs[0].rows if row.kind == "baseline")
     rows.append({"way": "harness", "seconds": round(own, 1), "speed_up": round(library / own, 2), "robust": robust})
     return pd.DataFrame(rows)

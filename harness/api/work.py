@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.api.records import AS_STORED, Compile, Precision, Preprocessing, Steering
-from harness.api.trial import CLEAN, OWN_STAGES, Attempt, Result, Trial
+from harness.api.trial import CLEAN, INSPECT, OWN_STAGES, REPLAY, Attempt, Result, Trial
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,8 @@ class Task:
         offline: whether to refuse every download.
         compile: whether attacks run on a compiled network; see `harness.engine.acceleration`.
         precision: precision of the network under attack; it is always judged in float32.
-        batch_size: most images that go through the network at once; None to measure what is fastest. A matter of
-            speed alone.
+        batch_size: most images that go through the network at once, where it gives the same bits at so narrow a batch;
+            None to measure what is fastest. A matter of speed alone.
         normalised: whether images are normalised before they are attacked; see `harness.config.protocol`.
         recipe: description of how a part is fitted; see `harness.api.model.Scorable.recipe`.
     """
@@ -80,11 +80,14 @@ class Task:
         """Return what one attempt is, with all of its parameters, as JSON."""
         if attempt.stage == CLEAN:
             return {"stage": CLEAN, "ranks": self.threat.ranks}
-        of = {"of": attempt.of} if attempt.of else {}
+        of: dict[str, Any] = {"of": attempt.of} if attempt.of else {}
         target = {"target": attempt.target} if attempt.target >= 0 else {}
         restart = {"restart": attempt.restart} if attempt.restart else {}
-        own = {"stage": attempt.stage} if attempt.stage in OWN_STAGES else self.threat.stage_identity(attempt.stage)
-        return own | of | target | restart
+        if attempt.stage not in OWN_STAGES:
+            return self.threat.stage_identity(attempt.stage) | of | target | restart
+        if attempt.stage in (INSPECT, REPLAY):  # they look at this threat's attacks, or at what these have found
+            of = of | {"attacks": [self.threat.stage_identity(stage) for stage in self.threat.stages]}
+        return {"stage": attempt.stage} | of
 
     @property
     def attacks(self) -> tuple[str, ...]:
@@ -120,11 +123,13 @@ class Portion:
         task: everything that the model's trials share.
         trials: the trials, all of one stage; of an indivisible stage, all that belong together.
         candidates: adversarial images that each trial of a replay shows, float32 [k, c, h, w]; empty for other stages.
+        digests: hash of each image by its number; a worker must find the same images.
     """
 
     task: Task
     trials: tuple[Trial, ...]
     candidates: Mapping[Trial, Tensor] = field(default_factory=dict, repr=False)
+    digests: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @property
     def stage(self) -> str:

@@ -108,7 +108,10 @@ class FixedWidth(nn.Module):
         """Return whether images get the expected bits at ``width``, at other places and in other company."""
         n = len(expected[0])
         kept = max(width // 2, 1) if width <= n else n
-        moved = [(5 * place + 3) % width for place in range(min(n, width))]  # none stays where it is, widths being even
+        if width <= n:
+            moved = [(5 * place + 3) % width for place in range(width)]  # none stays where it is, widths being even
+        else:
+            moved = [width - 1 - place * (width // n) for place in range(n)]  # from the last one on, all over the batch
         some, others = list(range(kept)), list(range(n - kept, n))
         return self._as_expected(expected, some, moved[:kept], width) and self._as_expected(
             expected, others, moved[-kept:], width

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -22,7 +23,9 @@ from harness.util.hashing import canonical
 FEWEST = 8
 """Trials below which a portion is not split between workers."""
 MOST = 8192
-"""Trials of a portion at most."""
+"""Trials of a portion, about, at most."""
+REPLAYED = 64e6
+"""Bytes of adversarial images that travel with a portion of a replay, about, at most."""
 
 
 class ProgressListener(Protocol):
@@ -141,7 +144,7 @@ class Scheduler:
                 queue = deque(pair for pair in queue if pair[0] is not run)
             elif not run.missing:
                 self._tell(run)
-                queue.extend(self._next_round(run))
+                queue.extendleft(reversed(self._next_round(run)))  # a worker goes on with the model it has loaded
         for run in runs:
             if not run.done:
                 self._fail(run, ModelError(f"the executor kept the results of {len(run.missing)} trials to itself"))
@@ -158,7 +161,10 @@ class Scheduler:
             missing = [trial for trial in run.asked if run.key(trial) not in run.known(trial.steering, self.ledger)]
             if missing:
                 run.missing = set(missing)
-                return [(run, portion) for portion in portions(run.task, missing, self.executor.capacity)]
+                most = max(int(REPLAYED // (4 * math.prod(run.shape) * (len(run.tallies) or 1))), 1)
+                cut = portions(run.task, missing, self.executor.capacity, most)
+                digests = [{trial.image: run.digests[trial.image] for trial in one.trials} for one in cut]
+                return [(run, replace(one, digests=own)) for one, own in zip(cut, digests, strict=True)]
             self._tell(run)
         return []
 
@@ -196,7 +202,7 @@ class Scheduler:
                 for source in run.course.sources[trial]
             ]
             candidates[trial] = torch.stack([torch.from_numpy(image) for image in images])
-        return Portion(portion.task, portion.trials, candidates)
+        return replace(portion, candidates=candidates)
 
     def _record(self, run: ModelRun, reports: Sequence[Report]) -> None:
         """Write results to the ledger, for good."""
@@ -231,11 +237,18 @@ class Scheduler:
             self.listener.failed(run.task.label, error)
 
 
-def portions(task: Task, trials: Sequence[Trial], workers: int) -> Iterator[Portion]:
-    """Yield trials cut into portions for so many workers, stage by stage.
+def portions(task: Task, trials: Sequence[Trial], workers: int, replayed: int = MOST) -> list[Portion]:
+    """Cut trials into portions for so many workers, stage by stage.
 
     A portion has the trials of some steerings, or, where there are fewer steerings than workers, every so many of them.
+
+    Args:
+        task: everything that the trials share.
+        trials: the trials.
+        workers: number of workers.
+        replayed: about the most trials of a portion of a replay, whose images travel with it.
     """
+    found = list[Portion]()
     by_stage: dict[str, list[Trial]] = {}
     for trial in trials:
         by_stage.setdefault(trial.attempt.stage, []).append(trial)
@@ -243,10 +256,12 @@ def portions(task: Task, trials: Sequence[Trial], workers: int) -> Iterator[Port
         by_steering: dict[Steering, list[Trial]] = {}
         for trial in own:
             by_steering.setdefault(trial.steering, []).append(trial)
-        parts = min(max(workers, -(-len(own) // MOST)), max(len(own) // FEWEST, 1))
+        most = min(MOST, replayed) if stage == REPLAY else MOST
+        parts = max(min(workers, len(own) // FEWEST), -(-len(own) // most))
         groups = list(by_steering.values())
         if stage in INDIVISIBLE or len(groups) >= 2 * parts:
             cut = [[trial for group in groups[start::parts] for trial in group] for start in range(parts)]
         else:
             cut = [own[start::parts] for start in range(parts)]
-        yield from (Portion(task, tuple(part)) for part in cut if part)
+        found += [Portion(task, tuple(part)) for part in cut if part]
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from time import perf_counter
 
 import torch
@@ -23,10 +24,13 @@ from harness.engine.numerics import resolve
 from harness.engine.session import Lane, ModelSession, OneSteering, model_session
 from harness.engine.slots import Ended, advance
 from harness.engine.verification import logits, verify
+from harness.errors import ModelError
 from harness.util.noise import Noise, key_of
 
 JUDGE_EVERY = 0.5
 """Seconds after which adversarial images are judged together; their slots are free before."""
+SHOWN = 256
+"""Most images that a replay shows at once."""
 JUDGED = 256
 """Most adversarial images that wait for it."""
 
@@ -56,6 +60,12 @@ class Computation:
     def batch(self, trials: Sequence[Trial]) -> tuple[Batch, list[str]]:
         """Return the clean images of trials, on the device and as the network takes them, and their digests."""
         batch, digests = self.images.read([trial.image for trial in trials])
+        for trial, digest in zip(trials, digests, strict=True):
+            if self.portion.digests.get(trial.image, digest) != digest:
+                raise ModelError(
+                    f"image {trial.image} of the dataset is another one here than where the run was started; give "
+                    "every machine the same files, and leave them as they are while a benchmark runs"
+                )
         return self.session.to_input_space(batch.to(self.device)), digests
 
     def keys(self, trials: Sequence[Trial], digests: Sequence[str]) -> Tensor:
@@ -71,10 +81,17 @@ class Computation:
 
     def lane(self, steering: Steering, attacked: bool = False) -> Lane:
         """Return the network of a steering that judges, or that is attacked."""
-        batch, _ = self.batch(self.portion.trials[:4])
-        self.session.to_channels_last(batch.x[:1])
         made = self.session.attacked if attacked else self.session.judge
-        return made(self.portion.task, steering, batch.x)
+        return made(self.portion.task, steering, self.example)
+
+    @cached_property
+    def example(self) -> Tensor:
+        """Noise in the network's input space, [4, c, h, w], the same in every process: what is proved of any image."""
+        first, _ = self.images.read([self.portion.trials[0].image])
+        noise = torch.rand(4, *first.x.shape[1:], generator=torch.Generator().manual_seed(0))
+        example = self.session.to_input_space(replace(first, x=noise).to(self.device)).x
+        self.session.to_channels_last(example[:1])
+        return example
 
     def groups(self, trials: Sequence[Trial], attacked: bool = False) -> Iterator[Group]:
         """Yield the trials whose images can go through a network together."""
@@ -161,7 +178,9 @@ def _clean(computation: Computation, trials: Sequence[Trial]) -> list[Result]:
 
 def _warn_of_company(network: FixedWidth, label: str) -> None:
     """Flag a network whose answers depend on the batch, and say that one is slow whose last bits depend on it."""
-    if network.depends_on_company:
+    if network.reference == 0:
+        warnings.warn(Flag("randomized", "its answers differ from call to call"), stacklevel=2)
+    elif network.depends_on_company:
         warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=2)
     elif network.reference == 1:
         warnings.warn(
@@ -278,7 +297,7 @@ def _by_batches(computation: Computation, group: Group) -> Iterator[list[Result]
 def replay(computation: Computation) -> Iterator[list[Result]]:
     """Show the judge, for each trial, the adversarial images that fooled other steerings."""
     candidates = computation.portion.candidates
-    for trials in _slices(computation.portion.trials, 64):
+    for trials in _slices(computation.portion.trials, max(SHOWN // max(map(len, candidates.values())), 1)):
         shown = [trial for trial in trials for _ in candidates[trial]]
         images = torch.cat([candidates[trial] for trial in trials]).to(computation.device)
         lost = {trial for trial, fooled in zip(shown, _fooled_each(computation, shown, images), strict=True) if fooled}
