@@ -1,7 +1,7 @@
-"""AutoAttack (Croce & Hein, arXiv 2003.01690), one attack at a time, with its authors' settings.
+"""AutoAttack (Croce & Hein, arXiv 2003.01690): its attacks one by one, with its authors' settings.
 
-The attacks are those of the package ``pyautoattack``. Restarts and targets are read from the `AutoAttack` object that
-the package itself configures, so that a stage here is the same attack as there.
+Budgets, restarts, targets and losses are those of the package ``pyautoattack``, the reference; the attacks themselves
+are the step machines of this package, so that each image can be attacked on its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -189,40 +188,6 @@ def variant(attempt: Attempt) -> int:
     return RANDOM_START if attempt.stage == "fab" and attempt.restart else CLEAN_START
 
 
-def perturb(
-    stage: str, attack: Attack, network: nn.Module, x: Tensor, y: Tensor, *, norm: Norm, eps: float, seed: int
-) -> Tensor:
-    """Run one attack on images that the network classifies correctly.
-
-    Args:
-        stage: name of the attack, one of ``stages(attack)``.
-        attack: version of AutoAttack, or a custom budget.
-        network: classifier from images in [0, 1] to logits.
-        x: images, float32 [n, c, h, w] in [0, 1].
-        y: their labels, int64 [n].
-        norm: norm of the ball.
-        eps: radius of the ball, in pixels.
-        seed: seed of all randomness; the same seed, images and network give the same result.
-
-    Returns:
-        One image for each of ``x``, adversarial where the attack succeeded; to be verified by the caller.
-    """
-    import torch
-
-    with torch.no_grad():
-        classes = network(x[:1]).shape[-1]
-    if classes < FEWEST_CLASSES.get(stage, 0):
-        warnings.warn(
-            Flag("few_classes", f"{stage} needs {FEWEST_CLASSES[stage]} classes, not {classes}"), stacklevel=2
-        )
-        return x.clone()
-    tool = _tool(stage, configured(attack, network, classes, norm, eps, str(x.device)))
-    tool.seed = seed
-    with torch.random.fork_rng(), _as_flags():
-        result: Tensor = tool.perturb(x.clone(), y.clone())
-    return result.detach()
-
-
 def inspect(attack: Attack, network: nn.Module, x: Tensor, y: Tensor) -> None:
     """Run AutoAttack's own checks of the defence on clean images, and warn of each finding with a `Flag`.
 
@@ -248,60 +213,6 @@ def inspect(attack: Attack, network: nn.Module, x: Tensor, y: Tensor) -> None:
             sys.settrace(trace)
 
 
-def configured(attack: Attack, network: nn.Module, classes: int, norm: Norm, eps: float, device: str) -> Any:
-    """Return AutoAttack's own object, configured, with no more targets than there are other classes."""
-    from pyautoattack import AutoAttack
-
-    if not isinstance(attack, Custom):
-        tool = AutoAttack(network, norm=norm, eps=eps, version=attack, device=device, seed=0)
-    else:
-        tool = AutoAttack(
-            network, norm=norm, eps=eps, version="custom", attacks=list(attack.stages), device=device, seed=0
-        )
-        for apgd in (tool.apgd, tool.apgd_targeted):
-            apgd.n_restarts = attack.restarts
-            apgd.n_iter = apgd.n_iter_orig = attack.iterations
-            # APGD's checkpoints are set as fractions of its steps (arXiv 2003.01690, Section 3)
-            apgd.n_iter_2 = max(int(0.22 * attack.iterations), 1)
-            apgd.n_iter_min = max(int(0.06 * attack.iterations), 1)
-            apgd.size_decr = max(int(0.03 * attack.iterations), 1)
-            apgd.use_largereps = norm == "L1"
-        tool.fab.n_iter, tool.fab.n_restarts = attack.iterations, attack.restarts
-        tool.square.n_queries, tool.square.n_restarts = attack.queries, attack.restarts
-        tool.apgd_targeted.n_target_classes = tool.fab.n_target_classes = attack.targets
-    for apgd in (tool.apgd, tool.apgd_targeted):
-        apgd.logger = None  # without a logger it warns, and a warning can become a flag
-    for targeted in (tool.apgd_targeted, tool.fab):
-        targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
-    return tool
-
-
-def _tool(stage: str, tool: Any) -> Any:
-    """Return the object among AutoAttack's attacks that runs ``stage``, set up for it."""
-    if stage in ("apgd-ce", "apgd-dlr"):
-        tool.apgd.loss = stage.removeprefix("apgd-")
-        return tool.apgd
-    if stage in ("fab", "fab-t"):
-        tool.fab.targeted = stage == "fab-t"
-        if tool.fab.targeted:
-            tool.fab.n_restarts = 1
-        tool.fab.attack_single_run = _with_own_projections(tool.fab)
-        return tool.fab
-    return {"apgd-t": tool.apgd_targeted, "square": tool.square}[stage]
-
-
-def _with_own_projections(fab: Any) -> MethodType:
-    """Return FAB's main loop, bound to ``fab``, with our projections in place of the library's.
-
-    The loop looks its projections up as globals. It gets globals of its own, so that the library stays as it is.
-    """
-    from harness.attacks import fab_projection
-
-    loop = type(fab).attack_single_run
-    names = loop.__globals__ | {"projection_linf": fab_projection.linf, "projection_l2": fab_projection.l2}
-    return MethodType(FunctionType(loop.__code__, names, loop.__name__, loop.__defaults__), fab)
-
-
 def passes(stage: str, attack: Attack, norm: Norm, classes: int) -> Passes:
     """Count the passes that a stage of AutoAttack makes for an image that survives it (arXiv 2003.01690, Section 4).
 
@@ -324,14 +235,12 @@ def passes(stage: str, attack: Attack, norm: Norm, classes: int) -> Passes:
 
 def project(x: Tensor, norm: Norm) -> None:
     """Project two points for each image onto a hyperplane, as one step of FAB does, to measure its cost."""
-    from pyautoattack import fab_projections
+    from harness.attacks.fab import PROJECT
 
-    from harness.attacks import fab_projection
-
-    points = x.flatten(1).repeat(2, 1)
-    own = {"Linf": fab_projection.linf, "L2": fab_projection.l2, "L1": fab_projections.projection_l1}[norm]
+    points = x.flatten(1)
     normals = points - points.mean(1, keepdim=True)
-    own(points, normals, (normals * points).sum(1) + 0.1 * normals.abs().sum(1))
+    offsets = (normals * points).sum(1) + 0.1 * normals.abs().sum(1)
+    PROJECT[norm](points.expand(2, *points.shape), normals, offsets)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.library import configured, perturb
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
-from harness.attacks import apgd_l1, apgd_walks, autoattack, l1_ball
+from harness.attacks import apgd_l1, apgd_walks, l1_ball
 from harness.attacks.apgd import APGD
 from harness.attacks.apgd_losses import CE, DLR, TARGETED_DLR, Losses
 from harness.attacks.autoattack import Custom, Name
@@ -106,7 +107,7 @@ def library(network: Network, trial: Trials, ball: Ball, steps: int, gradients: 
     name = NAMES[int(trial.variants)]
     shown = Recorded(network)
     budget = Custom(stages=(name,), iterations=steps)
-    tool = autoattack.configured(budget, shown, 10, ball.norm, ball.eps, "cpu")  # type: ignore[arg-type]
+    tool = configured(budget, shown, 10, ball.norm, ball.eps, "cpu")  # type: ignore[arg-type]
     attack = tool.apgd_targeted if name == "apgd-t" else tool.apgd
     attack.loss = {CE: "ce", DLR: "dlr", TARGETED_DLR: "dlr-targeted"}[int(trial.variants)]
     attack.eot_iter, attack.y_target = gradients, trial.targets
@@ -447,7 +448,7 @@ def test_of_the_digits_as_many_are_lost_as_with_the_library(ball: Ball, kind: in
     attack = Custom(stages=(NAMES[kind],), targets=3)
     lost = []
     for seed in (0, 1):
-        found = autoattack.perturb(NAMES[kind], attack, network, x, y, norm=ball.norm, eps=ball.eps, seed=seed)
+        found = perturb(NAMES[kind], attack, network, x, y, norm=ball.norm, eps=ball.eps, seed=seed)
         lost.append(int((network(found).argmax(1) != y).sum()))
     fooled = torch.zeros(len(x), dtype=torch.bool)
     for rank in (-2, -3, -4) if kind == TARGETED_DLR else (-2,):

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.library import configured
 from torch import Tensor, nn
 
 from harness.api.trial import Attempt
 from harness.attacks import autoattack
 from harness.attacks.apgd_losses import CE, DLR, TARGETED_DLR
-from harness.attacks.autoattack import VERSIONS, Attack, Custom, configured
+from harness.attacks.autoattack import VERSIONS, Attack, Custom
 from harness.attacks.fab import CLEAN_START, RANDOM_START
 from harness.attacks.norms import Norm
 from harness.util.hashing import canonical

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from helpers.library import configured, perturb
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.api.attack import Network, Trials
 from harness.api.threat import SLACK, SLACK_BOX
-from harness.attacks import autoattack, fab
+from harness.attacks import fab
 from harness.attacks.autoattack import Custom, Name
 from harness.attacks.fab import CLEAN_START, FAB, RANDOM_START
 from harness.attacks.norms import Norm
@@ -114,7 +115,7 @@ def library(
         [c, h, w].
     """
     shown = Recorded(network)
-    tool: FABAttack_PT = autoattack.configured("standard", shown, 4, norm, eps, "cpu").fab  # type: ignore[arg-type]
+    tool: FABAttack_PT = configured("standard", shown, 4, norm, eps, "cpu").fab  # type: ignore[arg-type]
     assert (tool.alpha_max, tool.eta, tool.beta, tool.n_iter) == (fab.ALPHA_MAX, fab.ETA, fab.BETA, 100)
     tool.n_iter = steps
     order = network(trial.x)[0].sort().indices
@@ -498,7 +499,7 @@ def test_of_the_digits_as_many_are_lost_as_with_the_library(targeted: bool) -> N
     stage: Name = "fab-t" if targeted else "fab"
     x, y = digits("digits_plain", 60)
     attack = Custom(stages=(stage,), targets=3, iterations=100 if targeted else 20)
-    found = autoattack.perturb(stage, attack, network, x, y, norm="Linf", eps=0.1, seed=0)
+    found = perturb(stage, attack, network, x, y, norm="Linf", eps=0.1, seed=0)
     lost = int((network(found).argmax(1) != y).sum())
     fooled = torch.zeros(len(x), dtype=torch.bool)
     for rank in (-2, -3, -4) if targeted else (-2,):

@@ -9,16 +9,13 @@ import torch
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pyautoattack import fab_base, fab_projections
+from pyautoattack import fab_projections
 from scipy.optimize import brentq, linprog
-from torch import Tensor, nn
+from torch import Tensor
 
-from harness import steer
 from harness.attacks import autoattack, fab_projection
-from harness.attacks.autoattack import Custom, perturb
+from harness.attacks.fab import PROJECT
 from harness.attacks.norms import Norm
-from harness.datasets.digits import Digits
-from harness.models.demo import Demo
 
 OURS: dict[Norm, Any] = {"Linf": fab_projection.linf, "L2": fab_projection.l2, "L1": fab_projection.l1}
 LIBRARY: dict[Norm, Any] = {
@@ -31,6 +28,19 @@ CLOSE = {torch.float32: 2e-4, torch.float64: 1e-9}
 
 norms = pytest.mark.parametrize("norm", list(OURS))
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def counter(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[int]:
+    """Count the calls of a function from now on: a list that grows by one for each."""
+    calls: list[int] = []
+    project = getattr(owner, name)
+
+    def counted(*given_: Any, **more: Any) -> Any:
+        calls.append(1)
+        return project(*given_, **more)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
 
 
 def rows(
@@ -272,81 +282,16 @@ def test_on_a_gpu_as_on_the_cpu(norm: Norm) -> None:
     torch.testing.assert_close(there.cpu(), OURS[norm](*given_), atol=2e-4, rtol=0)
 
 
-def attacked(
-    network: nn.Module, n: int, norm: Norm = "Linf", eps: float = 0.1, **budget: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch = Digits().open().read(tuple(range(n)))
-    with torch.no_grad():
-        right = network(batch.x).argmax(1) == batch.y
-        x, y = batch.x[right], batch.y[right]
-        custom = Custom(stages=("fab-t",), **budget)
-        return x, y, perturb("fab-t", custom, network, x, y, norm=norm, eps=eps, seed=0)
+@pytest.mark.parametrize(("norm", "name"), [("Linf", "linf"), ("L2", "l2"), ("L1", "l1")])
+def test_the_estimate_projects_two_points_an_image(norm: Norm, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[torch.Size] = []
+    own = PROJECT[norm]
 
+    def seen(points: Tensor, normals: Tensor, offsets: Tensor) -> Tensor:
+        shapes.append(points.shape)
+        return own(points, normals, offsets)
 
-@pytest.mark.parametrize("name", ["digits_plain", "digits_robust"])
-@pytest.mark.parametrize(
-    ("norm", "eps", "beta", "targets"), [("Linf", 0.1, 1.0, 4), ("Linf", 0.1, 0.8, 2), ("L2", 0.6, 1.0, 2)]
-)
-def test_the_attack_loses_the_images_that_it_loses_with_the_library(
-    name: str, norm: Norm, eps: float, beta: float, targets: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = Demo(name=name).load().network
-    network = network if beta == 1 else steer(network, beta=beta)
-    x, y, ours = attacked(network, 60, norm, eps, targets=targets)
-    monkeypatch.setattr(autoattack, "_with_own_projections", lambda fab: fab.attack_single_run)
-    _, _, theirs = attacked(network, 60, norm, eps, targets=targets)
-    with torch.no_grad():
-        lost = network(ours).argmax(1) != y
-        assert torch.equal(lost, network(theirs).argmax(1) != y)
-    assert 0 < lost.sum() < len(x)
-
-
-def counter(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[int]:
-    """Count the calls of a function from now on: a list that grows by one for each."""
-    calls: list[int] = []
-    project = getattr(owner, name)
-
-    def counted(*given_: Any, **more: Any) -> Any:
-        calls.append(1)
-        return project(*given_, **more)
-
-    monkeypatch.setattr(owner, name, counted)
-    return calls
-
-
-@pytest.mark.parametrize(("norm", "name"), [("Linf", "linf"), ("L2", "l2")])
-def test_the_attack_and_its_estimate_project_with_ours(norm: Norm, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = counter(monkeypatch, fab_projection, name)
-    theirs = counter(monkeypatch, fab_base, f"projection_{name}")
-    attacked(Demo(name="digits_robust").load().network, 4, norm, 0.1, iterations=3, targets=2)
-    assert (len(ours), len(theirs)) == (6, 0)
-    autoattack.project(torch.rand(2, 1, 8, 8), norm)
-    assert len(ours) == 7
-
-
-def test_l1_is_left_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = counter(monkeypatch, fab_base, "projection_l1")
-    attacked(Demo(name="digits_robust").load().network, 4, "L1", 0.1, iterations=3, targets=2)
-    assert len(theirs) == 6
-
-
-class Breaks(torch.nn.Module):
-    """Fails in the middle of an attack."""
-
-    looks = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.looks += 1
-        if self.looks > 4:
-            raise RuntimeError("broken")
-        return x.flatten(1)[:, :10]
-
-
-def test_the_library_is_left_as_it_is_also_when_the_attack_breaks() -> None:
-    loop = fab_base.FABAttack.attack_single_run
-    x = torch.eye(10, 64).reshape(10, 1, 8, 8)
-    with pytest.raises(RuntimeError, match="broken"):
-        perturb("fab-t", "standard", Breaks(), x, torch.arange(10), norm="Linf", eps=0.1, seed=0)
-    assert fab_base.FABAttack.attack_single_run is loop
-    assert fab_base.projection_linf is fab_projections.projection_linf
-    assert fab_base.projection_l2 is fab_projections.projection_l2
+    monkeypatch.setitem(PROJECT, norm, seen)
+    autoattack.project(torch.rand(3, 1, 8, 8), norm)
+    assert own is getattr(fab_projection, name)
+    assert shapes == [(2, 3, 64)]

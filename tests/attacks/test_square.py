@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.library import configured, perturb
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,7 +140,7 @@ class Feed:
 
 
 def library_of(network: Network, norm: Norm, queries: int, eps: float) -> square.SquareAttack:
-    tool = autoattack.configured(Custom(stages=("square",), queries=queries), network, 10, norm, eps, "cpu")  # type: ignore[arg-type]
+    tool = configured(Custom(stages=("square",), queries=queries), network, 10, norm, eps, "cpu")  # type: ignore[arg-type]
     return tool.square
 
 
@@ -393,7 +394,7 @@ def test_of_the_digits_as_many_are_lost_as_with_the_library(norm: Norm) -> None:
     lost = []
     for seed in (0, 1):
         attack = Custom(stages=("square",), queries=1500)
-        found = autoattack.perturb("square", attack, network, x, y, norm=norm, eps=EPS[norm], seed=seed)
+        found = perturb("square", attack, network, x, y, norm=norm, eps=EPS[norm], seed=seed)
         lost.append(int((network(found).argmax(1) != y).sum()))
     _, machine = ours(network, trials_of(x, y), norm, 1500, EPS[norm])
     assert min(lost) - 2 <= int(machine.fooled.sum()) <= max(lost) + 2

@@ -15,11 +15,12 @@ import pytest
 import torch
 from helpers import tiny
 from helpers.commands import Command
+from helpers.library import perturb
 from torch import Tensor, nn
 
 from harness.api.records import Batch
 from harness.api.threat import Passes, Threat
-from harness.attacks.autoattack import VERSIONS, Custom, passes, perturb
+from harness.attacks.autoattack import VERSIONS, Custom, passes
 from harness.checks import doctor, model_checks
 from harness.checks.cost import Costs, available_memory, gradient, memory, seconds
 from harness.checks.findings import Finding

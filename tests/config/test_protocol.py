@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import Command, Run, trials
+from helpers.library import perturb
 from torch import Tensor, nn
 
 from harness.api.attack import Trials
 from harness.api.records import BASELINE, Steering
 from harness.attacks import autoattack
 from harness.attacks.apgd_losses import CE
-from harness.attacks.autoattack import perturb
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import steer
 from harness.datasets.digits import Digits
