@@ -20,7 +20,7 @@ from harness.scheduling.course import Course
 from harness.scheduling.guided import GuidedSearch
 from harness.util.hashing import canonical
 
-FEWEST = 8
+FEWEST = 2
 """Trials below which a portion is not split between workers."""
 MOST = 8192
 """Trials of a portion, about, at most."""
