@@ -1,4 +1,4 @@
-"""Images lost here and by the library's own AutoAttack: they differ by no more than two of its seeds do, and one image.
+"""Images lost here and by the library's own AutoAttack, by one image at most apart.
 
 Same attempts, budgets, targets and losses; only the source of the noise differs.
 """
@@ -18,7 +18,7 @@ from harness.engine.numerics import reproducible
 from harness.models.demo import Demo
 from harness.threats.lp import L1, L2, Linf, Lp
 
-N = 40
+N = 20
 Name = Literal["digits_plain", "digits_robust"]
 
 
@@ -51,9 +51,6 @@ def test_the_same_images_are_lost_but_for_the_noise(name: Name, cls: type[Lp], e
     ours = score(task_of(model, Digits(), threat), range(N), steering).lost
     loaded = model.load()
     network = loaded.steered(steering, Digits().open().read((0,)).x).requires_grad_(False)
-    one, other = (lost_by_the_library(network, threat, seed) for seed in (0, 1))
-    assert 0 < len(one) < N
-    allowed = len(one ^ other) + 1
-    assert len(ours ^ one) <= allowed, (sorted(ours ^ one), sorted(one ^ other))
-    assert len(ours ^ other) <= allowed, (sorted(ours ^ other), sorted(one ^ other))
-    print(f"{name} {cls.kind}: {len(ours)} lost here, {len(one)} and {len(other)} there; apart {len(one ^ other)}")
+    theirs = lost_by_the_library(network, threat, seed=0)
+    assert 0 < len(theirs) < N
+    assert len(ours ^ theirs) <= 1, (sorted(ours), sorted(theirs))
