@@ -119,7 +119,9 @@ def disturbed(folder: Path, runs: str, end: Callable[[int], None] | None, wait: 
     victim = Running(folder, "run", "killed.yaml", "--runs", runs, "--out", "board.csv")
     try:
         if end is interrupt:  # not while it is still importing, when nobody answers but Python
-            wait_for(lambda: victim.poll() is not None or len(trials(folder / runs, "killed")) > len(before), 120)
+            images = folder / runs / "killed" / "adversaries.f32"  # the database itself is left alone meanwhile
+            size = images.stat().st_size if images.exists() else 0
+            wait_for(lambda: victim.poll() is not None or (images.exists() and images.stat().st_size > size), 120)
         elif end is not None:
             wait_for(lambda: victim.poll() is not None, wait)
         if end is not None and victim.poll() is None:
