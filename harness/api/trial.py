@@ -55,6 +55,11 @@ class Trial(NamedTuple):
     attempt: Attempt
 
 
+def by_steering(trial: Trial) -> Steering:
+    """Return a trial's steering, to group trials by."""
+    return trial.steering
+
+
 class Answer(NamedTuple):
     """Answer of the network in a trial.
 

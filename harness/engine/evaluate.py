@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from time import perf_counter
 
 import torch
@@ -13,10 +12,12 @@ import torch
 from harness.api.threat import Flag
 from harness.api.trial import Result
 from harness.api.work import Portion, Report
+from harness.engine.computation import Computation
 from harness.engine.numerics import keep_memory, reproducible
 from harness.engine.provenance import provenance
-from harness.engine.stages import Computation, run
+from harness.engine.stages import run
 from harness.errors import ModelError
+from harness.util.batching import grouped
 
 REPORT_EVERY = 1.0
 """Seconds after which results are passed on; a kill loses no more than these and what is in the slots."""
@@ -65,13 +66,9 @@ def _reports(computation: Computation, results: Iterable[Result], flags: set[str
         return result._replace(cost=cost._replace(seconds=each * (cost.forwards + cost.backwards)))
 
     made_with = provenance(computation.device)
-    for steering, own in groupby(sorted(results, key=_by_steering), key=lambda result: result.trial.steering):
+    for steering, own in grouped(results, lambda result: result.trial.steering).items():
         fitted = computation.session.loaded.fitted(steering)
         yield Report(tuple(map(timed, own)), tuple(sorted(flags)), made_with | fitted)
-
-
-def _by_steering(result: Result) -> tuple[object, ...]:
-    return tuple(result.trial.steering)
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from typing import Protocol
 
 from harness.api.executor import Executor
 from harness.api.records import Steering
-from harness.api.trial import INDIVISIBLE, REPLAY, Attempt, Cost, Trial
+from harness.api.trial import INDIVISIBLE, REPLAY, Attempt, Cost, Trial, by_steering
 from harness.api.work import Portion, Report, Task
 from harness.engine.ledger import Ledger, Stored
 from harness.errors import HarnessError, LedgerError, ModelError
 from harness.scheduling.course import Course
 from harness.scheduling.guided import GuidedSearch
+from harness.util.batching import grouped
 from harness.util.hashing import canonical
 
 FEWEST = 2
@@ -249,16 +250,10 @@ def portions(task: Task, trials: Sequence[Trial], workers: int, replayed: int = 
         replayed: about the most trials of a portion of a replay, whose images travel with it.
     """
     found = list[Portion]()
-    by_stage: dict[str, list[Trial]] = {}
-    for trial in trials:
-        by_stage.setdefault(trial.attempt.stage, []).append(trial)
-    for stage, own in by_stage.items():
-        by_steering: dict[Steering, list[Trial]] = {}
-        for trial in own:
-            by_steering.setdefault(trial.steering, []).append(trial)
+    for stage, own in grouped(trials, lambda trial: trial.attempt.stage).items():
         most = min(MOST, replayed) if stage == REPLAY else MOST
         parts = max(min(workers, len(own) // FEWEST), -(-len(own) // most))
-        groups = list(by_steering.values())
+        groups = list(grouped(own, by_steering).values())
         if stage in INDIVISIBLE or len(groups) >= 2 * parts:
             cut = [[trial for group in groups[start::parts] for trial in group] for start in range(parts)]
         else:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -13,19 +12,17 @@ from torch import Tensor
 
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.attack import Attack, Trials
-from harness.api.records import Batch, Steering
 from harness.api.threat import Flag
-from harness.api.trial import CLEAN, INSPECT, REPLAY, TRAINING, Answer, Cost, Result, Trial
-from harness.api.work import Portion
+from harness.api.trial import CLEAN, INSPECT, REPLAY, TRAINING, Answer, Cost, Result, Trial, by_steering
 from harness.engine.acceleration import attacking
+from harness.engine.computation import Computation, Group
 from harness.engine.fixed_width import FixedWidth
-from harness.engine.images import ImageCache, source
-from harness.engine.numerics import resolve
-from harness.engine.session import Lane, ModelSession, OneSteering, model_session
+from harness.engine.images import source
+from harness.engine.session import OneSteering
 from harness.engine.slots import Ended, advance
-from harness.engine.verification import logits, verify
-from harness.errors import ModelError
-from harness.util.noise import Noise, key_of
+from harness.engine.verification import verify
+from harness.util.batching import batched, grouped
+from harness.util.noise import Noise
 
 JUDGE_EVERY = 0.5
 """Seconds after which adversarial images are judged together; their slots are free before."""
@@ -33,111 +30,6 @@ SHOWN = 256
 """Most images that a replay shows at once."""
 JUDGED = 256
 """Most adversarial images that wait for it."""
-
-
-@dataclass
-class Computation:
-    """Trials of one stage in the process that computes them.
-
-    Args:
-        portion: the trials.
-    """
-
-    portion: Portion
-    device: str = field(init=False)
-    session: ModelSession = field(init=False)
-    images: ImageCache = field(init=False)
-
-    def __post_init__(self) -> None:
-        task = self.portion.task
-        self.device = resolve(task.device)
-        self.session = model_session(task.model, self.device, task.offline, task.normalised)
-        where = (task.dataset, task.preprocessing)
-        if where not in self.session.images:
-            self.session.images[where] = ImageCache(source(task.dataset, task.preprocessing, task.offline))
-        self.images = self.session.images[where]
-
-    def batch(self, trials: Sequence[Trial]) -> tuple[Batch, list[str]]:
-        """Return the clean images of trials, on the device and as the network takes them, and their digests."""
-        batch, digests = self.images.read([trial.image for trial in trials])
-        for trial, digest in zip(trials, digests, strict=True):
-            if self.portion.digests.get(trial.image, digest) != digest:
-                raise ModelError(
-                    f"image {trial.image} of the dataset is another one here than where the run was started; give "
-                    "every machine the same files, and leave them as they are while a benchmark runs"
-                )
-        return self.session.to_input_space(batch.to(self.device)), digests
-
-    def keys(self, trials: Sequence[Trial], digests: Sequence[str]) -> Tensor:
-        """Return the keys of the trials' noise, int64 [n]: of seed, image and attempt, the same for every steering."""
-        seed = self.portion.task.seed
-        return torch.tensor(
-            [
-                key_of(seed, digest, trial.attempt.stage, trial.attempt.target, trial.attempt.restart)
-                for trial, digest in zip(trials, digests, strict=True)
-            ],
-            device=self.device,
-        )
-
-    def lane(self, steering: Steering, attacked: bool = False) -> Lane:
-        """Return the network of a steering that judges, or that is attacked."""
-        made = self.session.attacked if attacked else self.session.judge
-        return made(self.portion.task, steering, self.example)
-
-    @cached_property
-    def example(self) -> Tensor:
-        """Noise in the network's input space, [4, c, h, w], the same in every process: what is proved of any image."""
-        first, _ = self.images.read([self.portion.trials[0].image])
-        noise = torch.rand(4, *first.x.shape[1:], generator=torch.Generator().manual_seed(0))
-        example = self.session.to_input_space(replace(first, x=noise).to(self.device)).x
-        self.session.to_channels_last(example[:1])
-        return example
-
-    def groups(self, trials: Sequence[Trial], attacked: bool = False) -> Iterator[Group]:
-        """Yield the trials whose images can go through a network together."""
-        lanes = {steering: self.lane(steering, attacked) for steering in dict.fromkeys(t.steering for t in trials)}
-        for network in dict.fromkeys(lane.network for lane in lanes.values()):
-            own = [trial for trial in trials if lanes[trial.steering].network is network]
-            parameters = [lanes[trial.steering].parameters for trial in own]
-            rows = None if parameters[0] is None else torch.stack([row for row in parameters if row is not None])
-            yield Group(network, own, rows)
-
-    def width(self, network: FixedWidth) -> int:
-        """Return the number of images that go through a network at once."""
-        return self.portion.task.batch_size or self.session.fastest(network)
-
-    def answers(self, trials: Sequence[Trial], x: Tensor) -> Tensor:
-        """Return the judge's answers [n, k] for one image [n, c, h, w] of each trial."""
-        result: list[Tensor] = [torch.empty(0)] * len(trials)
-        position = {trial: place for place, trial in enumerate(trials)}
-        for group in self.groups(trials):
-            places = [position[trial] for trial in group.trials]
-            width = self.width(group.network)
-            for start in range(0, len(places), width):
-                part = slice(start, start + width)
-                found = logits(group.network, x[places[part]], *group.rows_of(part))
-                for place, answer in zip(places[part], found, strict=True):
-                    result[place] = answer
-        return torch.stack(result)
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Trials whose images can go through one network together.
-
-    Args:
-        network: the network.
-        trials: the trials.
-        parameters: parameters of each trial's curve, [n, p]; None where all are of one steering.
-    """
-
-    network: FixedWidth
-    trials: list[Trial]
-    parameters: Tensor | None
-
-    def rows_of(self, which: slice | list[int] | Tensor) -> tuple[Tensor, ...]:
-        """Return what the network takes besides the images of some trials."""
-        return () if self.parameters is None else (self.parameters[which],)
 
 
 def run(computation: Computation) -> Iterator[list[Result]]:
@@ -152,7 +44,7 @@ def run(computation: Computation) -> Iterator[list[Result]]:
 def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
     for group in computation.groups(computation.portion.trials):
-        for trials in _slices(group.trials, 1024):
+        for trials in batched(group.trials, 1024):
             _warn_of_company(group.network, computation.portion.task.label)  # a flag is of what is yielded next
             yield _clean(computation, trials)
 
@@ -210,7 +102,7 @@ def perturbed(computation: Computation) -> Iterator[list[Result]]:
 
 
 def _slots(width: int, trials: int) -> int:
-    """Return the number of slots: no more than trials can fill, and a multiple of 16."""
+    """Return the number of slots: no more than trials can fill, rounded up to a multiple of 16."""
     return min(width, -(-trials // 16) * 16)
 
 
@@ -274,9 +166,8 @@ def _by_batches(computation: Computation, group: Group) -> Iterator[list[Result]
     """Run trials by the threat's own function, one steering at a time, and judge what it returns."""
     task, stage = computation.portion.task, computation.portion.stage
     task_type, width = TASK_TYPES[task.dataset.target], computation.width(group.network)
-    for steering in dict.fromkeys(trial.steering for trial in group.trials):
-        own = [trial for trial in group.trials if trial.steering == steering]
-        for trials in _slices(own, width):
+    for steering, own in grouped(group.trials, by_steering).items():
+        for trials in batched(own, width):
             network = OneSteering(computation.lane(steering, attacked=bool(task.attacks)))
             batch, digests = computation.batch(trials)
             noise = Noise(task.seed, computation.keys(trials, digests))
@@ -297,24 +188,17 @@ def _by_batches(computation: Computation, group: Group) -> Iterator[list[Result]
 def replay(computation: Computation) -> Iterator[list[Result]]:
     """Show the judge, for each trial, the adversarial images that fooled other steerings."""
     candidates = computation.portion.candidates
-    for trials in _slices(computation.portion.trials, max(SHOWN // max(map(len, candidates.values())), 1)):
+    for trials in batched(computation.portion.trials, max(SHOWN // max(map(len, candidates.values())), 1)):
         shown = [trial for trial in trials for _ in candidates[trial]]
         images = torch.cat([candidates[trial] for trial in trials]).to(computation.device)
-        lost = {trial for trial, fooled in zip(shown, _fooled_each(computation, shown, images), strict=True) if fooled}
+        lost = {trial for trial, fooled in zip(shown, _fooled(computation, shown, images), strict=True) if fooled}
         yield [Result(trial, Answer(0.0 if trial in lost else 1.0), Cost(len(candidates[trial]))) for trial in trials]
-
-
-def _fooled_each(computation: Computation, shown: Sequence[Trial], images: Tensor) -> list[bool]:
-    """Return which images, several of them of one trial, fool the judge."""
-    numbered = [trial._replace(attempt=trial.attempt._replace(restart=k)) for k, trial in enumerate(shown)]
-    return _fooled(computation, numbered, images)
 
 
 def inspect(computation: Computation) -> Iterator[list[Result]]:
     """Look at each steering on its images for signs of gradient masking; flags say what was found."""
     task = computation.portion.task
-    for steering in dict.fromkeys(trial.steering for trial in computation.portion.trials):
-        trials = [trial for trial in computation.portion.trials if trial.steering == steering]
+    for steering, trials in grouped(computation.portion.trials, by_steering).items():
         network = OneSteering(computation.lane(steering))
         batch, _ = computation.batch(trials)
         if not task.normalised:
@@ -331,15 +215,6 @@ def training(computation: Computation) -> Iterator[list[Result]]:
     place = {image: position for position, image in enumerate(loaded.training.digests)}
     first = source(task.model.training, task.preprocessing, task.offline).read((computation.portion.trials[0].image,))
     computation.session.to_channels_last(first.x.to(computation.device))
-    for steering in dict.fromkeys(trial.steering for trial in computation.portion.trials):
+    for steering, trials in grouped(computation.portion.trials, by_steering).items():
         values = loaded.training_scores(steering)
-        yield [
-            Result(trial, Answer(float(values[place[trial.image]])), Cost(forwards=1))
-            for trial in computation.portion.trials
-            if trial.steering == steering
-        ]
-
-
-def _slices(trials: Sequence[Trial], size: int) -> Iterator[Sequence[Trial]]:
-    for start in range(0, len(trials), size):
-        yield trials[start : start + size]
+        yield [Result(trial, Answer(float(values[place[trial.image]])), Cost(forwards=1)) for trial in trials]

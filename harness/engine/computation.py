@@ -1,0 +1,129 @@
+"""A portion in the process that computes it: its images, its networks, and the trials that can share a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from harness.api.records import Batch, Steering
+from harness.api.trial import Trial
+from harness.api.work import Portion
+from harness.engine.fixed_width import FixedWidth
+from harness.engine.images import ImageCache, source
+from harness.engine.numerics import resolve
+from harness.engine.session import Lane, ModelSession, model_session
+from harness.engine.verification import logits
+from harness.errors import ModelError
+from harness.util.batching import batched, grouped
+from harness.util.noise import key_of
+
+EXAMPLES = 4
+"""Images of noise on which a network is tried."""
+
+
+@dataclass
+class Computation:
+    """Trials of one stage in the process that computes them.
+
+    Args:
+        portion: the trials.
+    """
+
+    portion: Portion
+    device: str = field(init=False)
+    session: ModelSession = field(init=False)
+    images: ImageCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        task = self.portion.task
+        self.device = resolve(task.device)
+        self.session = model_session(task.model, self.device, task.offline, task.normalised)
+        where = (task.dataset, task.preprocessing)
+        if where not in self.session.images:
+            self.session.images[where] = ImageCache(source(task.dataset, task.preprocessing, task.offline))
+        self.images = self.session.images[where]
+
+    def batch(self, trials: Sequence[Trial]) -> tuple[Batch, list[str]]:
+        """Return the clean images of trials, on the device and as the network takes them, and their digests."""
+        batch, digests = self.images.read([trial.image for trial in trials])
+        for trial, digest in zip(trials, digests, strict=True):
+            if self.portion.digests.get(trial.image, digest) != digest:
+                raise ModelError(
+                    f"image {trial.image} of the dataset is another one here than where the run was started; give "
+                    "every machine the same files, and leave them as they are while a benchmark runs"
+                )
+        return self.session.to_input_space(batch.to(self.device)), digests
+
+    def keys(self, trials: Sequence[Trial], digests: Sequence[str]) -> Tensor:
+        """Return the keys of the trials' noise, int64 [n]: of seed, image and attempt, the same for every steering."""
+        seed = self.portion.task.seed
+        return torch.tensor(
+            [
+                key_of(seed, digest, trial.attempt.stage, trial.attempt.target, trial.attempt.restart)
+                for trial, digest in zip(trials, digests, strict=True)
+            ],
+            device=self.device,
+        )
+
+    def lane(self, steering: Steering, attacked: bool = False) -> Lane:
+        """Return the network of a steering that judges, or that is attacked."""
+        made = self.session.attacked if attacked else self.session.judge
+        return made(self.portion.task, steering, self.example)
+
+    @cached_property
+    def example(self) -> Tensor:
+        """Noise in the network's input space, [m, c, h, w], the same in every process: what is proved of any image."""
+        first, _ = self.images.read([self.portion.trials[0].image])
+        noise = torch.rand(EXAMPLES, *first.x.shape[1:], generator=torch.Generator().manual_seed(0))
+        example = self.session.to_input_space(replace(first, x=noise).to(self.device)).x
+        self.session.to_channels_last(example[:1])
+        return example
+
+    def groups(self, trials: Sequence[Trial], attacked: bool = False) -> Iterator[Group]:
+        """Yield the trials whose images can go through a network together."""
+        lanes = {steering: self.lane(steering, attacked) for steering in dict.fromkeys(t.steering for t in trials)}
+        places = grouped(range(len(trials)), lambda place: lanes[trials[place].steering].network)
+        for network, own in places.items():
+            parameters = [lanes[trials[place].steering].parameters for place in own]
+            rows = None if parameters[0] is None else torch.stack([row for row in parameters if row is not None])
+            yield Group(network, [trials[place] for place in own], own, rows)
+
+    def width(self, network: FixedWidth) -> int:
+        """Return the number of images that go through a network at once."""
+        return self.portion.task.batch_size or self.session.fastest(network)
+
+    def answers(self, trials: Sequence[Trial], x: Tensor) -> Tensor:
+        """Return the judge's answers [n, k] for images [n, c, h, w], one for each trial; a trial may come twice."""
+        result: list[Tensor] = [torch.empty(0)] * len(trials)
+        for group in self.groups(trials):
+            for part in batched(range(len(group.places)), self.width(group.network)):
+                places = [group.places[number] for number in part]
+                found = logits(group.network, x[places], *group.rows_of(part))
+                for place, answer in zip(places, found, strict=True):
+                    result[place] = answer
+        return torch.stack(result)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Trials whose images can go through one network together.
+
+    Args:
+        network: the network.
+        trials: the trials.
+        places: their places among all trials.
+        parameters: parameters of each trial's curve, [n, p]; None where all are of one steering.
+    """
+
+    network: FixedWidth
+    trials: list[Trial]
+    places: list[int]
+    parameters: Tensor | None
+
+    def rows_of(self, which: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return what the network takes besides the images of some of the trials, by their numbers in the group."""
+        return () if self.parameters is None else (self.parameters[list(which)],)
