@@ -27,6 +27,7 @@ from harness.analysis.metrics import spoken
 from harness.analysis.statistics import mcnemar
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import BASELINES, CT, LINEAR_PROBE, LeaderboardRow, by_model, known
+from harness.util.batching import grouped
 
 ANYONES = ("arrays", "image_folder")
 """Names of datasets that do not say which images they hold: the hash of the images does."""
@@ -161,9 +162,8 @@ def sum_up(boards: Mapping[str, Sequence[LeaderboardRow]]) -> AcrossDatasets:
         gains += found
         left_out += excluded or ([] if found else [f"{name}: has no headline and no method beside its baseline"])
     _refuse_dependent(gains)
-    by_setting: dict[Setting, list[DatasetGain]] = {}
-    for gain in sorted(gains, key=lambda gain: (gain.setting.threat != "clean", gain.setting)):
-        by_setting.setdefault(gain.setting, []).append(gain)
+    ordered = sorted(gains, key=lambda gain: (gain.setting.threat != "clean", gain.setting))
+    by_setting = grouped(ordered, lambda gain: gain.setting)
     return AcrossDatasets(
         tuple(SettingSummary(setting, _summaries(found), tuple(found)) for setting, found in by_setting.items()),
         tuple(dict.fromkeys(left_out)),
@@ -233,9 +233,7 @@ def _refuse_dependent(gains: Iterable[DatasetGain]) -> None:
 
 def _summaries(gains: Sequence[DatasetGain]) -> tuple[MethodSummary, ...]:
     """Sum up each model and method; of a model CT first, then the method that trains the least."""
-    found: dict[tuple[str, str], list[DatasetGain]] = {}
-    for gain in gains:
-        found.setdefault((gain.model, gain.method), []).append(gain)
+    found = grouped(gains, lambda gain: (gain.model, gain.method))
     sets = {model: len({gain.images for gain in gains if gain.model == model}) for model, _ in found}
     methods = (_summary(own, sets[model]) for (model, _), own in found.items())
     return tuple(sorted(methods, key=lambda one: (one.model, one.method != CT, one.trained or (0, 0), one.method)))

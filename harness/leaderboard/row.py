@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, 
 
 from harness.analysis.metrics import BY_NAME, METRICS, Metric
 from harness.errors import LeaderboardError
+from harness.util.batching import grouped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,10 +206,7 @@ def rows_of(table: pd.DataFrame) -> list[LeaderboardRow]:
 
 def by_model(rows: Iterable[LeaderboardRow]) -> dict[str, list[LeaderboardRow]]:
     """Group the rows by model, in the board's order."""
-    found: dict[str, list[LeaderboardRow]] = {}
-    for row in rows:
-        found.setdefault(row.model, []).append(row)
-    return found
+    return grouped(rows, lambda row: row.model)
 
 
 def failures_of(rows: Iterable[LeaderboardRow]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from harness.leaderboard import flags
 from harness.leaderboard.row import LeaderboardRow, RowKind, known
 from harness.report.formats import ARROW, signed, signed_interval
 from harness.report.html import render
+from harness.util.batching import grouped
 
 
 class PaperSetting(NamedTuple):
@@ -164,9 +165,8 @@ def groups(boards: Mapping[str, Sequence[LeaderboardRow]]) -> list[PaperGroup]:
     Args:
         boards: rows of each board by its name; a board of another question is left out.
     """
-    found: dict[tuple[PaperSetting, str], list[PaperRow]] = {}
-    for row in _paired(one for name, rows in boards.items() for one in _measured(name, rows)):
-        found.setdefault((row.setting, plain(row.network)), []).append(row)
+    paired = _paired(one for name, rows in boards.items() for one in _measured(name, rows))
+    found = grouped(paired, lambda row: (row.setting, plain(row.network)))
     by_setting: dict[PaperSetting, list[PaperRow]] = {}
     for key in [*PUBLISHED, *(key for key in found if key not in PUBLISHED)]:
         by_setting.setdefault(key[0], []).extend(found[key] if key in found else [PUBLISHED[key]])
@@ -206,10 +206,7 @@ def _measured(board: str, rows: Sequence[LeaderboardRow]) -> Iterator[Measured]:
 
 def _paired(measured: Iterable[Measured]) -> Iterator[PaperRow]:
     """Return the rows that belong to the table: of a published network, or with both protocols."""
-    by_identity: dict[tuple[str, ...], list[Measured]] = {}
-    for one in measured:
-        by_identity.setdefault(one.identity, []).append(one)
-    for same in by_identity.values():
+    for same in grouped(measured, lambda one: one.identity).values():
         papers, pixels = ([one for one in same if one.protocol == protocol] for protocol in COUNTED)
         keys = [(one.setting, plain(one.network)) for one in same]
         published = next((PUBLISHED[key] for key in keys if key in PUBLISHED), None)

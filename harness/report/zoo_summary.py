@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from harness.checks.zoo_coverage import Audit
+from harness.util.batching import grouped
 
 SUMMED_UP = (
     "build", "CT applies", "in part", "not", "steered wholly", "wholly by modules", "smooth extension",
@@ -14,9 +15,7 @@ SUMMED_UP = (
 
 def summed_up(audits: Sequence[Audit]) -> list[tuple[str, ...]]:
     """Return a row of counts for each board, and for all: its name, its number of entries, then `SUMMED_UP`."""
-    boards: dict[str, list[Audit]] = {}
-    for audit in audits:
-        boards.setdefault(f"{audit.dataset}/{audit.threat}", []).append(audit)
+    boards = grouped(audits, lambda audit: f"{audit.dataset}/{audit.threat}")
     return [_counts(name, part) for name, part in (*boards.items(), ("all", list(audits)))]
 
 
