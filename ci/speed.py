@@ -43,7 +43,7 @@ from harness.curvature.shared_copy import copy_sharing_weights
 from harness.engine.acceleration import compiled, to_channels_last
 from harness.engine.numerics import reproducible, resolve
 from harness.leaderboard import csv_file
-from harness.leaderboard.row import LeaderboardRow, known, rows_of
+from harness.leaderboard.row import LeaderboardRow, attack_runs, known, rows_of
 from harness.models.loaded import Loaded
 from harness.threats.lp import Lp
 
@@ -119,12 +119,6 @@ class Run:
     def grid(self) -> dict[float, LeaderboardRow]:
         """Rows of the grid, by β."""
         return {known(row.beta): row for row in self.rows if not row.is_headline}
-
-    @property
-    def autoattack_runs(self) -> float:
-        """What the sweep cost, in runs of the attack on the untouched network, by images through the network."""
-        baseline = next(row for row in self.rows if row.kind == "baseline")
-        return sum(row.passes or 0 for row in self.grid.values()) / (baseline.passes or 1)
 
     @property
     def finished(self) -> int:
@@ -221,7 +215,7 @@ def sweep(question: dict[str, Any], with_naive: bool) -> pd.DataFrame:
         gaps = [run.grid[beta].robust - full.grid[beta].robust for beta in full.grid if beta in run.grid]  # type: ignore[operator]
         first = min(run.grid.values(), key=lambda row: known(row.rank))
         add(
-            way, run.seconds, run.autoattack_runs, known(first.beta), known(first.robust),
+            way, run.seconds, known(attack_runs(run.rows)), known(first.beta), known(first.robust),
             finished=run.finished, widest_gap=round(max(gaps) * known(first.n)),
         )  # fmt: skip
     return pd.DataFrame(rows)

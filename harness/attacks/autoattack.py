@@ -203,8 +203,8 @@ def inspect(attack: Attack, network: nn.Module, x: Tensor, y: Tensor) -> None:
         if attack != "rand":
             checks.check_randomized(network, x, y, bs=len(x))
         classes = checks.check_range_output(network, x)
-        targets = attack.targets if isinstance(attack, Custom) else 9
-        checks.check_n_classes(classes, stages(attack), targets, targets)
+        asked = budget(attack).targets
+        checks.check_n_classes(classes, stages(attack), asked, asked)
         checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # its counters are global: reset those of the last model
         trace = sys.gettrace()
         try:

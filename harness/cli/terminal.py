@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.analysis.metrics import BY_NAME
 from harness.leaderboard.flags import explained
-from harness.leaderboard.row import CT, LeaderboardRow, by_model, failures_of
+from harness.leaderboard.row import CT, LeaderboardRow, attack_runs, by_model, failures_of
 from harness.report.formats import difference, difference_interval, p_value
 from harness.report.table import (
     BASELINE,
@@ -69,17 +69,13 @@ def print_board(rows: Sequence[LeaderboardRow], title: str) -> None:
 
 
 def price(rows: Sequence[LeaderboardRow]) -> str | None:
-    """Return what the rows of one model have cost, in runs of their attack; None where it is not known.
-
-    A run is what the attack cost on the untouched network, in images through the network, forward and backward.
-    """
-    grid = [row for row in rows if not row.is_headline]
-    baseline = next((row for row in grid if row.kind == "baseline"), None)
-    if baseline is None or not baseline.is_attacked or not baseline.passes:
+    """Return what the rows of one model have cost, in runs of their attack; None where it is not known."""
+    runs = attack_runs(rows)
+    if runs is None:
         return None
-    runs = sum(row.passes or 0 for row in grid) / baseline.passes
-    name = "AutoAttack" if baseline.attack in ("standard", "plus", "rand") else "attack"
-    return f"{len(grid)} steerings for the price of {runs:.1f} {name} runs"
+    steerings = sum(not row.is_headline for row in rows)
+    name = "AutoAttack" if rows[0].attack in ("standard", "plus", "rand") else "attack"
+    return f"{steerings} steerings for the price of {runs:.1f} {name} runs"
 
 
 def _board_columns(rows: Sequence[LeaderboardRow]) -> Sequence[TableColumn]:

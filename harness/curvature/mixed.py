@@ -74,9 +74,9 @@ def mixes(steered: Steered, example: Tensor) -> bool:
     parameters = torch.tensor(rows, device=example.device)
     try:
         mixed = Mixed(steered)
-        found = _probe(lambda x: mixed(x, parameters), example)
+        found = probe(mixed, example, parameters)
         for start, beta in enumerate(betas):
-            alone = _probe(steered.with_curve(family.curve(beta, c)), example)
+            alone = probe(steered.with_curve(family.curve(beta, c)), example)
             if not all(
                 len(a) == len(b) == len(example) and torch.equal(a[start :: len(betas)], b[start :: len(betas)])
                 for a, b in zip(found, alone, strict=True)
@@ -87,10 +87,16 @@ def mixes(steered: Steered, example: Tensor) -> bool:
     return True
 
 
-def _probe(network: Callable[[Tensor], Any], example: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the network's logits on ``example``, and the gradient of their sum of squares."""
+def probe(network: Callable[..., Any], example: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a network's logits, and the gradient of their sum of squares.
+
+    Args:
+        network: the network.
+        example: images that it takes, [n, c, h, w].
+        rows: what else it takes, a row for each image.
+    """
     with torch.enable_grad():
         x = example.detach().clone().requires_grad_()
-        logits = network(x)
+        logits = network(x, *rows)
         (gradient,) = torch.autograd.grad(logits.square().sum(), x)
     return logits.detach(), gradient

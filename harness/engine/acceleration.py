@@ -7,15 +7,14 @@ another path: by float noise where the network is compiled, by more in a lower p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.api.records import Compile, Precision
-from harness.curvature.mixed import Mixed
+from harness.curvature.mixed import Mixed, probe
 from harness.errors import ModelError
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,7 +35,7 @@ def to_channels_last(network: nn.Module, example: Tensor) -> None:
         return
     network.to(memory_format=torch.channels_last)
     try:
-        _probe(network, example)
+        probe(network, example)
     except Exception:  # whatever a network raises
         network.to(memory_format=torch.contiguous_format)
 
@@ -70,7 +69,7 @@ def checked(fast: nn.Module, network: nn.Module, example: Tensor, *rows: Tensor)
     try:
         close = all(
             torch.allclose(a, b, 1e-2, 1e-3)
-            for a, b in zip(_probe(fast, example, *rows), _probe(network, example, *rows), strict=True)
+            for a, b in zip(probe(fast, example, *rows), probe(network, example, *rows), strict=True)
         )
     except Exception as error:  # whatever a compiler raises
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -117,12 +116,3 @@ def attacking(precision: Precision) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def _probe(network: Callable[..., Any], example: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the network's logits on ``example``, and the gradient of their sum of squares."""
-    with torch.enable_grad():
-        x = example.detach().clone().requires_grad_()
-        logits = network(x, *rows)
-        (gradient,) = torch.autograd.grad(logits.square().sum(), x)
-    return logits.detach(), gradient

@@ -22,7 +22,7 @@ from harness.util.batching import batched, grouped
 from harness.util.noise import key_of
 
 EXAMPLES = 4
-"""Images of noise on which a network is tried."""
+"""Images of noise on which a network is tried, under several β at once where it can be."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Computation:
 
     def width(self, network: FixedWidth) -> int:
         """Return the number of images that go through a network at once."""
-        return self.portion.task.batch_size or self.session.fastest(network)
+        return self.portion.task.batch_size or network.fastest
 
     def answers(self, trials: Sequence[Trial], x: Tensor) -> Tensor:
         """Return the judge's answers [n, k] for images [n, c, h, w], one for each trial; a trial may come twice."""

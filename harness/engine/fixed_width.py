@@ -144,8 +144,9 @@ class FixedWidth(nn.Module):
             gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
         return answers.detach(), torch.zeros_like(x) if gradient is None else gradient
 
+    @cached_property
     def fastest(self) -> int:
-        """Return the width at which an image takes the least time, forward and backward, by a short measurement."""
+        """Width at which an image takes the least time, forward and backward, by a short measurement."""
         best, before = max(self.reference, 1), float("inf")
         for width in (width for width in LADDER if best <= width <= self.widest and width & (width - 1) == 0):
             if not self.agrees(width):

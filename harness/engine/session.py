@@ -20,9 +20,6 @@ from harness.engine.fixed_width import LADDER, FixedWidth
 from harness.engine.images import ImageCache
 from harness.errors import HarnessError, ModelError
 
-FEW = 4
-"""Images of different β that are compared with images of one, before different β go through a network together."""
-
 
 class Lane(NamedTuple):
     """A network, and which of the curves that it can compute.
@@ -92,7 +89,6 @@ class ModelSession:
     _steered: dict[Steering, nn.Module] = field(default_factory=dict)
     _mixed: dict[Steering, Mixed | None] = field(default_factory=dict)
     _fixed: dict[tuple[object, ...], FixedWidth] = field(default_factory=dict)
-    _fastest: dict[FixedWidth, int] = field(default_factory=dict)
     _compiled_once: dict[Steering, nn.Module] = field(default_factory=dict)
     _is_channels_last: bool = False
 
@@ -134,12 +130,6 @@ class ModelSession:
 
         return self._lane(task, steering, example, (task.compile, task.precision), faster)
 
-    def fastest(self, network: FixedWidth) -> int:
-        """Return the width at which a network is fastest; measured once."""
-        if network not in self._fastest:
-            self._fastest[network] = network.fastest()
-        return self._fastest[network]
-
     def _lane(
         self, task: Task, steering: Steering, example: Tensor, kind: tuple[object, ...],
         made: Callable[..., nn.Module],
@@ -147,9 +137,9 @@ class ModelSession:
         network: nn.Module = self.steered(steering, example)
         parameters, which = None, steering
         if isinstance(network, Steered) and (values := network.curve_parameters()) is not None:
-            which = steering._replace(beta=steering.native, c=0.5)  # of all β and c
+            which = _of_all_curves(steering)
             if which not in self._mixed:
-                self._mixed[which] = Mixed(network) if mixes(network, _few(example)) else None
+                self._mixed[which] = Mixed(network) if mixes(network, example) else None
             if (mixed := self._mixed[which]) is not None:
                 network, parameters = mixed, torch.tensor(values, device=example.device)
             else:
@@ -179,15 +169,15 @@ class ModelSession:
         """Return a part of a network compiled: of a steered one, once for all β and c."""
         if not isinstance(part, Steered) or (values := part.curve_parameters()) is None:
             return compiled(part)
-        which = part.steering._replace(beta=part.steering.native, c=0.5)
+        which = _of_all_curves(part.steering)
         if which not in self._compiled_once:
             self._compiled_once[which] = compiled(Mixed(part))
         return AtBeta(self._compiled_once[which], torch.tensor(values, device=example.device))
 
 
-def _few(example: Tensor) -> Tensor:
-    """Return `FEW` images made of those of ``example``."""
-    return example[[number % len(example) for number in range(FEW)]]
+def _of_all_curves(steering: Steering) -> Steering:
+    """Return the key of a network that all β and c share."""
+    return steering._replace(beta=steering.native, c=0.5)
 
 
 @lru_cache(maxsize=2)

@@ -100,7 +100,7 @@ def _collect(attack: Attack, steps: Tensor, occupants: list[int], occupied: list
     finished, fooled, taken = (tensor.tolist() for tensor in (attack.finished, attack.fooled, steps))
     ended = [slot for slot in occupied if finished[slot]]
     wanted = [slot for slot in ended if fooled[slot]]
-    images = dict(zip(wanted, attack.found[wanted].detach().clone(), strict=True)) if wanted else {}
+    images = dict(zip(wanted, attack.found[wanted].detach(), strict=True)) if wanted else {}
     result = [Ended(occupants[slot], taken[slot], images.get(slot)) for slot in ended]
     for slot in ended:
         occupants[slot] = -1

@@ -209,6 +209,18 @@ def by_model(rows: Iterable[LeaderboardRow]) -> dict[str, list[LeaderboardRow]]:
     return grouped(rows, lambda row: row.model)
 
 
+def attack_runs(rows: Iterable[LeaderboardRow]) -> float | None:
+    """Return what the rows of one model have cost, in runs of their attack; None where that is not known.
+
+    A run is what the attack cost on the untouched network, in images through the network, forward and backward.
+    """
+    grid = [row for row in rows if not row.is_headline]
+    baseline = next((row for row in grid if row.kind == "baseline"), None)
+    if baseline is None or not baseline.is_attacked or not baseline.passes:
+        return None
+    return sum(row.passes or 0 for row in grid) / baseline.passes
+
+
 def failures_of(rows: Iterable[LeaderboardRow]) -> dict[str, str]:
     """Return the models that were not scored, each with its reason."""
     return {row.model: row.failure for row in rows if row.kind == "failed"}

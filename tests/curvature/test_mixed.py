@@ -146,14 +146,14 @@ def test_a_curve_without_parameters_or_a_single_image_proves_nothing() -> None:
 def test_the_proof_looks_at_every_bit_of_logits_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     steered = steer(seeded(mlp), 0.8, example=X)
     assert mixes(steered, X)
-    probe = under_test._probe
+    probe = under_test.probe
     for part in (0, 1):
 
-        def off(network: Callable[[Tensor], Tensor], x: Tensor, part: int = part) -> tuple[Tensor, Tensor]:
-            found = probe(network, x)
+        def off(network: Callable[..., Tensor], x: Tensor, *rows: Tensor, part: int = part) -> tuple[Tensor, Tensor]:
+            found = probe(network, x, *rows)
             if not isinstance(network, Steered):
                 found[part][-1].view(-1)[-1] *= 1 + 2**-22
             return found
 
-        monkeypatch.setattr(under_test, "_probe", off)
+        monkeypatch.setattr(under_test, "probe", off)
         assert not mixes(steered, X)

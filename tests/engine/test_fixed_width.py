@@ -234,7 +234,7 @@ def test_a_network_without_a_gradient_is_compared_by_its_answers() -> None:
 
     fixed = FixedWidth(Detached(), EXAMPLE)
     assert fixed.reference == REFERENCES[0]
-    assert fixed.fastest() in LADDER
+    assert fixed.fastest in LADDER
     assert not fixed(EXAMPLE).requires_grad
 
 
@@ -242,7 +242,7 @@ def test_a_network_without_a_gradient_is_compared_by_its_answers() -> None:
 @pytest.mark.parametrize("widest", [7, 16, 48, 1024])
 def test_fastest_is_an_allowed_width(extra: Callable[[Tensor], Tensor], widest: int) -> None:
     fixed = FixedWidth(Faulty(extra), EXAMPLE, widest=widest)
-    width = fixed.fastest()
+    width = fixed.fastest
     assert width in LADDER
     assert fixed.agrees(width)
     assert width <= max(widest, fixed.reference, 1)
@@ -251,7 +251,7 @@ def test_fastest_is_an_allowed_width(extra: Callable[[Tensor], Tensor], widest: 
 def test_fastest_stops_where_twice_the_width_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An image takes half the time at each doubling up to 64, and all the same from there."""
     monkeypatch.setattr(FixedWidth, "_timed", lambda self, batch: max(64, len(batch[0])) * 1e-5)
-    assert FixedWidth(Honest(), EXAMPLE).fastest() == 64
+    assert FixedWidth(Honest(), EXAMPLE).fastest == 64
 
 
 @pytest.mark.parametrize(("n", "width"), [(1, 4), (3, 3), (2, 16)])
