@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from helpers.library import configured, perturb
+from helpers.networks import Recorded, digits, network_of
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,8 +25,6 @@ from harness.attacks.apgd import APGD
 from harness.attacks.apgd_losses import CE, DLR, TARGETED_DLR, Losses
 from harness.attacks.autoattack import Custom, Name
 from harness.attacks.norms import Norm
-from harness.datasets.digits import Digits
-from harness.models.demo import Demo
 from harness.util import noise
 
 
@@ -52,20 +50,6 @@ balls = pytest.mark.parametrize("ball", [LINF, L2, L1, L1_SHRINKING], ids=["Linf
 kinds = pytest.mark.parametrize("kind", NAMES, ids=NAMES.values())
 
 
-@cache
-def network_of(name: str) -> nn.Module:
-    return Demo(name=name).load().network.float().requires_grad_(False)
-
-
-@cache
-def digits(name: str, n: int, black_and_white: bool = False) -> tuple[Tensor, Tensor]:
-    """Of the first n digits those that a demo network classifies correctly."""
-    batch = Digits().open().read(tuple(range(n)))
-    x = (batch.x > 0.5).float() if black_and_white else batch.x
-    right = network_of(name)(x).argmax(1) == batch.y
-    return x[right], batch.y[right]
-
-
 def trials_of(network: Network, x: Tensor, y: Tensor, kind: int | Tensor) -> Trials:
     """A trial for each image: targets from near to far, keys from the image's number."""
     ranks = -2 - torch.arange(len(x)) % 3
@@ -78,23 +62,6 @@ def only(trials: Trials, places: Sequence[int]) -> Trials:
     assert trials.variants is not None
     at = torch.tensor(places)
     return Trials(trials.x[at], trials.y[at], trials.targets[at], trials.keys[at], trials.variants[at])
-
-
-@dataclass
-class Recorded:
-    """A network that remembers the images it was shown, and its answers."""
-
-    network: Network
-
-    def __post_init__(self) -> None:
-        self.images: list[Tensor] = []
-        self.answers: list[Tensor] = []
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        self.images.append(x.detach().clone())
-        self.answers.append(logits.detach().argmax(1))
-        return logits
 
 
 def library(network: Network, trial: Trials, ball: Ball, steps: int, gradients: int = 1) -> tuple[Tensor, Tensor]:

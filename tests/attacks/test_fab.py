@@ -10,6 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from helpers.library import configured, perturb
+from helpers.networks import Recorded, digits, network_of
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,6 @@ from harness.attacks import fab
 from harness.attacks.autoattack import Custom, Name
 from harness.attacks.fab import CLEAN_START, FAB, RANDOM_START
 from harness.attacks.norms import Norm
-from harness.datasets.digits import Digits
-from harness.models.demo import Demo
 from harness.util import noise
 
 EPS: dict[Norm, float] = {"Linf": 0.1, "L2": 0.5, "L1": 2.0}
@@ -36,19 +35,6 @@ ROUNDING = {CLEAN_START: 1e-10, RANDOM_START: 1e-7}
 
 norms = pytest.mark.parametrize("norm", EPS)
 aims = pytest.mark.parametrize("targeted", [True, False], ids=["targeted", "nearest"])
-
-
-@cache
-def network_of(name: str) -> nn.Module:
-    return Demo(name=name).load().network.float().requires_grad_(False)
-
-
-@cache
-def digits(name: str, n: int) -> tuple[Tensor, Tensor]:
-    """Of the first n digits those that a demo network classifies correctly."""
-    batch = Digits().open().read(tuple(range(n)))
-    right = network_of(name)(batch.x).argmax(1) == batch.y
-    return batch.x[right], batch.y[right]
 
 
 class Colours(nn.Module):
@@ -88,21 +74,6 @@ def only(trials: Trials, places: Sequence[int]) -> Trials:
     assert trials.variants is not None
     at = torch.tensor(places).long()
     return Trials(trials.x[at], trials.y[at], trials.targets[at], trials.keys[at], trials.variants[at])
-
-
-class Recorded:
-    """A network that remembers the images that it was shown, and its answers."""
-
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        self.images: list[Tensor] = []
-        self.answers: list[Tensor] = []
-
-    def __call__(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        self.images.append(x.detach().clone())
-        self.answers.append(logits.detach().argmax(1))
-        return logits
 
 
 def library(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from helpers.library import configured, perturb
+from helpers.networks import Recorded, digits, network_of
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,8 +24,6 @@ from harness.attacks.norms import Norm
 from harness.attacks.square import Square
 from harness.attacks.square_draws import sizes
 from harness.attacks.square_moves import AHEAD
-from harness.datasets.digits import Digits
-from harness.models.demo import Demo
 from harness.util import noise
 
 EPS: dict[Norm, float] = {"Linf": 0.1, "L2": 0.6, "L1": 2.0}
@@ -35,19 +32,6 @@ ROUNDING = {"Linf": 1e-12, "L2": 1e-9, "L1": 1e-9}
 """In float64."""
 
 norms = pytest.mark.parametrize("norm", EPS)
-
-
-@cache
-def network_of(name: str) -> nn.Module:
-    return Demo(name=name).load().network.float().requires_grad_(False)
-
-
-@cache
-def digits(name: str, n: int) -> tuple[Tensor, Tensor]:
-    """Of the first n digits those that a demo network classifies correctly."""
-    batch = Digits().open().read(tuple(range(n)))
-    right = network_of(name)(batch.x).argmax(1) == batch.y
-    return batch.x[right], batch.y[right]
 
 
 class Colours(nn.Module):
@@ -80,20 +64,6 @@ def trials_of(x: Tensor, y: Tensor) -> Trials:
 def only(trials: Trials, places: Sequence[int]) -> Trials:
     at = torch.tensor(places)
     return Trials(trials.x[at], trials.y[at], trials.targets[at], trials.keys[at])
-
-
-@dataclass
-class Recorded:
-    """A network that remembers the images it was shown."""
-
-    network: Network
-
-    def __post_init__(self) -> None:
-        self.images: list[Tensor] = []
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.images.append(x.detach().clone())
-        return self.network(x)
 
 
 class Feed:

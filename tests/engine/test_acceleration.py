@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.commands import Run
+from helpers.networks import Wrong
 from helpers.tiny import ATTACK, mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -257,15 +258,6 @@ def test_what_is_lost_is_judged_in_float32(run: Run, monkeypatch: pytest.MonkeyP
     assert (board["robust"] == board["clean"]).all()
     assert board["clean"].min() > 0.9
     assert set(board["attack"]) == {f"custom:apgd-ce+square+{precision}"}
-
-
-class Wrong(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, *rows: Tensor) -> Tensor:
-        return -self.network(x, *rows)  # type: ignore[no-any-return]
 
 
 # --- modules replaced ---

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from helpers.networks import Wrong
 from helpers.scored import Scored, attempts_of, bits, compute, results_of, score, task_of
 from torch import Tensor, nn
 
@@ -812,15 +813,6 @@ def test_a_network_that_is_wrong_only_under_attack_loses_nothing(monkeypatch: py
     assert len(fooled_at_once) > 10
     assert scored.alive == {image for image, value in scored.clean.items() if value}
     model_session.cache_clear()
-
-
-class Wrong(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, *rows: Tensor) -> Tensor:
-        return -self.network(x, *rows)  # type: ignore[no-any-return]
 
 
 def test_what_a_batch_may_be_is_asked_of_each_task() -> None:
