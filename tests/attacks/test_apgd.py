@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.library import configured, perturb
-from helpers.networks import Recorded, digits, network_of
+from helpers.networks import Recorded, beside_a_boundary, digits, network_of
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -384,22 +384,11 @@ class Linear(nn.Module):
 @balls
 @kinds
 def test_of_a_linear_network_the_survivors_are_those_of_the_closed_form(ball: Ball, kind: int) -> None:
-    """The margin is <w, x> − b, and the least move that closes it is the margin over the dual norm of w."""
-    n, linear = 60, Linear(48)
+    linear = Linear(48)
     tolerance = 0.2 if ball == L1 else 0.01  # in L1, in one ball, neither our walk nor the library's goes to the end
     ball = replace(ball, eps={"Linf": 0.02, "L2": 0.15, "L1": 0.2}[ball.norm])
-    w = linear.w[:, 0]
-    drawn = torch.Generator().manual_seed(0)
-    x = 0.5 + 0.05 * torch.randn(n, 48, generator=drawn)
-    dual = torch.linalg.vector_norm(w, 1 / (1 - 1 / ball.order) if ball.order > 1 else torch.inf)
-    goal = (torch.rand(n, generator=drawn) * 2 - 1) * 2 * ball.eps * dual
-    x += ((goal - (x @ w - linear.b[0])) / w.norm() ** 2)[:, None] * w
-    distances = (x @ w - linear.b[0]).abs() / dual
-    clear = (distances / ball.eps - 1).abs() > tolerance
-    x, distances = x[clear], distances[clear]
-    assert x.min() > ball.eps  # the box does not matter
-    assert x.max() < 1 - ball.eps
-    y = (x @ w < linear.b[0]).long()
+    w, b = linear.w[:, 0], linear.b[0]
+    x, y, distances = beside_a_boundary(w, b, ball.norm, ball.eps, n=60, spread=0.05, tolerance=tolerance)
     trials = Trials(x.view(-1, 3, 4, 4), y, 1 - y, torch.arange(len(x)), torch.full_like(y, kind))
     _, machine = ours(linear, trials, ball, 100)
     assert torch.equal(machine.fooled, distances < ball.eps)

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from helpers.library import configured, perturb
-from helpers.networks import Recorded, digits, network_of
+from helpers.networks import Recorded, beside_a_boundary, digits, network_of
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -442,22 +442,9 @@ class Linear(nn.Module):
 def test_of_a_linear_network_the_survivors_are_those_of_the_closed_form(
     norm: Norm, targeted: bool, variant: int, double: None
 ) -> None:
-    """The margin is <w, x> − b, and the least move that closes it is the margin over the dual norm of w.
-
-    In float64: a step that rounding leaves on the boundary itself, where f = 0, would be the last that moves.
-    """
-    n, eps, linear = 60, {"Linf": 0.02, "L2": 0.15, "L1": 0.3}[norm], Linear(48)
-    drawn = torch.Generator().manual_seed(0)
-    x = 0.5 + 0.02 * torch.randn(n, 48, generator=drawn)
-    dual = torch.linalg.vector_norm(linear.w, {"Linf": 1, "L2": 2, "L1": torch.inf}[norm])
-    goal = (torch.rand(n, generator=drawn) * 2 - 1) * 2 * eps * dual
-    x += ((goal - (x @ linear.w - linear.b)) / linear.w.norm() ** 2)[:, None] * linear.w
-    distances = (x @ linear.w - linear.b).abs() / dual
-    clear = (distances / eps - 1).abs() > 0.01  # where rounding does not decide
-    x, distances = x[clear], distances[clear]
-    assert x.min() > eps  # the box does not matter
-    assert x.max() < 1 - eps
-    y = (x @ linear.w < linear.b).long()
+    """In float64: a step that rounding leaves on the boundary itself, where f = 0, would be the last that moves."""
+    eps, linear = {"Linf": 0.02, "L2": 0.15, "L1": 0.3}[norm], Linear(48)
+    x, y, distances = beside_a_boundary(linear.w, linear.b, norm, eps, n=60, spread=0.02)
     trials = Trials(x.view(-1, 3, 4, 4), y, 1 - y, torch.arange(len(x)), torch.full_like(y, variant))
     _, machine = ours(linear, trials, norm, eps, targeted, 100)
     assert torch.equal(machine.fooled, distances < eps)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.library import configured, perturb
-from helpers.networks import Recorded, digits, network_of
+from helpers.networks import Recorded, beside_a_boundary, digits, network_of
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -413,19 +413,8 @@ REACH = {"Linf": 1, "L2": 0.5, "L1": 0.2}
 
 @norms
 def test_of_a_linear_network_the_survivors_are_those_of_the_closed_form(norm: Norm) -> None:
-    """The margin is <w, x> − b, and the least move that closes it is the margin over the dual norm of w."""
-    n, eps, linear = 80, {"Linf": 0.02, "L2": 0.1, "L1": 0.15}[norm], Linear(1, 5, 6)
-    drawn = torch.Generator().manual_seed(0)
-    x = 0.5 + 0.05 * torch.randn(n, 30, generator=drawn)
-    dual = torch.linalg.vector_norm(linear.w, {"Linf": 1, "L2": 2, "L1": torch.inf}[norm])
-    goal = (torch.rand(n, generator=drawn) * 2 - 1) * 2 * eps * dual
-    x += ((goal - (x @ linear.w - linear.b)) / linear.w.norm() ** 2)[:, None] * linear.w
-    distances = (x @ linear.w - linear.b).abs() / dual
-    clear = (distances / eps - 1).abs() > 0.01  # where rounding does not decide
-    x, distances = x[clear], distances[clear]
-    assert x.min() > eps  # the box does not matter
-    assert x.max() < 1 - eps
-    y = (x @ linear.w < linear.b).long()
+    eps, linear = {"Linf": 0.02, "L2": 0.1, "L1": 0.15}[norm], Linear(1, 5, 6)
+    x, y, distances = beside_a_boundary(linear.w, linear.b, norm, eps, n=80, spread=0.05)
     _, machine = ours(linear, trials_of(x.view(-1, 1, 5, 6), y), norm, 900, eps)
     assert not machine.fooled[distances > eps].any()
     assert machine.fooled[distances < eps * REACH[norm]].all()
