@@ -10,6 +10,7 @@ A message says what was expected, what was found, where, and what to do.
     │   ├── NothingToSteer
     │   ├── IncompleteSteering
     │   └── InvalidAdversary
+    ├── DeviceLost             a device, in one process; another one goes on
     ├── LedgerError            the results under ``runs``
     └── LeaderboardError       a CSV file
 """
@@ -59,6 +60,13 @@ class IncompleteSteering(ModelError):
 
 class InvalidAdversary(ModelError):
     """An attack returned an image that is not finite, not in [0, 1] or not allowed by the threat: never scored."""
+
+
+class DeviceLost(HarnessError):
+    """A process can no longer use its device: an assertion failed on it, say, or its memory is damaged.
+
+    The process ends, and another one computes again what is left.
+    """
 
 
 class LedgerError(HarnessError):

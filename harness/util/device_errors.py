@@ -1,0 +1,40 @@
+"""Errors of a device, which say nothing about the network that ran on it: no memory left, or the device is lost."""
+
+from __future__ import annotations
+
+import torch
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""Words by which errors without a type of their own say it: of the CPU's allocator, CUDA, cuBLAS and cuDNN."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory was short, on a GPU or on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def raise_of_device(error: BaseException) -> None:
+    """Raise ``error`` again if it is the device's, not the network's: for handlers of whatever a network raises."""
+    if isinstance(error, torch.AcceleratorError) or is_out_of_memory(error):
+        raise error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether the device is of no use to this process any more, as after a failed assertion on it.
+
+    CUDA then fails every later call of the process, whatever it is. Only another process can go on.
+
+    Args:
+        error: what was raised last; an error of the device itself, other than one of memory, is taken for its loss.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        return not is_out_of_memory(error)
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # whatever it raises, it does not work
+        return True
+    return False
