@@ -7,15 +7,16 @@ another path: by float noise where the network is compiled, by more in a lower p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from harness.api.records import Compile, Precision
 from harness.curvature.mixed import Mixed, probe
+from harness.engine.numerics import float32_by
 from harness.errors import ModelError
+from harness.util.device_errors import raise_of_device
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 RECOMPILE_LIMIT = 64
@@ -36,7 +37,8 @@ def to_channels_last(network: nn.Module, example: Tensor) -> None:
     network.to(memory_format=torch.channels_last)
     try:
         probe(network, example)
-    except Exception:  # whatever a network raises
+    except Exception as error:  # whatever a network raises
+        raise_of_device(error)
         network.to(memory_format=torch.contiguous_format)
 
 
@@ -72,6 +74,7 @@ def checked(fast: nn.Module, network: nn.Module, example: Tensor, *rows: Tensor)
             for a, b in zip(probe(fast, example, *rows), probe(network, example, *rows), strict=True)
         )
     except Exception as error:  # whatever a compiler raises
+        raise_of_device(error)
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     else:
         if close:
@@ -106,13 +109,6 @@ class HalfPrecision(nn.Module):
             return self.network(x, *rows).float()  # type: ignore[no-any-return]
 
 
-@contextmanager
-def attacking(precision: Precision) -> Iterator[None]:
-    """Allow TF32 in the block if ``precision`` is "tf32"."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    if precision == "tf32":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+def attacking(precision: Precision) -> AbstractContextManager[None]:
+    """Return a block in which matrix products and convolutions are TF32 if ``precision`` says so, else full float32."""
+    return float32_by("tf32" if precision == "tf32" else "ieee")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from harness.api.records import Batch, Steering
 from harness.api.trial import Trial
-from harness.api.work import Portion
-from harness.engine.fixed_width import FixedWidth
+from harness.api.work import Portion, Task
+from harness.engine.fixed_width import FixedWidth, if_it_fits
 from harness.engine.images import ImageCache, source
 from harness.engine.numerics import resolve
 from harness.engine.session import Lane, ModelSession, model_session
@@ -41,7 +41,7 @@ class Computation:
     def __post_init__(self) -> None:
         task = self.portion.task
         self.device = resolve(task.device)
-        self.session = model_session(task.model, self.device, task.offline, task.normalised)
+        self.session = _session(task, self.device)
         where = (task.dataset, task.preprocessing)
         if where not in self.session.images:
             self.session.images[where] = ImageCache(source(task.dataset, task.preprocessing, task.offline))
@@ -94,7 +94,7 @@ class Computation:
 
     def width(self, network: FixedWidth) -> int:
         """Return the number of images that go through a network at once."""
-        return self.portion.task.batch_size or network.fastest
+        return min(self.portion.task.batch_size, network.widest) if self.portion.task.batch_size else network.width
 
     def answers(self, trials: Sequence[Trial], x: Tensor) -> Tensor:
         """Return the judge's answers [n, k] for images [n, c, h, w], one for each trial; a trial may come twice."""
@@ -106,6 +106,22 @@ class Computation:
                 for place, answer in zip(places, found, strict=True):
                     result[place] = answer
         return torch.stack(result)
+
+
+def _session(task: Task, device: str) -> ModelSession:
+    """Load a model, in place of those before it where there is no room for both.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights do not fit.
+    """
+    load = partial(model_session, task.model, device, task.offline, task.normalised)
+    session = if_it_fits(load)
+    if session is None:
+        model_session.cache_clear()
+        session = if_it_fits(load)
+    if session is None:
+        raise ModelError(f"its weights do not fit in the memory of {device}; free some of it, or use another device")
+    return session
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,16 +6,19 @@ called only at widths at which it was seen to give the bits of one reference wid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.engine.verification import answers_for
+from harness.errors import ModelError
+from harness.util.device_errors import give_back_memory, is_out_of_memory
 
+T = TypeVar("T")
 REFERENCES = (16, 32, 64, 8, 4, 2, 1)
 """Widths of reference, the first at which a network does not depend on company and place; 1 has no company."""
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -44,10 +47,12 @@ class FixedWidth(nn.Module):
     """Width whose bits all others have; 0 where the network answers by chance, so that there are none to keep."""
     classes: int
     """Number of answers for an image, k."""
+    used: int
+    """Widest batch that it was called with."""
 
     def __init__(self, network: nn.Module, example: Tensor, *rows: Tensor, widest: int = LADDER[-1]) -> None:
         super().__init__()
-        self.network, self.widest = network, widest
+        self.network, self.widest, self.used = network, widest, 0
         self._agrees: dict[int, bool] = {}
         self._example, self._rows = example.detach(), rows
         self.reference = self._find_reference()
@@ -56,6 +61,7 @@ class FixedWidth(nn.Module):
         """Return the answers [n, k] for images [n, c, h, w], for any n ≥ 1; gradients flow."""
         answers = []
         for start, stop, width in self.cut(len(x)):
+            self.used = max(self.used, width)
             part = [pad(tensor[start:stop], width) for tensor in (x, *rows)]
             answers.append(self.network(*part)[: stop - start])
         return answers[0] if len(answers) == 1 else torch.cat(answers)
@@ -76,24 +82,32 @@ class FixedWidth(nn.Module):
         narrower = (width for width in reversed(allowed) if width <= n)
         return next((width for width in (*wider, *narrower) if self.agrees(width)), max(self.reference, 1))
 
+    def narrow(self, widest: int) -> None:
+        """Allow no batch wider than ``widest`` from now on, unless narrower ones give other bits."""
+        self.widest, self.used = min(self.widest, widest), 0
+
     def agrees(self, width: int) -> bool:
-        """Return whether the network gives the bits of the reference width at another one; tried once."""
+        """Return whether the network gives the bits of the reference width at another one, and fits; tried once."""
         if self.reference in (0, width):
             return True
         if width not in self._agrees:
-            self._agrees[width] = self._same_bits(self._at_reference, width)
+            self._agrees[width] = bool(if_it_fits(lambda: self._same_bits(self._at_reference, width)))
         return self._agrees[width]
 
     def _find_reference(self) -> int:
         for width in REFERENCES:
-            first = self._look(*self._batch(width))
-            self.classes = first[0].shape[1]
-            if width == REFERENCES[0] and not _equal(first, self._look(*self._batch(width))):
-                return 0
-            self._at_reference = first
-            if self._same_bits(first, width):
-                return width
-        return 1
+            if (found := if_it_fits(partial(self._try_reference, width))) is not None:
+                return found
+        raise ModelError(f"not one image at a time fits in the memory of {self._example.device}; free some of it")
+
+    def _try_reference(self, width: int) -> int | None:
+        """Return ``width`` if it can be the reference, or 0 if the network answers by chance."""
+        first = self._look(*self._batch(width))
+        self.classes = first[0].shape[1]
+        if width == REFERENCES[0] and not _equal(first, self._look(*self._batch(width))):
+            return 0
+        self._at_reference = first
+        return width if width == REFERENCES[-1] or self._same_bits(first, width) else None
 
     @cached_property
     def depends_on_company(self) -> bool:
@@ -144,6 +158,11 @@ class FixedWidth(nn.Module):
             gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
         return answers.detach(), torch.zeros_like(x) if gradient is None else gradient
 
+    @property
+    def width(self) -> int:
+        """Number of images to compute at once: the fastest, or fewer where memory is short."""
+        return max(min(self.fastest, self.widest), 1)
+
     @cached_property
     def fastest(self) -> int:
         """Width at which an image takes the least time, forward and backward, by a short measurement."""
@@ -151,19 +170,34 @@ class FixedWidth(nn.Module):
         for width in (width for width in LADDER if best <= width <= self.widest and width & (width - 1) == 0):
             if not self.agrees(width):
                 continue
-            batch = self._batch(width)
-            seconds = min(self._timed(batch) for _ in range(3 if before == float("inf") or before < 0.01 else 1))
-            if seconds / width > GAIN * before:
+            times = 3 if before == float("inf") or before < 0.01 else 1
+            seconds = if_it_fits(partial(self._timed, self._batch(width), times))
+            if seconds is None or seconds / width > GAIN * before:
                 break
             best, before = width, seconds / width
             if seconds > LONGEST:
                 break
         return best
 
-    def _timed(self, batch: list[Tensor]) -> float:
-        started = perf_counter()
-        self._look(*batch)[0].sum().item()  # the number is waited for, on a GPU too
-        return perf_counter() - started
+    def _timed(self, batch: list[Tensor], times: int) -> float:
+        """Return the least of the seconds of so many looks."""
+        seconds = []
+        for _ in range(times):
+            started = perf_counter()
+            self._look(*batch)[0].sum().item()  # the number is waited for, on a GPU too
+            seconds.append(perf_counter() - started)
+        return min(seconds)
+
+
+def if_it_fits(compute: Callable[[], T]) -> T | None:
+    """Return what ``compute`` does; None where memory is too short for it, which is then given back."""
+    try:
+        return compute()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    give_back_memory()  # not while the error holds on to what was computed
+    return None
 
 
 def pad(tensor: Tensor, width: int) -> Tensor:

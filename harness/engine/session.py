@@ -19,6 +19,7 @@ from harness.engine.acceleration import checked, compiled, half_precision, to_ch
 from harness.engine.fixed_width import LADDER, FixedWidth
 from harness.engine.images import ImageCache
 from harness.errors import HarnessError, ModelError
+from harness.util.device_errors import give_back_memory
 
 
 class Lane(NamedTuple):
@@ -91,6 +92,7 @@ class ModelSession:
     _fixed: dict[tuple[object, ...], FixedWidth] = field(default_factory=dict)
     _compiled_once: dict[Steering, nn.Module] = field(default_factory=dict)
     _is_channels_last: bool = False
+    _widest: int = LADDER[-1]
 
     def to_input_space(self, batch: Batch) -> Batch:
         """Return the batch as the network takes it: normalised under ``protocol: paper``, otherwise as it is."""
@@ -147,8 +149,27 @@ class ModelSession:
         key = (which, parameters is None, task.batch_size, *kind)  # the baseline is not the network of all β
         if key not in self._fixed:
             rows = () if parameters is None else (parameters.expand(len(example), -1),)
-            self._fixed[key] = FixedWidth(made(network, *rows), example, *rows, widest=task.batch_size or LADDER[-1])
+            widest = min(task.batch_size or LADDER[-1], self._widest)
+            self._fixed[key] = FixedWidth(made(network, *rows), example, *rows, widest=widest)
         return Lane(self._fixed[key], parameters)
+
+    def narrow(self) -> int:
+        """Halve the widest batch of all networks, as memory was short, and return it; the bits stay the same.
+
+        Raises:
+            ModelError: they cannot be narrower, as they would give other bits.
+        """
+        used = max((network.used for network in self._fixed.values()), default=1)
+        if used // 2 in (0, self._widest):
+            raise ModelError(
+                f"memory is too short for it, even in batches of {used} images; set executor.workers=1, or use a "
+                "device with more memory"
+            )
+        self._widest = used // 2
+        for network in self._fixed.values():
+            network.narrow(self._widest)
+        give_back_memory()
+        return self._widest
 
     def steered(self, steering: Steering, example: Tensor) -> nn.Module:
         """Return the network to score under a steering, as its model makes it, at the first call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.mixed import Mixed
 from harness.curvature.steering import Steered, steer
-from harness.engine import acceleration, session
+from harness.engine import acceleration, numerics, session
 from harness.engine.acceleration import (
     attacking,
     checked,
@@ -29,6 +29,8 @@ from harness.engine.acceleration import (
     to_channels_last,
     wants_compiling,
 )
+from harness.engine.numerics import reproducible
+from harness.engine.verification import logits
 from harness.errors import ModelError, SpecError
 from harness.models.demo import Demo
 
@@ -232,17 +234,80 @@ def test_a_network_in_half_precision_answers_in_float32() -> None:
     assert half_precision(network, "float32") is half_precision(network, "tf32") is network
 
 
-def test_tf32_is_on_for_the_attack_alone() -> None:
-    def flags() -> tuple[bool, bool]:
-        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+def older() -> None:
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = False
 
-    before = flags()
-    with attacking("tf32"):
-        assert flags() == (True, True)
-    assert flags() == before
+
+def newer() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
+def both() -> None:
+    older()
+    newer()
+
+
+@pytest.fixture
+def _as_before() -> Iterator[None]:
+    older_setting, newer_setting = torch.get_float32_matmul_precision(), tf32()
+    yield
+    numerics._set_float32(older_setting, newer_setting)
+    assert torch.get_float32_matmul_precision() == older_setting
+
+
+def tf32() -> list[str]:
+    return [place.fp32_precision for place in numerics._places()]
+
+
+def by_the_older_interface() -> tuple[bool, bool]:
+    """Raises where the two interfaces disagree."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize("plug_in", [lambda: None, older, newer, both])
+def test_tf32_is_on_for_the_attack_alone_whatever_a_plug_in_has_set(plug_in: Callable[[], None]) -> None:
+    plug_in()
+    before = tf32()
+    with attacking("float32"):
+        assert set(tf32()) == {"ieee"}
+        assert by_the_older_interface() == (False, False)
+        with attacking("tf32"):
+            assert set(tf32()) == {"tf32"}
+            assert by_the_older_interface() == (True, True)
+        assert set(tf32()) == {"ieee"}
     with pytest.raises(ZeroDivisionError), attacking("tf32"):
         _ = 1 / 0
-    assert flags() == before
+    assert tf32() == before
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize("plug_in", [older, newer, both])
+def test_the_judge_is_in_full_float32_whatever_a_plug_in_allows_meanwhile(plug_in: Callable[[], None]) -> None:
+    """As a network of another author may, when it is built or in its first forward pass."""
+    seen: list[Any] = []
+
+    class Watching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((set(tf32()), torch.is_autocast_enabled("cpu")))
+            return x.flatten(1)
+
+    with reproducible():
+        plug_in()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits(Watching(), X)
+    assert seen == [({"ieee"}, False)]
+
+
+def test_new_tensors_are_not_filled_first() -> None:
+    settings: Any = torch.utils.deterministic
+    assert settings.fill_uninitialized_memory
+    with reproducible():
+        assert not settings.fill_uninitialized_memory
+        assert torch.are_deterministic_algorithms_enabled()
+    assert settings.fill_uninitialized_memory
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -250,7 +250,7 @@ def test_fastest_is_an_allowed_width(extra: Callable[[Tensor], Tensor], widest: 
 
 def test_fastest_stops_where_twice_the_width_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """An image takes half the time at each doubling up to 64, and all the same from there."""
-    monkeypatch.setattr(FixedWidth, "_timed", lambda self, batch: max(64, len(batch[0])) * 1e-5)
+    monkeypatch.setattr(FixedWidth, "_timed", lambda self, batch, times: max(64, len(batch[0])) * 1e-5)
     assert FixedWidth(Honest(), EXAMPLE).fastest == 64
 
 
