@@ -74,13 +74,19 @@ class Computation:
         made = self.session.attacked if attacked else self.session.judge
         return made(self.portion.task, steering, self.example)
 
+    def provenance(self, steering: Steering) -> dict[str, str]:
+        """Return whether the network was compiled that a stage has attacked; empty of what is no attack."""
+        if self.portion.stage not in self.portion.task.attacks:
+            return {}
+        return {"compiled": "yes" if self.lane(steering, attacked=True).compiled else "no"}
+
     @cached_property
     def example(self) -> Tensor:
         """Noise in the network's input space, [m, c, h, w], the same in every process: what is proved of any image."""
         first, _ = self.images.read([self.portion.trials[0].image])
         noise = torch.rand(EXAMPLES, *first.x.shape[1:], generator=torch.Generator().manual_seed(0))
         example = self.session.to_input_space(replace(first, x=noise).to(self.device)).x
-        self.session.to_channels_last(example[:1])
+        self.session.to_channels_last(example[:1], self.portion.task.precision)
         return example
 
     def groups(self, trials: Sequence[Trial], attacked: bool = False) -> Iterator[Group]:
