@@ -85,6 +85,8 @@ class FAB(Attack):
         device: of all tensors.
     """
 
+    capturable = True
+
     def __init__(
         self,
         slots: int,
