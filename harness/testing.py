@@ -415,6 +415,7 @@ def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> t
     variants = torch.tensor([threat.variant(attempt) for attempt in attempts])
     attack.start(torch.arange(n), Trials(batch.x, batch.y, targets, keys, variants))
     while not attack.finished.all():
+        attack.prepare()
         attack.step(fixed)
     return torch.where(attack.fooled.view(-1, 1, 1, 1), attack.found, batch.x).detach()
 
