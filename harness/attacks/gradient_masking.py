@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.api.threat import Flag
 from harness.errors import ModelError
+from harness.util.random_state import random_state_kept
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,7 +106,7 @@ def _left_by_the_whole_box(network: nn.Module, x: Tensor, y: Tensor, norm: str) 
     with torch.no_grad():
         classes = network(x[:1]).shape[1]
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with random_state_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             _, survived, _, _ = attack.attack_single_run(x, y, x_init=x)

@@ -21,6 +21,7 @@ from harness.curvature.families import FAMILIES, Family
 from harness.curvature.piecewise_affine import Activation
 from harness.curvature.reroute import ActivationCounter, CallCounts, Reroute
 from harness.errors import IncompleteSteering, NothingToSteer
+from harness.util.random_state import random_state_kept
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call of a network."""
@@ -158,7 +159,7 @@ def outputs(network: nn.Module, call: Call, through: Reroute | None = None, back
     inputs = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     swapped = {id(leaf): fresh.clone() for leaf, fresh in zip(leaves, inputs, strict=True)}  # a leaf refuses writes
     args, kwargs = tree_map(lambda leaf: swapped.get(id(leaf), leaf), call)
-    with torch.random.fork_rng(), through or nullcontext():
+    with random_state_kept(), through or nullcontext():
         torch.manual_seed(0)
         result = network(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]

@@ -25,6 +25,7 @@ from harness.curvature.reroute import Reroute
 from harness.curvature.shared_copy import copy_sharing_weights
 from harness.curvature.smooth import with_plain_silu
 from harness.errors import ModelError, SpecError
+from harness.util.random_state import random_state_kept
 
 
 def steer(
@@ -211,7 +212,7 @@ def _plausible_input(network: nn.Module) -> Tensor | None:
     for shape in shapes:
         example = torch.full(shape, 0.5, dtype=like.dtype, device=like.device)
         try:
-            with _eval_mode(network), torch.random.fork_rng(), torch.no_grad():
+            with _eval_mode(network), random_state_kept(), torch.no_grad():
                 network(example)
         except Exception:  # an input of the wrong shape may raise anything
             continue

@@ -26,6 +26,7 @@ from harness.errors import ModelError
 from harness.transfer.probe_network import ProbeNetwork
 from harness.transfer.settings import Tuning
 from harness.util.batching import batched
+from harness.util.random_state import random_state_kept
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def train(
         rate: Adam's learning rate.
         settings: number of epochs, batch size and seed.
     """
-    with torch.random.fork_rng():
+    with random_state_kept():
         torch.manual_seed(settings.seed)
         network = trainable_copy(method, start)
     order = torch.Generator().manual_seed(settings.seed)

@@ -31,7 +31,7 @@ def is_lost(error: BaseException) -> bool:
     """
     if isinstance(error, torch.AcceleratorError):
         return not is_out_of_memory(error)
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     try:
         torch.cuda.synchronize()

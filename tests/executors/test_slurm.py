@@ -151,10 +151,8 @@ def test_no_slurm_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"time": 0}, ["executor.time: ", "above 0", "found 0"]),
         ({"cluster": "moon"}, ["executor.cluster: ", "'slurm', 'local' or 'debug'", "found 'moon'"]),
         ({"folder": "images.npz"}, ["executor.folder: ", "images.npz cannot be made", "choose another"]),
-        (
-            {"gpus": 1, "cluster": "debug"},
-            ["executor.gpus: ", "device: cuda", "found device: cpu", "leave executor.gpus out"],
-        ),
+        ({"gpus": 1, "gres": "gpu:1"}, ["executor: ", "gpus and gres", "found 1 and 'gpu:1'", "leave one out"]),
+        ({"gres": "a100:1"}, ["executor.gres: ", "text that matches ^gpu", "found 'a100:1'"]),
     ],
 )
 def test_bad_fields_are_named(run: Run, fields: dict[str, Any], pieces: list[str]) -> None:
