@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 from helpers.portions import Delivered, portion
 from helpers.tiny import mapping
 
@@ -116,6 +117,20 @@ def test_a_pinned_worker_calls_its_gpu_the_first() -> None:
     assert pinned(clean("mixed", "cuda:1")).task.device == "cuda"
     for device in ("cpu", "auto", "cuda"):
         assert pinned(clean("mixed", device)).task.device == device
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("found", "device"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_resolved_in_the_process_that_computes(
+    found: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.engine import computation
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
+    session = computation.model_session(clean("mixed", "cpu").task.model, "cpu", False)
+    monkeypatch.setattr(computation, "model_session", lambda *_: session)
+    made = computation.Computation(clean("mixed", "auto"))
+    assert made.device == made.portion.task.device == device
 
 
 @pytest.mark.slow

@@ -133,6 +133,23 @@ def test_what_slurm_refuses_is_told(driver: Path, monkeypatch: pytest.MonkeyPatc
     for line in ("--partition=moon", "--time=30", "--mem=500M", "--cpus-per-task=1", "--array=0-2%3"):
         assert f"#SBATCH {line}\n" in text
     assert "gpus" not in text
+    assert "gres" not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"), [({"gpus": 2}, "--gpus-per-node=2"), ({"gres": "gpu:1g.10gb:1"}, "--gres=gpu:1g.10gb:1")]
+)
+def test_gpus_are_asked_for_by_number_or_in_the_words_of_slurm(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], line: str
+) -> None:
+    for name in ("srun", "sbatch"):
+        (driver / name).write_text(SBATCH)
+        (driver / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(driver), os.environ["PATH"]]))
+    with Slurm(**fields) as executor, pytest.raises(ModelError, match="no job could be submitted"):
+        executor.submit(clean("mixed"), Delivered()).result(20)
+    text = Path("submitted.sh").read_text().splitlines()
+    assert [found for found in text if found.startswith("#SBATCH --g")] == [f"#SBATCH {line}"]
 
 
 def test_no_slurm_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
