@@ -457,8 +457,10 @@ class ExecutorContract(PartContract):
 
         waiting = list(portions)
         with part as executor:
+            capacity = executor.capacity("cpu")
+            assert capacity > 0
             while waiting:
-                now, waiting = waiting[: executor.capacity], waiting[executor.capacity :]
+                now, waiting = waiting[:capacity], waiting[capacity:]
                 for future in [executor.submit(portion, deliver) for portion in now]:
                     assert future.result(timeout=300) is None
         expected = [

@@ -30,7 +30,7 @@ class Task:
         dataset: the dataset to read.
         threat: the threat to score under.
         seed: the benchmark's seed.
-        device: device to compute on, such as "cpu" or "cuda:1".
+        device: device to compute on, such as "cpu" or "cuda:1"; "auto" is a GPU in a worker that has one.
         weights_sha256: hash of the model that was loaded; a worker must find the same.
         preprocessing: resizing and cropping that the model expects.
         offline: whether to refuse every download.

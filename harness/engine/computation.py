@@ -30,7 +30,7 @@ class Computation:
     """Trials of one stage in the process that computes them.
 
     Args:
-        portion: the trials.
+        portion: the trials; their task's device is this process's from then on, no longer "auto".
     """
 
     portion: Portion
@@ -39,8 +39,9 @@ class Computation:
     images: ImageCache = field(init=False)
 
     def __post_init__(self) -> None:
-        task = self.portion.task
-        self.device = resolve(task.device)
+        self.device = resolve(self.portion.task.device)
+        task = replace(self.portion.task, device=self.device)
+        self.portion = replace(self.portion, task=task)
         self.session = _session(task, self.device)
         where = (task.dataset, task.preprocessing)
         if where not in self.session.images:

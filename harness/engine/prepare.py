@@ -1,6 +1,7 @@
 """Preparation of a run: check the data, and that each model can be scored, before anything is computed.
 
-A fault of the data stops the benchmark; a fault of a model fails that model alone.
+A fault of the data stops the benchmark; a fault of a model fails that model alone. All of it happens on the CPU: the
+machine that starts a run may have no GPU, and a GPU may be for its worker alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from harness.api.records import Coverage, Preprocessing, Steering
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.images import open_data, source
-from harness.engine.numerics import reproducible, resolve
+from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.engine.verification import logits
 from harness.errors import HarnessError, ModelError, SpecError
@@ -62,8 +63,10 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
     """Read the images, and prepare each model. Models with the same preprocessing share the images.
 
     Raises:
-        HarnessError: the images cannot be used, or are too few, or lack what the threat needs.
+        HarnessError: the workers have no such device, or the images cannot be used, or are too few, or lack what the
+            threat needs.
     """
+    device = benchmark.executor.worker_device(benchmark.device)
     seen: dict[Preprocessing, Data] = {}
     prepared = []
     for model in benchmark.models:
@@ -77,19 +80,26 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
             check_enough_images(benchmark, len(seen[preprocessing].labels))
             few = tuple(seen[preprocessing].digests)[:FEW]
             benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
-        prepared.append(prepare_model(benchmark, model, seen[preprocessing], offline))
+        prepared.append(prepare_model(benchmark, model, seen[preprocessing], device, offline))
     return prepared
 
 
-def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -> PreparedModel:
-    """Load the model, run it on a few images, and prove that the steering reaches all of its activations."""
+def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, offline: bool) -> PreparedModel:
+    """Load the model, run it on a few images, and prove that the steering reaches all of its activations.
+
+    Args:
+        benchmark: the benchmark.
+        model: one of its models.
+        data: the chosen images.
+        device: device of the workers.
+        offline: whether to refuse every download.
+    """
     try:
-        device = resolve(benchmark.device)
-        session = model_session(model, device, offline, benchmark.normalised)
+        session = model_session(model, "cpu", offline, benchmark.normalised)
         loaded = session.loaded
         preprocessing = model.preprocessing(offline=offline)
         few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:FEW])
-        batch = session.to_input_space(few.to(device))
+        batch = session.to_input_space(few)
         check_training_images(benchmark, loaded, data.pixels)
         with reproducible():
             session.to_channels_last(batch.x[:1])
