@@ -14,6 +14,7 @@ from harness.analysis.task_types import TASK_TYPES
 from harness.api.dataset import Data
 from harness.api.model import Model, Scorable
 from harness.api.records import Coverage, Preprocessing, Steering
+from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.images import open_data, source
@@ -27,6 +28,10 @@ MAX_OVERLAP = 0.01
 """Share of the scored images that may be training images too, as in some official splits; their rows are flagged."""
 FEW = 8
 """Images that a model is tried on."""
+RUNS = 3
+"""Runs of all attacks that a search takes, about: on the baseline and on two winners."""
+FORWARD = 1 / 3
+"""Cost of a forward pass, as a share of one with a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,8 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         with reproducible():
             session.to_channels_last(batch.x[:1])
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
-            TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
+            answers = logits(loaded.network, batch.x)
+            TASK_TYPES[benchmark.dataset.target].check_answers(answers, batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
@@ -125,8 +131,21 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
+        passes=passes_of_a_run(benchmark.threat, answers.shape[1], len(data.digests)),
     )
     return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
+
+
+def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:
+    """Return about how many passes, forward and backward, a run makes through one model; 0 where nothing is attacked.
+
+    Args:
+        threat: the threat.
+        classes: number of logits.
+        n: number of images.
+    """
+    each = [passes for stage in threat.attacks if (passes := threat.passes(stage, classes)) is not None]
+    return RUNS * n * sum(passes.gradients + FORWARD * passes.forwards for passes in each)
 
 
 def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steering, ...]:

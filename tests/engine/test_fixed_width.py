@@ -264,7 +264,7 @@ def test_padding_repeats_the_last_row(n: int, width: int) -> None:
 
 
 def test_on_a_gpu_the_reference_is_wide_and_follows_from_the_network_alone() -> None:
-    """For CIFAR's ResNet-18 4.7 MB of an image are kept, for ImageNet's ResNet-50 some 100 MB, for the digits little."""
+    """Of an image, CIFAR's ResNet-18 keeps 4.7 MB, ImageNet's ResNet-50 some 100 MB, the digits' network little."""
     assert on_a_gpu(4_700_000) == ((512, 256, 128, 64, 32, 16, 8, 4, 2, 1), (32, 512))
     assert on_a_gpu(100_000_000).references[0] == 32
     assert on_a_gpu(60_000) == (tuple(2**power for power in range(10, -1, -1)), (64, 1024))
