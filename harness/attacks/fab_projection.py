@@ -104,7 +104,7 @@ def _in_turn(approach: _Approach, order: Tensor) -> tuple[Tensor, Tensor]:
     last, after = torch.zeros_like(order[..., :1]), torch.full_like(order[..., :1], count + 1)
     for _ in range(count.bit_length()):
         middle = (last + after) // 2
-        missing = left.gather(-1, middle.clamp(max=count)) > 0
+        missing = left.gather(-1, middle) > 0
         last, after = torch.where(missing, middle, last), torch.where(missing, after, middle)
     rank = torch.arange(count, device=order.device)
     share = (left[..., :-1] / weights.clamp_(min=NEGLIGIBLE)).clamp_(min=0)
