@@ -103,7 +103,7 @@ class APGD(Attack):
             with torch.enable_grad():  # a sum, since grad(logits, images, by_logits) would import SymPy
                 weighted = (logits * by_logits).sum()
             (gradients,) = torch.autograd.grad(weighted, images)
-            total = gradients if total is None else total.add_(gradients)
+            total = gradients if total is None else total + gradients
         assert total is not None
-        mean = total if self.forwards == 1 else total.div_(self.forwards)
+        mean = total if self.forwards == 1 else total / self.forwards
         return Spot(self._points, mean.flatten(1), losses), logits.argmax(1) != self._losses.y
