@@ -109,8 +109,8 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         with reproducible():
             session.to_channels_last(batch.x[:1])
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
-            answers = logits(loaded.network, batch.x)
-            TASK_TYPES[benchmark.dataset.target].check_answers(answers, batch.y)
+            if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
+                TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
@@ -131,7 +131,7 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
-        passes=passes_of_a_run(benchmark.threat, answers.shape[1], len(data.digests)),
+        passes=passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests)),
     )
     return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
 
