@@ -10,23 +10,32 @@ import torch
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute the block on one thread of torch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def reproducible() -> Iterator[None]:
     """Compute the block on one thread, in full float32, with deterministic kernels and without denormals.
 
     Sums over more threads are taken in another order, so their last bit differs. Denormals arise in φ's tail; they slow
     a CPU's convolutions several times over, and are far below what an attack could use.
     """
-    threads = torch.get_num_threads()
     tf32 = torch.backends.cudnn.allow_tf32
     deterministic = torch.get_deterministic_debug_mode()
-    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.backends.cudnn.allow_tf32 = False
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms() would import the compiler, for seconds
     try:
-        yield
+        with one_thread():
+            yield
     finally:
-        torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
         torch.backends.cudnn.allow_tf32 = tf32
         torch.set_deterministic_debug_mode(deterministic)
