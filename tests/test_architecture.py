@@ -120,6 +120,30 @@ def test_the_core_imports_no_plug_in() -> None:
     assert crossings == KNOWN_EXCEPTIONS
 
 
+NETWORKS_RUN_IN = ("attacks", "curvature", "engine", "threats", "transfer")
+RUN_NONE = {"engine/prepare.py", "engine/session.py", "engine/numerics.py"}
+"""Files that report whatever is raised as it is, as the model's failure, or run no network there."""
+
+
+def test_no_handler_takes_an_error_of_the_device_for_one_of_the_network() -> None:
+    """Out of memory is no gradient masking, no gap in the steering, and no reason to compute otherwise."""
+    broad = {"Exception", "RuntimeError", "BaseException"}
+    found = 0
+    for path in (file for package in NETWORKS_RUN_IN for file in sorted((HARNESS / package).rglob("*.py"))):
+        if path.relative_to(HARNESS).as_posix() in RUN_NONE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            caught = {part.id for part in ast.walk(node.type) if isinstance(part, ast.Name)} if node.type else broad
+            if caught & broad:
+                first = ast.unparse(node.body[0])
+                passes_on = "raise_of_device(error)", "if not is_out_of_memory(error):\n    raise"
+                assert first in passes_on, f"{path}:{node.lineno}"
+                found += 1
+    assert found >= 8
+
+
 def test_every_package_says_what_it_is_for() -> None:
     for path in HARNESS.rglob("__init__.py"):
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

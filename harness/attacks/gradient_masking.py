@@ -40,10 +40,13 @@ def inspect(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> None:
     x, y = x[:IMAGES][correct], y[:IMAGES][correct]
     if not len(x):
         return
-    zero = _zero_gradients(network, x, y)
+    gradient = _gradient(network, x, y)
+    zero = len(x) if gradient is None else int((gradient.flatten(1) == 0).all(1).sum())
     if zero:
         warnings.warn(Flag("zero_gradient", f"{zero} of {len(x)} clean images"), stacklevel=2)
-    left, classes = _left_by_the_whole_box(network, x, y, norm)
+    with torch.no_grad():
+        classes = network(x[:1]).shape[1]
+    left = len(x) if gradient is None else _left_by_the_whole_box(network, x, y, norm)
     if _above_chance(left, len(x), classes):
         warnings.warn(Flag("large_eps", f"{left} of {len(x)} images survive in the whole pixel box"), stacklevel=2)
 
@@ -60,22 +63,17 @@ def refuse_blind(network: nn.Module, x: Tensor, y: Tensor) -> None:
         ModelError: the gradient of the loss is zero everywhere, or not finite.
     """
     gradient = _gradient(network, x, y)
-    if not gradient.isfinite().all():
+    if gradient is not None and not gradient.isfinite().all():
         raise ModelError("its gradient is NaN or infinite; check its weights and its normalisation")
-    if not gradient.any():
+    if gradient is None or not gradient.any():
         raise ModelError(
             "its gradient is zero, so gradient attacks are blind; take out of the network what rounds, detaches or "
             "saturates"
         )
 
 
-def _zero_gradients(network: nn.Module, x: Tensor, y: Tensor) -> int:
-    """Count the images at which the gradient of the loss is exactly zero, or the loss does not depend on the pixels."""
-    return int((_gradient(network, x, y).flatten(1) == 0).all(1).sum())
-
-
-def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy with respect to the pixels, [n, c, h, w]; 0 where it does not exist."""
+def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+    """Return the gradient of the cross-entropy with respect to the pixels, [n, c, h, w]; None if there is none."""
     import torch
     from torch.nn import functional as F
 
@@ -83,18 +81,19 @@ def _gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         loss = F.cross_entropy(network(x), y, reduction="sum")
         if not loss.requires_grad:
-            return torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(loss, x, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient
+            return None
+        gradient: Tensor | None = torch.autograd.grad(loss, x, allow_unused=True)[0]
+    return gradient
 
 
-def _left_by_the_whole_box(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> tuple[int, int]:
-    """Count the images that survive APGD in a ball that holds all of [0, 1]; also return the number of classes.
+def _left_by_the_whole_box(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> int:
+    """Count the images that survive APGD in a ball that holds all of [0, 1].
 
     The attack starts at the clean image: in so large a ball, a random start would fool any network by noise alone.
     """
-    import torch
     from pyautoattack.autopgd_base import APGDAttack
+
+    from harness.util.randomness import seeded
 
     pixels = x[0].numel()
     eps = {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[norm]
@@ -102,16 +101,10 @@ def _left_by_the_whole_box(network: nn.Module, x: Tensor, y: Tensor, norm: str) 
         network, n_iter=STEPS, norm=norm, n_restarts=1, eps=eps, seed=0, loss="ce", device=str(x.device)
     )
     attack.init_hyperparam(x)
-    with torch.no_grad():
-        classes = network(x[:1]).shape[1]
-    try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.manual_seed(0)
-            _, survived, _, _ = attack.attack_single_run(x, y, x_init=x)
-    except RuntimeError:  # the logits do not depend on the pixels: the attack cannot begin
-        return len(x), classes
-    return int(survived.sum()), classes
+    with seeded(0, x), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, survived, _, _ = attack.attack_single_run(x, y, x_init=x)
+    return int(survived.sum())
 
 
 def _above_chance(left: int, n: int, classes: int) -> bool:

@@ -21,6 +21,8 @@ from harness.curvature.families import FAMILIES, Family
 from harness.curvature.piecewise_affine import Activation
 from harness.curvature.reroute import ActivationCounter, CallCounts, Reroute
 from harness.errors import IncompleteSteering, NothingToSteer
+from harness.util.device_errors import raise_of_device
+from harness.util.randomness import seeded
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call of a network."""
@@ -158,8 +160,7 @@ def outputs(network: nn.Module, call: Call, through: Reroute | None = None, back
     inputs = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     swapped = {id(leaf): fresh.clone() for leaf, fresh in zip(leaves, inputs, strict=True)}  # a leaf refuses writes
     args, kwargs = tree_map(lambda leaf: swapped.get(id(leaf), leaf), call)
-    with torch.random.fork_rng(), through or nullcontext():
-        torch.manual_seed(0)
+    with seeded(0, next(iter(leaves), None)), through or nullcontext():
         result = network(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
     differentiable = [leaf for leaf in inputs if leaf.requires_grad]
@@ -168,6 +169,7 @@ def outputs(network: nn.Module, call: Call, through: Reroute | None = None, back
         try:
             torch.autograd.grad(torch.stack(sums).sum(), differentiable, allow_unused=True)
         except RuntimeError as error:
+            raise_of_device(error)
             raise IncompleteSteering(
                 f"the gradient with respect to the input cannot be taken, which every attack needs: {error}"
             ) from error

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from harness.curvature.families import FAMILIES
 from harness.curvature.steering import Steered
+from harness.util.device_errors import raise_of_device
 
 PROBED_BETAS = (0.3, 0.7, 0.9)
 """β that the proof deals out among the images of its example."""
@@ -82,7 +83,8 @@ def mixes(steered: Steered, example: Tensor) -> bool:
                 for a, b in zip(found, alone, strict=True)
             ):
                 return False
-    except Exception:  # whatever a network raises
+    except Exception as error:  # whatever a network raises
+        raise_of_device(error)
         return False
     return True
 

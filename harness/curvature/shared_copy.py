@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from harness.errors import ModelError
+from harness.util.device_errors import raise_of_device
 
 
 def copy_sharing_weights(network: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
@@ -27,6 +28,7 @@ def copy_sharing_weights(network: nn.Module, replacement: Callable[[nn.Module], 
     try:
         copied = copy.deepcopy(network, shared)
     except RuntimeError as error:
+        raise_of_device(error)
         raise ModelError(f"its modules cannot be copied to be replaced ({error}); use sites: all") from error
     if (other := replacement(copied)) is not None:
         return other

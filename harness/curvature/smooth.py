@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from harness.curvature.phi import HALF, check_rows
 from harness.curvature.piecewise_affine import Curve, SteeredOp
 from harness.curvature.shared_copy import copy_sharing_weights
+from harness.util.device_errors import raise_of_device
 
 SmoothActivation = Literal["silu", "gelu", "gelu_tanh"]
 
@@ -143,6 +144,7 @@ def _computes_silu(module: nn.Module) -> bool:
     try:
         with torch.no_grad():
             found = module(probe.clone())
-    except Exception:  # a module that takes other inputs may raise anything
+    except Exception as error:  # a module that takes other inputs may raise anything
+        raise_of_device(error)
         return False
     return isinstance(found, Tensor) and found.shape == probe.shape and torch.allclose(found, F.silu(probe), atol=1e-6)

@@ -25,6 +25,8 @@ from harness.curvature.reroute import Reroute
 from harness.curvature.shared_copy import copy_sharing_weights
 from harness.curvature.smooth import with_plain_silu
 from harness.errors import ModelError, SpecError
+from harness.util.device_errors import raise_of_device
+from harness.util.randomness import seeded
 
 
 def steer(
@@ -211,9 +213,10 @@ def _plausible_input(network: nn.Module) -> Tensor | None:
     for shape in shapes:
         example = torch.full(shape, 0.5, dtype=like.dtype, device=like.device)
         try:
-            with _eval_mode(network), torch.random.fork_rng(), torch.no_grad():
+            with _eval_mode(network), seeded(0, example), torch.no_grad():
                 network(example)
-        except Exception:  # an input of the wrong shape may raise anything
+        except Exception as error:  # an input of the wrong shape may raise anything
+            raise_of_device(error)
             continue
         return example
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from harness.api.records import Batch, Steering
 from harness.api.trial import Trial
-from harness.api.work import Portion
-from harness.engine.fixed_width import FixedWidth
+from harness.api.work import Portion, Task
+from harness.engine.fixed_width import FixedWidth, if_it_fits
 from harness.engine.images import PIECE, ImageCache, source
 from harness.engine.numerics import resolve
 from harness.engine.session import Lane, ModelSession, NoNetwork, model_session
@@ -35,7 +35,7 @@ class Computation:
     """Trials of one stage in the process that computes them.
 
     Args:
-        portion: the trials.
+        portion: the trials; their task's device is this process's from then on, no longer "auto".
     """
 
     portion: Portion
@@ -44,9 +44,10 @@ class Computation:
     images: ImageCache = field(init=False)
 
     def __post_init__(self) -> None:
-        task = self.portion.task
-        self.device = resolve(task.device)
-        self.session = model_session(task.model, self.device, task.offline, task.normalised)
+        self.device = resolve(self.portion.task.device)
+        task = replace(self.portion.task, device=self.device)
+        self.portion = replace(self.portion, task=task)
+        self.session = _session(task, self.device)
         where = (task.dataset, task.preprocessing)
         if where not in self.session.images:
             opened = source(task.dataset, task.preprocessing, task.offline)
@@ -122,13 +123,19 @@ class Computation:
         made = self.session.attacked if attacked else self.session.judge
         return made(self.portion.task, steering, self.example)
 
+    def provenance(self, steering: Steering) -> dict[str, str]:
+        """Return whether the network was compiled that a stage has attacked; empty of what is no attack."""
+        if self.portion.stage not in self.portion.task.attacks:
+            return {}
+        return {"compiled": "yes" if self.lane(steering, attacked=True).compiled else "no"}
+
     @cached_property
     def example(self) -> Tensor:
         """Noise in the network's input space, [m, c, h, w], the same in every process: what is proved of any image."""
         first, _ = self.images.read([self.portion.trials[0].image])
         noise = torch.rand(EXAMPLES, *first.x.shape[1:], generator=torch.Generator().manual_seed(0))
         example = self.session.to_input_space(replace(first, x=noise).to(self.device)).x
-        self.session.to_channels_last(example[:1])
+        self.session.to_channels_last(example[:1], self.portion.task.precision)
         return example
 
     def groups(self, trials: Sequence[Trial], attacked: bool = False) -> Iterator[Group]:
@@ -142,7 +149,7 @@ class Computation:
 
     def width(self, network: FixedWidth) -> int:
         """Return the number of images that go through a network at once."""
-        return self.portion.task.batch_size or network.fastest
+        return min(self.portion.task.batch_size, network.widest) if self.portion.task.batch_size else network.width
 
     def answers(self, trials: Sequence[Trial], x: Tensor) -> Tensor:
         """Return the judge's answers [n, k] for images [n, c, h, w], one for each trial; a trial may come twice."""
@@ -154,6 +161,22 @@ class Computation:
                 for place, answer in zip(places, found, strict=True):
                     result[place] = answer
         return torch.stack(result)
+
+
+def _session(task: Task, device: str) -> ModelSession:
+    """Load a model, in place of those before it where there is no room for both.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights do not fit.
+    """
+    load = partial(model_session, task.model, device, task.offline, task.normalised)
+    session = if_it_fits(load)
+    if session is None:
+        model_session.cache_clear()
+        session = if_it_fits(load)
+    if session is None:
+        raise ModelError(f"its weights do not fit in the memory of {device}; free some of it, or use another device")
+    return session
 
 
 @dataclass(frozen=True, eq=False)

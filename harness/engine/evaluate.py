@@ -5,19 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
 
 from harness.api.threat import Flag
-from harness.api.trial import Result
+from harness.api.trial import Result, Trial
 from harness.api.work import Portion, Report
 from harness.engine.computation import Computation
-from harness.engine.numerics import keep_memory, reproducible
+from harness.engine.numerics import is_nondeterministic, keep_memory, reproducible
 from harness.engine.provenance import provenance
 from harness.engine.stages import run
 from harness.errors import ModelError
 from harness.util.batching import grouped
+from harness.util.device_errors import is_out_of_memory
 
 REPORT_EVERY = 1.0
 """Seconds after which results are passed on; a kill loses no more than these and what is in the slots."""
@@ -37,22 +39,45 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
         raise ModelError(
             f"its weights changed while the benchmark ran ({portion.task.weights_sha256[:12]} before); run it again"
         )
-    stage, reports = run(computation), list[Report]()
+    stage, reports = _in_memory(computation), list[Report]()
     last = perf_counter()
-    started = last
+    started, prepared = last, computation.session.preparing
     while True:
         with reproducible(), _flags() as flags:
             results = next(stage, None)  # a generator runs only here, so no setting outlives a yield
         now = perf_counter()
         if results:
-            reports += _reports(computation, results, flags, now - started)
-            started = now
+            reports += _reports(computation, results, flags, now - started - (computation.session.preparing - prepared))
+            started, prepared = now, computation.session.preparing
         if reports and (results is None or now - last > REPORT_EVERY):
             yield reports
             reports, last = [], perf_counter()
             started = last  # whoever took them may have taken long
         if results is None:
             return
+
+
+def _in_memory(computation: Computation) -> Iterator[list[Result]]:
+    """Run the stage of a portion; where memory is too short, run what is left of it in narrower batches."""
+    left: Portion | None = computation.portion
+    while left is not None:
+        done: set[Trial] = set()
+        stage = run(replace(computation, portion=left))
+        try:
+            for results in stage:
+                yield results
+                done.update(result.trial for result in results)
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        widest, same = computation.session.narrow()
+        warnings.warn(
+            f"{left.task.label}: out of memory on {computation.device}; going on in batches of {widest} images, "
+            + ("which give the same bits" if same else "whose last bits differ, so that a rerun may find other images"),
+            stacklevel=2,
+        )
+        left = left.without(done)
 
 
 def _reports(computation: Computation, results: Iterable[Result], flags: set[str], seconds: float) -> Iterator[Report]:
@@ -68,12 +93,16 @@ def _reports(computation: Computation, results: Iterable[Result], flags: set[str
     made_with = provenance(computation.device)
     for steering, own in grouped(results, lambda result: result.trial.steering).items():
         fitted = computation.session.loaded.fitted(steering)
-        yield Report(tuple(map(timed, own)), tuple(sorted(flags)), made_with | fitted)
+        how = made_with | fitted | computation.provenance(steering)
+        yield Report(tuple(map(timed, own)), tuple(sorted(flags)), how)
 
 
 @contextmanager
 def _flags() -> Iterator[set[str]]:
-    """Collect the names of the `Flag` warnings raised in the block; all other warnings are raised again."""
+    """Collect the names of the `Flag` warnings raised in the block; all other warnings are raised again.
+
+    A network or an attack whose operations have no deterministic kernel is flagged too: its bits may not come again.
+    """
     names: set[str] = set()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -81,5 +110,7 @@ def _flags() -> Iterator[set[str]]:
     for warning in caught:
         if isinstance(warning.message, Flag):
             names.add(warning.message.name)
+        elif is_nondeterministic(str(warning.message)):
+            names.add("nondeterministic")
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

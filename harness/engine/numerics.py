@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
+
+Float32 = Literal["ieee", "tf32"]
 
 
 @contextmanager
@@ -25,20 +28,67 @@ def reproducible() -> Iterator[None]:
     """Compute the block on one thread, in full float32, with deterministic kernels and without denormals.
 
     Sums over more threads are taken in another order, so their last bit differs. Denormals arise in φ's tail; they slow
-    a CPU's convolutions several times over, and are far below what an attack could use.
+    a CPU's convolutions several times over, and are far below what an attack could use. An operation that has no
+    deterministic kernel warns; see `is_nondeterministic`.
     """
-    tf32 = torch.backends.cudnn.allow_tf32
     deterministic = torch.get_deterministic_debug_mode()
+    allocation: Any = torch.utils.deterministic
+    filled = allocation.fill_uninitialized_memory
     torch.set_flush_denormal(True)
-    torch.backends.cudnn.allow_tf32 = False
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms() would import the compiler, for seconds
+    allocation.fill_uninitialized_memory = False  # every new tensor would be filled with NaN first
     try:
-        with one_thread():
+        with one_thread(), float32_by("ieee"):
             yield
     finally:
         torch.set_flush_denormal(False)
-        torch.backends.cudnn.allow_tf32 = tf32
         torch.set_deterministic_debug_mode(deterministic)
+        allocation.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def float32_by(how: Float32) -> Iterator[None]:
+    """Compute matrix products and convolutions of float32 in the block in full ("ieee"), or in TF32 on a GPU.
+
+    Torch has two interfaces for this, and reading the older one raises where they disagree. So both are set, and both
+    have what they had before at the end. A plug-in may use either.
+    """
+    newer = [place.fp32_precision for place in _places()]
+    older = _older(newer)
+    _set_float32("high" if how == "tf32" else "highest", [how] * len(newer))
+    try:
+        yield
+    finally:
+        _set_float32(older, newer)
+
+
+def _older(newer: list[str]) -> str:
+    """Return the older interface's setting of matrix products; the newer one's where they disagree."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "high" if newer[0] == "tf32" else "highest"
+
+
+def _set_float32(older: str, newer: list[str]) -> None:
+    torch.set_float32_matmul_precision(older)
+    torch.backends.cudnn.allow_tf32 = newer[_CONVOLUTIONS] == "tf32"
+    for place, precision in zip(_places(), newer, strict=True):
+        place.fp32_precision = precision
+
+
+def _places() -> tuple[Any, ...]:
+    """Return everything that can round float32 on its own, on a GPU and on a CPU."""
+    cuda, cudnn, cpu = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    return cuda.matmul, cudnn.conv, cudnn.rnn, cpu.matmul, cpu.conv, cpu.rnn  # type: ignore[attr-defined]
+
+
+_CONVOLUTIONS = 1
+
+
+def is_nondeterministic(message: str) -> bool:
+    """Return whether a warning's text says that an operation has no deterministic kernel."""
+    return "does not have a deterministic implementation" in message
 
 
 def resolve(device: str) -> str:

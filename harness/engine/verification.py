@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.api.threat import SLACK_BOX, Threat
+from harness.engine.numerics import float32_by
 from harness.errors import InvalidAdversary, ModelError
 
 
@@ -36,7 +37,7 @@ def verify(threat: Threat, x: Tensor, perturbed: Tensor, normalised: bool = Fals
 
 
 def logits(network: nn.Module, x: Tensor, *rows: Tensor) -> Tensor:
-    """Return the logits [n, classes] of a fresh forward pass.
+    """Return the logits [n, classes] of a fresh forward pass in full float32, whatever a plug-in has allowed.
 
     Args:
         network: network to ask.
@@ -46,7 +47,7 @@ def logits(network: nn.Module, x: Tensor, *rows: Tensor) -> Tensor:
     Raises:
         ModelError: they have another shape, or are not finite.
     """
-    with torch.no_grad():
+    with torch.no_grad(), float32_by("ieee"), torch.autocast(x.device.type, enabled=False):
         result = answers_for(x, network(x, *rows))
     if not result.isfinite().all():
         raise ModelError("its logits are NaN or infinite on images in [0, 1]; check the weights and the normalisation")

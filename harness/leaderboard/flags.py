@@ -32,6 +32,11 @@ MEANING = {
         "The same image gets other logits each time; standard AutoAttack is not made for that, use attack: rand (Croce "
         "& Hein 2020, arXiv 2003.01690)."
     ),
+    "nondeterministic": (
+        "An operation of the network or the attack has no deterministic kernel on this device, so the same run may "
+        "give other bits, and an image near the boundary another verdict (torch.use_deterministic_algorithms lists "
+        "the operations)."
+    ),
     "dynamic": (
         "The network computes gradients or changes while it answers, which standard AutoAttack may not overcome (Croce "
         "et al. 2022, arXiv 2202.13711)."

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from harness.curvature.shared_copy import copy_sharing_weights
 from harness.errors import ModelError
+from harness.util.device_errors import raise_of_device
 from harness.util.text import did_you_mean
 
 REMEDY = "name the module that is the classifier (classifier: head.fc), or choose another backbone"
@@ -85,6 +86,7 @@ def without_classifier(network: nn.Module, example: Tensor, classifier: str | No
         found = pooled(extractor.network(example))
         extractor(example)
     except Exception as error:  # whatever a network raises without its last layer
+        raise_of_device(error)
         raise ModelError(f"its features cannot be taken before {name!r} ({error!r}); {REMEDY}") from error
     expected = pooled(calls[name][0])
     if found.ndim != 2 or not torch.equal(found, expected):

@@ -26,6 +26,7 @@ from harness.errors import ModelError
 from harness.transfer.probe_network import ProbeNetwork
 from harness.transfer.settings import Tuning
 from harness.util.batching import batched
+from harness.util.randomness import seeded
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,7 @@ def train(
         rate: Adam's learning rate.
         settings: number of epochs, batch size and seed.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed, next(start.parameters(), None)):
         network = trainable_copy(method, start)
     order = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam([weight for weight in network.parameters() if weight.requires_grad], lr=rate)

@@ -21,6 +21,12 @@ def raise_of_device(error: BaseException) -> None:
         raise error
 
 
+def give_back_memory() -> None:
+    """Return to the GPU what torch keeps for later batches, which are to be of another shape."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+
+
 def is_lost(error: BaseException) -> bool:
     """Return whether the device is of no use to this process any more, as after a failed assertion on it.
 
@@ -31,7 +37,7 @@ def is_lost(error: BaseException) -> bool:
     """
     if isinstance(error, torch.AcceleratorError):
         return not is_out_of_memory(error)
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     try:
         torch.cuda.synchronize()

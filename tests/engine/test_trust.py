@@ -53,6 +53,8 @@ class Planted(nn.Module):
             return logits.detach() + 0 * logits.sum()
         if self.fault == "randomised":
             return logits + 0.3 * torch.randn_like(logits)
+        if self.fault == "nondeterministic":
+            return torch.zeros_like(logits).put_(torch.arange(logits.numel()).view_as(logits), logits)
         return logits.softmax(1) if self.fault == "probabilities" else logits
 
 
@@ -102,6 +104,7 @@ BRIEF = {"stages": ["apgd-ce", "apgd-t", "square"], "iterations": 10, "queries":
         ("saturated", {"zero_gradient"}),
         ("detached", {"zero_gradient", "large_eps", "square"}),
         ("randomised", {"randomized"}),
+        ("nondeterministic", {"nondeterministic"}),
     ],
 )
 def test_a_planted_fault_raises_its_flag(fault: str, expected: set[str], tmp_path: Path) -> None:

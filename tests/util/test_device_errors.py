@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from harness.util.device_errors import is_lost, is_out_of_memory, raise_of_device
 
 FULL = (
