@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from harness.api.records import Batch, Preprocessing
-from harness.checks.cost import WORKER, available_memory, memory, seconds
+from harness.checks.cost import available_memory, memory, process_memory, seconds, trials
 from harness.checks.findings import Finding, problem
 from harness.checks.model_checks import ModelCosts, check_model
 from harness.config.benchmark import Benchmark
+from harness.engine.acceleration import wants_compiling
 from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
 from harness.engine.prepare import check_enough_images
@@ -27,8 +28,6 @@ from harness.errors import ModelError
 
 IMAGES = 64
 """Images that are read, evenly spaced among the chosen ones."""
-AUTOMATIC = 128
-"""Images in a batch where ``batch_size`` is left to a measurement; few networks gain by more."""
 USABLE = 0.8
 """Share of the free memory that a run may plan with."""
 
@@ -67,7 +66,8 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
             opened[preprocessing] = yield from _data(benchmark, preprocessing)
             yield from _threat(benchmark, opened[preprocessing])
         data = opened[preprocessing]
-        findings, costs = check_model(benchmark, model, data[0] if data else None, device)
+        images, n = data or (None, 0)
+        findings, costs = check_model(benchmark, model, images, device, ceil(n / benchmark.executor.capacity))
         yield from findings
         scorable += [costs] if costs else []
     yield _folder("runs", runs / benchmark.name, "--runs")
@@ -75,8 +75,8 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
     if scorable:
         n = next(data[1] for data in opened.values() if data)
         yield _disk(benchmark, scorable, n, runs)
-        yield _memory(benchmark, scorable, n, device)
-        yield _duration(benchmark, scorable, n)
+        yield _memory(benchmark, scorable, device)
+        yield _duration(benchmark, scorable, n, device)
 
 
 def _device(benchmark: Benchmark) -> Generator[Finding, None, str]:
@@ -158,15 +158,14 @@ def _disk(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, runs: Path
     return Finding("disk", "runs", "problem", text, "choose a larger disk with --runs, or fewer images or β")
 
 
-def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: str) -> Finding:
+def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], device: str) -> Finding:
     """Check the memory for the model that needs most, in all the workers that share the device."""
-    asked = AUTOMATIC if benchmark.batch_size == "auto" else benchmark.batch_size
-    batch, gpu = min(asked, n), device.startswith("cuda")
-    workers = ceil(benchmark.executor.capacity / (torch.cuda.device_count() if device == "cuda" else 1))
+    batch, gpus = max(model.costs.width for model in models), torch.cuda.device_count() if device == "cuda" else 1
+    workers, own = ceil(benchmark.executor.capacity / gpus), process_memory(device)
 
     def needed(images: int) -> int:
-        most = max(memory(benchmark.threat, model.costs, images) for model in models)
-        return workers * (most + (0 if gpu else WORKER))
+        most = max(memory(model.costs, min(images, model.costs.width)) for model in models)
+        return workers * (own + most)
 
     free = available_memory(device)
     text = f"about {_bytes(needed(batch))} for {workers} workers, in batches of {batch}"
@@ -184,20 +183,51 @@ def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: 
     return Finding("memory", "batch_size", "problem" if needed(batch) > free else "warning", text, remedy)
 
 
-def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int) -> Finding:
-    """Estimate the duration of all steerings, as if no image were ever fooled; best-first takes a part of it."""
-    threat, total = benchmark.threat, 0.0
+def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: str) -> Finding:
+    """Estimate the duration as if no image were ever fooled, and the trials a second from which it follows."""
+    threat = benchmark.threat
+    most, least, number = 0.0, 0.0, 0.0
     for model in models:
         each = seconds(threat, model.costs)
         if each is None:
             return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
-        total += each * n * model.steerings * (model.correct if threat.attacks else 1)
-    duration = _minutes(total / benchmark.executor.capacity)
+        attacked = n * (model.correct if threat.attacks else 1)
+        most += each * attacked * model.steerings
+        least += each * attacked * model.finished
+        number += trials(threat, model.costs) * attacked * model.steerings
+    capacity = benchmark.executor.capacity
+    text = f"{_range(least / capacity, most / capacity)}{_left_out(benchmark, models)}: "
+    text += (
+        f"{_number(number / most)} trials a second a worker, in batches of {_widths(models)} (an estimate from a few "
+    )
+    text += "images, not compiled)" if wants_compiling(benchmark.compile, device) else "images)"
+    return Finding("duration", "threat", "ok", text)
+
+
+def _range(least: float, most: float) -> str:
+    """Return between which durations a run ends, in seconds; best-first takes longer the closer the best β are."""
+    low, high = _minutes(least), _minutes(most)
+    from_low = "" if low == high else f"about {low} if search: best_first finds a clear winner, "
+    return f"{from_low}at most {'about ' * (not from_low)}{high}"
+
+
+def _left_out(benchmark: Benchmark, models: Sequence[ModelCosts]) -> str:
+    """Return what an estimate leaves out."""
     left_out = len(benchmark.models) - len(models)
     without = f", without the {left_out} that cannot be scored" if left_out else ""
     if any(model.training is not None for model in benchmark.models):
         without += ", without the fits on training images"
-    return Finding("duration", "threat", "ok", f"at most about {duration}{without}: an estimate from a few images")
+    return without
+
+
+def _widths(models: Sequence[ModelCosts]) -> str:
+    """Return the number of images in a batch, from the narrowest to the widest."""
+    widths = [model.costs.width for model in models]
+    return f"{min(widths)}" if min(widths) == max(widths) else f"{min(widths)} to {max(widths)}"
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _bytes(number: float) -> str:

@@ -100,7 +100,13 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool)
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
         return PreparedModel(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
-    task = Task(
+    task = task_of(benchmark, model, loaded, device, offline)
+    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
+
+
+def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, offline: bool) -> Task:
+    """Return what the trials of a model share, once it is loaded."""
+    return Task(
         label=model.label,
         model=model,
         dataset=benchmark.dataset,
@@ -108,7 +114,7 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool)
         seed=benchmark.seed,
         device=device,
         weights_sha256=loaded.sha256,
-        preprocessing=preprocessing,
+        preprocessing=model.preprocessing(offline=offline),
         offline=offline,
         compile=benchmark.compile,
         precision=benchmark.precision,
@@ -116,7 +122,6 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool)
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
     )
-    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
 
 
 def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steering, ...]:

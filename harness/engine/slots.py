@@ -50,6 +50,11 @@ class Packed:
         return logits.new_zeros(self.slots, logits.shape[1]).index_copy(0, self.occupied, logits)
 
 
+def enough_slots(width: int, trials: int) -> int:
+    """Return the number of slots: no more than trials can fill, rounded up to a multiple of 16."""
+    return min(width, -(-trials // 16) * 16)
+
+
 def advance(
     attack: Attack,
     slots: int,
