@@ -185,22 +185,19 @@ def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], device: str) -> 
 
 def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: str) -> Finding:
     """Estimate the duration as if no image were ever fooled, and the trials a second from which it follows."""
-    threat = benchmark.threat
-    most, least, number = 0.0, 0.0, 0.0
-    for model in models:
-        each = seconds(threat, model.costs)
-        if each is None:
-            return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
-        attacked = n * (model.correct if threat.attacks else 1)
-        most += each * attacked * model.steerings
-        least += each * attacked * model.finished
-        number += trials(threat, model.costs) * attacked * model.steerings
-    capacity = benchmark.executor.capacity
-    text = f"{_range(least / capacity, most / capacity)}{_left_out(benchmark, models)}: "
-    text += (
-        f"{_number(number / most)} trials a second a worker, in batches of {_widths(models)} (an estimate from a few "
+    threat, capacity = benchmark.threat, benchmark.executor.capacity
+    known = [(model, each) for model in models if (each := seconds(threat, model.costs)) is not None]
+    if len(known) < len(models):
+        return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
+    of_a_steering = [each * n * (model.correct if threat.attacks else 1) / capacity for model, each in known]
+    least = sum(own * model.finished for own, model in zip(of_a_steering, models, strict=True))
+    most = sum(own * model.steerings for own, model in zip(of_a_steering, models, strict=True))
+    rate = sum(trials(threat, model.costs) for model in models) / sum(each for _, each in known)
+    uncompiled = ", not compiled" if wants_compiling(benchmark.compile, device) else ""
+    text = (
+        f"{_range(least, most)}{_left_out(benchmark, models)}: {_number(rate)} trials a second a worker, in batches of "
+        f"{_widths(models)} (an estimate from a few images{uncompiled})"
     )
-    text += "images, not compiled)" if wants_compiling(benchmark.compile, device) else "images)"
     return Finding("duration", "threat", "ok", text)
 
 

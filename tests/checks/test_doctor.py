@@ -18,6 +18,7 @@ from helpers.commands import Command
 from helpers.library import perturb
 from torch import Tensor, nn
 
+from harness.analysis.task_types import TASK_TYPES
 from harness.api.records import Batch
 from harness.api.threat import Passes, Threat
 from harness.attacks.autoattack import VERSIONS, Custom, passes
@@ -351,7 +352,7 @@ def test_every_shipped_benchmark_is_answered_truly(path: Path, here: Path, comma
 
 
 def costs(**changes: Any) -> Costs:
-    usual = {
+    usual: dict[str, Any] = {
         "width": 64,
         "forward": 1.0,
         "gradient": 100.0,
@@ -430,7 +431,7 @@ def test_the_duration_runs_from_a_clear_winner_to_the_whole_grid(
 ) -> None:
     """Ten β and the baseline, 60 images that are all right, 16.7 s each: a forward pass, and ten of an attack."""
     monkeypatch.setattr(model_checks, "measure", lambda *_: costs(forward=6.7, attacks={"apgd-ce": 10.0}, width=48))
-    monkeypatch.setattr(model_checks.TASK_TYPES["class"], "outcome", lambda _, y: torch.ones(len(y)))
+    monkeypatch.setattr(TASK_TYPES["class"], "outcome", lambda _, y: torch.ones(len(y)))
     beta = [0.9, 0.89, 0.88, 0.87, 0.86, 0.85, 0.84, 0.83, 0.82, 0.81]
     found = findings(digits(dataset={"kind": "digits", "n": 60}, steering={"beta": beta}, **changes))[-1]
     assert found.text.startswith(text)
