@@ -35,6 +35,7 @@ class Costs:
         own_step: seconds of one step of another attack's work outside the network; see `Threat.own_work`.
         stage: mean seconds to make the image of a stage with reduction "mean"; 0 with "worst".
         working: bytes of the device for each image of a batch.
+        kept: bytes that the network keeps of an image for the backward pass.
         image: bytes of the image itself.
         weights: bytes of the network's parameters and buffers, once for all images.
         classes: number of logits.
@@ -47,6 +48,7 @@ class Costs:
     own_step: float
     stage: float
     working: int
+    kept: int
     image: int
     weights: int
     classes: int

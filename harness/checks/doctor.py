@@ -21,10 +21,11 @@ from harness.config.benchmark import Benchmark
 from harness.engine.acceleration import wants_compiling
 from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
-from harness.engine.prepare import check_enough_images
+from harness.engine.prepare import check_enough_images, passes_of_a_run
 from harness.engine.provenance import provenance
 from harness.engine.session import model_session
-from harness.errors import ModelError
+from harness.errors import ModelError, SpecError
+from harness.util.gpus import gpus_of, visible_gpus
 
 IMAGES = 64
 """Images that are read, evenly spaced among the chosen ones."""
@@ -67,7 +68,7 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
             yield from _threat(benchmark, opened[preprocessing])
         data = opened[preprocessing]
         images, n = data or (None, 0)
-        findings, costs = check_model(benchmark, model, images, device, ceil(n / benchmark.executor.capacity))
+        findings, costs = check_model(benchmark, model, images, device, ceil(n / benchmark.executor.capacity(device)))
         yield from findings
         scorable += [costs] if costs else []
     yield _folder("runs", runs / benchmark.name, "--runs")
@@ -80,17 +81,34 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
 
 
 def _device(benchmark: Benchmark) -> Generator[Finding, None, str]:
-    """Check the device, and return the one to check the models on: the CPU if the GPU is missing."""
-    device, gpus = resolve(benchmark.device), torch.cuda.device_count()
-    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= gpus:
-        text = f"{device} was asked for, but torch finds {gpus} GPUs"
-        yield Finding("device", "device", "problem", text, "set device: auto, or install a torch built for your GPU")
-        device = "cpu"
+    """Check the device, and return the one to check the models on: the CPU if no GPU is here, or needs to be."""
+    executor, device, workers = benchmark.executor, "cpu", "no workers"
+    try:
+        asked = executor.worker_device(benchmark.device)
+        workers = f"{executor.capacity(asked)} workers"
+        device = "cpu" if executor.elsewhere else _of_this_process(asked)
+    except SpecError as error:
+        yield problem("device", "device", error)
     known = provenance(device)
     versions = ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "pyautoattack", "robustbench"))
-    workers = f"{benchmark.executor.capacity} workers"
-    yield Finding("device", "device", "ok", f"{device} ({known['device_name']}), {workers}; {versions}")
+    text = f"{device} ({known['device_name']}), {workers}"
+    if executor.elsewhere:
+        text += f" of kind {executor.kind} elsewhere: models are checked on this machine's CPU"
+    yield Finding("device", "device", "ok", f"{text}; {versions}")
     return device
+
+
+def _of_this_process(device: str) -> str:
+    """Return a device of this machine as this process names it, which cannot tell MIG instances apart.
+
+    Raises:
+        SpecError: there is no such GPU.
+    """
+    device = resolve(device)
+    if device == "cpu":
+        return device
+    gpus_of(device, visible_gpus())
+    return device if int(device.partition(":")[2] or 0) < torch.cuda.device_count() else "cuda"
 
 
 def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Finding, None, tuple[Batch, int] | None]:
@@ -161,7 +179,7 @@ def _disk(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, runs: Path
 def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], device: str) -> Finding:
     """Check the memory for the model that needs most, in all the workers that share the device."""
     batch, gpus = max(model.costs.width for model in models), torch.cuda.device_count() if device == "cuda" else 1
-    workers, own = ceil(benchmark.executor.capacity / gpus), process_memory(device)
+    workers, own = ceil(benchmark.executor.capacity(device) / gpus), process_memory(device)
 
     def needed(images: int) -> int:
         most = max(memory(model.costs, min(images, model.costs.width)) for model in models)
@@ -185,7 +203,7 @@ def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], device: str) -> 
 
 def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: str) -> Finding:
     """Estimate the duration as if no image were ever fooled, and the trials a second from which it follows."""
-    threat, capacity = benchmark.threat, benchmark.executor.capacity
+    threat, capacity = benchmark.threat, benchmark.executor.capacity(device)
     known = [(model, each) for model in models if (each := seconds(threat, model.costs)) is not None]
     if len(known) < len(models):
         return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
@@ -193,12 +211,19 @@ def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device
     least = sum(own * model.finished for own, model in zip(of_a_steering, models, strict=True))
     most = sum(own * model.steerings for own, model in zip(of_a_steering, models, strict=True))
     rate = sum(trials(threat, model.costs) for model in models) / sum(each for _, each in known)
-    uncompiled = ", not compiled" if wants_compiling(benchmark.compile, device) else ""
+    will_compile = any(_will_compile(benchmark, model, n, device) for model in models)
+    uncompiled = ", not compiled" if will_compile else ""
     text = (
         f"{_range(least, most)}{_left_out(benchmark, models)}: {_number(rate)} trials a second a worker, in batches of "
         f"{_widths(models)} (an estimate from a few images{uncompiled})"
     )
     return Finding("duration", "threat", "ok", text)
+
+
+def _will_compile(benchmark: Benchmark, model: ModelCosts, n: int, device: str) -> bool:
+    """Return whether a run compiles a model, which its measurement does not."""
+    work = passes_of_a_run(benchmark.threat, model.costs.classes, n) * model.costs.kept
+    return wants_compiling(benchmark.compile, torch.device(device).type, work)
 
 
 def _range(least: float, most: float) -> str:

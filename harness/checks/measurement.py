@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness.api.attack import Attack, Trials
 from harness.api.records import Batch, Steering
@@ -19,7 +18,8 @@ from harness.api.threat import Passes, Threat
 from harness.checks.cost import Costs
 from harness.engine.acceleration import attacking
 from harness.engine.computation import Computation
-from harness.engine.fixed_width import REFERENCES
+from harness.engine.fixed_width import ON_A_CPU
+from harness.engine.footprint import kept_bytes
 from harness.engine.session import OneSteering
 from harness.engine.slots import enough_slots
 from harness.util.noise import Noise
@@ -50,10 +50,8 @@ def measure(computation: Computation, steering: Steering, batch: Batch, trials: 
     threat, x = computation.portion.task.threat, batch.x
     plain = computation.session.steered(steering, x[:1])
     few = batch.part(range(min(FEW, len(batch))))
-    _, kept = gradient(plain, few.x, few.y)
-    share = WITH_GRAPH if threat.attacks else WITHOUT_GRAPH
-    image = x[0].numel() * x.element_size()
-    estimated = COPIES * image + int(share * (kept // len(few)))
+    kept, image = kept_bytes(plain, few.x), x[0].numel() * x.element_size()
+    estimated = COPIES * image + int(kept * (WITH_GRAPH if threat.attacks else WITHOUT_GRAPH))
     with attacking(computation.portion.task.precision):
         times = _slow(computation, plain, few) or _at_width(computation, steering, batch, trials)
     state = [*plain.parameters(), *plain.buffers()]
@@ -61,6 +59,7 @@ def measure(computation: Computation, steering: Steering, batch: Batch, trials: 
         times.width, times.forward, times.gradient, times.attacks, times.own_step,
         stage=_making(threat, plain, batch),
         working=estimated if times.held is None else times.held,
+        kept=kept,
         image=image,
         weights=sum(tensor.numel() * tensor.element_size() for tensor in state),
         classes=times.classes,
@@ -90,7 +89,8 @@ def _slow(computation: Computation, plain: nn.Module, few: Batch) -> Times | Non
     """
     if few.x.is_cuda or (gradient := _seconds(lambda: _both_ways(plain, few), few.x)) <= QUICK:
         return None
-    width = min(computation.portion.task.batch_size or REFERENCES[0], REFERENCES[0])
+    narrowest = ON_A_CPU.references[0]
+    width = min(computation.portion.task.batch_size or narrowest, narrowest)
     return _timed(computation, plain, few, gradient, {})._replace(width=width)
 
 
@@ -136,7 +136,12 @@ def _attack(threat: Threat, stage: str, network: nn.Module, batch: Batch, classe
     slots = torch.arange(n, device=x.device)
     variants = torch.full_like(slots, threat.variant(attempts[0]))
     machine.start(slots, Trials(x, batch.y, (batch.y + 1) % classes, keys=slots, variants=variants))
-    return steps(passes, machine) * _seconds(lambda: machine.step(network), x) / n
+
+    def step() -> None:
+        machine.prepare()
+        machine.step(network)
+
+    return steps(passes, machine) * _seconds(step, x) / n
 
 
 def steps(passes: Passes, machine: Attack) -> float:
@@ -163,32 +168,6 @@ def _both_ways(network: nn.Module, batch: Batch) -> None:
         total = network(x).sum()
         if total.requires_grad:
             torch.autograd.grad(total, x, allow_unused=True)
-
-
-def gradient(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """Return the gradient of the cross-entropy at ``x``, and the bytes that autograd kept for it.
-
-    Args:
-        network: network from images to logits.
-        x: images [n, c, h, w].
-        y: their classes, int64 [n].
-    """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        x, y = x.detach().clone().requires_grad_(), y.clone()  # slices share the storage of the whole batch
-        loss = F.cross_entropy(network(x), y, reduction="sum")
-        if not loss.requires_grad:  # the network cuts the gradient
-            return torch.zeros_like(x), 0
-        (result,) = torch.autograd.grad(loss, x, allow_unused=True)
-    return torch.zeros_like(x) if result is None else result, sum(kept.values())
 
 
 def _seconds(step: Callable[[], object], x: Tensor) -> float:
