@@ -107,16 +107,21 @@ def test_a_network_that_is_slow_on_a_cpu_is_timed_on_a_few_images(clock: Clock) 
 def test_the_work_of_an_attack_outside_the_network_counts(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.attacks.square import Square
 
-    step = Square.step
+    step, prepare = Square.step, Square.prepare
 
     def slower(self: Square, network: Any) -> None:
         step(self, network)
         clock.now += 3 * CALL
 
+    def slowly(self: Square) -> None:
+        prepare(self)
+        clock.now += 2 * CALL
+
     monkeypatch.setattr(Square, "step", slower)
+    monkeypatch.setattr(Square, "prepare", slowly)
     asked = computation()
     found = seconds(asked.portion.task.threat, measured(asked))
-    assert found == pytest.approx((CALLS + 7 * 3) * CALL / 32, rel=0.02)
+    assert found == pytest.approx((CALLS + 7 * (3 + 2)) * CALL / 32, rel=0.02)
 
 
 def test_threats_without_a_step_machine_cost_their_passes(clock: Clock) -> None:
@@ -152,7 +157,7 @@ def test_steps_are_those_after_which_survivors_end(attack: Attack, monkeypatch: 
 
 def test_memory_on_a_gpu_is_the_most_that_torch_held(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurement, "_begin_to_count", lambda _: 1_000)
-    monkeypatch.setattr(measurement.torch.cuda, "max_memory_allocated", lambda _: 1_000 + 32 * 77)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1_000 + 32 * 77)
     assert measured(computation()).working == 77
 
 
