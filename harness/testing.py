@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from harness.api import registry
-from harness.api.attack import Trials
+from harness.api.attack import Attack, Trials
 from harness.api.dataset import Dataset, Source
 from harness.api.executor import Executor
 from harness.api.model import Model, Scorable
@@ -364,6 +364,23 @@ class ThreatContract(PartContract):
                 for places in ([len(batch) - 1], [len(batch) // 2], list(range(len(batch)))[::-2]):
                     assert torch.equal(_proposed(part, stage, network, batch.part(places)), among[places])
 
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_step_that_can_be_captured_works_on_the_same_memory(
+        self, part: Threat, network: nn.Module, batch: Batch
+    ) -> None:
+        """A step of an attack that says `capturable` moves no tensor of it, and changes nothing but their values.
+
+        If not, a CUDA graph of the step writes to memory that is no longer the attack's: write with ``out=`` and
+        in place, and leave what the host counts to ``prepare``.
+        """
+        for stage in part.stages:
+            attack, fixed = _started(part, stage, network, batch)
+            while attack is not None and attack.capturable and not attack.finished.all():
+                attack.prepare()
+                before = memory(attack)
+                attack.step(fixed)
+                assert memory(attack) == before
+
     def test_says_what_it_takes(self, part: Threat, batch: Batch) -> None:
         """``passes`` returns counts, or None if they are not known; ``own_work`` leaves the images unchanged.
 
@@ -397,23 +414,44 @@ class ThreatContract(PartContract):
         assert part.summary_columns({CLEAN: 0.5}).keys() <= summary_columns.keys()
 
 
-def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return what a stage makes of a batch in its first attempts, by whichever way it has, [n, c, h, w].
+def memory(value: object) -> object:
+    """Return what a CUDA graph takes for granted of an attack, to be compared: where its tensors lie, and all else."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr(), value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return [memory(item) for item in value]
+    if isinstance(value, dict):
+        return {name: memory(item) for name, item in value.items()}
+    return memory(vars(value)) if hasattr(value, "__dict__") and not callable(value) else value
+
+
+def _started(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> tuple[Attack | None, FixedWidth]:
+    """Return a stage's attack with the first attempt on each image in a slot, if it is one, and what it attacks.
 
     The network is as the harness gives it to an attack: an image's logits do not depend on the batch.
     """
     fixed = FixedWidth(network, batch.x)
-    keys = torch.tensor([key_of(0, image, stage) for image in batch.indices.tolist()])
     n, shape = len(batch), tuple(batch.x.shape[1:])
     attack = threat.attack_machine(stage, n, shape, fixed.classes, str(batch.x.device))
+    if attack is not None:
+        logits = fixed(batch.x)
+        rankings = logits.scatter(1, batch.y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1].tolist()
+        attempts = [threat.attempts(stage, ranking)[0] for ranking in rankings]
+        targets = torch.tensor([max(attempt.target, 0) for attempt in attempts])
+        variants = torch.tensor([threat.variant(attempt) for attempt in attempts])
+        attack.start(torch.arange(n), Trials(batch.x, batch.y, targets, _keys(stage, batch), variants))
+    return attack, fixed
+
+
+def _keys(stage: str, batch: Batch) -> torch.Tensor:
+    return torch.tensor([key_of(0, image, stage) for image in batch.indices.tolist()])
+
+
+def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return what a stage makes of a batch in its first attempts, by whichever way it has, [n, c, h, w]."""
+    attack, fixed = _started(threat, stage, network, batch)
     if attack is None:
-        return threat.perturb(stage, fixed, batch, Noise(0, keys)).detach()
-    logits = fixed(batch.x)
-    rankings = logits.scatter(1, batch.y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1].tolist()
-    attempts = [threat.attempts(stage, ranking)[0] for ranking in rankings]
-    targets = torch.tensor([max(attempt.target, 0) for attempt in attempts])
-    variants = torch.tensor([threat.variant(attempt) for attempt in attempts])
-    attack.start(torch.arange(n), Trials(batch.x, batch.y, targets, keys, variants))
+        return threat.perturb(stage, fixed, batch, Noise(0, _keys(stage, batch))).detach()
     while not attack.finished.all():
         attack.prepare()
         attack.step(fixed)

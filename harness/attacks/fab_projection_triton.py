@@ -156,14 +156,14 @@ def _read(point, normal, at, size, EUCLIDEAN: tl.constexpr, NEGLIGIBLE: tl.const
     return t, w
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _sign(w):
+@triton.jit
+def _sign(w):  # type: ignore[no-untyped-def]
     """Return 1, −1, or for 0 and NaN 0."""
     return (w > 0).to(w.dtype) - (w < 0).to(w.dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _room(t, w, side):
+@triton.jit
+def _room(t, w, side):  # type: ignore[no-untyped-def]
     """Return the distance to the wall in the direction side · sign(w), 0 without a direction."""
     sign = side * _sign(w)
     return (tl.maximum(sign, 0.0) - t) * sign

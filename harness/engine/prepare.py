@@ -109,14 +109,14 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         with reproducible():
             session.to_channels_last(batch.x[:1])
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
-            answers = logits(loaded.network, batch.x)
-            TASK_TYPES[benchmark.dataset.target].check_answers(answers, batch.y)
+            if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
+                TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
         return PreparedModel(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
-    passes = passes_of_a_run(benchmark.threat, answers.shape[1], len(data.digests))
+    passes = passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests))
     task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes)
     return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
 

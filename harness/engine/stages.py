@@ -19,7 +19,7 @@ from harness.engine.computation import Computation, Group
 from harness.engine.fixed_width import FixedWidth
 from harness.engine.images import source
 from harness.engine.session import OneSteering
-from harness.engine.slots import Ended, advance, enough_slots
+from harness.engine.slots import Ended, Packed, advance, enough_slots
 from harness.engine.verification import verify
 from harness.util.batching import batched, grouped
 from harness.util.noise import Noise
@@ -117,12 +117,15 @@ def _in_slots(computation: Computation, group: Group, attack: Attack, slots: int
             parameters[places] = group.parameters[numbers]
 
     def network(images: Tensor, occupied: Tensor) -> Tensor:
-        answers: Tensor = group.network(images, *(() if parameters is None else (parameters[occupied],)))
+        rows = () if parameters is None else (parameters.index_select(0, occupied),)
+        answers: Tensor = group.network(images, *rows)
         return answers
 
+    recorder = computation.session.recorder(task)
+    packed = Packed(network, slots, attack.finished.device, int if recorder is None else group.network.rows_for)
     waiting: list[Ended] = []
     judged = perf_counter()
-    ended = advance(attack, slots, len(trials), start, network)
+    ended = advance(attack, slots, len(trials), start, packed, recorder)
     while True:
         with attacking(task.precision):
             some = next(ended, None)
@@ -140,10 +143,11 @@ def _judged(computation: Computation, group: Group, attack: Attack, ended: Seque
     found = {trial: one.found for trial, one in zip(trials, ended, strict=True) if one.found is not None}
     fooled = _fooled(computation, list(found), torch.stack(list(found.values()))) if found else []
     lost = {trial for trial, is_lost in zip(found, fooled, strict=True) if is_lost}
+    kept = dict(zip(found, torch.stack(list(found.values())).cpu(), strict=True)) if lost else {}  # one copy for all
     results = []
     for trial, one in zip(trials, ended, strict=True):
         cost = Cost(one.steps * attack.forwards + (one.found is not None), one.steps * attack.backwards)
-        image = found[trial].cpu().clone() if trial in lost else None  # not a view of all that ended with it
+        image = kept[trial].clone() if trial in lost else None  # not a view of all that ended with it
         results.append(Result(trial, Answer(0.0 if trial in lost else 1.0), cost, image))
     return results
 

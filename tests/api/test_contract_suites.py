@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.api.attack import Attack, Network, Trials
 from harness.api.records import Batch
 from harness.api.threat import Threat
 from harness.api.trial import Attempt
@@ -145,6 +146,29 @@ class SharesIdentities(PlainThreat):
         return {"stage": "any"}
 
 
+class Rebinding(Attack):
+    """Ends after a step, and says that it can be captured, but puts another tensor in the place of one."""
+
+    capturable = True
+    forwards, backwards = 1, 0
+
+    def __init__(self, slots: int, shape: tuple[int, ...]) -> None:
+        self.found = torch.zeros(slots, *shape)
+        self.fooled, self.finished = torch.zeros(2, slots, dtype=torch.bool)
+
+    def start(self, slots: Tensor, trials: Trials) -> None:
+        self.found[slots] = trials.x
+
+    def step(self, network: Network) -> None:
+        network(self.found)
+        self.finished = ~self.finished
+
+
+class RebindsATensor(PlainThreat):
+    def attack_machine(self, stage: str, slots: int, shape: tuple[int, ...], classes: int, device: str) -> Attack:
+        return Rebinding(slots, shape)
+
+
 @pytest.mark.parametrize(
     ("threat", "test"),
     [
@@ -154,6 +178,7 @@ class SharesIdentities(PlainThreat):
         (Overwrites, "test_proposes_an_image_for_each"),
         (TakesAnOwnStage, "test_names_its_stages"),
         (RepeatsAttempts, "test_attempts_belong_to_their_stage"),
+        (RebindsATensor, "test_a_step_that_can_be_captured_works_on_the_same_memory"),
         (SharesIdentities, "test_stages_have_identities_of_their_own"),
     ],
 )

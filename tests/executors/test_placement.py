@@ -125,9 +125,10 @@ def test_auto_is_resolved_in_the_process_that_computes(
     found: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.engine import computation
+    from harness.engine.session import model_session
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
-    session = computation.model_session(clean("mixed", "cpu").task.model, "cpu", False)
+    session = model_session(clean("mixed", "cpu").task.model, "cpu", False)
     monkeypatch.setattr(computation, "model_session", lambda *_: session)
     made = computation.Computation(clean("mixed", "auto"))
     assert made.device == made.portion.task.device == device
