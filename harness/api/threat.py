@@ -167,6 +167,8 @@ class Threat(Part):
     def own_work(self, x: Tensor) -> None:
         """Do one step of the work that the attack does outside the network, for ``ct-harness doctor`` to time.
 
+        Not called where it can time a step of the stage's `attack_machine`.
+
         Args:
             x: images [n, c, h, w] in [0, 1]; to be left unchanged.
         """

@@ -89,6 +89,11 @@ class _Rows(torch.autograd.Function):
         return gradient.index_select(0, ctx.back), None, None
 
 
+def enough_slots(width: int, trials: int) -> int:
+    """Return the number of slots: no more than trials can fill, rounded up to a multiple of 16."""
+    return min(width, -(-trials // 16) * 16)
+
+
 def advance(
     attack: Attack,
     slots: int,

@@ -20,7 +20,7 @@ from harness.engine.computation import Computation, Group
 from harness.engine.fixed_width import FixedWidth
 from harness.engine.images import source
 from harness.engine.session import OneSteering
-from harness.engine.slots import Ended, Packed, advance
+from harness.engine.slots import Ended, Packed, advance, enough_slots
 from harness.engine.verification import verify
 from harness.util.batching import batched, grouped
 from harness.util.noise import Noise
@@ -92,18 +92,13 @@ def perturbed(computation: Computation) -> Iterator[list[Result]]:
     """Run a stage of the threat: in slots where it has a step machine, otherwise batch by batch."""
     threat, stage = computation.portion.task.threat, computation.portion.stage
     for group in computation.groups(computation.portion.trials, attacked=bool(computation.portion.task.attacks)):
-        slots = _slots(computation.width(group.network), len(group.trials))
+        slots = enough_slots(computation.width(group.network), len(group.trials))
         shape = tuple(computation.batch(group.trials[:1])[0].x.shape[1:])
         attack = threat.attack_machine(stage, slots, shape, group.network.classes, computation.device)
         if attack is None:
             yield from _by_batches(computation, group)
         else:
             yield from _in_slots(computation, group, attack, slots)
-
-
-def _slots(width: int, trials: int) -> int:
-    """Return the number of slots: no more than trials can fill, rounded up to a multiple of 16."""
-    return min(width, -(-trials // 16) * 16)
 
 
 def _in_slots(computation: Computation, group: Group, attack: Attack, slots: int) -> Iterator[list[Result]]:
