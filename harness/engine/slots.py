@@ -147,7 +147,7 @@ def _steps(attack: Attack, steps: Tensor, packed: Packed, recorder: Recorder | N
         steps.add_(~attack.finished)
         attack.step(packed)
 
-    if recorder is None or not attack.capturable:
+    if recorder is None or not recorder.usable or not attack.capturable:
         recorded = None
     else:
         state = [steps, *state_of(attack)]

@@ -22,6 +22,9 @@ WARM_UP = 3
 class Recorder(Protocol):
     """Records work on a device, to be repeated."""
 
+    usable: bool
+    """False once something could not be recorded, as where a network waits for the device in every pass."""
+
     def run(self, work: Callable[[], None]) -> None:
         """Run work as it is, where it would be recorded."""
 
@@ -37,6 +40,7 @@ class CudaRecorder:
     """Records CUDA graphs, which share the memory of what is in between."""
 
     def __init__(self) -> None:
+        self.usable = True
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
 
@@ -100,6 +104,7 @@ class Replayed:
         self._restore(before)
         if not reason:
             return repeat
+        self._recorder.usable = False
         warnings.warn(f"a step cannot be recorded as a CUDA graph ({reason}); it runs without, slower", stacklevel=2)
         return None
 

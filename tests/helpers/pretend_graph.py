@@ -18,6 +18,7 @@ class PretendGraphs:
     """
 
     def __init__(self) -> None:
+        self.usable = True
         self.recorded = self.repeated = 0
 
     def run(self, work: Callable[[], None]) -> None:
