@@ -444,7 +444,12 @@ def test_a_worker_has_its_share_of_the_images_and_with_a_full_search_of_all_stee
     search: str, trials_of_a_worker: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(model_checks, "measure", lambda *given: asked.append(given[-1]) or costs())
+
+    def measured(*given: Any) -> Costs:
+        asked.append(given[-1])
+        return costs()
+
+    monkeypatch.setattr(model_checks, "measure", measured)
     changes = {"executor": {"kind": "local", "workers": 3}, "steering": {"beta": [0.9, 0.8]}}
     findings(digits(search={"kind": search}, **changes))  # 40 images
     assert asked == [trials_of_a_worker]
