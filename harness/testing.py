@@ -37,9 +37,11 @@ from harness.api.work import Portion, Report, Task
 from harness.engine.evaluate import evaluate
 from harness.engine.fixed_width import FixedWidth
 from harness.engine.numerics import reproducible
+from harness.engine.session import NoNetwork
 from harness.errors import DataError, ModelError
 from harness.util.hashing import canonical
 from harness.util.noise import Noise, key_of
+from harness.util.threads import in_threads
 
 
 class PartContract:
@@ -242,6 +244,18 @@ class DatasetContract(PartContract):
         assert torch.equal(whole.x, torch.cat([batch.x for batch in slices]))
         assert torch.equal(whole.y, torch.cat([batch.y for batch in slices]))
 
+    def test_threads_read_what_one_reads(self, source: Source) -> None:
+        """Several threads at once read what one does, if the source is ``concurrent``.
+
+        If not, an image is mixed up with another one, on a GPU: leave ``concurrent`` False.
+        """
+        numbers = range(min(len(source), 20))
+        threads = 4 if source.concurrent else 1
+        each = in_threads(lambda number: source.read((number,)), [*numbers, *numbers], threads)
+        whole = source.read((*numbers, *numbers))
+        assert torch.equal(whole.x, torch.cat([batch.x for batch in each]))
+        assert torch.equal(whole.y, torch.cat([batch.y for batch in each]))
+
     def test_subset(self, part: Dataset, source: Source) -> None:
         """``n`` chooses the first n images, in order, and more than there are is an error that names ``dataset.n``."""
         size = len(source)
@@ -380,6 +394,22 @@ class ThreatContract(PartContract):
                 before = memory(attack)
                 attack.step(fixed)
                 assert memory(attack) == before
+
+    @pytest.mark.filterwarnings("error::harness.api.threat.Flag")
+    def test_concurrent_stages_need_no_network(self, part: Threat, network: nn.Module, batch: Batch) -> None:
+        """``perturb`` of a ``concurrent`` threat calls no network, flags nothing, and may run in threads at once.
+
+        If not, a run stops, or an image is mixed up with another one, on a GPU: leave ``concurrent`` False.
+        """
+        for stage in part.stages if part.concurrent else ():
+            keys = torch.tensor([key_of(0, image, stage) for image in batch.indices.tolist()])
+
+            def perturb(place: int, stage: str = stage, keys: torch.Tensor = keys) -> torch.Tensor:
+                return part.perturb(stage, NoNetwork(), batch.part([place]), Noise(0, keys[[place]]))
+
+            with reproducible():
+                among = _proposed(part, stage, network, batch)
+            assert torch.equal(torch.cat(in_threads(perturb, range(len(batch)), 4)), among)
 
     def test_says_what_it_takes(self, part: Threat, batch: Batch) -> None:
         """``passes`` returns counts, or None if they are not known; ``own_work`` leaves the images unchanged.

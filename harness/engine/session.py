@@ -63,6 +63,18 @@ class OneSteering(nn.Module):
         return answers
 
 
+class NoNetwork(nn.Module):
+    """The network of a threat that calls none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError("the threat is concurrent, so it may not call a network; let Threat.concurrent be False")
+
+
 class AtBeta(nn.Module):
     """A mixed network with one curve for all images.
 

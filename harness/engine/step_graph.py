@@ -37,7 +37,7 @@ class CudaRecorder:
     """Records CUDA graphs, which share the memory of what is in between."""
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
 
     def run(self, work: Callable[[], None]) -> None:
