@@ -92,10 +92,9 @@ def check_model(
             network, check = session.steered(steerings[-1], batch.x[:1]), "attack"
             if benchmark.threat.stages:
                 findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
-            wide = share * len(steerings) if isinstance(benchmark.search, Full) else share
-            costs = measure(
-                _computation(benchmark, model, session, steerings[-1], batch, device), steerings[-1], batch, wide
-            )
+            together = len(steerings) if isinstance(benchmark.search, Full) else 1
+            computation = _computation(benchmark, model, session, steerings[-1], batch, device)
+            costs = measure(computation, steerings[-1], batch, share * together)
     except Exception as error:  # whatever a network raises on its first images
         return [*findings, problem(check, model.label, error)], None
     correct = float(task_type.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0

@@ -439,6 +439,22 @@ def test_the_duration_runs_from_a_clear_winner_to_the_whole_grid(
     assert "a worker, in batches of 48 (an estimate from a few images)" in found.text
 
 
+@pytest.mark.parametrize(("search", "trials_of_a_worker"), [("best_first", 14), ("full", 3 * 14)])
+def test_a_worker_has_its_share_of_the_images_and_with_a_full_search_of_all_steerings(
+    search: str, trials_of_a_worker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measured(*given: Any) -> Costs:
+        asked.append(given[-1])
+        return costs()
+
+    monkeypatch.setattr(model_checks, "measure", measured)
+    changes = {"executor": {"kind": "local", "workers": 3}, "steering": {"beta": [0.9, 0.8]}}
+    findings(digits(search={"kind": search}, **changes))  # 40 images
+    assert asked == [trials_of_a_worker]
+
+
 def test_an_attack_that_would_be_compiled_is_said_to_be_timed_without() -> None:
     benchmark = parse_benchmark({"name": "tiny"} | digits(compile="always"))
     model = model_checks.ModelCosts(costs(attacks={"apgd-ce": 1.0}), 1.0, 2, 2)
