@@ -14,10 +14,14 @@ MOST_READERS = 8
 """Threads of a process that read images at once, at most."""
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def readers() -> int:
-    """Return the number of threads that read images at once: one for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_READERS)
+    """Return the number of threads that read images at once: one for each available core, within reason."""
+    return min(available_cores(), MOST_READERS)
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:
