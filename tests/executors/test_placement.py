@@ -16,7 +16,8 @@ from harness.api.work import Portion
 from harness.errors import SpecError
 from harness.executors import placement
 from harness.executors.local import Local
-from harness.executors.placement import Machine, available_cores, environment, environments, pinned
+from harness.executors.placement import Machine, environment, environments, pinned
+from harness.util.threads import available_cores
 
 NUMBERS, MIG = ("2", "5"), ("MIG-c6d4", "MIG-cba6", "MIG-0a1b")
 
