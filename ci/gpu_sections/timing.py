@@ -1,0 +1,77 @@
+"""Time, kernels and waits of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch.autograd import DeviceType
+
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+"""Calls of CUDA's runtime for which the host waits."""
+
+
+def wait(device: str) -> None:
+    """Wait for all that the device was asked to do."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def seconds(step: Callable[[], object], device: str, *, least: float = 0.1, most: int = 200) -> float:
+    """Return the median seconds of a step after three others, over about ``least`` seconds of measuring."""
+    for _ in range(3):
+        step()
+    wait(device)
+    took: list[float] = []
+    while len(took) < 3 or (sum(took) < least and len(took) < most):
+        started = perf_counter()
+        step()
+        wait(device)
+        took.append(perf_counter() - started)
+    return median(took)
+
+
+@dataclass(frozen=True)
+class Launches:
+    """What a step asks of a GPU.
+
+    Args:
+        kernels: number of kernels a step, copies and fills included.
+        waits: number of calls a step for which the host waits.
+        names: names of the kernels of all steps.
+    """
+
+    kernels: float
+    waits: float
+    names: tuple[str, ...]
+
+
+def launches(step: Callable[[], object], steps: int) -> Launches:
+    """Count what so many steps on a GPU ask of it."""
+    step()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(steps):
+            step()
+    events = profile.events() or ()
+    names = tuple(event.name for event in events if event.device_type == DeviceType.CUDA)
+    waits = sum(event.name in WAITS for event in events)
+    return Launches(len(names) / steps, max(waits - 1, 0) / steps, names)  # the profiler itself waits once
+
+
+def graphed(step: Callable[[], object]) -> Callable[[], object]:
+    """Return the replay of a step, captured as a CUDA graph; its tensors stay the same from replay to replay."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
