@@ -37,7 +37,7 @@ def options() -> argparse.Namespace:
 
 def prepare(bundle: Path | None) -> None:
     """Make the checkout and the bundle importable, here and in workers, and set what must be set before torch loads."""
-    folders = [str(folder.resolve()) for folder in (ROOT / "ci", ROOT, bundle) if folder is not None]
+    folders = [str(folder.resolve()) for folder in (ROOT / "ci", ROOT / "tests", ROOT, bundle) if folder is not None]
     sys.path[:0] = folders
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
     from harness.executors.worker import ENVIRONMENT

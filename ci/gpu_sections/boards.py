@@ -18,7 +18,7 @@ from harness.pipeline import NullListener, run
 
 ROOT = Path(__file__).parents[2]
 NAME = "digits_linf"
-QUICK = ("dataset.n=12", "threat.attack={stages: [apgd-ce, apgd-t, fab-t], iterations: 10}", "steering.beta=[0.8]")
+QUICK = ("dataset.n=8", "threat.attack={stages: [apgd-ce, square], iterations: 5, queries: 20}", "steering.beta=[0.8]")
 """What makes the benchmark quick where there is no GPU; the committed board does not apply then."""
 
 

@@ -21,11 +21,15 @@ from harness.engine.verification import logits as judged
 from harness.models.loaded import Loaded
 
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
-"""Largest error of φ and φ', relative to the sum of the magnitudes of its two terms."""
+"""Largest error of φ and φ', relative to the sum of the magnitudes of its terms."""
+SMALL = 1e-6
+"""Sum of the terms below which an error is taken relative to this: rounding γx alone costs more in φ's tail."""
 LOGITS = 2e-5
 """Largest error of logits, relative to the largest."""
 MARGIN = 1e-3
 """Margin of the two likeliest classes up to which a prediction may change."""
+Way = Callable[[Tensor, float, float], Tensor]
+"""φ of a tensor, at β and c."""
 BETAS, WEIGHTS = (0.0, 0.5, 0.9, 0.99, 0.9999), (0.0, 0.5, 1.0)
 
 
@@ -34,8 +38,8 @@ BETAS, WEIGHTS = (0.0, 0.5, 0.9, 0.99, 0.9999), (0.0, 0.5, 1.0)
 
 def activation(place: Place) -> Iterator[Finding]:
     """Compare φ and φ', eager and compiled, with float64 on the CPU; β = 1 must be ReLU bit for bit."""
-    ways: dict[str, Callable[[Tensor, float, float], Tensor]] = {"eager": phi, "parametric": _parametric}
-    ways["compiled"] = torch.compile(_parametric, dynamic=True)
+    ways: dict[str, Way] = {"eager": phi, "eager, β as a tensor": _by_tensor(parametric)}
+    ways["compiled"] = _by_tensor(torch.compile(parametric, dynamic=True))
     rows = []
     for dtype, tolerance in CLOSE.items():
         for name, way in ways.items():
@@ -49,8 +53,9 @@ def activation(place: Place) -> Iterator[Finding]:
     yield from _is_relu(place.device)
 
 
-def _parametric(x: Tensor, beta: float, c: float) -> Tensor:
-    return parametric(x, torch.tensor(curve_parameters(beta, c), device=x.device))
+def _by_tensor(way: Callable[[Tensor, Tensor], Tensor]) -> Way:
+    """Return a way of computing φ that is given β and c, from one that is given a tensor of parameters."""
+    return lambda x, beta, c: way(x, torch.tensor(curve_parameters(beta, c), device=x.device))
 
 
 def _points() -> Tensor:
@@ -60,18 +65,18 @@ def _points() -> Tensor:
     return torch.cat([steps, small, -small, torch.zeros(1, dtype=torch.float64)])
 
 
-def _worst(way: Callable[[Tensor, float, float], Tensor], dtype: torch.dtype, device: str) -> tuple[float, float]:
+def _worst(way: Way, dtype: torch.dtype, device: str) -> tuple[float, float]:
     """Return the largest relative errors of φ and φ' over a grid of β and c."""
     x = _points().to(dtype)
     worst = [0.0, 0.0]
     for beta in BETAS:
         for c in WEIGHTS:
-            leaf = x.to(device).requires_grad_()
+            leaf = x.to(device, copy=True).requires_grad_()
             value = way(leaf, beta, c)
             (slope,) = torch.autograd.grad(value.sum(), leaf)
-            for place, (got, want, scale) in enumerate(_against(x.double(), value, slope, beta, c)):
-                error = (got.detach().cpu().double() - want).abs() / scale
-                worst[place] = max(worst[place], float(error.max()))
+            for which, (got, want, scale) in enumerate(_against(x.double(), value, slope, beta, c)):
+                error = float(((got.detach().cpu().double() - want).abs() / scale).max())
+                worst[which] = max(worst[which], error)
     return worst[0], worst[1]
 
 
@@ -85,9 +90,8 @@ def _against(
     bend = eta * x * swish * torch.sigmoid(-eta * x)
     terms = (c * x * swish, (1 - c) * soft)
     slopes = (c * swish, c * bend, (1 - c) * torch.sigmoid(gamma * x))
-    least = 1e-30  # what float32 flushes to 0
     return tuple(
-        (got, torch.stack(parts).sum(0), torch.stack(parts).abs().sum(0).clamp_min(least))
+        (got, torch.stack(parts).sum(0), torch.stack(parts).abs().sum(0).clamp_min(SMALL))
         for got, parts in ((value, terms), (slope, slopes))
     )
 

@@ -109,4 +109,4 @@ def markdown(table: pd.DataFrame) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.3g}" if isinstance(value, float) and value != int(value) else str(value).removesuffix(".0")
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

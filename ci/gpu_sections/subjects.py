@@ -103,7 +103,7 @@ def portion(asked: dict[str, Any], stage: str, images: Sequence[int], beta: floa
     """Return one attempt on each image, at one β, of a benchmark's one model."""
     parsed = parse_benchmark(asked)
     (model,) = parsed.models
-    weights = model_session(model, parsed.device, True).loaded.sha256
+    weights = model_session(model, parsed.device, True, False).loaded.sha256
     task = Task(
         model.label, model, parsed.dataset, parsed.threat, parsed.seed, parsed.device, weights, offline=True,
         compile=parsed.compile, precision=parsed.precision,

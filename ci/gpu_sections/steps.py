@@ -1,0 +1,119 @@
+"""What a step of an attack costs besides the network: milliseconds, kernels, and times that the host waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any, get_args
+
+import torch
+from gpu_sections.section import Finding, Place, Skipped, needs_a_gpu, table
+from gpu_sections.subjects import Linear, noise
+from gpu_sections.timing import graphed, launches, seconds
+from helpers.pretend_gpu import PretendGpu
+from torch import Tensor
+
+from harness.api.attack import Attack, Trials
+from harness.attacks import autoattack
+from harness.attacks.fab import PROJECT
+from harness.attacks.norms import Norm
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+SLOTS = (25, 1000)
+STEPS = 10
+"""Steps whose kernels are counted."""
+EPS: dict[Norm, float] = {"Linf": 1 / 255, "L2": 0.15, "L1": 2.0}
+TARGETS = "Targets, L∞, ms a step: Square on 25 slots 0.15–0.25 as a graph, APGD 0.35, FAB 0.5."
+
+
+def steps(place: Place) -> Iterator[Finding]:
+    """Time a step of every attack on a network that costs next to nothing, and count what it asks of the GPU."""
+    rows = []
+    for norm in get_args(Norm):
+        for stage in STAGES:
+            for slots in SLOTS if place.is_gpu else SLOTS[:1]:
+                row = _on_gpu(stage, norm, slots, place.device) if place.is_gpu else _pretended(stage, norm, slots)
+                rows.append({"attack": stage, "norm": norm, "slots": slots} | row)
+                if place.is_late:
+                    yield table(rows)
+                    yield Skipped("the attacks after these, as the time is up")
+                    return
+    yield table(rows)
+    yield TARGETS if place.is_gpu else needs_a_gpu("a CUDA graph of a step, and times that mean something")
+
+
+def _machine(stage: str, norm: Norm, slots: int, shape: tuple[int, ...], device: str) -> Attack:
+    """Return the step machine of an attack, with AutoAttack's own budgets."""
+    return autoattack.machine(
+        stage, "standard", norm=norm, eps=EPS[norm], slots=slots, shape=shape, classes=10, device=device
+    )
+
+
+def _trials(stage: str, slots: int, shape: tuple[int, ...]) -> Trials:
+    """Return a trial for each slot, of images of noise that the network classifies as the trials say."""
+    x = noise(slots, shape)
+    ranking = Linear(shape)(x).argsort(dim=1, descending=True)
+    variant = autoattack.variant(autoattack.attempts(stage, "standard", "Linf", range(9))[0])
+    return Trials(x, ranking[:, 0], ranking[:, 1], torch.arange(slots), torch.full((slots,), variant))
+
+
+def _step(attack: Attack, network: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+    """Return a step as the engine takes it."""
+    return lambda: attack.step(network)
+
+
+def _on_gpu(stage: str, norm: Norm, slots: int, device: str) -> dict[str, Any]:
+    shape = (3, 32, 32)
+    attack, network = _machine(stage, norm, slots, shape, device), Linear(shape).to(device)
+    trials = Trials(*(tensor.to(device) for tensor in _trials(stage, slots, shape) if tensor is not None))
+    attack.start(torch.arange(slots, device=device), trials)
+    step = _step(attack, network)
+    counted = launches(step, STEPS)
+    row: dict[str, Any] = {"ms": 1e3 * seconds(step, device), "kernels": counted.kernels, "waits": counted.waits}
+    try:
+        row["ms, graph"] = 1e3 * seconds(graphed(step), device)
+    except RuntimeError as error:
+        row["ms, graph"] = f"none: {str(error).splitlines()[0]}"
+    return row
+
+
+def _pretended(stage: str, norm: Norm, slots: int) -> dict[str, Any]:
+    """Time a step on the CPU, and count kernels and waits on a pretended GPU."""
+    shape = (1, 8, 8)
+    network, trials = Linear(shape), _trials(stage, slots, shape)
+    attack = _machine(stage, norm, slots, shape, "cpu")
+    attack.start(torch.arange(slots), trials)
+    row = {"ms": 1e3 * seconds(_step(attack, network), "cpu", least=0.02)}
+    gpu = PretendGpu()
+    with gpu:
+        there = gpu.module(deepcopy(network))
+        attack = _machine(stage, norm, slots, shape, "meta")
+        kept = Trials(*(gpu.tensor(tensor) for tensor in trials if tensor is not None))
+        attack.start(gpu.tensor(torch.arange(slots)), kept)
+        gpu.forget()
+        for _ in range(STEPS):
+            attack.step(there)
+    return row | {"kernels": gpu.kernels.total() / STEPS, "waits": gpu.waits.total() / STEPS}
+
+
+def projections(place: Place) -> Iterator[Finding]:
+    """Time FAB's projections, and compare them with float64 on the CPU."""
+    rows = []
+    for norm in get_args(Norm):
+        for slots in SLOTS if place.is_gpu else SLOTS[:1]:
+            given = _hyperplanes(slots, 3 * 32 * 32)
+            here = [tensor.to(place.device) for tensor in given]
+            project = PROJECT[norm]
+            expected = project(*(tensor.double() for tensor in given))
+            apart = float((project(*here).cpu().double() - expected).abs().max())
+            took = seconds(lambda project=project, here=here: project(*here), place.device)  # type: ignore[misc]
+            rows.append({"norm": norm, "slots": slots, "way": "eager", "ms": 1e3 * took, "largest difference": apart})
+    yield table(rows)
+
+
+def _hyperplanes(slots: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points [2, n, d], normals [n, d] and offsets [n] such that the box meets every hyperplane."""
+    drawn = torch.Generator().manual_seed(0)
+    points, goal = torch.rand(2, slots, size, generator=drawn), torch.rand(slots, size, generator=drawn)
+    normals = torch.randn(slots, size, generator=drawn)
+    return points, normals, (normals * torch.lerp(points[0], goal, 0.05)).sum(1)
