@@ -28,12 +28,13 @@ PACKAGES = (
     "pydantic",
     "pydantic-core",
     "pyyaml",
+    "robustbench",
     "safetensors",
     "tqdm",
     "typing-extensions",
     "typing-inspection",
 )
-"""What the sections import besides what the machine has; RobustBench is not among it."""
+"""What the sections import besides what the machine has; of RobustBench, provenance asks for the version alone."""
 WEIGHTS = "pyautoattack/examples/model_test.pt"
 """File that is half of the bundle, and is kept in half precision."""
 UNUSED = ("pyautoattack/examples/tf_model.weight.h5", "bin")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from gpu_sections.section import Finding, Place, expect, table
+from gpu_sections.section import Finding, Miss, Place, expect, table
 
 from harness.api.work import Report
 from harness.config.benchmark import load_benchmark
 from harness.leaderboard import csv_file
+from harness.leaderboard.row import failures_of, rows_of
 from harness.pipeline import NullListener, run
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,8 @@ def boards(place: Place) -> Iterator[Finding]:
     killer = Killer(after=5)
     one = _board(place, 1, NullListener())
     two = _board(place, 2, killer)
+    for model, why in failures_of(rows_of(two)).items():
+        yield Miss(f"boards: {model} failed: {why}")
     yield from expect(killer.killed == 1, "boards: no worker was there to be killed")
     yield from expect(
         one.drop(columns="seconds").equals(two.drop(columns="seconds")),
