@@ -415,6 +415,7 @@ def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> t
     variants = torch.tensor([threat.variant(attempt) for attempt in attempts])
     attack.start(torch.arange(n), Trials(batch.x, batch.y, targets, keys, variants))
     while not attack.finished.all():
+        attack.prepare()
         attack.step(fixed)
     return torch.where(attack.fooled.view(-1, 1, 1, 1), attack.found, batch.x).detach()
 
@@ -456,8 +457,10 @@ class ExecutorContract(PartContract):
 
         waiting = list(portions)
         with part as executor:
+            capacity = executor.capacity("cpu")
+            assert capacity > 0
             while waiting:
-                now, waiting = waiting[: executor.capacity], waiting[executor.capacity :]
+                now, waiting = waiting[:capacity], waiting[capacity:]
                 for future in [executor.submit(portion, deliver) for portion in now]:
                     assert future.result(timeout=300) is None
         expected = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +37,16 @@ class Attack(ABC):
     A step calls the network on all slots, in one batch of fixed shape, and synchronises with no host. Nothing of a slot
     depends on another one. An empty slot is computed like any other, and forgotten.
 
+    A CUDA graph of a step can stand in for further ones if the step is the same work on the same memory each time: it
+    writes into the tensors of the machine, never puts another tensor in their place, and changes nothing else of it.
+    What a step needs of the host goes into `prepare`, which is called before each step and each replay. A class that
+    keeps to this sets `capturable`.
+
     Args of every implementation: the number of slots, the shape of an image, the number of classes, ε, budgets, device.
     """
+
+    capturable: ClassVar[bool] = False
+    """Whether a CUDA graph of one step can be replayed for the others."""
 
     forwards: int
     """Forward passes of the batch in a step, those with a backward pass among them."""
@@ -55,6 +63,9 @@ class Attack(ABC):
     @abstractmethod
     def start(self, slots: Tensor, trials: Trials) -> None:
         """Put trials into slots, int64 [k]; what these held before is forgotten, and no network is called."""
+
+    def prepare(self) -> None:  # noqa: B027 - most attacks need nothing
+        """Make ready for the next step, on the host and without a network; called before each one."""
 
     @abstractmethod
     def step(self, network: Network) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import ClassVar
 
 from harness.api.part import Part
 from harness.api.work import Portion, Report
@@ -20,6 +21,17 @@ class Executor(Part):
     delivered; that is computed again by another one.
     """
 
+    elsewhere: ClassVar[bool] = False
+    """True if the workers are on other machines, so that this one needs none of their devices."""
+
+    def worker_device(self, device: str) -> str:
+        """Return the device that the benchmark's ``device`` is to its workers; each of them finds out about "auto".
+
+        Raises:
+            SpecError: the workers have no such device.
+        """
+        return device
+
     @abstractmethod
     def __enter__(self) -> Executor:
         """Start the workers, or prepare to start them."""
@@ -28,10 +40,9 @@ class Executor(Part):
     def __exit__(self, *exception: object) -> None:
         """Release the workers, without waiting for portions in flight."""
 
-    @property
     @abstractmethod
-    def capacity(self) -> int:
-        """Number of portions to keep in flight: enough to keep every worker busy."""
+    def capacity(self, device: str) -> int:
+        """Return the number of portions to keep in flight on a device: enough to keep every worker busy."""
 
     @abstractmethod
     def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:

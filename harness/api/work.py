@@ -30,7 +30,7 @@ class Task:
         dataset: the dataset to read.
         threat: the threat to score under.
         seed: the benchmark's seed.
-        device: device to compute on, such as "cpu" or "cuda:1".
+        device: device to compute on, such as "cpu" or "cuda:1"; "auto" is a GPU in a worker that has one.
         weights_sha256: hash of the model that was loaded; a worker must find the same.
         preprocessing: resizing and cropping that the model expects.
         offline: whether to refuse every download.
@@ -40,6 +40,8 @@ class Task:
             None to measure what is fastest. A matter of speed alone.
         normalised: whether images are normalised before they are attacked; see `harness.config.protocol`.
         recipe: description of how a part is fitted; see `harness.api.model.Scorable.recipe`.
+        passes: about the passes that the whole run makes through a network of the model, by which ``compile: auto``
+            decides.
     """
 
     label: str
@@ -56,6 +58,7 @@ class Task:
     batch_size: int | None = None
     normalised: bool = False
     recipe: str = ""
+    passes: float = 0
 
     def identity(self, steering: Steering) -> dict[str, Any]:
         """Return all that the results of one steering depend on besides image and attempt, as JSON.

@@ -35,6 +35,8 @@ class APGD(Attack):
         device: of all tensors.
     """
 
+    capturable = True
+
     def __init__(
         self,
         slots: int,

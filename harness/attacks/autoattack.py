@@ -235,12 +235,12 @@ def passes(stage: str, attack: Attack, norm: Norm, classes: int) -> Passes:
 
 def project(x: Tensor, norm: Norm) -> None:
     """Project two points for each image onto a hyperplane, as one step of FAB does, to measure its cost."""
-    from harness.attacks.fab import PROJECT
+    from harness.attacks.fab import projection
 
     points = x.flatten(1)
     normals = points - points.mean(1, keepdim=True)
     offsets = (normals * points).sum(1) + 0.1 * normals.abs().sum(1)
-    PROJECT[norm](points.expand(2, *points.shape), normals, offsets)
+    projection(norm, x.device)(points.expand(2, *points.shape), normals, offsets)
 
 
 @contextmanager

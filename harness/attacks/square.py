@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.api.attack import Attack, Network, Trials
 from harness.attacks.norms import Norm
-from harness.attacks.square_moves import AHEAD, L1, L2, Linf, Moves, Pyramids
+from harness.attacks.square_moves import AHEAD, L1, L2, Linf, Moves, Pyramids, read, write
 
 MOVES: dict[Norm, Callable[..., Moves]] = {"Linf": Linf, "L2": partial(Pyramids, L2), "L1": partial(Pyramids, L1)}
 
@@ -33,6 +33,8 @@ class Square(Attack):
         device: of all tensors.
     """
 
+    capturable = True
+
     def __init__(
         self,
         slots: int,
@@ -47,7 +49,8 @@ class Square(Attack):
         self._moves: Moves = MOVES[norm](slots, shape, eps, queries, device)
         self._queries = queries
         self._every = torch.arange(slots, device=device)
-        self._column = 0
+        self._passed = 0  # columns of the plan
+        self._column = torch.zeros((), dtype=torch.int64, device=device)  # the same number, where a step reads it
         self._first, self._keys, self._y = torch.zeros(3, slots, dtype=torch.int64, device=device)
         self._margins = torch.full((slots,), -torch.inf, device=device)
         self._ends = torch.zeros(AHEAD, slots, device=device)
@@ -58,36 +61,42 @@ class Square(Attack):
     @torch.no_grad()
     def start(self, slots: Tensor, trials: Trials) -> None:
         """See `Attack.start`."""
-        if self._column == AHEAD:
+        if self._passed == AHEAD:
             self._turn_over()
-        self._first[slots] = -self._column
+        self._first[slots] = -self._passed
         self._keys[slots], self._y[slots] = trials.keys, trials.y
         self._margins.index_fill_(0, slots, torch.inf)
         self.fooled.index_fill_(0, slots, False)
         self.finished.index_fill_(0, slots, False)
-        bits, words = self._moves.draws.begin(trials.keys, AHEAD - self._column)
+        bits, words = self._moves.draws.begin(trials.keys, AHEAD - self._passed)
         self._moves.start(slots, trials.x, bits, self.found)
-        self._plan(self._column, slots, torch.zeros_like(slots), words)
+        self._plan(self._passed, slots, torch.zeros_like(slots), words)
+
+    def prepare(self) -> None:
+        """Plan ahead, once in `AHEAD` steps; see `Attack.prepare`."""
+        if self._passed == AHEAD:
+            self._turn_over()
+        self._passed += 1
 
     @torch.no_grad()
     def step(self, network: Network) -> None:
         """See `Attack.step`."""
-        if self._column == AHEAD:
-            self._turn_over()
         seen = self._moves.propose(self._column, self.found)
         logits = network(seen)
         margins = _margins(logits, self._y)
         better = margins < self._margins
-        torch.where(better[:, None, None, None], seen, self.found, out=self.found)
+        torch.where(better.view(-1, 1, 1, 1), seen, self.found, out=self.found)
         torch.where(better, logits.argmax(1) != self._y, self.fooled, out=self.fooled)
         torch.fmin(self._margins, margins, out=self._margins)
-        torch.le(self._margins, self._ends[self._column], out=self.finished)
+        torch.le(self._margins, read(self._ends, self._column), out=self.finished)
         self._margins.masked_fill_(self.finished, -torch.inf)  # then nothing is better
         self._column += 1
 
+    @torch.no_grad()
     def _turn_over(self) -> None:
         """Plan the next queries of every slot."""
-        self._column = 0
+        self._passed = 0
+        self._column.zero_()
         self._first += AHEAD
         self._plan(0, self._every, self._first, self._moves.draws.go_on(self._keys, self._first, AHEAD))
 
@@ -96,7 +105,7 @@ class Square(Attack):
         queries = first + torch.arange(AHEAD - column, device=first.device)[:, None]
         self._moves.plan(column, slots, queries.clamp(max=self._queries), words)
         ends = torch.where(queries >= self._queries, torch.inf, 0.0)
-        self._ends[column:].index_copy_(1, slots, ends)
+        write(self._ends, column, slots, ends)
 
 
 def _margins(logits: Tensor, y: Tensor) -> Tensor:

@@ -54,13 +54,13 @@ class Moves(ABC):
         """
 
     @abstractmethod
-    def propose(self, column: int, best: Tensor) -> Tensor:
+    def propose(self, column: Tensor, best: Tensor) -> Tensor:
         """Return the images to ask the network about, [slots, c, h, w].
 
         Query 0 proposes the start. The images are overwritten by the next ones.
 
         Args:
-            column: of the plan.
+            column: of the plan, int64 [].
             best: the best images so far; left as they are.
         """
 
@@ -95,12 +95,12 @@ class Linf(Moves):
         top, left = corner(words[..., 0], size, height, width)
         signs = coins(words[..., PLACES:], channels) * 2.0 - 1
         push = (2 * self._eps * signs)[..., None] * within(top, size, height)[..., None, :]
-        _write(self._push, column, slots, push[..., None])
-        _write(self._columns, column, slots, within(left, size, width)[..., None, None, :])
+        write(self._push, column, slots, push[..., None])
+        write(self._columns, column, slots, within(left, size, width)[..., None, None, :])
 
-    def propose(self, column: int, best: Tensor) -> Tensor:
+    def propose(self, column: Tensor, best: Tensor) -> Tensor:
         """See `Moves.propose`."""
-        torch.addcmul(best, self._push[column], self._columns[column], out=self._proposal)
+        torch.addcmul(best, read(self._push, column), read(self._columns, column), out=self._proposal)
         torch.clamp(self._proposal, self._low, self._high, out=self._proposal)
         return self._proposal
 
@@ -171,8 +171,8 @@ class Pyramids(Moves):
         self._sizes = torch.tensor(sides := sizes(queries, height, width, smallest=3, odd=True)).to(device)
         self._atlas = Atlas(ball.order, sides, height, width, device)
         self._clean = torch.zeros(slots, channels, height * width, device=device)
-        self._rows = torch.zeros(2, AHEAD, slots, 1, height, 1, device=device)
-        self._columns = torch.zeros(2, AHEAD, slots, 1, 1, width, device=device)
+        self._rows = torch.zeros(AHEAD, 2, slots, 1, height, 1, device=device)
+        self._columns = torch.zeros(AHEAD, 2, slots, 1, 1, width, device=device)
         self._addresses = torch.zeros(AHEAD, slots, 1, dtype=torch.int64, device=device)
         self._signs = torch.zeros(AHEAD, slots, channels, 1, device=device)
 
@@ -189,27 +189,34 @@ class Pyramids(Moves):
         drawn = coins(words[..., PLACES:], 1 + channels)
         turned, signs = drawn[..., :1], drawn[..., 1:]
         corners = [corner(words[..., window, None], size, height, width) for window in range(2)]
-        for (top, left), rows, columns in zip(corners, self._rows, self._columns, strict=True):
-            _write(rows, column, slots, within(top, size, height)[..., None])
-            _write(columns, column, slots, within(left, size, width)[..., None, :])
-        _write(self._addresses, column, slots, self._atlas.addresses(size, turned, *corners[0]))
-        _write(self._signs, column, slots, signs[..., None] * 2.0 - 1)
+        for (top, left), rows, columns in zip(corners, self._rows.unbind(1), self._columns.unbind(1), strict=True):
+            write(rows, column, slots, within(top, size, height)[..., None])
+            write(columns, column, slots, within(left, size, width)[..., None, :])
+        write(self._addresses, column, slots, self._atlas.addresses(size, turned, *corners[0]))
+        write(self._signs, column, slots, signs[..., None] * 2.0 - 1)
 
-    def propose(self, column: int, best: Tensor) -> Tensor:
+    def propose(self, column: Tensor, best: Tensor) -> Tensor:
         """See `Moves.propose`."""
         length, channels = self._ball.length, self._shape[0]
         moves = best.flatten(2) - self._clean
-        first, second = ((self._rows[at, column] * self._columns[at, column]).flatten(2) for at in range(2))
+        first, second = (read(self._rows, column) * read(self._columns, column)).flatten(3)
         kept = moves * first
         given_up = moves * torch.maximum(first, second, out=second)
         filled = self._ball.filled(self._eps, channels, length(moves.flatten(1))[..., None], length(given_up))
         kept /= length(kept) + TINY
-        window = torch.addcmul(kept, self._atlas.open(self._addresses[column]), self._signs[column], out=kept)
+        window = torch.addcmul(
+            kept, self._atlas.open(read(self._addresses, column)), read(self._signs, column), out=kept
+        )
         moves -= given_up
         moves.addcmul_(window, filled / (length(window) + TINY))
         return self._ball.enter(self._clean, moves, self._eps).view_as(best)
 
 
-def _write(table: Tensor, column: int, slots: Tensor, values: Tensor) -> None:
-    """Write [AHEAD − column, k, …] into [AHEAD, slots, …] from ``column`` on."""
+def write(table: Tensor, column: int, slots: Tensor, values: Tensor) -> None:
+    """Write [AHEAD − column, k, …] into a table [AHEAD, slots, …] from ``column`` on."""
     table[column:].index_copy_(1, slots, values.to(table.dtype))
+
+
+def read(table: Tensor, column: Tensor) -> Tensor:
+    """Return a column, int64 [], of a table [AHEAD, …]; on a CPU, which knows the number, without a copy."""
+    return table[column] if table.device.type == "cpu" else table.index_select(0, column)[0]

@@ -23,7 +23,8 @@ from harness.engine.numerics import resolve
 from harness.engine.prepare import check_enough_images
 from harness.engine.provenance import provenance
 from harness.engine.session import model_session
-from harness.errors import ModelError
+from harness.errors import ModelError, SpecError
+from harness.util.gpus import gpus_of, visible_gpus
 
 IMAGES = 64
 """Images that are read, evenly spaced among the chosen ones."""
@@ -76,21 +77,38 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
         n = next(data[1] for data in opened.values() if data)
         yield _disk(benchmark, scorable, n, runs)
         yield _memory(benchmark, scorable, n, device)
-        yield _duration(benchmark, scorable, n)
+        yield _duration(benchmark, scorable, n, device)
 
 
 def _device(benchmark: Benchmark) -> Generator[Finding, None, str]:
-    """Check the device, and return the one to check the models on: the CPU if the GPU is missing."""
-    device, gpus = resolve(benchmark.device), torch.cuda.device_count()
-    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= gpus:
-        text = f"{device} was asked for, but torch finds {gpus} GPUs"
-        yield Finding("device", "device", "problem", text, "set device: auto, or install a torch built for your GPU")
-        device = "cpu"
+    """Check the device, and return the one to check the models on: the CPU if no GPU is here, or needs to be."""
+    executor, device, workers = benchmark.executor, "cpu", "no workers"
+    try:
+        asked = executor.worker_device(benchmark.device)
+        workers = f"{executor.capacity(asked)} workers"
+        device = "cpu" if executor.elsewhere else _of_this_process(asked)
+    except SpecError as error:
+        yield problem("device", "device", error)
     known = provenance(device)
     versions = ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "pyautoattack", "robustbench"))
-    workers = f"{benchmark.executor.capacity} workers"
-    yield Finding("device", "device", "ok", f"{device} ({known['device_name']}), {workers}; {versions}")
+    text = f"{device} ({known['device_name']}), {workers}"
+    if executor.elsewhere:
+        text += f" of kind {executor.kind} elsewhere: models are checked on this machine's CPU"
+    yield Finding("device", "device", "ok", f"{text}; {versions}")
     return device
+
+
+def _of_this_process(device: str) -> str:
+    """Return a device of this machine as this process names it, which cannot tell MIG instances apart.
+
+    Raises:
+        SpecError: there is no such GPU.
+    """
+    device = resolve(device)
+    if device == "cpu":
+        return device
+    gpus_of(device, visible_gpus())
+    return device if int(device.partition(":")[2] or 0) < torch.cuda.device_count() else "cuda"
 
 
 def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Finding, None, tuple[Batch, int] | None]:
@@ -162,7 +180,7 @@ def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: 
     """Check the memory for the model that needs most, in all the workers that share the device."""
     asked = AUTOMATIC if benchmark.batch_size == "auto" else benchmark.batch_size
     batch, gpu = min(asked, n), device.startswith("cuda")
-    workers = ceil(benchmark.executor.capacity / (torch.cuda.device_count() if device == "cuda" else 1))
+    workers = ceil(benchmark.executor.capacity(device) / (torch.cuda.device_count() if device == "cuda" else 1))
 
     def needed(images: int) -> int:
         most = max(memory(benchmark.threat, model.costs, images) for model in models)
@@ -184,7 +202,7 @@ def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: 
     return Finding("memory", "batch_size", "problem" if needed(batch) > free else "warning", text, remedy)
 
 
-def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int) -> Finding:
+def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: str) -> Finding:
     """Estimate the duration of all steerings, as if no image were ever fooled; best-first takes a part of it."""
     threat, total = benchmark.threat, 0.0
     for model in models:
@@ -192,7 +210,7 @@ def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int) -> Fin
         if each is None:
             return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
         total += each * n * model.steerings * (model.correct if threat.attacks else 1)
-    duration = _minutes(total / benchmark.executor.capacity)
+    duration = _minutes(total / benchmark.executor.capacity(device))
     left_out = len(benchmark.models) - len(models)
     without = f", without the {left_out} that cannot be scored" if left_out else ""
     if any(model.training is not None for model in benchmark.models):

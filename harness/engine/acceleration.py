@@ -1,4 +1,4 @@
-"""Acceleration of attacks: networks that are compiled, laid out for the hardware, or in half precision.
+"""Acceleration of attacks: networks that are compiled, laid out for the hardware, or in TF32; see `half_precision` too.
 
 None of them judges: whether an image is fooled is decided by the plain network, uncompiled and in full float32
 (`harness.engine.evaluate`). So nothing here can make a robust image count as fooled. It can only lead an attack along
@@ -7,32 +7,46 @@ another path: by float noise where the network is compiled, by more in a lower p
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from harness.api.records import Compile, Precision
+from harness.api.work import Task
 from harness.curvature.mixed import Mixed, probe
+from harness.engine.fixed_width import FixedWidth, Widths
+from harness.engine.half_precision import half_precision, with_low_weights
 from harness.engine.numerics import float32_by
 from harness.errors import ModelError
 from harness.util.device_errors import raise_of_device
 
-HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 RECOMPILE_LIMIT = 64
 """Compilations of a function, for other shapes and with or without gradients, before torch gives up; torch has 8."""
+WORTH = 12e12
+"""Passes of a run, times the bytes that a network keeps of an image, from which on compiling takes a small part of the
+run: at some 25 µs a megabyte, as estimated for one H100, five minutes."""
+ROUNDING: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.1, "float16": 0.02}
+"""Largest distance of a compiled network's logits and gradients from those of the same network uncompiled, relative to
+their length, by precision: a compiler rounds at other places."""
 
 
-def to_channels_last(network: nn.Module, example: Tensor) -> None:
-    """Lay out convolution weights with the channels last, in place; a CPU computes them faster.
+def to_channels_last(network: nn.Module, example: Tensor, precision: Precision = "float32") -> None:
+    """Lay out convolution weights with the channels last, in place; a CPU and tensor cores compute them faster.
 
     A network that does not run that way (one that takes a ``view`` of an activation, say) is left as it is.
 
     Args:
-        network: the network, on any device; on a GPU it is left as it is.
+        network: the network, on any device; on a GPU it is left as it is in float32, which has no tensor cores.
         example: images that the network takes, [n, c, h, w].
+        precision: precision of the network under attack.
     """
-    if example.is_cuda or not any(isinstance(module, nn.Conv2d) for module in network.modules()):
+    if example.is_cuda and precision == "float32":
+        return
+    if not any(isinstance(module, nn.Conv2d) for module in network.modules()):
         return
     network.to(memory_format=torch.channels_last)
     try:
@@ -42,71 +56,98 @@ def to_channels_last(network: nn.Module, example: Tensor) -> None:
         network.to(memory_format=torch.contiguous_format)
 
 
-def wants_compiling(compile: Compile, device: str) -> bool:
-    """Return whether to compile: with ``auto`` on a GPU only, since on a CPU compiling costs more than it saves."""
-    return compile == "always" or (compile == "auto" and device.startswith("cuda"))
+def wants_compiling(compile: Compile, device: str, work: float) -> bool:
+    """Return whether to compile; with ``auto`` on a GPU only, and only where it is worth it.
+
+    On a CPU compiling costs more than it saves. What decides is the same whoever computes, and however fast.
+
+    Args:
+        compile: what the benchmark asks for.
+        device: type of the device to compute on.
+        work: passes of the whole run, times the bytes that the network keeps of an image.
+    """
+    return compile == "always" or (compile == "auto" and device == "cuda" and work >= WORTH)
+
+
+class Fast(NamedTuple):
+    """A network to attack.
+
+    Args:
+        network: the network at its widths.
+        compiled: whether it runs compiled.
+    """
+
+    network: FixedWidth
+    compiled: bool
+
+
+def fast(
+    task: Task,
+    network: nn.Module,
+    work: float,
+    at_widths: Callable[..., FixedWidth],
+    compile: Callable[[nn.Module], nn.Module],
+) -> Fast:
+    """Return a network in the precision of the attacks; compiled, if that is wanted and it computes the same.
+
+    Args:
+        task: says which precision, and whether to compile.
+        network: the network in float32.
+        work: see `wants_compiling`.
+        at_widths: puts a network at the widths of its device, or at others; see `FixedWidth`.
+        compile: compiles a network.
+
+    Raises:
+        ModelError: it must be compiled, and cannot be.
+    """
+    low = with_low_weights(network, task.precision)
+    with attacking(task.precision):
+        plain = at_widths(half_precision(low, task.precision))
+        if not wants_compiling(task.compile, plain.at_reference[0].device.type, work):
+            return Fast(plain, compiled=False)
+        try:
+            return Fast(_checked(task, plain, half_precision(compile(low), task.precision), at_widths), compiled=True)
+        except Exception as error:  # whatever a compiler raises
+            raise_of_device(error)
+            _refuse_or_warn(task, error)
+            return Fast(plain, compiled=False)
+
+
+def _checked(task: Task, plain: FixedWidth, network: nn.Module, at_widths: Callable[..., FixedWidth]) -> FixedWidth:
+    """Return a compiled network at two widths at most, if it computes the same as the plain one.
+
+    Logits and gradients are compared in the precision and at a shape that it runs in; of its other shapes `FixedWidth`
+    knows that they give the same bits.
+    """
+    if not plain.reference:
+        raise ModelError("it answers by chance, so that nothing can be compared")
+    widths = Widths((plain.reference,), tuple(sorted({plain.reference, plain.width})))
+    fixed = at_widths(network, widths=widths, modes="both")
+    for found, expected in zip(fixed.at_reference, (*plain.at_reference, plain.at_reference[0]), strict=True):
+        distance = torch.linalg.vector_norm((found - expected).double())
+        if not distance <= ROUNDING[task.precision] * torch.linalg.vector_norm(expected.double()):  # NaN fails too
+            raise ModelError("compiled, it computes something else")
+    return fixed
+
+
+def _refuse_or_warn(task: Task, error: Exception) -> None:
+    """Raise ModelError if a network must be compiled, otherwise warn that it is not."""
+    reason = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
+    message = f"the network cannot be compiled ({reason.strip().splitlines()[0]})"
+    if task.compile == "always":
+        raise ModelError(f"compile: {message}; a CPU needs a C++ compiler, a GPU Triton; set compile=never") from error
+    warnings.warn(f"{task.label}: {message}; it is attacked uncompiled, which is slower", stacklevel=2)
 
 
 def compiled(network: nn.Module) -> nn.Module:
-    """Return ``network`` as compiled at its first call, for batches of any size; of a mixed one, for any β and c."""
+    """Return ``network`` as compiled at its first call, anew for each shape; of a mixed one, for any β and c.
+
+    Fixed shapes let the compiler choose the layout of every activation.
+    """
     if isinstance(network, Mixed):
         return network.through(compiled)
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    known = hasattr(torch._inductor.config, "deterministic")  # since torch 2.9
-    return torch.compile(network, dynamic=True, options={"deterministic": True} if known else None)  # type: ignore[return-value]
-
-
-def checked(fast: nn.Module, network: nn.Module, example: Tensor, *rows: Tensor) -> nn.Module:
-    """Return ``fast`` if it compiles here and agrees with ``network``, forward and backward.
-
-    Args:
-        fast: the compiled network.
-        network: the same network, uncompiled.
-        example: images that it takes, [n, c, h, w].
-        rows: what else it takes, a row for each image.
-
-    Raises:
-        ModelError: it does not compile, or does not agree.
-    """
-    try:
-        close = all(
-            torch.allclose(a, b, 1e-2, 1e-3)
-            for a, b in zip(probe(fast, example, *rows), probe(network, example, *rows), strict=True)
-        )
-    except Exception as error:  # whatever a compiler raises
-        raise_of_device(error)
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    else:
-        if close:
-            return fast
-        reason = "compiled, it computes something else"
-    raise ModelError(
-        f"compile: the network cannot be compiled ({reason}); a CPU needs a C++ compiler, a GPU Triton; set "
-        "compile=never"
-    )
-
-
-def half_precision(network: nn.Module, precision: Precision) -> nn.Module:
-    """Return ``network`` in half precision if ``precision`` is one, otherwise as it is."""
-    return HalfPrecision(network, HALF[precision]) if precision in HALF else network
-
-
-class HalfPrecision(nn.Module):
-    """A network that computes in half precision, from float32 images to float32 logits.
-
-    Args:
-        network: the network in float32.
-        dtype: bfloat16 or float16.
-    """
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network, self.dtype = network, dtype
-
-    def forward(self, x: Tensor, *rows: Tensor) -> Tensor:
-        """Return the logits, float32 [n, classes], of images [n, c, h, w] in [0, 1]."""
-        with torch.autocast(x.device.type, self.dtype):
-            return self.network(x, *rows).float()  # type: ignore[no-any-return]
+    return torch.compile(network, dynamic=False, options={"deterministic": True})  # type: ignore[return-value]
 
 
 def attacking(precision: Precision) -> AbstractContextManager[None]:

@@ -30,7 +30,7 @@ class Computation:
     """Trials of one stage in the process that computes them.
 
     Args:
-        portion: the trials.
+        portion: the trials; their task's device is this process's from then on, no longer "auto".
     """
 
     portion: Portion
@@ -39,8 +39,9 @@ class Computation:
     images: ImageCache = field(init=False)
 
     def __post_init__(self) -> None:
-        task = self.portion.task
-        self.device = resolve(task.device)
+        self.device = resolve(self.portion.task.device)
+        task = replace(self.portion.task, device=self.device)
+        self.portion = replace(self.portion, task=task)
         self.session = _session(task, self.device)
         where = (task.dataset, task.preprocessing)
         if where not in self.session.images:
@@ -74,13 +75,19 @@ class Computation:
         made = self.session.attacked if attacked else self.session.judge
         return made(self.portion.task, steering, self.example)
 
+    def provenance(self, steering: Steering) -> dict[str, str]:
+        """Return whether the network was compiled that a stage has attacked; empty of what is no attack."""
+        if self.portion.stage not in self.portion.task.attacks:
+            return {}
+        return {"compiled": "yes" if self.lane(steering, attacked=True).compiled else "no"}
+
     @cached_property
     def example(self) -> Tensor:
         """Noise in the network's input space, [m, c, h, w], the same in every process: what is proved of any image."""
         first, _ = self.images.read([self.portion.trials[0].image])
         noise = torch.rand(EXAMPLES, *first.x.shape[1:], generator=torch.Generator().manual_seed(0))
         example = self.session.to_input_space(replace(first, x=noise).to(self.device)).x
-        self.session.to_channels_last(example[:1])
+        self.session.to_channels_last(example[:1], self.portion.task.precision)
         return example
 
     def groups(self, trials: Sequence[Trial], attacked: bool = False) -> Iterator[Group]:

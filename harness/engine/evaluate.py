@@ -41,14 +41,14 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
         )
     stage, reports = _in_memory(computation), list[Report]()
     last = perf_counter()
-    started = last
+    started, prepared = last, computation.session.preparing
     while True:
         with reproducible(), _flags() as flags:
             results = next(stage, None)  # a generator runs only here, so no setting outlives a yield
         now = perf_counter()
         if results:
-            reports += _reports(computation, results, flags, now - started)
-            started = now
+            reports += _reports(computation, results, flags, now - started - (computation.session.preparing - prepared))
+            started, prepared = now, computation.session.preparing
         if reports and (results is None or now - last > REPORT_EVERY):
             yield reports
             reports, last = [], perf_counter()
@@ -71,10 +71,10 @@ def _in_memory(computation: Computation) -> Iterator[list[Result]]:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        widest = computation.session.narrow()
+        widest, same = computation.session.narrow()
         warnings.warn(
-            f"{left.task.label}: out of memory on {computation.device}; going on in batches of {widest} images, which "
-            "give the same bits",
+            f"{left.task.label}: out of memory on {computation.device}; going on in batches of {widest} images, "
+            + ("which give the same bits" if same else "whose last bits differ, so that a rerun may find other images"),
             stacklevel=2,
         )
         left = left.without(done)
@@ -93,7 +93,8 @@ def _reports(computation: Computation, results: Iterable[Result], flags: set[str
     made_with = provenance(computation.device)
     for steering, own in grouped(results, lambda result: result.trial.steering).items():
         fitted = computation.session.loaded.fitted(steering)
-        yield Report(tuple(map(timed, own)), tuple(sorted(flags)), made_with | fitted)
+        how = made_with | fitted | computation.provenance(steering)
+        yield Report(tuple(map(timed, own)), tuple(sorted(flags)), how)
 
 
 @contextmanager

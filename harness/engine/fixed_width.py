@@ -2,6 +2,9 @@
 
 A network's last bits may depend on the shape of the batch, since kernels add up in another order. So a network is
 called only at widths at which it was seen to give the bits of one reference width; what is left over is padded.
+
+On a CPU most widths give the same bits, so the reference is narrow, and the width is the fastest. On a GPU few do, and
+narrow batches cost hardly less than wide ones: there the reference is wide, and follows from the network alone.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +22,12 @@ from harness.errors import ModelError
 from harness.util.device_errors import give_back_memory, is_out_of_memory
 
 T = TypeVar("T")
-REFERENCES = (16, 32, 64, 8, 4, 2, 1)
-"""Widths of reference, the first at which a network does not depend on company and place; 1 has no company."""
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""Widths that are tried."""
+"""Widths that are tried on a CPU."""
+ROOM = 4 << 30
+"""Bytes of activations of a batch on a GPU, at most: enough to keep it busy, and a small part of its memory."""
+NARROW = 16
+"""The narrower batches of a GPU are narrower by this factor. There are no others: each shape is compiled anew."""
 WASTE = 1.5
 """Most images computed for each image asked for, where a narrower batch and another one would do."""
 GAIN = 0.93
@@ -33,6 +38,33 @@ LONGEST = 2.0
 """Seconds of a forward and a backward pass beyond which batches are not made wider."""
 
 
+class Widths(NamedTuple):
+    """Widths that are tried.
+
+    Args:
+        references: widths of reference, the first at which a network does not depend on company and place.
+        ladder: all widths, in ascending order.
+    """
+
+    references: tuple[int, ...]
+    ladder: tuple[int, ...]
+
+
+ON_A_CPU = Widths((16, 32, 64, 8, 4, 2, 1), LADDER)
+
+
+def on_a_gpu(kept: int, widest: int = LADDER[-1]) -> Widths:
+    """Return the widths of a GPU.
+
+    Args:
+        kept: bytes that the network keeps of an image for the backward pass.
+        widest: widest batch that is allowed.
+    """
+    fitting = max(min(ROOM // kept, widest), 1).bit_length()
+    references = tuple(1 << power for power in reversed(range(fitting)))
+    return Widths(references, tuple(sorted({max(references[0] // NARROW, 1), *references[:1]})))
+
+
 class FixedWidth(nn.Module):
     """A network that is called only at widths at which it gives the same bits.
 
@@ -41,18 +73,31 @@ class FixedWidth(nn.Module):
         example: images that it takes, [m, c, h, w].
         rows: the other tensors for these images, [m, …] each.
         widest: widest batch that is allowed.
+        widths: widths that are tried.
+        modes: "both" to compare the bits of passes that record no gradient too, as of a compiled network, which is
+            another program then.
     """
 
     reference: int
     """Width whose bits all others have; 0 where the network answers by chance, so that there are none to keep."""
     classes: int
     """Number of answers for an image, k."""
+    at_reference: tuple[Tensor, ...]
+    """Logits, gradients, and with ``modes`` "both" the logits of a pass without gradients, at the reference width."""
     used: int
     """Widest batch that it was called with."""
 
-    def __init__(self, network: nn.Module, example: Tensor, *rows: Tensor, widest: int = LADDER[-1]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        example: Tensor,
+        *rows: Tensor,
+        widest: int = LADDER[-1],
+        widths: Widths = ON_A_CPU,
+        modes: Literal["gradient", "both"] = "gradient",
+    ) -> None:
         super().__init__()
-        self.network, self.widest, self.used = network, widest, 0
+        self.network, self.widest, self.widths, self.modes, self.used = network, widest, widths, modes, 0
         self._agrees: dict[int, bool] = {}
         self._example, self._rows = example.detach(), rows
         self.reference = self._find_reference()
@@ -77,44 +122,52 @@ class FixedWidth(nn.Module):
 
     def _width(self, n: int) -> int:
         """Return the width at which to compute the next of ``n`` images."""
-        allowed = [width for width in LADDER if width <= self.widest and (width == self.reference or width <= 2 * n)]
+        allowed = [
+            width for width in self._ladder if width <= self.widest and (width == self.reference or width <= 2 * n)
+        ]
         wider = (width for width in allowed if n <= width <= WASTE * n)
         narrower = (width for width in reversed(allowed) if width <= n)
         return next((width for width in (*wider, *narrower) if self.agrees(width)), max(self.reference, 1))
 
-    def narrow(self, widest: int) -> None:
-        """Allow no batch wider than ``widest`` from now on, unless narrower ones give other bits."""
-        self.widest, self.used = min(self.widest, widest), 0
+    @property
+    def _ladder(self) -> tuple[int, ...]:
+        """The widths, the reference among them."""
+        return tuple(sorted({*self.widths.ladder, self.reference} - {0}))
+
+    def rows_for(self, n: int) -> int:
+        """Return the number of rows that ``n`` images are padded to where batches are to have few shapes."""
+        return next((width for width in self._ladder if n <= width <= self.widest and self.agrees(width)), n)
 
     def agrees(self, width: int) -> bool:
         """Return whether the network gives the bits of the reference width at another one, and fits; tried once."""
         if self.reference in (0, width):
             return True
         if width not in self._agrees:
-            self._agrees[width] = bool(if_it_fits(lambda: self._same_bits(self._at_reference, width)))
+            self._agrees[width] = bool(if_it_fits(lambda: self._same_bits(self.at_reference, width)))
         return self._agrees[width]
 
     def _find_reference(self) -> int:
-        for width in REFERENCES:
+        for width in self.widths.references:
             if (found := if_it_fits(partial(self._try_reference, width))) is not None:
                 return found
+        if hasattr(self, "classes"):
+            raise ModelError("its last bits depend on the rest of the batch")
         raise ModelError(f"not one image at a time fits in the memory of {self._example.device}; free some of it")
 
     def _try_reference(self, width: int) -> int | None:
         """Return ``width`` if it can be the reference, or 0 if the network answers by chance."""
         first = self._look(*self._batch(width))
-        self.classes = first[0].shape[1]
-        if width == REFERENCES[0] and not _equal(first, self._look(*self._batch(width))):
+        self.classes, self.at_reference = first[0].shape[1], first
+        if not _equal(first, self._look(*self._batch(width))):
             return 0
-        self._at_reference = first
-        return width if width == REFERENCES[-1] or self._same_bits(first, width) else None
+        return width if width == 1 or self._same_bits(first, width) else None
 
     @cached_property
     def depends_on_company(self) -> bool:
         """True if an image's answer depends on the rest of its batch by more than rounding."""
-        if self.reference in (0, REFERENCES[0]):
+        if self.reference in (0, self.widths.references[0]):
             return False
-        images = self._batch(REFERENCES[0])
+        images = self._batch(self.widths.references[0])
         together, alone = self._look(*images)[0][:1], self._look(*(tensor[:1] for tensor in images))[0]
         return not torch.allclose(together, alone, rtol=ROUNDING, atol=ROUNDING * float(together.abs().max()))
 
@@ -148,15 +201,17 @@ class FixedWidth(nn.Module):
         images = self._example[which]
         return [torch.lerp(images.flip(3), images, share.view(-1, 1, 1, 1)), *(row[which] for row in self._rows)]
 
-    def _look(self, x: Tensor, *rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the answers for a batch as it is, and the gradient of a sum of them."""
+    def _look(self, x: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the answers for a batch as it is, the gradient of a sum of them, and perhaps the answers without."""
+        with torch.no_grad():
+            again = (answers_for(x, self.network(x, *rows)),) if self.modes == "both" else ()
         with torch.enable_grad():
             x = x.detach().clone().requires_grad_()
             answers = answers_for(x, self.network(x, *rows))
             weights = torch.cos(torch.arange(answers.shape[1], device=x.device, dtype=answers.dtype))
             total = (answers * weights).sum()
             gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
-        return answers.detach(), torch.zeros_like(x) if gradient is None else gradient
+        return answers.detach(), torch.zeros_like(x) if gradient is None else gradient, *again
 
     @property
     def width(self) -> int:
@@ -165,11 +220,12 @@ class FixedWidth(nn.Module):
 
     @cached_property
     def fastest(self) -> int:
-        """Width at which an image takes the least time, forward and backward, by a short measurement."""
+        """Width at which an image takes the least time, forward and backward, by a short measurement on a CPU."""
+        if self._example.device.type != "cpu":
+            return max(self.reference, 1)
         best, before = max(self.reference, 1), float("inf")
-        for width in (width for width in LADDER if best <= width <= self.widest and width & (width - 1) == 0):
-            if not self.agrees(width):
-                continue
+        powers = (width for width in self.widths.ladder if best <= width <= self.widest and width & (width - 1) == 0)
+        for width in filter(self.agrees, powers):
             times = 3 if before == float("inf") or before < 0.01 else 1
             seconds = if_it_fits(partial(self._timed, self._batch(width), times))
             if seconds is None or seconds / width > GAIN * before:

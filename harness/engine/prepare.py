@@ -1,6 +1,7 @@
 """Preparation of a run: check the data, and that each model can be scored, before anything is computed.
 
-A fault of the data stops the benchmark; a fault of a model fails that model alone.
+A fault of the data stops the benchmark; a fault of a model fails that model alone. All of it happens on the CPU: the
+machine that starts a run may have no GPU, and a GPU may be for its worker alone.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from harness.analysis.task_types import TASK_TYPES
 from harness.api.dataset import Data
 from harness.api.model import Model, Scorable
 from harness.api.records import Coverage, Preprocessing, Steering
+from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.images import open_data, source
-from harness.engine.numerics import reproducible, resolve
+from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.engine.verification import logits
 from harness.errors import HarnessError, ModelError, SpecError
@@ -26,6 +28,10 @@ MAX_OVERLAP = 0.01
 """Share of the scored images that may be training images too, as in some official splits; their rows are flagged."""
 FEW = 8
 """Images that a model is tried on."""
+RUNS = 3
+"""Runs of all attacks that a search takes, about: on the baseline and on two winners."""
+FORWARD = 1 / 3
+"""Cost of a forward pass, as a share of one with a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,10 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
     """Read the images, and prepare each model. Models with the same preprocessing share the images.
 
     Raises:
-        HarnessError: the images cannot be used, or are too few, or lack what the threat needs.
+        HarnessError: the workers have no such device, or the images cannot be used, or are too few, or lack what the
+            threat needs.
     """
+    device = benchmark.executor.worker_device(benchmark.device)
     seen: dict[Preprocessing, Data] = {}
     prepared = []
     for model in benchmark.models:
@@ -77,24 +85,32 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
             check_enough_images(benchmark, len(seen[preprocessing].labels))
             few = tuple(seen[preprocessing].digests)[:FEW]
             benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
-        prepared.append(prepare_model(benchmark, model, seen[preprocessing], offline))
+        prepared.append(prepare_model(benchmark, model, seen[preprocessing], device, offline))
     return prepared
 
 
-def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool) -> PreparedModel:
-    """Load the model, run it on a few images, and prove that the steering reaches all of its activations."""
+def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, offline: bool) -> PreparedModel:
+    """Load the model, run it on a few images, and prove that the steering reaches all of its activations.
+
+    Args:
+        benchmark: the benchmark.
+        model: one of its models.
+        data: the chosen images.
+        device: device of the workers.
+        offline: whether to refuse every download.
+    """
     try:
-        device = resolve(benchmark.device)
-        session = model_session(model, device, offline, benchmark.normalised)
+        session = model_session(model, "cpu", offline, benchmark.normalised)
         loaded = session.loaded
         preprocessing = model.preprocessing(offline=offline)
         few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:FEW])
-        batch = session.to_input_space(few.to(device))
+        batch = session.to_input_space(few)
         check_training_images(benchmark, loaded, data.pixels)
         with reproducible():
             session.to_channels_last(batch.x[:1])
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
-            TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
+            answers = logits(loaded.network, batch.x)
+            TASK_TYPES[benchmark.dataset.target].check_answers(answers, batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
@@ -115,8 +131,21 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, offline: bool)
         batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
+        passes=passes_of_a_run(benchmark.threat, answers.shape[1], len(data.digests)),
     )
     return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
+
+
+def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:
+    """Return about how many passes, forward and backward, a run makes through one model; 0 where nothing is attacked.
+
+    Args:
+        threat: the threat.
+        classes: number of logits.
+        n: number of images.
+    """
+    each = [passes for stage in threat.attacks if (passes := threat.passes(stage, classes)) is not None]
+    return RUNS * n * sum(passes.gradients + FORWARD * passes.forwards for passes in each)
 
 
 def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steering, ...]:

@@ -121,16 +121,19 @@ class Scheduler:
     ledger: Ledger
     listener: ProgressListener
     failures: dict[str, ModelError] = field(default_factory=dict)
+    _capacity: int = field(default=1, init=False)
 
     def run(self, runs: Sequence[ModelRun]) -> None:
         """Follow every course to its end. Each result is in the ledger before its course is told of it."""
         events: SimpleQueue[Event] = SimpleQueue()
+        devices = {run.task.device for run in runs}
+        self._capacity = max(map(self.executor.capacity, devices), default=1)
         queue = deque(pair for run in runs for pair in self._next_round(run))
         if queue:
-            self.listener.started(self.executor.capacity)
+            self.listener.started(self._capacity)
         in_flight = 0
         while queue or in_flight:
-            while queue and in_flight < self.executor.capacity:
+            while queue and in_flight < self._capacity:
                 self._submit(*queue.popleft(), events)
                 in_flight += 1
             run, portion, event = events.get()
@@ -161,7 +164,7 @@ class Scheduler:
             if missing:
                 run.missing = set(missing)
                 most = max(int(REPLAYED // (4 * math.prod(run.shape) * (len(run.tallies) or 1))), 1)
-                cut = portions(run.task, missing, self.executor.capacity, most)
+                cut = portions(run.task, missing, self._capacity, most)
                 digests = [{trial.image: run.digests[trial.image] for trial in one.trials} for one in cut]
                 return [(run, replace(one, digests=own)) for one, own in zip(cut, digests, strict=True)]
             self._tell(run)

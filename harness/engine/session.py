@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from harness.api.model import Model, Scorable
-from harness.api.records import Batch, Steering
+from harness.api.records import Batch, Precision, Steering
 from harness.api.work import Task
 from harness.curvature.mixed import Mixed, mixes
 from harness.curvature.steering import Steered
-from harness.engine.acceleration import checked, compiled, half_precision, to_channels_last, wants_compiling
-from harness.engine.fixed_width import LADDER, FixedWidth
+from harness.engine.acceleration import Fast, compiled, fast, to_channels_last, wants_compiling
+from harness.engine.fixed_width import LADDER, FixedWidth, on_a_gpu
+from harness.engine.footprint import kept_bytes
 from harness.engine.images import ImageCache
 from harness.errors import HarnessError, ModelError
 from harness.util.device_errors import give_back_memory
@@ -28,10 +31,12 @@ class Lane(NamedTuple):
     Args:
         network: network of several steerings at once, or of one.
         parameters: parameters of one steering's curve, [p]; None where the network is of this steering alone.
+        compiled: whether the network runs compiled.
     """
 
     network: FixedWidth
     parameters: Tensor | None
+    compiled: bool
 
     def rows(self, n: int) -> tuple[Tensor, ...]:
         """Return what the network takes besides ``n`` images."""
@@ -89,8 +94,10 @@ class ModelSession:
     images: dict[object, ImageCache] = field(default_factory=dict)
     _steered: dict[Steering, nn.Module] = field(default_factory=dict)
     _mixed: dict[Steering, Mixed | None] = field(default_factory=dict)
-    _fixed: dict[tuple[object, ...], FixedWidth] = field(default_factory=dict)
+    _lanes: dict[tuple[object, ...], Fast] = field(default_factory=dict)
     _compiled_once: dict[Steering, nn.Module] = field(default_factory=dict)
+    preparing: float = 0.0
+    """Seconds spent so far on networks rather than on trials: on proofs of widths, and on compiling."""
     _is_channels_last: bool = False
     _widest: int = LADDER[-1]
 
@@ -98,10 +105,10 @@ class ModelSession:
         """Return the batch as the network takes it: normalised under ``protocol: paper``, otherwise as it is."""
         return batch if self.normalise is None else replace(batch, x=self.normalise(batch.x))
 
-    def to_channels_last(self, example: Tensor) -> None:
+    def to_channels_last(self, example: Tensor, precision: Precision = "float32") -> None:
         """Convert the weights once, before anything is steered; see `harness.engine.acceleration.to_channels_last`."""
         if not self._is_channels_last:
-            to_channels_last(self.loaded.body, example)
+            to_channels_last(self.loaded.body, example, precision)
             self._is_channels_last = True
 
     def judge(self, task: Task, steering: Steering, example: Tensor) -> Lane:
@@ -112,7 +119,7 @@ class ModelSession:
             steering: a point of the grid, or another method.
             example: images that the network takes, [m, c, h, w].
         """
-        return self._lane(task, steering, example, ("judge",), lambda network, *_: network)
+        return self._lane(task, steering, example, ("judge",), partial(self._plain, task, example))
 
     def attacked(self, task: Task, steering: Steering, example: Tensor) -> Lane:
         """Return the network that is attacked under a steering: the judge, or that compiled or in another precision.
@@ -122,19 +129,14 @@ class ModelSession:
         """
         if task.precision == "tf32" and not example.is_cuda:
             raise ModelError("precision: tf32 is for a GPU, and this is a CPU; set precision=float32 or bfloat16")
-        if not wants_compiling(task.compile, task.device) and task.precision == "float32":
+        if not wants_compiling(task.compile, example.device.type, math.inf) and task.precision == "float32":
             return self.judge(task, steering, example)
-
-        def faster(network: nn.Module, *rows: Tensor) -> nn.Module:
-            if wants_compiling(task.compile, task.device):
-                network = self._compiled(network, (example, *rows), must=task.compile == "always")
-            return half_precision(network, task.precision)
-
-        return self._lane(task, steering, example, (task.compile, task.precision), faster)
+        made = partial(self._fast, task, example)
+        return self._lane(task, steering, example, (task.compile, task.precision), made)
 
     def _lane(
         self, task: Task, steering: Steering, example: Tensor, kind: tuple[object, ...],
-        made: Callable[..., nn.Module],
+        made: Callable[..., Fast],
     ) -> Lane:  # fmt: skip
         network: nn.Module = self.steered(steering, example)
         parameters, which = None, steering
@@ -147,46 +149,36 @@ class ModelSession:
             else:
                 which = steering
         key = (which, parameters is None, task.batch_size, *kind)  # the baseline is not the network of all β
-        if key not in self._fixed:
+        if key not in self._lanes:
+            started = perf_counter()
             rows = () if parameters is None else (parameters.expand(len(example), -1),)
-            widest = min(task.batch_size or LADDER[-1], self._widest)
-            self._fixed[key] = FixedWidth(made(network, *rows), example, *rows, widest=widest)
-        return Lane(self._fixed[key], parameters)
+            self._lanes[key] = made(network, rows)
+            self.preparing += perf_counter() - started
+        network_of_all, is_compiled = self._lanes[key]
+        return Lane(network_of_all, parameters, is_compiled)
 
-    def narrow(self) -> int:
-        """Halve the widest batch of all networks, as memory was short, and return it; the bits stay the same.
+    def _plain(self, task: Task, example: Tensor, network: nn.Module, rows: tuple[Tensor, ...]) -> Fast:
+        return Fast(self._at_widths(task, example, rows, network), compiled=False)
 
-        Raises:
-            ModelError: they cannot be narrower, as they would give other bits.
-        """
-        used = max((network.used for network in self._fixed.values()), default=1)
-        if used // 2 in (0, self._widest):
-            raise ModelError(
-                f"memory is too short for it, even in batches of {used} images; set executor.workers=1, or use a "
-                "device with more memory"
-            )
-        self._widest = used // 2
-        for network in self._fixed.values():
-            network.narrow(self._widest)
-        give_back_memory()
-        return self._widest
+    def _fast(self, task: Task, example: Tensor, network: nn.Module, rows: tuple[Tensor, ...]) -> Fast:
+        at_widths = partial(self._at_widths, task, example, rows)
+        work = task.passes * kept_bytes(network, example, *rows)
 
-    def steered(self, steering: Steering, example: Tensor) -> nn.Module:
-        """Return the network to score under a steering, as its model makes it, at the first call."""
-        if steering not in self._steered:
-            self._steered[steering] = self.loaded.steered(steering, example[:1]).eval()
-        return self._steered[steering]
+        def compile(network: nn.Module) -> nn.Module:
+            return self.loaded.compiled(network, lambda part: self._compiled_part(part, example))
 
-    def _compiled(self, network: nn.Module, inputs: tuple[Tensor, ...], must: bool) -> nn.Module:
-        """Return ``network`` compiled; as it is where it cannot be compiled and need not (``must``)."""
-        try:
-            return self.loaded.compiled(network, lambda part: checked(self._fast(part, inputs[0]), part, *inputs))
-        except ModelError:
-            if must:
-                raise
-            return network
+        return fast(task, network, work, at_widths, compile)
 
-    def _fast(self, part: nn.Module, example: Tensor) -> nn.Module:
+    def _at_widths(
+        self, task: Task, example: Tensor, rows: tuple[Tensor, ...], network: nn.Module, **options: Any
+    ) -> FixedWidth:
+        """Return a network at the widths of its device, or at those given."""
+        widest = min(task.batch_size or LADDER[-1], self._widest)
+        if "widths" not in options and example.is_cuda:
+            options["widths"] = on_a_gpu(kept_bytes(network, example, *rows), widest)
+        return FixedWidth(network, example, *rows, widest=widest, **options)
+
+    def _compiled_part(self, part: nn.Module, example: Tensor) -> nn.Module:
         """Return a part of a network compiled: of a steered one, once for all β and c."""
         if not isinstance(part, Steered) or (values := part.curve_parameters()) is None:
             return compiled(part)
@@ -194,6 +186,33 @@ class ModelSession:
         if which not in self._compiled_once:
             self._compiled_once[which] = compiled(Mixed(part))
         return AtBeta(self._compiled_once[which], torch.tensor(values, device=example.device))
+
+    def narrow(self) -> tuple[int, bool]:
+        """Halve the widest batch of all networks, as memory was short.
+
+        Returns:
+            The widest batch, and whether all networks give the same bits there; on a GPU some may not.
+
+        Raises:
+            ModelError: they cannot be narrower.
+        """
+        used = max((lane.network.used for lane in self._lanes.values()), default=1)
+        if used // 2 in (0, self._widest):
+            raise ModelError(
+                f"memory is too short for it, even in batches of {used} images; set executor.workers=1, or use a "
+                "device with more memory"
+            )
+        self._widest = used // 2
+        same = all(lane.network.agrees(self._widest) for lane in self._lanes.values())
+        self._lanes.clear()
+        give_back_memory()
+        return self._widest, same
+
+    def steered(self, steering: Steering, example: Tensor) -> nn.Module:
+        """Return the network to score under a steering, as its model makes it, at the first call."""
+        if steering not in self._steered:
+            self._steered[steering] = self.loaded.steered(steering, example[:1]).eval()
+        return self._steered[steering]
 
 
 def _of_all_curves(steering: Steering) -> Steering:

@@ -91,6 +91,7 @@ def advance(
         while int(attack.finished.sum()) == slots - len(occupied):
             for _ in range(stride):
                 steps += ~attack.finished
+                attack.prepare()
                 attack.step(packed)
         yield _collect(attack, steps, occupants, occupied)
 

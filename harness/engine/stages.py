@@ -214,7 +214,7 @@ def training(computation: Computation) -> Iterator[list[Result]]:
     assert loaded.training is not None
     place = {image: position for position, image in enumerate(loaded.training.digests)}
     first = source(task.model.training, task.preprocessing, task.offline).read((computation.portion.trials[0].image,))
-    computation.session.to_channels_last(first.x.to(computation.device))
+    computation.session.to_channels_last(first.x.to(computation.device), task.precision)
     for steering, trials in grouped(computation.portion.trials, by_steering).items():
         values = loaded.training_scores(steering)
         yield [Result(trial, Answer(float(values[place[trial.image]])), Cost(forwards=1)) for trial in trials]

@@ -82,6 +82,7 @@ class ClusterExecutor(Executor):
         gpus: number of GPUs of each worker.
     """
 
+    elsewhere = True
     package: ClassVar[str]
     """Import name of the library; the extra is named after the kind."""
 
@@ -98,22 +99,41 @@ class ClusterExecutor(Executor):
             )
         return self
 
+    @property
+    def gpu_field(self) -> str:
+        """Name of the field that gives the workers GPUs."""
+        return "gpus"
+
+    def worker_device(self, device: str) -> str:
+        """Return "cuda" if the workers have GPUs, otherwise "cpu".
+
+        Raises:
+            SpecError: the benchmark wants a GPU and the workers have none, or the other way round, or it numbers GPUs.
+        """
+        field = self.gpu_field
+        expected = "cuda" if getattr(self, field) else "cpu"
+        if device in ("auto", expected):
+            return expected
+        if device.startswith("cuda:"):
+            raise SpecError(
+                f"device: the cluster chooses the GPUs of its workers, found device: {device}; set device=cuda and "
+                f"executor.gpus=1"
+            )
+        if device == "cpu":
+            raise SpecError(
+                f"executor.{field}: workers with GPUs need device: cuda, found device: cpu; set device=cuda, or leave "
+                f"executor.{field} out"
+            )
+        raise SpecError(
+            f"executor.{field}: workers without GPUs need device: cpu, found device: {device}; set executor.gpus=1, "
+            "or device=cpu"
+        )
+
     def __exit__(self, *exception: object) -> None:
         self._dispatcher.stop()
 
     def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
-        """See `Executor.submit`.
-
-        Raises:
-            SpecError: the benchmark wants a GPU and the workers have none, or the other way round.
-        """
-        expected = "cuda" if self.gpus else "cpu"
-        if portion.task.device != expected:
-            remedy = "executor.gpus=0" if self.gpus else "executor.gpus=1 and device=cuda"
-            raise SpecError(
-                f"executor.gpus: workers with {self.gpus:g} GPUs each need device: {expected}, found device: "
-                f"{portion.task.device}; set device={expected}, or {remedy}"
-            )
+        """See `Executor.submit`."""
         return self._dispatcher.submit(portion, deliver)
 
 

@@ -7,18 +7,20 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from queue import LifoQueue
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr
 
 from harness.api.executor import Deliver, Executor
 from harness.api.work import Portion
-from harness.errors import ModelError
+from harness.errors import DeviceLost, ModelError
+from harness.executors.placement import environments, pinned, this_machine
 from harness.executors.submission import Submission
-from harness.executors.worker import ENVIRONMENT, Answer, is_last, packed
+from harness.executors.worker import Answer, is_last, packed
+from harness.util.gpus import gpus_of
 
 REMEDY = "lower batch_size or executor.workers"
 
@@ -27,30 +29,36 @@ class Local(Executor):
     """Worker processes on this machine, one torch thread each.
 
     A worker that dies costs only what it has not delivered. Each has one thread, since two threads in each of two busy
-    processes run many times slower.
+    processes run many times slower; and each sees one GPU, or none.
 
     Args:
-        workers: number of worker processes; "auto" starts one per GPU, or one per core without GPUs.
+        workers: number of worker processes; "auto" starts one per GPU, or one per core where there are none or the
+            device is the CPU.
     """
 
     kind = "local"
 
     workers: Annotated[int, Field(strict=True, gt=0)] | Literal["auto"] = "auto"
 
-    _workers: list[Worker] = PrivateAttr()
-    _idle: LifoQueue[Worker] = PrivateAttr()
+    _workers: Sequence[Worker] = PrivateAttr()
+    _idle: IdleWorkers = PrivateAttr()
     _submissions: set[Submission] = PrivateAttr()
 
-    @property
-    def capacity(self) -> int:
-        """Number of workers."""
-        return self.workers if isinstance(self.workers, int) else _default_workers()
+    def worker_device(self, device: str) -> str:
+        """Return ``device``, whose GPU each worker sees as its only one.
+
+        Raises:
+            SpecError: this machine has no such GPU.
+        """
+        gpus_of(device, this_machine(device).gpus)
+        return device
+
+    def capacity(self, device: str) -> int:
+        """Return the number of workers."""
+        return self.workers if isinstance(self.workers, int) else len(self._environments(device))
 
     def __enter__(self) -> Local:
-        self._workers = [Worker(number) for number in range(self.capacity)]
-        self._idle, self._submissions = LifoQueue(), set()  # last in, first out: a started worker before a new one
-        for worker in reversed(self._workers):
-            self._idle.put(worker)
+        self._workers, self._submissions = (), set()  # their number and GPUs follow from the first portion's device
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -61,25 +69,57 @@ class Local(Executor):
 
     def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
         """Compute ``portion`` on the next idle worker; see `Executor.submit`."""
+        if not self._workers:
+            self._workers = [Worker(environment) for environment in self._environments(portion.task.device)]
+            self._idle = IdleWorkers(self._workers)
         submission = Submission(portion, deliver)
         self._submissions.add(submission)
         submission.future.add_done_callback(lambda _: self._submissions.discard(submission))
         threading.Thread(target=self._compute, args=(submission,), daemon=True).start()
         return submission.future
 
+    def _environments(self, device: str) -> list[dict[str, str]]:
+        return environments(device, self.workers, this_machine(device))
+
     def _compute(self, submission: Submission) -> None:
-        """Compute a submission on an idle worker, and the rest on another one when that dies."""
-        worker = self._idle.get()
+        """Compute a submission on an idle worker, and the rest on the next one when that is lost."""
+        while not submission.future.done():
+            try:
+                with self._idle.one_for(submission) as worker:
+                    last = worker.compute(submission)
+                submission.accept(last)  # now that the worker is idle: whoever waits for this may have work for it
+            except WorkerLost as lost:
+                submission.retry(str(lost), REMEDY)
+            except DeviceLost as lost:
+                submission.retry(str(lost), "")
+            except Exception as error:  # in a thread, where nobody would hear of it
+                submission.fail(error)
+
+
+class IdleWorkers:
+    """Workers that have nothing to do.
+
+    Args:
+        workers: all workers.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._idle = list(workers)
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def one_for(self, submission: Submission) -> Iterator[Worker]:
+        """Within the block, have the idle worker that suits a submission best; wait until there is one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._idle)
+            worker = min(self._idle, key=lambda idle: idle.rank(submission.label))
+            self._idle.remove(worker)
         try:
-            while not submission.future.done():
-                try:
-                    worker.compute(submission)
-                except WorkerLost as lost:
-                    submission.retry(str(lost), REMEDY)
-        except Exception as error:  # in a thread, where nobody would hear of it
-            submission.fail(error)
+            yield worker
         finally:
-            self._idle.put(worker)
+            with self._changed:
+                self._idle.append(worker)
+                self._changed.notify()
 
 
 class WorkerLost(Exception):
@@ -90,12 +130,15 @@ class Worker:
     """A process, started when it is first needed and replaced when it has died.
 
     Args:
-        number: its number, from 0, which chooses its GPU.
+        environment: variables that its process is started with; they pin it to a GPU.
     """
 
-    def __init__(self, number: int) -> None:
-        self._number = number
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
+        self._label = ""
+        """The model that it has computed last."""
+        self._lost_device = False
         self._closed = False
         self._lock = threading.Lock()
         """Held while the process is started or killed, so that none is started after `close`."""
@@ -105,15 +148,25 @@ class Worker:
         """Process id, if a process was started."""
         return None if self._process is None else self._process.pid
 
-    def compute(self, submission: Submission) -> None:
-        """Compute what is left of a submission, until it is done.
+    def rank(self, label: str) -> tuple[bool, bool, bool]:
+        """Return a rank for a model, best first: the model is loaded, the process is started, or yet to be started.
+
+        A worker whose GPU has just failed comes last.
+        """
+        started = self._process is not None and self._process.poll() is None
+        return self._lost_device, not (started and self._label == label), not started
+
+    def compute(self, submission: Submission) -> Answer:
+        """Compute what is left of a submission, deliver its results, and return the last answer, if it got to that.
 
         Raises:
             WorkerLost: the process has died.
+            DeviceLost: the process could no longer use its GPU, and was killed.
         """
         assert submission.left is not None
-        message = packed(submission.left)
-        process = self._running(submission.left.task.device)
+        message = packed(pinned(submission.left))
+        process = self._running()
+        self._label = submission.label
         sending, receiving = process.stdin, process.stdout
         assert sending is not None
         assert receiving is not None
@@ -123,6 +176,8 @@ class Worker:
             sending.flush()
             while not submission.future.done():
                 answer = pickle.load(receiving)
+                if is_last(answer):
+                    break
                 submission.accept(answer)
         except (OSError, EOFError, pickle.UnpicklingError) as error:  # the pipe has ended, perhaps within an answer
             self._kill()
@@ -130,6 +185,11 @@ class Worker:
         finally:
             if not is_last(answer):  # nobody waits for the rest
                 self._kill()
+        self._lost_device = isinstance(answer, DeviceLost)
+        if isinstance(answer, DeviceLost):
+            self._kill()
+            raise answer
+        return answer
 
     def close(self) -> None:
         """Kill the process, and start no other."""
@@ -137,14 +197,14 @@ class Worker:
             self._closed = True
         self._kill()
 
-    def _running(self, device: str) -> subprocess.Popen[bytes]:
+    def _running(self) -> subprocess.Popen[bytes]:
         """Return the process, which is started if there is none or it died while idle."""
         with self._lock:
             if self._closed:
                 raise WorkerLost("It was released.")
             if self._process is None or self._process.poll() is not None:
                 try:
-                    self._process = _start(_environment(self._number, device))
+                    self._process = _start(self._environment)
                 except OSError as error:
                     raise ModelError(
                         f"no worker process could be started: {error}; free some memory, or lower executor.workers"
@@ -167,23 +227,3 @@ def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-
-
-def _environment(worker: int, device: str) -> dict[str, str]:
-    """Return the environment of a worker by its number; "cuda" is any GPU, "cuda:1" that one for all workers."""
-    if device != "cuda":
-        return ENVIRONMENT
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(_gpus())))
-    return ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": visible.split(",")[worker % _gpus()]}
-
-
-def _default_workers() -> int:
-    """Return the number of GPUs, or of cores without any."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _gpus() or cores
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()

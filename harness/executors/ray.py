@@ -29,7 +29,7 @@ class Ray(ClusterExecutor):
     Args:
         address: address of the cluster: "auto" for the one that this machine belongs to, or ``RAY_ADDRESS``; otherwise
             ``host:port``, or ``ray://host:10001`` from a machine outside the cluster.
-        gpus: number of GPUs per worker, a fraction to share one; 0 means one CPU each. Needs ``device: cuda``.
+        gpus: number of GPUs per worker, a fraction to share one; 0 means one CPU each.
     """
 
     kind = "ray"
@@ -40,9 +40,8 @@ class Ray(ClusterExecutor):
 
     _capacity: int = PrivateAttr(default=1)
 
-    @property
-    def capacity(self) -> int:
-        """Number of workers that the cluster has room for; 1 before it is joined."""
+    def capacity(self, device: str) -> int:
+        """Return the number of workers that the cluster has room for; 1 before it is joined."""
         return self._capacity
 
     def __enter__(self) -> Ray:

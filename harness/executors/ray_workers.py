@@ -13,10 +13,11 @@ import ray
 from ray.exceptions import RayError
 
 from harness.api.work import Portion
-from harness.errors import ModelError
+from harness.errors import DeviceLost, ModelError
 from harness.executors.dispatch import Dispatcher, last_line
+from harness.executors.placement import available_cores, environment
 from harness.executors.submission import ATTEMPTS, Submission
-from harness.executors.worker import ENVIRONMENT, Answer, answers, packed
+from harness.executors.worker import Answer, answers, packed
 
 TICK = 0.05
 """Seconds until a newly submitted portion is noticed while others are awaited."""
@@ -30,7 +31,7 @@ class Worker:
     """
 
     def __init__(self, directory: str) -> None:
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(environment(bool(ray.get_gpu_ids()), available_cores(), os.environ))
         if Path(directory).is_dir():
             os.chdir(directory)
         import harness.engine.evaluate  # noqa: F401  # a failing import is then reported before a portion is sent
@@ -62,6 +63,7 @@ class Workers:
         self._size = size
         self._start = ray.remote(Worker).options(num_cpus=0 if gpus else 1, num_gpus=gpus).remote
         self._idle: list[Any] = []
+        self._models: dict[Any, str] = {}  # the label that each worker has last computed for
         self._pinged: dict[Any, Any] = {}  # the workers that have not answered `Worker.ready` yet, by their answer
         self._busy: dict[Any, tuple[Any, Submission]] = {}  # the workers and what they compute, by their answer
         self._failed_pings: list[str] = []  # reasons, since a worker last answered
@@ -72,7 +74,7 @@ class Workers:
         while self._idle and waiting:
             submission = waiting.popleft()
             if submission.left is not None and not submission.future.done():
-                worker = self._idle.pop()
+                worker = self._idle_one(submission.left.task.label)
                 self._busy[worker.begin.remote(submission.left)] = (worker, submission)
         if len(self._failed_pings) < ATTEMPTS:
             room = self._size - len(self._idle) - len(self._pinged) - len(self._busy)
@@ -95,6 +97,13 @@ class Workers:
         for worker in [*self._idle, *self._pinged.values(), *(worker for worker, _ in self._busy.values())]:
             ray.kill(worker)
 
+    def _idle_one(self, label: str) -> Any:
+        """Take an idle worker for a model: one that has it loaded, where there is one."""
+        worker = next((one for one in self._idle if self._models.get(one) == label), self._idle[-1])
+        self._idle.remove(worker)
+        self._models[worker] = label
+        return worker
+
     def _ping(self, worker: Any) -> None:
         self._pinged[worker.ready.remote()] = worker
 
@@ -104,16 +113,31 @@ class Workers:
         try:
             result = ray.get(answer)
         except RayError as error:
-            ray.kill(worker)
+            self._kill(worker)
             self._handle_loss(submission, last_line(str(error)), dispatcher)
             return
         self._failed_pings.clear()
-        if submission is not None:
-            submission.accept(pickle.loads(result))
-        if submission is None or submission.future.done():
+        if submission is None:
+            self._idle.append(worker)
+        else:
+            self._take(pickle.loads(result), worker, submission, dispatcher)
+
+    def _take(self, told: Answer, worker: Any, submission: Submission, dispatcher: Dispatcher) -> None:
+        """Deliver an answer, and ask for the next one unless it was the last."""
+        if isinstance(told, DeviceLost):
+            self._kill(worker)
+            dispatcher.retry(submission, str(told), "")
+            return
+        submission.accept(told)
+        if submission.future.done():
             self._idle.append(worker)
         else:
             self._busy[worker.more.remote()] = (worker, submission)
+
+    def _kill(self, worker: Any) -> None:
+        """Kill a worker that is lost; another one is started if there is work for it."""
+        self._models.pop(worker, None)
+        ray.kill(worker)
 
     def _handle_loss(self, submission: Submission | None, reason: str, dispatcher: Dispatcher) -> None:
         if submission is None:

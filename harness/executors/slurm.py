@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.api.work import Portion
-from harness.errors import ModelError, SpecError
+from harness.errors import DeviceLost, ModelError, SpecError
 from harness.executors.dispatch import ClusterExecutor, Dispatcher, last_line
+from harness.executors.placement import available_cores, environment
 from harness.executors.submission import Submission
-from harness.executors.worker import ENVIRONMENT, Answer, answers, is_last, packed
+from harness.executors.worker import Answer, answers, is_last, packed
 from harness.util.files import write_whole
 
 TICK = 0.5
@@ -45,7 +46,9 @@ class Slurm(ClusterExecutor):
         partition: Slurm partition; the cluster's default if left out.
         time: time limit of a job, in minutes.
         memory: memory of a job, in Slurm's units, such as 8G or 500M.
-        gpus: number of GPUs of a job; needs ``device: cuda``.
+        gpus: number of GPUs of a job, of any type; it computes on the first.
+        gres: GPUs of a job in the words of Slurm's ``--gres``, in place of ``gpus``: gpu:a100:1, or gpu:1g.10gb:1 for a
+            MIG instance.
         folder: directory for the jobs' files, visible to every node; finished jobs leave only their logs in it.
         cluster: "slurm"; or "local" to run jobs as processes on this machine, "debug" to run them in this process.
     """
@@ -59,12 +62,23 @@ class Slurm(ClusterExecutor):
     time: PositiveInt = 60
     memory: Annotated[str, Field(pattern=r"^[1-9]\d*[KMGT]$")] = "8G"
     gpus: Annotated[int, Field(strict=True, ge=0)] = 0
+    gres: Annotated[str, Field(pattern=r"^gpu(:[\w.-]+)*$")] | None = None
     folder: Annotated[str, Field(min_length=1)] = "slurm"
     cluster: Literal["slurm", "local", "debug"] = "slurm"
 
+    @model_validator(mode="after")
+    def _one_way_to_ask(self) -> Slurm:
+        if self.gpus and self.gres is not None:
+            raise ValueError(f"gpus and gres both ask for GPUs, found {self.gpus} and {self.gres!r}; leave one out")
+        return self
+
     @property
-    def capacity(self) -> int:
-        """Number of jobs, as each computes one portion."""
+    def gpu_field(self) -> str:
+        """Name of the field that gives the jobs GPUs."""
+        return "gpus" if self.gres is None else "gres"
+
+    def capacity(self, device: str) -> int:
+        """Return the number of jobs, as each computes one portion."""
         return 1 if self.cluster == "debug" else self.workers
 
     def __enter__(self) -> Slurm:
@@ -90,6 +104,7 @@ class Slurm(ClusterExecutor):
             timeout_min=self.time,
             cpus_per_task=1,
             gpus_per_node=self.gpus or None,
+            slurm_gres=self.gres,
             slurm_mem=self.memory,
             slurm_partition=self.partition,
             slurm_array_parallelism=self.workers,
@@ -99,7 +114,7 @@ class Slurm(ClusterExecutor):
 
 def compute_in_job(portion: Portion, folder: Path) -> tuple[int, Answer]:
     """Compute ``portion``; leave its results in ``folder``, and return how many files there are and the last answer."""
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(environment(portion.task.device != "cpu", available_cores(), os.environ))
     for number, answer in enumerate(answers(portion)):
         if is_last(answer):
             return number, answer
@@ -227,11 +242,16 @@ class _Jobs:
         return end
 
     def _accept_last(self, job: _Job, answer: Answer, dispatcher: Dispatcher) -> None:
-        """Take the last answer; if the job's time was up, what is left goes to another one, provided that it got on."""
+        """Take the last answer; what a lost device has left goes to another job.
+
+        So does what is left when the job's time was up, provided that it got on.
+        """
         from submitit.core.utils import UncompletedJobError
 
         submission = job.submission
-        if not isinstance(answer, UncompletedJobError):  # submitit raises it in the job when Slurm is about to end it
+        if isinstance(answer, DeviceLost):
+            dispatcher.retry(submission, str(answer), "")
+        elif not isinstance(answer, UncompletedJobError):  # raised in the job when Slurm is about to end it
             submission.accept(answer)
         elif job.read:
             dispatcher.retry(submission, f"A job may take {self._settings.time} minutes.", "raise executor.time")

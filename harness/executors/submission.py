@@ -24,6 +24,8 @@ class Submission:
     """
 
     def __init__(self, portion: Portion, deliver: Deliver) -> None:
+        self.label = portion.task.label
+        """The model's name on the leaderboard."""
         self.left: Portion | None = portion
         """Trials that are not delivered yet; None if there are none."""
         self.future: Future[None] = Future()
@@ -44,7 +46,7 @@ class Submission:
 
         Args:
             reason: what happened to the worker, for the error message.
-            remedy: what to do about it, for the error message.
+            remedy: what to do if it ran out of memory, for the error message; empty if it did not.
         """
         if self.left is None:
             self._succeed()
@@ -52,9 +54,10 @@ class Submission:
         self._workers_lost += 1
         if self._workers_lost == ATTEMPTS:
             count = len(self.left.trials)
+            guess = f" (out of memory?); {remedy}" if remedy else ""
             self.fail(ModelError(
                 f"its worker was lost {ATTEMPTS} times on stage {self.left.stage} with {count} "
-                f"trial{'s' * (count != 1)} left (out of memory?); {remedy}. {reason}"
+                f"trial{'s' * (count != 1)} left{guess}. {reason}"
             ))  # fmt: skip
 
     def fail(self, error: Exception) -> None:

@@ -177,6 +177,7 @@ def test_passes_are_those_that_a_survivor_takes(attack: Attack, stage: str, norm
         pytest.skip("5,000 queries: those of the custom budget are counted in the same way")
     steps = 0
     while not machine.finished.all():
+        machine.prepare()
         machine.step(network)
         steps += 1
     assert not machine.fooled.any()

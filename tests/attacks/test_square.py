@@ -134,6 +134,7 @@ def ours(network: Network, trials: Trials, norm: Norm, queries: int, eps: float)
     machine.start(torch.arange(len(trials.x)), trials)
     for step in range(queries + 1):
         assert step == 0 or machine.finished.equal(machine.fooled)
+        machine.prepare()
         machine.step(shown)
     assert machine.finished.all()
     return torch.stack(shown.images), machine
@@ -257,6 +258,7 @@ def run(plan: Plan, trials: Trials, network: Network, norm: Norm, queries: int) 
             machine.start(
                 torch.tensor([slot for _, slot in plan[now]]), only(trials, [trial for trial, _ in plan[now]])
             )
+        machine.prepare()
         machine.step(network)
         for slot, (trial, since) in list(held.items()):
             if machine.finished[slot]:
@@ -300,6 +302,7 @@ def test_slots_that_are_finished_stay_as_they_are(norm: Norm) -> None:
     assert 0 < machine.fooled.sum() < len(machine.fooled)
     before = machine.found.clone(), machine.fooled.clone(), machine.finished.clone()
     for _ in range(70):
+        machine.prepare()
         machine.step(network)
     after = machine.found, machine.fooled, machine.finished
     assert all(torch.equal(was, now) for was, now in zip(before, after, strict=True))
@@ -307,6 +310,7 @@ def test_slots_that_are_finished_stay_as_they_are(norm: Norm) -> None:
 
 def test_an_empty_machine_is_finished_and_fools_nobody() -> None:
     machine = Square(3, (1, 8, 8), norm="Linf", eps=0.1)
+    machine.prepare()
     machine.step(network_of("digits_plain"))
     assert machine.finished.all()
     assert not machine.fooled.any()
@@ -320,6 +324,7 @@ def test_where_two_logits_are_the_largest_the_trial_ends_and_the_first_of_them_i
     tie = torch.tensor([[1.0, 1.0, 0.0]])
     machine = Square(1, (1, 8, 8), norm="Linf", eps=0.1)
     machine.start(torch.tensor([0]), trials_of(torch.rand(1, 1, 8, 8), torch.tensor([label])))
+    machine.prepare()
     machine.step(lambda x: tie)
     assert (machine.finished.item(), machine.fooled.item()) == (True, fooled)
 
@@ -336,6 +341,7 @@ def test_a_step_never_waits_for_a_gpu(norm: Norm) -> None:
         slots, trials = gpu.tensor(torch.arange(len(plain.x))), Trials(*map(gpu.tensor, plain[:4]))
         machine.start(slots, trials)
         for _ in range(AHEAD + 9):
+            machine.prepare()
             machine.step(network)
         assert not gpu.waits
         assert not gpu.strays

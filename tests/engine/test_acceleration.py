@@ -10,29 +10,33 @@ import pytest
 import torch
 from helpers.commands import Run
 from helpers.networks import Wrong
+from helpers.scored import task_of
 from helpers.tiny import ATTACK, mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import pipeline
-from harness.api.records import FamilyName
+from harness.api.records import BASELINE, Compile, FamilyName, Precision
+from harness.api.work import Task
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.families import FAMILIES
 from harness.curvature.mixed import Mixed
 from harness.curvature.steering import Steered, steer
+from harness.datasets.digits import Digits
 from harness.engine import acceleration, numerics, session
 from harness.engine.acceleration import (
+    WORTH,
     attacking,
-    checked,
     compiled,
-    half_precision,
     to_channels_last,
     wants_compiling,
 )
+from harness.engine.half_precision import HALF, half_precision, with_low_weights
 from harness.engine.numerics import reproducible
 from harness.engine.verification import logits
 from harness.errors import ModelError, SpecError
 from harness.models.demo import Demo
+from harness.threats.lp import Linf
 
 X = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -165,29 +169,102 @@ def test_a_compiled_run_loses_the_same_images() -> None:
 
 
 def test_who_wants_compiling() -> None:
-    assert [wants_compiling("auto", device) for device in ("cpu", "cuda", "cuda:1")] == [False, True, True]
-    assert wants_compiling("always", "cpu")
-    assert not wants_compiling("never", "cuda")
+    assert [wants_compiling("auto", device, WORTH) for device in ("cpu", "cuda")] == [False, True]
+    assert not wants_compiling("auto", "cuda", 0.9 * WORTH)
+    assert wants_compiling("always", "cpu", 0)
+    assert not wants_compiling("never", "cuda", WORTH)
 
 
-def test_what_cannot_be_compiled_is_refused_where_it_must_be_and_left_where_it_need_not(
-    monkeypatch: pytest.MonkeyPatch,
+class NoCompiler(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("no compiler\nand more")
+
+
+class Tilted(nn.Module):
+    """Honest forward, and another gradient."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(0.9 * x + (0.1 * x).detach())
+        return logits
+
+
+class WithoutGradient(nn.Module):
+    """Another program where no gradient is recorded, as of Square."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits if torch.is_grad_enabled() else logits.flip(1)
+
+
+def opened(compile: Compile, precision: Precision = "float32") -> tuple[session.ModelSession, Task]:
+    model = Demo(name="digits_plain")
+    return session.ModelSession(model.load()), task_of(
+        model, Digits(n=4), Linf(eps=0.1), compile=compile, precision=precision
+    )
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        (lambda network: NoCompiler(), r"\(RuntimeError: no compiler\)"),
+        (lambda network: nn.Sequential(network, nn.ReLU()), "compiled, it computes something else"),
+        (Tilted, "compiled, it computes something else"),
+        (WithoutGradient, "compiled, it computes something else"),
+        (lambda network: nn.Sequential(network, nn.Dropout()).train(), "compiled, it computes something else"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_cannot_be_compiled_is_refused_where_it_must_be_and_told_where_it_need_not(
+    monkeypatch: pytest.MonkeyPatch, broken: Callable[[nn.Module], nn.Module], told: str, precision: Precision
 ) -> None:
-    class Broken(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            raise RuntimeError("no compiler\nand more")
+    monkeypatch.setattr(session, "compiled", broken)
+    must, task = opened("always", precision)
+    with pytest.raises(ModelError, match=rf"^compile: .*{told}.*C\+\+ compiler.*compile=never"):
+        must.attacked(task, BASELINE, X)
+    monkeypatch.setattr(acceleration, "wants_compiling", lambda compile, device, work: True)
+    monkeypatch.setattr(session, "wants_compiling", lambda compile, device, work: True)
+    may, task = opened("auto", precision)
+    with pytest.warns(UserWarning, match=rf"^digits_plain: .*{told}.*attacked uncompiled"):
+        lane = may.attacked(task, BASELINE, X)
+    assert not lane.compiled
+    logits: Tensor = lane.network(X)
+    torch.testing.assert_close(logits, demo()(X), rtol=0.05, atol=0.2)
 
-    network = demo()
-    told = r"^compile: .*\(RuntimeError: no compiler\).*C\+\+ compiler.*compile=never"
-    with pytest.raises(ModelError, match=told):
-        checked(Broken(), network, X)
-    with pytest.raises(ModelError, match="compiled, it computes something else"):
-        checked(nn.Sequential(network, nn.ReLU()), network, X)
-    monkeypatch.setattr(session, "compiled", lambda network: Broken())
-    opened = session.ModelSession(Demo(name="digits_plain").load())
-    assert opened._compiled(network, (X,), must=False) is network
-    with pytest.raises(ModelError, match="no compiler"):
-        opened._compiled(network, (X,), must=True)
+
+def test_a_compiled_network_is_compared_in_the_precision_of_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.dtype, int, bool]] = []
+
+    class Watched(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype, len(x),
+                         torch.is_grad_enabled()))  # fmt: skip
+            logits: Tensor = self.network(x)
+            return logits
+
+    monkeypatch.setattr(session, "compiled", Watched)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        seen.clear()
+        must, task = opened("always", precision)  # type: ignore[arg-type]
+        lane = must.attacked(task, BASELINE, X)
+        for n in (3, 20, 100):
+            lane.network(X[:1].expand(n, -1, -1, -1))
+        assert lane.compiled
+        assert {one[0] for one in seen} == {dtype}
+        assert {one[2] for one in seen} == {False, True}
+        assert len({one[1] for one in seen}) <= 2, "more than four graphs: two shapes, with and without gradients"
+        assert must.preparing > 0
 
 
 # --- channels last ---
@@ -232,6 +309,52 @@ def test_a_network_in_half_precision_answers_in_float32() -> None:
     assert seen == [torch.bfloat16]
     torch.testing.assert_close(low(X), network(X), rtol=0.05, atol=0.2)
     assert half_precision(network, "float32") is half_precision(network, "tf32") is network
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_weights_are_cast_once_and_give_the_same_bits(precision: Precision, mixed: bool) -> None:
+    network = demo()
+    rows = torch.tensor(FAMILIES["relu"].curve_parameters(0.8, 0.5)).expand(len(X), -1)
+    plain = Mixed(modules_replaced(network, 0.8)) if mixed else network
+    low = with_low_weights(plain, precision)
+    with torch.autocast("cpu", HALF[precision]):
+        found, expected = (part(X, rows) if mixed else part(X) for part in (low, plain))
+    assert torch.equal(found, expected)
+    dtypes = {module.weight.dtype for module in low.modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    assert dtypes == {HALF[precision]}
+    assert all(parameter.dtype == torch.float32 for parameter in plain.parameters())
+    assert with_low_weights(plain, "float32") is with_low_weights(plain, "tf32") is plain
+
+
+def test_a_gradient_that_float16_cannot_hold_is_kept() -> None:
+    """Of a network so sure of itself that its gradients are below the least number of float16, 6·10⁻⁸."""
+
+    class Sure(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.layers(x)
+            return logits
+
+    def ascent(network: nn.Module) -> Tensor:
+        x = X.clone().requires_grad_()
+        logits = network(x)
+        weights = 1e-9 * torch.tensor([1.0, 1e3, 1e-3, 1.0, 0.0, 10.0])[:, None]  # each image at a size of its own
+        return torch.autograd.grad((weights * logits.softmax(1) * torch.arange(10)).sum(), x)[0]
+
+    network = Sure().requires_grad_(False).eval()
+    exact = ascent(network)
+    with torch.autocast("cpu", torch.float16):
+        assert (ascent(network)[[0, 2, 3]] == 0).all(), "this network would not need it"
+    found = ascent(half_precision(network, "float16"))
+    for one, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02 * float(other.abs().max()))
+    first, *_ = ascent(half_precision(network, "float16"))
+    assert torch.equal(first, found[0])
 
 
 def older() -> None:
@@ -313,7 +436,7 @@ def test_new_tensors_are_not_filled_first() -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_what_is_lost_is_judged_in_float32(run: Run, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """A network that is always wrong while it is attacked, so that the attack is content with its first images."""
-    monkeypatch.setattr(session, "half_precision", lambda network, precision: Wrong(network))
+    monkeypatch.setattr(acceleration, "with_low_weights", lambda network, precision: Wrong(network))
     benchmark = mapping(models=[{"kind": "demo", "name": "digits_plain"}], dataset={"kind": "digits", "n": 16},
                         threat={"kind": "Linf", "eps": 0.004, "attack": ATTACK}, steering={"beta": 0.9},
                         precision=precision)  # fmt: skip

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from harness.engine.fixed_width import LADDER, REFERENCES, WASTE, FixedWidth, pad
+from harness.engine.fixed_width import LADDER, ON_A_CPU, ROOM, WASTE, FixedWidth, on_a_gpu, pad
 from harness.models.demo import Demo
 
 EXAMPLE = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -233,7 +233,7 @@ def test_a_network_without_a_gradient_is_compared_by_its_answers() -> None:
             return super().forward(x.detach())
 
     fixed = FixedWidth(Detached(), EXAMPLE)
-    assert fixed.reference == REFERENCES[0]
+    assert fixed.reference == ON_A_CPU.references[0]
     assert fixed.fastest in LADDER
     assert not fixed(EXAMPLE).requires_grad
 
@@ -261,3 +261,25 @@ def test_padding_repeats_the_last_row(n: int, width: int) -> None:
     assert padded.shape == (width, 2)
     assert torch.equal(padded[:n], x)
     assert (padded[n:] == x[-1]).all()
+
+
+def test_on_a_gpu_the_reference_is_wide_and_follows_from_the_network_alone() -> None:
+    """Of an image, CIFAR's ResNet-18 keeps 4.7 MB, ImageNet's ResNet-50 some 100 MB, the digits' network little."""
+    assert on_a_gpu(4_700_000) == ((512, 256, 128, 64, 32, 16, 8, 4, 2, 1), (32, 512))
+    assert on_a_gpu(100_000_000).references[0] == 32
+    assert on_a_gpu(60_000) == (tuple(2**power for power in range(10, -1, -1)), (64, 1024))
+    assert on_a_gpu(60_000, widest=100).references[0] == 64
+    assert on_a_gpu(ROOM * 3) == ((1,), (1,))
+
+
+def test_where_few_widths_agree_the_rest_is_padding() -> None:
+    """As on a GPU: only whole multiples of 64 images give the same bits."""
+
+    def only_sixty_fours(x: Tensor) -> Tensor:
+        return torch.tensor(0.0 if len(x) % 64 == 0 else 1e-3 * len(x))
+
+    fixed = FixedWidth(Faulty(only_sixty_fours), EXAMPLE, widths=on_a_gpu(ROOM // 64))
+    assert fixed.reference == 64
+    assert [fixed.rows_for(n) for n in (1, 4, 5, 64, 65)] == [64, 64, 64, 64, 65]
+    assert [width for _, _, width in fixed.cut(70)] == [64, 64]
+    assert FixedWidth(Faulty(parity), EXAMPLE, widths=on_a_gpu(ROOM // 256)).rows_for(5) == 16

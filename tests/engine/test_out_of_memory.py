@@ -138,7 +138,7 @@ def test_memory_that_is_taken_in_the_middle_is_told_and_costs_no_bit(
 def test_a_network_that_does_not_fit_at_all_fails_and_says_why(tmp_path: Path) -> None:
     table = board(tmp_path, 0, after=60)
     assert len(table) == 1
-    assert "memory is too short for it, even in batches of" in table["status"][0]
+    assert "not one image at a time fits in the memory of cpu" in table["status"][0]
     assert set(table["flags"]) == {""}
 
 

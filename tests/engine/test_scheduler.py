@@ -64,8 +64,7 @@ class Crew(Executor):
     _closed: bool = PrivateAttr(default=False)
     _thread: threading.Thread = PrivateAttr()
 
-    @property
-    def capacity(self) -> int:
+    def capacity(self, device: str) -> int:
         return self.workers
 
     @property

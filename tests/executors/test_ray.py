@@ -85,8 +85,8 @@ def model(builder: str) -> dict[str, Any]:
     return {"kind": "checkpoint", "builder": f"worker_networks:{builder}"}
 
 
-def clean(builder: str = "mixed", device: str = "cpu") -> Portion:
-    return portion(mapping(models=[model(builder)]), device=device)
+def clean(builder: str = "mixed") -> Portion:
+    return portion(mapping(models=[model(builder)]))
 
 
 def dim(builder: str) -> Portion:
@@ -205,16 +205,32 @@ def test_workers_that_cannot_be_started_are_not_tried_for_ever(cluster: Any, mon
 
 
 @pytest.mark.usefixtures("driver")
-def test_gpus_and_device_go_together(cluster: Any) -> None:
+def test_a_cluster_without_room_for_a_worker_says_so(cluster: Any) -> None:
     told = "executor: a worker needs 0.5 GPU, but .* Ray cluster at .* have 0, 0; add a node"
     with pytest.raises(SpecError, match=told), Ray(address=cluster.address, gpus=0.5):
         pass
-    work = clean(device="cuda")
-    with Ray(address=cluster.address) as ray, pytest.raises(SpecError, match="need device: cpu, found device: cuda"):
-        ray.submit(work, Delivered())
-    told = r"need device: cuda, found device: cuda:1; set device=cuda, or executor.gpus=0"
-    with pytest.raises(SpecError, match=told):
-        Ray(gpus=1).submit(clean(device="cuda:1"), Delivered())
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_worker_that_loses_its_device_is_replaced(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, delivered = clean("loses_device_once"), Delivered()
+    lost = losses(monkeypatch)
+    with Ray(address=cluster.address) as ray:
+        ray.submit(work, delivered).result(60)
+    assert len(lost) == 1
+    assert len(set(Path("built").read_text().split())) == 2
+    assert delivered.agrees_with_evaluate(work)
+
+
+def test_a_model_goes_to_the_idle_worker_that_has_it_loaded() -> None:
+    from harness.executors.ray_workers import Workers
+
+    workers = Workers(3, gpus=0)
+    workers._idle, workers._models = ["one", "two", "three"], {"one": "resnet", "two": "vit"}
+    assert workers._idle_one("resnet") == "one"
+    assert workers._idle_one("swin") == "three"  # the last one started or used
+    assert workers._idle_one("swin") == "two"
+    assert workers._idle == []
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:2", "nonsense"])

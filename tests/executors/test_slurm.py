@@ -133,6 +133,23 @@ def test_what_slurm_refuses_is_told(driver: Path, monkeypatch: pytest.MonkeyPatc
     for line in ("--partition=moon", "--time=30", "--mem=500M", "--cpus-per-task=1", "--array=0-2%3"):
         assert f"#SBATCH {line}\n" in text
     assert "gpus" not in text
+    assert "gres" not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"), [({"gpus": 2}, "--gpus-per-node=2"), ({"gres": "gpu:1g.10gb:1"}, "--gres=gpu:1g.10gb:1")]
+)
+def test_gpus_are_asked_for_by_number_or_in_the_words_of_slurm(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], line: str
+) -> None:
+    for name in ("srun", "sbatch"):
+        (driver / name).write_text(SBATCH)
+        (driver / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(driver), os.environ["PATH"]]))
+    with Slurm(**fields) as executor, pytest.raises(ModelError, match="no job could be submitted"):
+        executor.submit(clean("mixed"), Delivered()).result(20)
+    text = Path("submitted.sh").read_text().splitlines()
+    assert [found for found in text if found.startswith("#SBATCH --g")] == [f"#SBATCH {line}"]
 
 
 def test_no_slurm_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +168,8 @@ def test_no_slurm_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"time": 0}, ["executor.time: ", "above 0", "found 0"]),
         ({"cluster": "moon"}, ["executor.cluster: ", "'slurm', 'local' or 'debug'", "found 'moon'"]),
         ({"folder": "images.npz"}, ["executor.folder: ", "images.npz cannot be made", "choose another"]),
-        ({"gpus": 1, "cluster": "debug"}, ["executor.gpus: ", "device: cuda", "found device: cpu", "executor.gpus=0"]),
+        ({"gpus": 1, "gres": "gpu:1"}, ["executor: ", "gpus and gres", "found 1 and 'gpu:1'", "leave one out"]),
+        ({"gres": "a100:1"}, ["executor.gres: ", "text that matches ^gpu", "found 'a100:1'"]),
     ],
 )
 def test_bad_fields_are_named(run: Run, fields: dict[str, Any], pieces: list[str]) -> None:

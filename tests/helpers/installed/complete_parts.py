@@ -112,8 +112,7 @@ class AtOnce(Executor):
 
     kind: ClassVar[str] = "at_once"
 
-    @property
-    def capacity(self) -> int:
+    def capacity(self, device: str) -> int:
         """See `Executor.capacity`."""
         return 3
 

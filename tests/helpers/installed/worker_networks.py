@@ -17,7 +17,8 @@ from tiny_networks import mixed, narrow, quadrants
 from torch import Tensor, nn
 
 __all__ = ["caught", "dies_always", "dies_halfway", "dies_once", "drips", "mixed", "narrow", "overdue", "quadrants"]
-__all__ += ["raises", "slow", "stops_halfway", "tells_threads"]
+__all__ += ["built_here", "built_there", "loses_device_always", "loses_device_once", "raises", "slow", "stops_halfway"]
+__all__ += ["tells_gpus", "tells_threads"]
 
 
 def _in_worker() -> bool:
@@ -86,6 +87,42 @@ def slow() -> nn.Module:
     return _as(_Slow)
 
 
+def _log_process() -> None:
+    """Add this worker to the log of those that have built a network."""
+    if _in_worker():
+        with Path("built").open("a") as log:
+            log.write(f"{os.getpid()}\n")
+
+
+def built_here() -> nn.Module:
+    _log_process()
+    return slow()
+
+
+def built_there() -> nn.Module:
+    return built_here()
+
+
+class _Poisoned(_Sequential):
+    """Fails as on a GPU on which an assertion has failed: at every call, in this process."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported")
+
+
+def loses_device_once() -> nn.Module:
+    _log_process()
+    if _in_worker():
+        with contextlib.suppress(FileExistsError):
+            Path("poisoned").touch(exist_ok=False)  # by one worker, whoever is first
+            return _as(_Poisoned)
+    return mixed()
+
+
+def loses_device_always() -> nn.Module:
+    return _as(_Poisoned) if _in_worker() else mixed()
+
+
 def _pass_on_everything() -> None:
     """Yield every result as soon as it is there."""
     from harness.engine import evaluate
@@ -137,6 +174,12 @@ def stops_halfway() -> nn.Module:
 def tells_threads() -> nn.Module:
     if _in_worker():
         Path("threads").write_text(str(torch.get_num_threads()))
+    return mixed()
+
+
+def tells_gpus() -> nn.Module:
+    if _in_worker():
+        Path("gpus").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     return mixed()
 
 
