@@ -35,14 +35,14 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(bundle: Path | None) -> None:
+def prepare(bundle: Path | None, gpu: bool) -> None:
     """Make the checkout and the bundle importable, here and in workers, and set what must be set before torch loads."""
     folders = [str(folder.resolve()) for folder in (ROOT / "ci", ROOT / "tests", ROOT, bundle) if folder is not None]
     sys.path[:0] = folders
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
-    from harness.executors.worker import ENVIRONMENT
+    from harness.executors.placement import available_cores, environment
 
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(environment(gpu, available_cores(), os.environ))
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
     if asked.bundle is not None and not asked.bundle.is_dir():
         return undone(f"--bundle: no folder {asked.bundle}; python ci/gpu_bundle.py --out {asked.bundle} makes it")
     try:
-        prepare(asked.bundle)
+        prepare(asked.bundle, gpu=not asked.pretend)
         import torch
         from gpu_sections import catalogue, report
         from gpu_sections.section import Place

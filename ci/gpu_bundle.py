@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gpu import IMAGES, UNDONE, undone
+from gpu import IMAGES, undone
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (

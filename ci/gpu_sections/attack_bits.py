@@ -1,6 +1,6 @@
 """Do attacks give the same bits every time? Hashes of what each attack finds, in this process and in another.
 
-    python attack_bits.py DEVICE IMAGES COMPILE …        # prints them as JSON
+python attack_bits.py DEVICE IMAGES COMPILE …        # prints them as JSON
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from unittest.mock import patch
 
 from gpu_sections.section import Finding, Place, expect, table
 from gpu_sections.subjects import portion, question, results
-
 from harness.attacks.autoattack import TARGETED, Name
 from harness.attacks.norms import Norm
 from harness.engine import evaluate as evaluation
 from harness.engine.numerics import is_nondeterministic
-from harness.executors.worker import ENVIRONMENT
 
 EPS = {"Linf": {True: 1 / 255, False: 0.1}, "L2": {True: 0.15, False: 0.5}, "L1": {True: 2.0, False: 3.0}}
 """Radius at which some images survive, by norm: of CIFAR images, and of digits."""
@@ -83,7 +81,7 @@ def _hash(image: Any) -> str:
 def _in_another_process(place: Place) -> dict[str, Bits]:
     command = [sys.executable, __file__, place.device, str(place.images or ""), *compilations(place)]
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=os.environ | ENVIRONMENT | path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=os.environ | path, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the other process ended with {done.returncode}:\n{done.stderr[-2000:]}")
     found: dict[str, Bits] = json.loads(done.stdout.splitlines()[-1])

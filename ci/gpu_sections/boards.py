@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from gpu_sections.section import Finding, Miss, Place, expect, table
 
+from gpu_sections.section import Finding, Miss, Place, expect, table
 from harness.api.work import Report
 from harness.config.benchmark import load_benchmark
 from harness.leaderboard import csv_file

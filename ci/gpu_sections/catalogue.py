@@ -15,7 +15,7 @@ SECTIONS = (
     Section("memory", "Does a run go on when memory is short?", failures.memory, 60),
     Section("lost", "Does a run go on when a device is lost?", failures.lost, 60),
     Section("compile", "What does the compiler make of the network?", compiling.compile, 60),
-    Section("speed", "How fast is the network?", speed.speed, 120),
+    Section("speed", "How fast is the network?", speed.speed, 180),
     Section("steps", "What does a step of an attack cost, besides the network?", steps.steps, 60),
     Section("projections", "What do FAB's projections cost?", steps.projections, 30),
     Section("estimate", "Does the memory stay below the estimate?", price.estimate, 30),

@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 
 import torch
-from gpu_sections.section import Finding, Place, expect, needs_a_gpu, table
-from gpu_sections.subjects import demo, noise, resnet
-from gpu_sections.timing import launches, wait
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from gpu_sections.section import Finding, Place, expect, needs_a_gpu, table
+from gpu_sections.subjects import demo, noise, resnet
+from gpu_sections.timing import launches, wait
 from harness.engine.acceleration import compiled
 from harness.engine.numerics import reproducible
 
-WIDTHS = (64, 250)
+WIDTHS = (32, 512)
+"""Those of the engine for this network on a GPU."""
 TRANSPOSE = re.compile(r"nchw|nhwc|transpose", re.IGNORECASE)
 """Names of kernels that copy from one layout to another."""
 CLOSE = 1e-4

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from gpu_sections.section import Finding, Miss, Place, expect, needs_a_gpu, table
-from gpu_sections.subjects import CIFAR, Functional, demo, noise, pictures, resnet
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from gpu_sections.section import Finding, Miss, Place, expect, needs_a_gpu, table
+from gpu_sections.subjects import CIFAR, Functional, demo, noise, pictures, resnet
 from harness.api.records import Steering
 from harness.curvature.mixed import mixes
 from harness.curvature.phi import curve_parameters, parametric, phi
@@ -155,7 +155,9 @@ def logits(place: Place) -> Iterator[Finding]:
         error = float((found - expected).abs().max() / expected.abs().max())
         top = expected.topk(2, dim=1).values
         changed = (found.argmax(1) != expected.argmax(1)) & (top[:, 0] - top[:, 1] > MARGIN)
-        rows.append({"settings": name, "images": len(images), "error": error, "predictions changed": int(changed.sum())})
+        rows.append(
+            {"settings": name, "images": len(images), "error": error, "predictions changed": int(changed.sum())}
+        )
         yield from expect(error <= LOGITS, f"logits, {name}: expected errors up to {LOGITS:g}, found {error:.2g}")
         yield from expect(not changed.any(), f"logits, {name}: {int(changed.sum())} predictions differ from the CPU's")
     yield table(rows)

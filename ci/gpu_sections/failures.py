@@ -12,11 +12,11 @@ from unittest.mock import patch
 
 import pandas as pd
 import torch
+from torch import Tensor
+
 from gpu_sections import planted
 from gpu_sections.section import Finding, Place, expect, needs_a_gpu, table
 from gpu_sections.subjects import DEMO, portion, question, results
-from torch import Tensor
-
 from harness.api.trial import Answer
 from harness.api.work import Portion
 from harness.config.benchmark import parse_benchmark
@@ -31,6 +31,8 @@ ROOM = 0.5
 """Share of the memory that the attack took for itself, that is left to it."""
 FEW = 16
 """Images that fit under ``--pretend`` once memory is short."""
+MAY_FLIP = 0.01
+"""Share of the verdicts that may change on a GPU, where a narrower batch may round differently."""
 
 Shorten = Callable[[Tensor, int], None]
 """Called with each batch and the number of those before it."""
@@ -50,7 +52,9 @@ def memory(place: Place) -> Iterator[Finding]:
         found, row, _ = _attacked(work, _shortening(place, peak, after))
         same = sum(answer == other for answer, other in zip(expected, found, strict=True))
         rows.append({"memory": when} | row | {"same verdicts": f"{same}/{len(expected)}"})
-        yield from expect(same == len(expected), f"memory {when}: {same} of {len(expected)} verdicts are the same")
+        flipped = len(expected) - same
+        allowed = MAY_FLIP * len(expected) if place.is_gpu else 0
+        yield from expect(flipped <= allowed, f"memory {when}: {flipped} of {len(expected)} verdicts changed")
         yield from expect(not row["flags"], f"memory {when}: expected no flag, found {row['flags']}")
         yield from expect(
             row["at the end"] < rows[0]["at the end"], f"memory {when}: batches of {row['at the end']}, no narrower"

@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Iterator
 
 import torch
+
 from gpu_sections.section import Finding, Place, table
 from gpu_sections.timing import seconds, wait
-
 from harness.engine.numerics import float32_by
 
 LAUNCHES = 1000

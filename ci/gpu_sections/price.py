@@ -10,11 +10,11 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from helpers.library import configured
+
 from gpu_sections.section import Finding, Place, Skipped, expect, needs_a_gpu, table
 from gpu_sections.subjects import portion, question, results
 from gpu_sections.timing import wait
-from helpers.library import configured
-
 from harness.api.records import Batch
 from harness.checks import cost
 from harness.config.benchmark import parse_benchmark
@@ -56,7 +56,9 @@ def estimate(place: Place) -> Iterator[Finding]:
         if place.is_gpu:
             peak = torch.cuda.max_memory_allocated()
             rows[-1] |= {"peak, MiB": peak / MIB, "estimate, MiB": bound / MIB}
-            yield from expect(peak <= bound, f"{stage}: {peak / MIB:.0f} MiB, more than the estimate of {bound / MIB:.0f} MiB")
+            yield from expect(
+                peak <= bound, f"{stage}: {peak / MIB:.0f} MiB, more than the estimate of {bound / MIB:.0f} MiB"
+            )
     yield table(rows)
     if not place.is_gpu:
         yield needs_a_gpu(f"the peak of the memory (estimate: {bound / MIB:.1f} MiB)")

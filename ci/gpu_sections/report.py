@@ -13,8 +13,8 @@ from time import perf_counter
 
 import pandas as pd
 import torch
-from gpu_sections.section import Finding, Miss, Place, Section, Skipped
 
+from gpu_sections.section import Finding, Miss, Place, Section, Skipped
 from harness.engine.session import model_session
 from harness.util.device_errors import give_back_memory
 

@@ -7,15 +7,16 @@ from copy import deepcopy
 from typing import Any, get_args
 
 import torch
-from gpu_sections.section import Finding, Place, Skipped, needs_a_gpu, table
-from gpu_sections.subjects import Linear, noise
-from gpu_sections.timing import graphed, launches, seconds
+from helpers import hyperplanes
 from helpers.pretend_gpu import PretendGpu
 from torch import Tensor
 
-from harness.api.attack import Attack, Trials
+from gpu_sections.section import Finding, Place, Skipped, expect, needs_a_gpu, table
+from gpu_sections.subjects import Linear, noise
+from gpu_sections.timing import graphed, launches, seconds
+from harness.api.attack import Attack, Network, Trials
 from harness.attacks import autoattack
-from harness.attacks.fab import PROJECT
+from harness.attacks.fab import PROJECT, projection
 from harness.attacks.norms import Norm
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -57,9 +58,19 @@ def _trials(stage: str, slots: int, shape: tuple[int, ...]) -> Trials:
     return Trials(x, ranking[:, 0], ranking[:, 1], torch.arange(slots), torch.full((slots,), variant))
 
 
-def _step(attack: Attack, network: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+def _step(attack: Attack, network: Network) -> Callable[[], object]:
     """Return a step as the engine takes it."""
-    return lambda: attack.step(network)
+
+    def step() -> None:
+        attack.prepare()
+        attack.step(network)
+
+    return step
+
+
+def _replay(attack: Attack, network: Network) -> Callable[[], object]:
+    """Return a step as the replay of a CUDA graph."""
+    return graphed(lambda: attack.step(network), attack.prepare)
 
 
 def _on_gpu(stage: str, norm: Norm, slots: int, device: str) -> dict[str, Any]:
@@ -69,12 +80,8 @@ def _on_gpu(stage: str, norm: Norm, slots: int, device: str) -> dict[str, Any]:
     attack.start(torch.arange(slots, device=device), trials)
     step = _step(attack, network)
     counted = launches(step, STEPS)
-    row: dict[str, Any] = {"ms": 1e3 * seconds(step, device), "kernels": counted.kernels, "waits": counted.waits}
-    try:
-        row["ms, graph"] = 1e3 * seconds(graphed(step), device)
-    except RuntimeError as error:
-        row["ms, graph"] = f"none: {str(error).splitlines()[0]}"
-    return row
+    row = {"ms": 1e3 * seconds(step, device), "kernels": counted.kernels, "waits": counted.waits}
+    return row | ({"ms, graph": 1e3 * seconds(_replay(attack, network), device)} if attack.capturable else {})
 
 
 def _pretended(stage: str, norm: Norm, slots: int) -> dict[str, Any]:
@@ -92,28 +99,35 @@ def _pretended(stage: str, norm: Norm, slots: int) -> dict[str, Any]:
         attack.start(gpu.tensor(torch.arange(slots)), kept)
         gpu.forget()
         for _ in range(STEPS):
+            attack.prepare()
             attack.step(there)
     return row | {"kernels": gpu.kernels.total() / STEPS, "waits": gpu.waits.total() / STEPS}
 
 
 def projections(place: Place) -> Iterator[Finding]:
-    """Time FAB's projections, and compare them with float64 on the CPU."""
-    rows = []
+    """Time FAB's projections, eager and as the kernel that a GPU gets, and compare them with float64 on the CPU."""
+    device, rows = torch.device(place.device), []
     for norm in get_args(Norm):
         for slots in SLOTS if place.is_gpu else SLOTS[:1]:
-            given = _hyperplanes(slots, 3 * 32 * 32)
-            here = [tensor.to(place.device) for tensor in given]
-            project = PROJECT[norm]
-            expected = project(*(tensor.double() for tensor in given))
-            apart = float((project(*here).cpu().double() - expected).abs().max())
-            took = seconds(lambda project=project, here=here: project(*here), place.device)  # type: ignore[misc]
-            rows.append({"norm": norm, "slots": slots, "way": "eager", "ms": 1e3 * took, "largest difference": apart})
+            given = _hyperplanes(slots)
+            expected = PROJECT[norm](*given)
+            ways = {"eager": PROJECT[norm], "kernel": projection(norm, device)}
+            for way, project in ways.items() if ways["kernel"] is not ways["eager"] else [("eager", PROJECT[norm])]:
+                here = [tensor.float().to(device) for tensor in given]
+                apart = float((project(*here).cpu().double() - expected).abs().max())
+                took = seconds(lambda project=project, here=here: project(*here), place.device)  # type: ignore[misc]
+                rows.append({"norm": norm, "slots": slots, "way": way, "ms": 1e3 * took, "largest difference": apart})
+                close = hyperplanes.CLOSE[torch.float32]
+                yield from expect(
+                    apart <= close,
+                    f"projection, {norm}, {way}: expected differences up to {close:g}, found {apart:.2g}",
+                )
     yield table(rows)
+    if not place.is_gpu:
+        yield needs_a_gpu("the kernel")
 
 
-def _hyperplanes(slots: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return points [2, n, d], normals [n, d] and offsets [n] such that the box meets every hyperplane."""
-    drawn = torch.Generator().manual_seed(0)
-    points, goal = torch.rand(2, slots, size, generator=drawn), torch.rand(slots, size, generator=drawn)
-    normals = torch.randn(slots, size, generator=drawn)
-    return points, normals, (normals * torch.lerp(points[0], goal, 0.05)).sum(1)
+def _hyperplanes(slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return two points for each hyperplane [2, n, d], normals [n, d] and offsets [n], float64."""
+    points, normals, offsets = hyperplanes.rows(slots, 3 * 32 * 32, seed=0)
+    return torch.stack([points, points.flip(1)]), normals, offsets

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_sections.section import Place
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpu_sections.section import Place
 from harness.api.records import Steering
 from harness.api.trial import Attempt, Result, Trial
 from harness.api.work import Portion, Task

@@ -63,15 +63,26 @@ def launches(step: Callable[[], object], steps: int) -> Launches:
     return Launches(len(names) / steps, max(waits - 1, 0) / steps, names)  # the profiler itself waits once
 
 
-def graphed(step: Callable[[], object]) -> Callable[[], object]:
-    """Return the replay of a step, captured as a CUDA graph; its tensors stay the same from replay to replay."""
+def graphed(step: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> Callable[[], object]:
+    """Return the replay of a step, captured as a CUDA graph.
+
+    Args:
+        step: the same work on the same memory each time.
+        prepare: what the host does before each step and each replay.
+    """
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(3):
+            prepare()
             step()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+
+    def replay() -> None:
+        prepare()
+        graph.replay()
+
+    return replay
