@@ -11,8 +11,14 @@ import argparse
 import faulthandler
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpu_sections.report import Outcome
+    from gpu_sections.section import Place, Section
 
 ROOT = Path(__file__).parents[1]
 GOOD, MISSED, UNDONE = 0, 1, 2
@@ -35,44 +41,28 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(bundle: Path | None, gpu: bool) -> None:
-    """Make the checkout and the bundle importable, here and in workers, and set what must be set before torch loads."""
-    folders = [str(folder.resolve()) for folder in (ROOT / "ci", ROOT / "tests", ROOT, bundle) if folder is not None]
-    sys.path[:0] = folders
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
-    from harness.executors.placement import available_cores, environment
-
-    os.environ.update(environment(gpu, available_cores(), os.environ))
+class Undone(Exception):
+    """What was asked for could not be done; the text says why."""
 
 
 def main() -> int:
-    """Run the sections, and print and write what they find; return the exit code."""
+    """Run the sections, print and write what they find, and return the exit code."""
     asked = options()
-    if asked.bundle is not None and not asked.bundle.is_dir():
-        return undone(f"--bundle: no folder {asked.bundle}; python ci/gpu_bundle.py --out {asked.bundle} makes it")
     try:
         prepare(asked.bundle, gpu=not asked.pretend)
-        import torch
-        from gpu_sections import catalogue, report
-        from gpu_sections.section import Place
-    except ImportError as error:
-        return undone(f"{error}; install what is missing, or bring it along: python ci/gpu_bundle.py")
-    known = {section.name: section for section in catalogue.SECTIONS}
-    if unknown := [name for name in asked.sections if name not in known]:
-        return undone(f"unknown section {', '.join(unknown)}; known: {', '.join(known)}")
-    if not asked.pretend and not torch.cuda.is_available():
-        return undone("torch sees no GPU here; --pretend runs on the CPU what needs none")
-    images = asked.images or (asked.bundle / IMAGES if asked.bundle else None)
-    if images is not None and not images.is_file():
-        return undone(f"--images: no file {images}")
-    faulthandler.dump_traceback_later(60 * asked.minutes + GRACE, exit=True)
-    until = perf_counter() + 60 * asked.minutes
-    place = Place("cpu" if asked.pretend else "cuda", Path(), images and images.resolve(), until)
+        sections, place = chosen(asked.sections), where(asked)
+    except Undone as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNDONE
+    from gpu_sections import report
+
+    stream = sys.__stderr__
+    assert stream is not None
+    faulthandler.dump_traceback_later(60 * asked.minutes + GRACE, exit=True, file=stream)
     asked.out.mkdir(parents=True, exist_ok=True)
     file = asked.out / report.file_name(place)
-    ended: list[report.Outcome] = []
-    chosen = [section for section in catalogue.SECTIONS if not asked.sections or section.name in asked.sections]
-    for outcome in report.outcomes(chosen, place):
+    ended: list[Outcome] = []
+    for outcome in report.outcomes(sections, place):
         ended.append(outcome)
         print(outcome.text, flush=True)
         file.write_text(report.report(ended, place), encoding="utf-8")
@@ -81,10 +71,56 @@ def main() -> int:
     return MISSED if any(outcome.misses for outcome in ended) else GOOD
 
 
-def undone(why: str) -> int:
-    """Say why nothing could be done, and return the exit code."""
-    print(f"error: {why}", file=sys.stderr)
-    return UNDONE
+def prepare(bundle: Path | None, gpu: bool) -> None:
+    """Make the checkout and the bundle importable, here and in workers, and set what must be set before torch loads.
+
+    Raises:
+        Undone: something cannot be imported.
+    """
+    if bundle is not None and not bundle.is_dir():
+        raise Undone(f"--bundle: no folder {bundle}; python ci/gpu_bundle.py --out {bundle} makes it")
+    folders = [str(folder.resolve()) for folder in (ROOT / "ci", ROOT / "tests", ROOT, bundle) if folder is not None]
+    sys.path[:0] = folders
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
+    try:
+        from harness.executors.placement import available_cores, environment
+
+        os.environ.update(environment(gpu, available_cores(), os.environ))
+        import gpu_sections.catalogue  # noqa: F401
+    except ImportError as error:
+        raise Undone(f"{error}; install what is missing, or bring it along: python ci/gpu_bundle.py") from error
+
+
+def chosen(names: Sequence[str]) -> list[Section]:
+    """Return the sections of these names, in their own order; all where none is named.
+
+    Raises:
+        Undone: there is no such section.
+    """
+    from gpu_sections.catalogue import SECTIONS
+
+    known = [section.name for section in SECTIONS]
+    if unknown := [name for name in names if name not in known]:
+        raise Undone(f"unknown section {', '.join(unknown)}; known: {', '.join(known)}")
+    return [section for section in SECTIONS if not names or section.name in names]
+
+
+def where(asked: argparse.Namespace) -> Place:
+    """Return where the sections run.
+
+    Raises:
+        Undone: there is no GPU, or no file with the images.
+    """
+    import torch
+    from gpu_sections.section import Place
+
+    if not asked.pretend and not torch.cuda.is_available():
+        raise Undone("torch sees no GPU here; --pretend runs on the CPU what needs none")
+    images: Path | None = asked.images or (asked.bundle / IMAGES if asked.bundle else None)
+    if images is not None and not images.is_file():
+        raise Undone(f"--images: no file {images}")
+    until = perf_counter() + 60 * asked.minutes
+    return Place("cpu" if asked.pretend else "cuda", Path(), None if images is None else images.resolve(), until)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from gpu import IMAGES, undone
+from gpu import GOOD, IMAGES, UNDONE, Undone
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
@@ -57,21 +56,43 @@ def options() -> argparse.Namespace:
 def main() -> int:
     """Make the bundle and print its size; return the exit code of ``ci/gpu.py``."""
     asked = options()
-    if not asked.images.is_file():
-        return undone(f"--images: no file {asked.images}")
-    if asked.out.exists() and any(asked.out.iterdir()):
-        return undone(f"--out: {asked.out} is not empty; remove it first")
-    packages(asked.out, asked.python)
-    own_metadata(asked.out)
-    in_half_precision(asked.out / WEIGHTS)
-    images(asked.images, asked.out / IMAGES)
-    total = sum(path.stat().st_size for path in files(asked.out))
-    print(f"{asked.out}: {total / 1e6:.1f} MB, for Python {asked.python}")
+    try:
+        make(asked.out, asked.images, asked.python)
+        print(f"{asked.out}: {checked_size(asked.out) / 1e6:.1f} MB, for Python {asked.python}")
+    except Undone as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNDONE
+    return GOOD
+
+
+def make(out: Path, pictures: Path, python: str) -> None:
+    """Make the bundle.
+
+    Raises:
+        Undone: there are no images, or the folder is in use.
+    """
+    if not pictures.is_file():
+        raise Undone(f"--images: no file {pictures}")
+    if out.exists() and any(out.iterdir()):
+        raise Undone(f"--out: {out} is not empty; remove it first")
+    packages(out, python)
+    own_metadata(out)
+    in_half_precision(out / WEIGHTS)
+    images(pictures, out / IMAGES)
+
+
+def checked_size(folder: Path) -> int:
+    """Return the bytes of a bundle.
+
+    Raises:
+        Undone: they are more than `LARGEST`.
+    """
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
+    total = sum(path.stat().st_size for path in files)
     if total > LARGEST:
-        largest = sorted(files(asked.out), key=lambda path: path.stat().st_size, reverse=True)[:5]
-        named = ", ".join(f"{path.relative_to(asked.out)} {path.stat().st_size / 1e6:.1f} MB" for path in largest)
-        return undone(f"more than {LARGEST / 1e6:.0f} MB; the largest files: {named}")
-    return 0
+        named = ", ".join(f"{path.relative_to(folder)} {path.stat().st_size / 1e6:.1f} MB" for path in files[:5])
+        raise Undone(f"{folder} has {total / 1e6:.1f} MB, more than {LARGEST / 1e6:.0f}; the largest files: {named}")
+    return total
 
 
 def packages(out: Path, python: str) -> None:
@@ -107,11 +128,6 @@ def images(source: Path, target: Path) -> None:
     """Copy the first images, and their labels."""
     with np.load(source) as file:
         np.savez_compressed(target, x=file["x"][:COUNT], y=file["y"][:COUNT])
-
-
-def files(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder."""
-    return (path for path in folder.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def _architectures() -> dict[str, tuple[Callable[[str], nn.Module], tuple[int, .
 def logits(place: Place) -> Iterator[Finding]:
     """Compare logits with the CPU's, also after somebody has allowed TF32 by either of torch's interfaces."""
     images = pictures(place, 256 if place.is_gpu else 32)
-    expected = torch.cat([judged(resnet("cpu"), part) for part in images.split(64)]).double()
+    expected = torch.cat([judged(resnet("cpu"), part) for part in torch.split(images, 64)]).double()
     rows = []
     for name, allow in (("as it comes", None), ("TF32, older interface", _older), ("TF32, newer interface", _newer)):
         with _allowed(allow):

@@ -24,6 +24,8 @@ SLOTS = (25, 1000)
 STEPS = 10
 """Steps whose kernels are counted."""
 EPS: dict[Norm, float] = {"Linf": 1 / 255, "L2": 0.15, "L1": 2.0}
+CLOSE = 2e-3
+"""Largest difference of a projection from float64: rounding of sums over 3,072 coordinates, over one small weight."""
 TARGETS = "Targets, L∞, ms a step: Square on 25 slots 0.15–0.25 as a graph, APGD 0.35, FAB 0.5."
 
 
@@ -117,11 +119,7 @@ def projections(place: Place) -> Iterator[Finding]:
                 apart = float((project(*here).cpu().double() - expected).abs().max())
                 took = seconds(lambda project=project, here=here: project(*here), place.device)  # type: ignore[misc]
                 rows.append({"norm": norm, "slots": slots, "way": way, "ms": 1e3 * took, "largest difference": apart})
-                close = hyperplanes.CLOSE[torch.float32]
-                yield from expect(
-                    apart <= close,
-                    f"projection, {norm}, {way}: expected differences up to {close:g}, found {apart:.2g}",
-                )
+                yield from expect(apart <= CLOSE, f"projection, {norm}, {way}: off by {apart:.2g}, expected {CLOSE:g}")
     yield table(rows)
     if not place.is_gpu:
         yield needs_a_gpu("the kernel")
