@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
 
-from gpu_sections.section import Finding, Place, expect, table
+from gpu_sections.section import Finding, Miss, Place, Skipped, expect, table
 from gpu_sections.subjects import portion, question, results
 from harness.attacks.autoattack import TARGETED, Name
 from harness.attacks.norms import Norm
@@ -28,33 +28,46 @@ EPS = {"Linf": {True: 1 / 255, False: 0.1}, "L2": {True: 0.15, False: 0.5}, "L1"
 IMAGES = 16
 BUDGET = {"iterations": 6, "queries": 30, "targets": 1}
 
+RAISED = "it raised"
+
 Bits = dict[str, list[str]]
-"""The answer on each image and a hash of what fooled the network, by attack."""
+"""The answer on each image and a hash of what fooled the network, or the error that was raised, by attack."""
 
 
 def attacks(place: Place) -> Iterator[Finding]:
     """Run every attack under every norm twice in this process and once in another, eager and compiled."""
+    runs: dict[str, tuple[Bits, Bits]] = {}
     with _warnings_kept() as warned:
-        runs = {compile: (bits(place, compile), bits(place, compile)) for compile in compilations(place)}
-    elsewhere = _in_another_process(place)
+        for compile in _compilations(place):
+            if place.is_late:
+                yield Skipped(f"compile={compile}, as the time is up")
+                break
+            runs[compile] = bits(place, compile), bits(place, compile)
+    elsewhere = _in_another_process(place, list(runs))
     rows = []
     for compile, (first, again) in runs.items():
         for name, found in first.items():
+            if found[0].startswith(RAISED):
+                yield Miss(f"{name}, compile={compile}: {found[0]}")
+                continue
             same = {"here": again[name] == found, "in another process": elsewhere[compile][name] == found}
-            fooled = sum(not one.startswith("1") for one in found)
-            rows.append({"attack": name, "compile": compile, "images": len(found), "fooled": fooled} | same)
-            if compile != "never":
-                of_eager = [one[0] for one in runs["never"][0][name]]
-                rows[-1]["verdicts that differ from eager"] = sum(
-                    one[0] != other for one, other in zip(found, of_eager, strict=True)
-                )
+            row = {"attack": name, "compile": compile, "images": len(found), "fooled": _fooled(found)} | same
+            rows.append(row | {"verdicts of eager": _agreeing(found, runs["never"][0][name])})
             yield from expect(all(same.values()), f"{name}, compile={compile}: expected the same bits, found {same}")
     yield table(rows)
-    for message in sorted(warned):
-        yield f"Warned: {message}"
+    yield from (f"Warned: {message}" for message in sorted(warned))
 
 
-def compilations(place: Place) -> Sequence[str]:
+def _fooled(found: Sequence[str]) -> int:
+    return sum(not one.startswith("1") for one in found)
+
+
+def _agreeing(found: Sequence[str], other: Sequence[str]) -> int:
+    """Return the number of images with the same verdict."""
+    return sum(one[0] == another[0] for one, another in zip(found, other, strict=True))
+
+
+def _compilations(place: Place) -> Sequence[str]:
     """Return the ways of compiling that are compared; compiling for a CPU takes longer than all the rest."""
     return ("never", "always") if place.is_gpu else ("never",)
 
@@ -67,10 +80,13 @@ def bits(place: Place, compile: str) -> Bits:
 
 
 def _bits_of(place: Place, stage: str, norm: str, compile: str) -> list[str]:
-    asked: dict[str, Any] = question(place, IMAGES, compile=compile)
+    asked: dict[str, Any] = question(place, IMAGES, compile=compile, batch_size=IMAGES)
     cifar = asked["dataset"]["kind"] == "arrays"
     asked["threat"] = {"kind": norm, "eps": EPS[norm][cifar], "attack": {"stages": [stage]} | BUDGET}
-    found, _ = results(portion(asked, stage, range(IMAGES), target=3 if stage in TARGETED else -1))
+    try:
+        found, _ = results(portion(asked, stage, range(IMAGES), target=3 if stage in TARGETED else -1))
+    except Exception as error:  # whatever an attack raises: the others go on
+        return [f"{RAISED} {type(error).__name__}: {str(error).splitlines()[0]}"]
     return [f"{result.answer.value:g} {_hash(result.adversarial)}" for result in found]
 
 
@@ -78,8 +94,8 @@ def _hash(image: Any) -> str:
     return "" if image is None else hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _in_another_process(place: Place) -> dict[str, Bits]:
-    command = [sys.executable, __file__, place.device, str(place.images or ""), *compilations(place)]
+def _in_another_process(place: Place, compilations: Sequence[str]) -> dict[str, Bits]:
+    command = [sys.executable, __file__, place.device, str(place.images or ""), *compilations]
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, env=os.environ | path, capture_output=True, text=True, check=False)
     if done.returncode:

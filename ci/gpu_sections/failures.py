@@ -57,7 +57,7 @@ def memory(place: Place) -> Iterator[Finding]:
         yield from expect(flipped <= allowed, f"memory {when}: {flipped} of {len(expected)} verdicts changed")
         yield from expect(not row["flags"], f"memory {when}: expected no flag, found {row['flags']}")
         yield from expect(
-            row["at the end"] < rows[0]["at the end"], f"memory {when}: batches of {row['at the end']}, no narrower"
+            row["at the end"] < rows[0]["widest batch"], f"memory {when}: batches of {row['at the end']}, no narrower"
         )
     yield table(rows)
     if not place.is_gpu:
@@ -69,7 +69,7 @@ def _attacked(work: Portion, shorten: Shorten) -> tuple[list[Answer], dict[str, 
     with _planted(work, shorten) as network:
         found, flags = results(work)
     answers = [result.answer for result in found]
-    fooled, last = sum(answer.value == 0 for answer in answers), max(network.widths[-3:])
+    fooled, last = sum(answer.value == 0 for answer in answers), max(network.widths[-len(network.widths) // 10 :])
     row = {"fooled": fooled, "flags": ";".join(flags), "widest batch": max(network.widths), "at the end": last}
     return answers, row, network
 

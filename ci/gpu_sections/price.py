@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -39,13 +38,12 @@ QUICK = {"stages": ["apgd-ce", "square"], "iterations": 5, "queries": 50}
 def estimate(place: Place) -> Iterator[Finding]:
     """Compare the memory that attacks take with doctor's estimate, an upper bound, and count trials a second."""
     width = WIDTH if place.is_gpu else 32
-    asked = question(place, width, compile="never")
+    asked = question(place, width, compile="never", batch_size=width)
     asked["threat"] |= {"attack": {"stages": list(STAGES), "iterations": 10, "queries": 50}}
     bound = _bound(asked, width)
     rows = []
     for stage in STAGES:
         work = portion(asked, stage, range(width), target=3 if stage == "fab-t" else -1)
-        work = replace(work, task=replace(work.task, batch_size=width))
         results(work)  # finds the widths, once
         if place.is_gpu:
             torch.cuda.reset_peak_memory_stats()

@@ -17,6 +17,7 @@ from harness.api.records import Precision, Steering
 from harness.curvature.steering import steered_network
 from harness.engine.acceleration import attacking
 from harness.engine.half_precision import half_precision, with_low_weights
+from harness.engine.numerics import reproducible
 
 WIDTHS = (250, 1000, 64, 16)
 """Widths of a batch, those of most interest first."""
@@ -29,12 +30,14 @@ TARGETS = {"float32": "28–33 and 57–65", "tf32": "8–10 and 18–22", "bflo
 def speed(place: Place) -> Iterator[Finding]:
     """Time every way, width and precision, and the steered network against the plain one."""
     rows: list[dict[str, Any]] = []
-    for row in _rows(place):
-        rows.append(row)
-        if place.is_late:
-            yield Skipped("what comes after the last row, as the time is up")
-            break
-    yield table(rows)
+    try:
+        for row in _rows(place):
+            rows.append(row)
+            if place.is_late:
+                yield Skipped("what comes after the last row, as the time is up")
+                break
+    finally:  # what was measured before an error is worth having
+        yield table(rows)
     if place.is_gpu:
         targets = "; ".join(f"{precision} {target}" for precision, target in TARGETS.items())
         yield f"Targets on an H100, compiled, µs an image forward, and forward and backward: {targets}; steered ≤ 1.1."
@@ -71,6 +74,7 @@ class _Subject:
         self.layout = torch.contiguous_format if precision == "float32" else torch.channels_last
         self.network.to(memory_format=self.layout)
         self.images = noise(max(WIDTHS), shape).to(device)
+        self.eager = half_precision(with_low_weights(self.network, precision), precision)
         self.compiled = self._fast(self.network)
 
     def _fast(self, network: nn.Module) -> nn.Module:
@@ -80,15 +84,14 @@ class _Subject:
     def timed(self, way: str, width: int, network: nn.Module | None = None) -> dict[str, Any]:
         """Return a row: microseconds an image, by the kind of pass."""
         x = self.images[:width].contiguous(memory_format=self.layout)
-        eager = half_precision(with_low_weights(self.network, self.precision), self.precision)
-        own = network or (eager if way == "eager" else self.compiled)
+        own = self.eager if way == "eager" else self.compiled if network is None else network
         row: dict[str, Any] = {"way": way, "precision": self.precision, "width": width}
         for name, run in PASSES.items():
 
             def step(run: Any = run) -> object:
                 return run(own, x)
 
-            with attacking(self.precision):
+            with reproducible(), attacking(self.precision):  # as the engine runs attacks
                 took = seconds(graphed(step) if way == "CUDA graph" else step, str(x.device))
             row[f"{name}, µs"] = 1e6 * took / width
         return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from itertools import product
 from typing import Any, get_args
 
 import torch
@@ -11,7 +12,7 @@ from helpers import hyperplanes
 from helpers.pretend_gpu import PretendGpu
 from torch import Tensor
 
-from gpu_sections.section import Finding, Place, Skipped, expect, needs_a_gpu, table
+from gpu_sections.section import Finding, Miss, Place, Skipped, expect, needs_a_gpu, table
 from gpu_sections.subjects import Linear, noise
 from gpu_sections.timing import graphed, launches, seconds
 from harness.api.attack import Attack, Network, Trials
@@ -31,17 +32,19 @@ TARGETS = "Targets, L∞, ms a step: Square on 25 slots 0.15–0.25 as a graph, 
 
 def steps(place: Place) -> Iterator[Finding]:
     """Time a step of every attack on a network that costs next to nothing, and count what it asks of the GPU."""
-    rows = []
-    for norm in get_args(Norm):
-        for stage in STAGES:
-            for slots in SLOTS if place.is_gpu else SLOTS[:1]:
-                row = _on_gpu(stage, norm, slots, place.device) if place.is_gpu else _pretended(stage, norm, slots)
-                rows.append({"attack": stage, "norm": norm, "slots": slots} | row)
-                if place.is_late:
-                    yield table(rows)
-                    yield Skipped("the attacks after these, as the time is up")
-                    return
-    yield table(rows)
+    slots = SLOTS if place.is_gpu else SLOTS[:1]
+    rows: list[dict[str, Any]] = []
+    try:
+        for norm, stage, n in product(get_args(Norm), STAGES, slots):
+            if place.is_late:
+                yield Skipped(f"{stage}, {norm}, {n} slots, and what comes after it, as the time is up")
+                break
+            row = _on_gpu(stage, norm, n, place.device) if place.is_gpu else _pretended(stage, norm, n)
+            if why := row.pop("uncaptured", ""):
+                yield Miss(f"{stage}, {norm}: capturable, but not captured as a CUDA graph: {why}")
+            rows.append({"attack": stage, "norm": norm, "slots": n} | row)
+    finally:  # what was measured before an error is worth having
+        yield table(rows)
     yield TARGETS if place.is_gpu else needs_a_gpu("a CUDA graph of a step, and times that mean something")
 
 
@@ -82,8 +85,11 @@ def _on_gpu(stage: str, norm: Norm, slots: int, device: str) -> dict[str, Any]:
     attack.start(torch.arange(slots, device=device), trials)
     step = _step(attack, network)
     counted = launches(step, STEPS)
-    row = {"ms": 1e3 * seconds(step, device), "kernels": counted.kernels, "waits": counted.waits}
-    return row | ({"ms, graph": 1e3 * seconds(_replay(attack, network), device)} if attack.capturable else {})
+    row: dict[str, Any] = {"ms": 1e3 * seconds(step, device), "kernels": counted.kernels, "waits": counted.waits}
+    try:
+        return row | ({"ms, graph": 1e3 * seconds(_replay(attack, network), device)} if attack.capturable else {})
+    except RuntimeError as error:  # a step that waits, or that takes other memory each time
+        return row | {"uncaptured": str(error).splitlines()[0]}
 
 
 def _pretended(stage: str, norm: Norm, slots: int) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def _pretended(stage: str, norm: Norm, slots: int) -> dict[str, Any]:
     network, trials = Linear(shape), _trials(stage, slots, shape)
     attack = _machine(stage, norm, slots, shape, "cpu")
     attack.start(torch.arange(slots), trials)
-    row = {"ms": 1e3 * seconds(_step(attack, network), "cpu", least=0.02)}
+    row: dict[str, Any] = {"ms": 1e3 * seconds(_step(attack, network), "cpu", least=0.02)}
     gpu = PretendGpu()
     with gpu:
         there = gpu.module(deepcopy(network))

@@ -104,9 +104,10 @@ def portion(asked: dict[str, Any], stage: str, images: Sequence[int], beta: floa
     parsed = parse_benchmark(asked)
     (model,) = parsed.models
     weights = model_session(model, parsed.device, True, False).loaded.sha256
+    width = parsed.batch_size if isinstance(parsed.batch_size, int) else None
     task = Task(
         model.label, model, parsed.dataset, parsed.threat, parsed.seed, parsed.device, weights, offline=True,
-        compile=parsed.compile, precision=parsed.precision,
+        compile=parsed.compile, precision=parsed.precision, batch_size=width,
     )  # fmt: skip
     return Portion(task, tuple(Trial(Steering(beta), image, Attempt(stage, target)) for image in images))
 
