@@ -41,6 +41,7 @@ from harness.config.benchmark import load_benchmark, parse_benchmark
 from harness.curvature.phi import phi
 from harness.curvature.shared_copy import copy_sharing_weights
 from harness.engine.acceleration import compiled, to_channels_last
+from harness.engine.footprint import kept_bytes
 from harness.engine.numerics import reproducible, resolve
 from harness.leaderboard import csv_file
 from harness.leaderboard.row import LeaderboardRow, attack_runs, known, rows_of
@@ -314,23 +315,6 @@ def timed(step: Callable[[], object], device: str) -> float:
     return best
 
 
-def kept(module: nn.Module, x: Tensor) -> int:
-    """Bytes that are saved for the backward pass, the weights aside."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
-    found: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = module(x.detach().clone().requires_grad_())
-    del result
-    return sum(found.values())
-
-
 def ways(network: nn.Module | None, x: Tensor) -> Iterator[tuple[str, nn.Module]]:
     """The activation alone, or ``network``, which takes ``x``, with it."""
     yield "relu", nn.ReLU() if network is None else network
@@ -375,7 +359,7 @@ def activations(device: str, batch_size: int) -> pd.DataFrame:
 
             with reproducible():
                 took[name] = {"forward": timed(forward, device), "both": timed(both, device)}
-                held = kept(flat, x)
+                held = kept_bytes(flat, x) * len(x)
             rows.append({
                 "what": what, "device": device, "activation": name,
                 **{f"{key}_ms": round(1e3 * seconds, 2) for key, seconds in took[name].items()},

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from harness.api import registry
-from harness.api.attack import Trials
+from harness.api.attack import Attack, Trials
 from harness.api.dataset import Dataset, Source
 from harness.api.executor import Executor
 from harness.api.model import Model, Scorable
@@ -37,9 +37,11 @@ from harness.api.work import Portion, Report, Task
 from harness.engine.evaluate import evaluate
 from harness.engine.fixed_width import FixedWidth
 from harness.engine.numerics import reproducible
+from harness.engine.session import NoNetwork
 from harness.errors import DataError, ModelError
 from harness.util.hashing import canonical
 from harness.util.noise import Noise, key_of
+from harness.util.threads import in_threads
 
 
 class PartContract:
@@ -242,6 +244,18 @@ class DatasetContract(PartContract):
         assert torch.equal(whole.x, torch.cat([batch.x for batch in slices]))
         assert torch.equal(whole.y, torch.cat([batch.y for batch in slices]))
 
+    def test_threads_read_what_one_reads(self, source: Source) -> None:
+        """Several threads at once read what one does, if the source is ``concurrent``.
+
+        If not, an image is mixed up with another one, on a GPU: leave ``concurrent`` False.
+        """
+        numbers = range(min(len(source), 20))
+        threads = 4 if source.concurrent else 1
+        each = in_threads(lambda number: source.read((number,)), [*numbers, *numbers], threads)
+        whole = source.read((*numbers, *numbers))
+        assert torch.equal(whole.x, torch.cat([batch.x for batch in each]))
+        assert torch.equal(whole.y, torch.cat([batch.y for batch in each]))
+
     def test_subset(self, part: Dataset, source: Source) -> None:
         """``n`` chooses the first n images, in order, and more than there are is an error that names ``dataset.n``."""
         size = len(source)
@@ -364,6 +378,39 @@ class ThreatContract(PartContract):
                 for places in ([len(batch) - 1], [len(batch) // 2], list(range(len(batch)))[::-2]):
                     assert torch.equal(_proposed(part, stage, network, batch.part(places)), among[places])
 
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_step_that_can_be_captured_works_on_the_same_memory(
+        self, part: Threat, network: nn.Module, batch: Batch
+    ) -> None:
+        """A step of an attack that says `capturable` moves no tensor of it, and changes nothing but their values.
+
+        If not, a CUDA graph of the step writes to memory that is no longer the attack's: write with ``out=`` and
+        in place, and leave what the host counts to ``prepare``.
+        """
+        for stage in part.stages:
+            attack, fixed = _started(part, stage, network, batch)
+            while attack is not None and attack.capturable and not attack.finished.all():
+                attack.prepare()
+                before = memory(attack)
+                attack.step(fixed)
+                assert memory(attack) == before
+
+    @pytest.mark.filterwarnings("error::harness.api.threat.Flag")
+    def test_concurrent_stages_need_no_network(self, part: Threat, network: nn.Module, batch: Batch) -> None:
+        """``perturb`` of a ``concurrent`` threat calls no network, flags nothing, and may run in threads at once.
+
+        If not, a run stops, or an image is mixed up with another one, on a GPU: leave ``concurrent`` False.
+        """
+        for stage in part.stages if part.concurrent else ():
+            keys = torch.tensor([key_of(0, image, stage) for image in batch.indices.tolist()])
+
+            def perturb(place: int, stage: str = stage, keys: torch.Tensor = keys) -> torch.Tensor:
+                return part.perturb(stage, NoNetwork(), batch.part([place]), Noise(0, keys[[place]]))
+
+            with reproducible():
+                among = _proposed(part, stage, network, batch)
+            assert torch.equal(torch.cat(in_threads(perturb, range(len(batch)), 4)), among)
+
     def test_says_what_it_takes(self, part: Threat, batch: Batch) -> None:
         """``passes`` returns counts, or None if they are not known; ``own_work`` leaves the images unchanged.
 
@@ -397,23 +444,44 @@ class ThreatContract(PartContract):
         assert part.summary_columns({CLEAN: 0.5}).keys() <= summary_columns.keys()
 
 
-def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return what a stage makes of a batch in its first attempts, by whichever way it has, [n, c, h, w].
+def memory(value: object) -> object:
+    """Return what a CUDA graph takes for granted of an attack, to be compared: where its tensors lie, and all else."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr(), value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return [memory(item) for item in value]
+    if isinstance(value, dict):
+        return {name: memory(item) for name, item in value.items()}
+    return memory(vars(value)) if hasattr(value, "__dict__") and not callable(value) else value
+
+
+def _started(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> tuple[Attack | None, FixedWidth]:
+    """Return a stage's attack with the first attempt on each image in a slot, if it is one, and what it attacks.
 
     The network is as the harness gives it to an attack: an image's logits do not depend on the batch.
     """
     fixed = FixedWidth(network, batch.x)
-    keys = torch.tensor([key_of(0, image, stage) for image in batch.indices.tolist()])
     n, shape = len(batch), tuple(batch.x.shape[1:])
     attack = threat.attack_machine(stage, n, shape, fixed.classes, str(batch.x.device))
+    if attack is not None:
+        logits = fixed(batch.x)
+        rankings = logits.scatter(1, batch.y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1].tolist()
+        attempts = [threat.attempts(stage, ranking)[0] for ranking in rankings]
+        targets = torch.tensor([max(attempt.target, 0) for attempt in attempts])
+        variants = torch.tensor([threat.variant(attempt) for attempt in attempts])
+        attack.start(torch.arange(n), Trials(batch.x, batch.y, targets, _keys(stage, batch), variants))
+    return attack, fixed
+
+
+def _keys(stage: str, batch: Batch) -> torch.Tensor:
+    return torch.tensor([key_of(0, image, stage) for image in batch.indices.tolist()])
+
+
+def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return what a stage makes of a batch in its first attempts, by whichever way it has, [n, c, h, w]."""
+    attack, fixed = _started(threat, stage, network, batch)
     if attack is None:
-        return threat.perturb(stage, fixed, batch, Noise(0, keys)).detach()
-    logits = fixed(batch.x)
-    rankings = logits.scatter(1, batch.y[:, None], -torch.inf).argsort(dim=1, descending=True)[:, :-1].tolist()
-    attempts = [threat.attempts(stage, ranking)[0] for ranking in rankings]
-    targets = torch.tensor([max(attempt.target, 0) for attempt in attempts])
-    variants = torch.tensor([threat.variant(attempt) for attempt in attempts])
-    attack.start(torch.arange(n), Trials(batch.x, batch.y, targets, keys, variants))
+        return threat.perturb(stage, fixed, batch, Noise(0, _keys(stage, batch))).detach()
     while not attack.finished.all():
         attack.prepare()
         attack.step(fixed)

@@ -53,7 +53,19 @@ def test_doctor_holds_a_third_party_model_against_its_own_published_figure() -> 
 
 @pytest.mark.usefixtures("here")
 def test_the_cost_estimate_counts_the_passes_that_the_threat_names() -> None:
-    costs = Costs(forward=1, gradient=10, own_step=100, stage=0, activations=0, image=0, weights=0, classes=4)
+    costs = Costs(
+        width=8,
+        forward=1,
+        gradient=10,
+        attacks={},
+        own_step=100,
+        stage=0,
+        working=0,
+        kept=0,
+        image=0,
+        weights=0,
+        classes=4,
+    )
     assert seconds(benchmark().threat, costs) == 1 + 10
 
 

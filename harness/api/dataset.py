@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -117,6 +117,9 @@ class Dataset(Part):
 
 class Source(ABC):
     """Images that can be read by number."""
+
+    concurrent: ClassVar[bool] = False
+    """True if several threads may call `read` at once. It is worth it where images are decoded."""
 
     @abstractmethod
     def __len__(self) -> int:

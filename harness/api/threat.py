@@ -114,6 +114,14 @@ class Threat(Part):
         """
         return None
 
+    @property
+    def concurrent(self) -> bool:
+        """True if `perturb` calls no network, raises no `Flag`, and several threads may call it at once.
+
+        It is then called ahead of time, on a few images on the CPU in each thread: worth it where images are decoded.
+        """
+        return False
+
     def variant(self, attempt: Attempt) -> int:
         """Return the variant of its attack that an attempt is, for a step machine that has several."""
         return 0
@@ -126,7 +134,7 @@ class Threat(Part):
 
         Args:
             stage: name of the stage, one of `stages`.
-            network: network from images in [0, 1] to logits, in eval mode.
+            network: network from images in [0, 1] to logits, in eval mode; one that refuses to run if `concurrent`.
             batch: images that the network classifies correctly; with reduction "mean", any images.
             noise: source of all randomness, an independent stream for each image, the same in every run.
         """
@@ -158,6 +166,8 @@ class Threat(Part):
 
     def own_work(self, x: Tensor) -> None:
         """Do one step of the work that the attack does outside the network, for ``ct-harness doctor`` to time.
+
+        Not called where it can time a step of the stage's `attack_machine`.
 
         Args:
             x: images [n, c, h, w] in [0, 1]; to be left unchanged.

@@ -95,7 +95,7 @@ class APGD(Attack):
     def _look(self, network: Network) -> tuple[Spot, Tensor]:
         """Return what the network says of the points, and whether it is wrong, bool [w]; of several passes the last."""
         images = self.found.detach().requires_grad_()
-        total = self._points.new_zeros(())
+        total: Tensor | None = None
         for _ in range(self.forwards):
             with torch.enable_grad():
                 logits = network(images)
@@ -103,5 +103,7 @@ class APGD(Attack):
             with torch.enable_grad():  # a sum, since grad(logits, images, by_logits) would import SymPy
                 weighted = (logits * by_logits).sum()
             (gradients,) = torch.autograd.grad(weighted, images)
-            total = total + gradients.flatten(1)
-        return Spot(self._points, total / self.forwards, losses), logits.argmax(1) != self._losses.y
+            total = gradients if total is None else total + gradients
+        assert total is not None
+        mean = total if self.forwards == 1 else total / self.forwards
+        return Spot(self._points, mean.flatten(1), losses), logits.argmax(1) != self._losses.y

@@ -64,8 +64,10 @@ class Losses:
         largest, order = logits.topk(min(4, logits.shape[1]), dim=1)
         spans = self._spans[:, : order.shape[1]]
         rival = torch.where(order[:, 0] == self.y, order[:, 1], order[:, 0])
-        pair = torch.stack([self.y, torch.where(self._targeted, self._targets, rival)], dim=1)
-        slopes = 1 / ((largest * spans).sum(1, keepdim=True) + TINY)
+        other = torch.where(self._targeted, self._targets, rival)
+        classes = torch.cat([self.y[:, None], other[:, None], order], dim=1)
+        pair = classes[:, :2]
+        slopes = ((largest * spans).sum(1, keepdim=True) + TINY).reciprocal()
         ratios = (logits.gather(1, pair) * self._ends).sum(1, keepdim=True) * slopes
         losses = torch.where(cross_entropy, -logs.gather(1, self.y[:, None]), ratios)
 
@@ -73,5 +75,5 @@ class Losses:
         parts = torch.cat([slopes * self._ends, (-ratios * slopes) * spans], dim=1)
         parts = torch.where(cross_entropy, self._label_alone[: parts.shape[1]], parts)
         gradients = logs.exp() * cross_entropy
-        gradients.scatter_add_(1, torch.cat([pair, order], dim=1), parts)
+        gradients.scatter_add_(1, classes, parts)
         return losses[:, 0], gradients

@@ -193,7 +193,7 @@ class Momentum(Walk):
         """
         self._rises += here.losses > self._last_losses
         # The library compares the first step's loss with a 0 instead of the loss at the start.
-        self._last_losses.copy_(here.losses.masked_fill(seen == 0, 0))
+        self._last_losses.copy_(here.losses).masked_fill_(seen == 0, 0)
         few = self._few[seen]
         checkpoint = few >= 0
         stalled = ~self._halved & (self._best_losses >= best.losses)

@@ -140,12 +140,12 @@ class FAB(Attack):
     def _go(self, ahead: Tensor, adversarial: Tensor) -> None:
         """Make ``ahead`` [w, d] the iterates: those that fool the network stay there, other adversarial ones return."""
         away = ahead - self._clean
-        near = LENGTH[self._norm](away) <= self._eps
-        share = torch.where(adversarial & ~near, BETA, 1.0)
+        fools = adversarial & (LENGTH[self._norm](away) <= self._eps)
+        share = torch.where(adversarial ^ fools, BETA, 1.0)
         ahead = torch.lerp(self._clean, ahead, share[:, None])
         torch.where(self.finished[:, None], self._iterates, ahead, out=self._iterates)
         self._steps += 1
-        self.fooled |= adversarial & near & ~self.finished
+        self.fooled |= fools & ~self.finished
         self.finished |= self.fooled | (self._steps >= self._budget)
 
     def _boundary(self, network: Network) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ Each coordinate of a point moves in one direction, towards the hyperplane, until
 length of the move is one number λ for each point, at which a concave piecewise-linear function reaches a target. The
 library sorts the function's kinks to find λ; a few Newton steps are faster. Under L1, coordinates move one after the
 other. The results are those of ``pyautoattack.fab_projections`` up to rounding, also for points outside the box.
+
+On a GPU with Triton, `harness.attacks.fab_projection_triton` computes L∞ and L2 instead, in one kernel.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def _in_turn(approach: _Approach, order: Tensor) -> tuple[Tensor, Tensor]:
     last, after = torch.zeros_like(order[..., :1]), torch.full_like(order[..., :1], count + 1)
     for _ in range(count.bit_length()):
         middle = (last + after) // 2
-        missing = left.gather(-1, middle.clamp(max=count)) > 0
+        missing = left.gather(-1, middle) > 0
         last, after = torch.where(missing, middle, last), torch.where(missing, after, middle)
     rank = torch.arange(count, device=order.device)
     share = (left[..., :-1] / weights.clamp_(min=NEGLIGIBLE)).clamp_(min=0)

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from harness.attacks.fab_projection import NEGLIGIBLE, STEPS
+from harness.util.device_errors import raise_of_device
 
 CHUNK = 4096
 """Most coordinates that a program holds at once, a power of two."""
@@ -33,6 +34,7 @@ def compiles(device: torch.device) -> bool:
     try:
         linf(one, one, one[0])
     except Exception as error:  # whatever a compiler raises
+        raise_of_device(error)
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         warnings.warn(f"FAB takes longer: Triton does not compile here ({reason}); install a C compiler", stacklevel=2)
         return False
@@ -156,14 +158,14 @@ def _read(point, normal, at, size, EUCLIDEAN: tl.constexpr, NEGLIGIBLE: tl.const
     return t, w
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _sign(w):
+@triton.jit
+def _sign(w):  # type: ignore[no-untyped-def]
     """Return 1, −1, or for 0 and NaN 0."""
     return (w > 0).to(w.dtype) - (w < 0).to(w.dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _room(t, w, side):
+@triton.jit
+def _room(t, w, side):  # type: ignore[no-untyped-def]
     """Return the distance to the wall in the direction side · sign(w), 0 without a direction."""
     sign = side * _sign(w)
     return (tl.maximum(sign, 0.0) - t) * sign

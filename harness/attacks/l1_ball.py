@@ -65,11 +65,11 @@ def _level(low: Tensor, high: Tensor, goal: Tensor) -> Tensor:
         return (terms if signs is None else terms.mul_(signs)).sum(1, keepdim=True)
 
     level = torch.zeros_like(goal)
-    step = high.amax(1, keepdim=True)
-    for _ in range(HALVINGS):
-        step.mul_(0.5)
-        further = level + step
+    highest = high.amax(1, keepdim=True)
+    for halving in range(1, HALVINGS + 1):
+        further = torch.add(level, highest, alpha=0.5**halving)
         level = torch.where(total(further) < goal, further, level)
+    step = highest * 0.5**HALVINGS
     here, there = total(level), total(level + step)
     share = (goal - here) / (there - here).clamp_(min=torch.finfo(goal.dtype).tiny)
     return level + step * share.clamp_(0, 1)

@@ -1,4 +1,4 @@
-"""Cost of a benchmark in time and memory, extrapolated from a few images.
+"""Cost of a benchmark in time and memory, extrapolated from the measured cost of an image.
 
 Both are upper bounds: images that an attack fools are spared the attacks after it, but are counted all the same.
 """
@@ -6,54 +6,49 @@ Both are upper bounds: images that an attack fools are spared the attacks after 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING
 
-from harness.util.noise import Noise
+from harness.scheduling.prices import attempts
+from harness.util.device_errors import give_back_memory
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from harness.api.records import Batch
     from harness.api.threat import Threat
 
-WITH_GRAPH, WITHOUT_GRAPH = 1.5, 0.25
-"""Peak memory of a pass, relative to the activations that a backward pass keeps: with the backward pass (measured:
-1.45), and without (a few layers at a time; generous)."""
 WORKER = 500_000_000
 """Bytes of a worker process without a model: mostly torch."""
-COPIES = 40
-"""Arrays of the size of a batch that an attack holds besides the activations; FAB holds the most."""
-FEW, MORE = 2, 64
-"""Images that a pass is timed on: more if a pass on the few takes less than `QUICK` seconds."""
-QUICK = 0.05
-STAGES = 8
-"""Stages that are timed of a threat with reduction "mean"."""
+CONTEXT = 1_000_000_000
+"""Most bytes of a GPU that are believed to be a process's CUDA context; what is in use beyond is other processes'."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Cost of one image, measured on a few.
+    """Cost of one image, in batches as wide as those of a run.
 
     Args:
+        width: images in a batch.
         forward: seconds of a forward pass.
         gradient: seconds of a forward and a backward pass.
-        own_step: seconds of one step of the attack's work outside the network; see `Threat.own_work`.
+        attacks: seconds that a stage takes for an image that survives it, by stage; only of those with a step machine.
+        own_step: seconds of one step of another attack's work outside the network; see `Threat.own_work`.
         stage: mean seconds to make the image of a stage with reduction "mean"; 0 with "worst".
-        activations: bytes that the network keeps for a backward pass.
+        working: bytes of the device for each image of a batch.
+        kept: bytes that the network keeps of an image for the backward pass.
         image: bytes of the image itself.
         weights: bytes of the network's parameters and buffers, once for all images.
         classes: number of logits.
     """
 
+    width: int
     forward: float
     gradient: float
+    attacks: Mapping[str, float]
     own_step: float
     stage: float
-    activations: int
+    working: int
+    kept: int
     image: int
     weights: int
     classes: int
@@ -66,104 +61,35 @@ def seconds(threat: Threat, costs: Costs) -> float | None:
         passes = threat.passes(stage, costs.classes)
         if passes is None:
             return None
+        if stage in costs.attacks:
+            total += costs.attacks[stage]
+            continue
         total += costs.stage + passes.forwards * costs.forward
         total += passes.gradients * costs.gradient + passes.own_steps * costs.own_step
     return total
 
 
-def memory(threat: Threat, costs: Costs, batch_size: int) -> int:
-    """Return the bytes that one process needs on the device, libraries aside."""
-    activations = costs.activations * (WITH_GRAPH if threat.attacks else WITHOUT_GRAPH)
-    return costs.weights + batch_size * int(COPIES * costs.image + activations)
+def trials(threat: Threat, costs: Costs) -> int:
+    """Return the number of trials of one image under one steering, the clean one among them."""
+    return 1 + sum(attempts(threat, stage, costs.classes) for stage in threat.stages)
 
 
-def measure(network: nn.Module, batch: Batch, threat: Threat) -> Costs:
-    """Measure the cost of one image, on a few images of a batch.
+def memory(costs: Costs, images: int) -> int:
+    """Return the bytes that a process needs on the device in batches of so many images; see `process_memory`."""
+    return costs.weights + images * costs.working
 
-    Args:
-        network: network from images in [0, 1] to logits, on the device of ``batch``.
-        batch: images to measure on, at least one.
-        threat: threat whose own work is timed, and with reduction "mean" the making of its images.
+
+def process_memory(device: str) -> int:
+    """Return the bytes of ``device`` that a worker process takes without a model.
+
+    On a GPU these are the CUDA context and the libraries' workspaces, measured: what is in use and not torch's.
     """
+    if not device.startswith("cuda"):
+        return WORKER
     import torch
 
-    x, y = batch.x[:FEW], batch.y[:FEW]
-    _, kept = gradient(network, x, y)
-    first = _timed(lambda: gradient(network, x, y), x)
-    if first < QUICK:
-        x, y = batch.x[:MORE], batch.y[:MORE]
-    with torch.no_grad():
-        classes = network(x).shape[1]
-        forward = _timed(lambda: network(x), x)
-    state = [*network.parameters(), *network.buffers()]
-    return Costs(
-        forward=forward / len(x),
-        gradient=(_timed(lambda: gradient(network, x, y), x) if first < QUICK else first) / len(x),
-        stage=_stage(threat, network, batch),
-        own_step=_timed(lambda: threat.own_work(x), x) / len(x),
-        activations=kept // min(FEW, len(batch)),
-        image=x[0].numel() * x.element_size(),
-        weights=sum(tensor.numel() * tensor.element_size() for tensor in state),
-        classes=classes,
-    )
-
-
-def _stage(threat: Threat, network: nn.Module, batch: Batch) -> float:
-    """Return the mean seconds to make an image, over evenly spaced stages: corruptions differ much in their cost."""
-    if threat.reduction != "mean" or not threat.stages:
-        return 0.0
-    few = batch.part(range(min(FEW, len(batch))))
-    stages = threat.stages[:: max(len(threat.stages) // STAGES, 1)][:STAGES]
-    started = perf_counter()
-    for stage in stages:
-        threat.perturb(stage, network, few, Noise(0, few.indices))
-    return (perf_counter() - started) / len(stages) / len(few)
-
-
-def gradient(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """Return the gradient of the cross-entropy at ``x``, and the bytes that autograd kept for it.
-
-    Args:
-        network: network from images to logits.
-        x: images [n, c, h, w].
-        y: their classes, int64 [n].
-    """
-    import torch
-    from torch.nn import functional as F
-
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        x, y = x.detach().clone().requires_grad_(), y.clone()  # slices share the storage of the whole batch
-        loss = F.cross_entropy(network(x), y, reduction="sum")
-        if not loss.requires_grad:  # the network cuts the gradient
-            return torch.zeros_like(x), 0
-        (result,) = torch.autograd.grad(loss, x, allow_unused=True)
-    return torch.zeros_like(x) if result is None else result, sum(kept.values())
-
-
-def _timed(step: Callable[[], object], x: Tensor) -> float:
-    """Return the seconds of one ``step``, as the mean of several if it is quick."""
-    import torch
-
-    def run() -> None:
-        step()
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-
-    run()  # the first call also allocates
-    started, number = perf_counter(), 0
-    while perf_counter() - started < QUICK:
-        run()
-        number += 1
-    return (perf_counter() - started) / number
+    free, total = torch.cuda.mem_get_info(device)
+    return min(total - free - torch.cuda.memory_reserved(device), CONTEXT)
 
 
 def available_memory(device: str) -> int | None:
@@ -171,6 +97,7 @@ def available_memory(device: str) -> int | None:
     if device.startswith("cuda"):
         import torch
 
+        give_back_memory()
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

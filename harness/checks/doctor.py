@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from harness.api.records import Batch, Preprocessing
-from harness.checks.cost import WORKER, available_memory, memory, seconds
+from harness.checks.cost import available_memory, memory, process_memory, seconds, trials
 from harness.checks.findings import Finding, problem
 from harness.checks.model_checks import ModelCosts, check_model
 from harness.config.benchmark import Benchmark
+from harness.engine.acceleration import wants_compiling
 from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
-from harness.engine.prepare import check_enough_images
+from harness.engine.prepare import check_enough_images, passes_of_a_run
 from harness.engine.provenance import provenance
 from harness.engine.session import model_session
 from harness.errors import ModelError, SpecError
@@ -28,8 +29,6 @@ from harness.util.gpus import gpus_of, visible_gpus
 
 IMAGES = 64
 """Images that are read, evenly spaced among the chosen ones."""
-AUTOMATIC = 128
-"""Images in a batch where ``batch_size`` is left to a measurement; few networks gain by more."""
 USABLE = 0.8
 """Share of the free memory that a run may plan with."""
 
@@ -68,7 +67,8 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
             opened[preprocessing] = yield from _data(benchmark, preprocessing)
             yield from _threat(benchmark, opened[preprocessing])
         data = opened[preprocessing]
-        findings, costs = check_model(benchmark, model, data[0] if data else None, device)
+        images, n = data or (None, 0)
+        findings, costs = check_model(benchmark, model, images, device, ceil(n / benchmark.executor.capacity(device)))
         yield from findings
         scorable += [costs] if costs else []
     yield _folder("runs", runs / benchmark.name, "--runs")
@@ -76,7 +76,7 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
     if scorable:
         n = next(data[1] for data in opened.values() if data)
         yield _disk(benchmark, scorable, n, runs)
-        yield _memory(benchmark, scorable, n, device)
+        yield _memory(benchmark, scorable, device)
         yield _duration(benchmark, scorable, n, device)
 
 
@@ -176,15 +176,14 @@ def _disk(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, runs: Path
     return Finding("disk", "runs", "problem", text, "choose a larger disk with --runs, or fewer images or β")
 
 
-def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: str) -> Finding:
+def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], device: str) -> Finding:
     """Check the memory for the model that needs most, in all the workers that share the device."""
-    asked = AUTOMATIC if benchmark.batch_size == "auto" else benchmark.batch_size
-    batch, gpu = min(asked, n), device.startswith("cuda")
-    workers = ceil(benchmark.executor.capacity(device) / (torch.cuda.device_count() if device == "cuda" else 1))
+    batch, gpus = max(model.costs.width for model in models), torch.cuda.device_count() if device == "cuda" else 1
+    workers, own = ceil(benchmark.executor.capacity(device) / gpus), process_memory(device)
 
     def needed(images: int) -> int:
-        most = max(memory(benchmark.threat, model.costs, images) for model in models)
-        return workers * (most + (0 if gpu else WORKER))
+        most = max(memory(model.costs, min(images, model.costs.width)) for model in models)
+        return workers * (own + most)
 
     free = available_memory(device)
     text = f"about {_bytes(needed(batch))} for {workers} workers, in batches of {batch}"
@@ -203,19 +202,54 @@ def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: 
 
 
 def _duration(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, device: str) -> Finding:
-    """Estimate the duration of all steerings, as if no image were ever fooled; best-first takes a part of it."""
-    threat, total = benchmark.threat, 0.0
-    for model in models:
-        each = seconds(threat, model.costs)
-        if each is None:
-            return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
-        total += each * n * model.steerings * (model.correct if threat.attacks else 1)
-    duration = _minutes(total / benchmark.executor.capacity(device))
+    """Estimate the duration as if no image were ever fooled, and the trials a second from which it follows."""
+    threat, capacity = benchmark.threat, benchmark.executor.capacity(device)
+    known = [(model, each) for model in models if (each := seconds(threat, model.costs)) is not None]
+    if len(known) < len(models):
+        return Finding("duration", "threat", "ok", f"not known beforehand for the threat {threat.kind}")
+    of_a_steering = [each * n * (model.correct if threat.attacks else 1) / capacity for model, each in known]
+    least = sum(own * model.finished for own, model in zip(of_a_steering, models, strict=True))
+    most = sum(own * model.steerings for own, model in zip(of_a_steering, models, strict=True))
+    rate = sum(trials(threat, model.costs) for model in models) / sum(each for _, each in known)
+    will_compile = any(_will_compile(benchmark, model, n, device) for model in models)
+    uncompiled = ", not compiled" if will_compile else ""
+    text = (
+        f"{_range(least, most)}{_left_out(benchmark, models)}: {_number(rate)} trials a second a worker, in batches of "
+        f"{_widths(models)} (an estimate from a few images{uncompiled})"
+    )
+    return Finding("duration", "threat", "ok", text)
+
+
+def _will_compile(benchmark: Benchmark, model: ModelCosts, n: int, device: str) -> bool:
+    """Return whether a run compiles a model, which its measurement does not."""
+    work = passes_of_a_run(benchmark.threat, model.costs.classes, n) * model.costs.kept
+    return wants_compiling(benchmark.compile, torch.device(device).type, work)
+
+
+def _range(least: float, most: float) -> str:
+    """Return between which durations a run ends, in seconds; best-first takes longer the closer the best β are."""
+    low, high = _minutes(least), _minutes(most)
+    from_low = "" if low == high else f"about {low} if search: best_first finds a clear winner, "
+    return f"{from_low}at most {'about ' * (not from_low)}{high}"
+
+
+def _left_out(benchmark: Benchmark, models: Sequence[ModelCosts]) -> str:
+    """Return what an estimate leaves out."""
     left_out = len(benchmark.models) - len(models)
     without = f", without the {left_out} that cannot be scored" if left_out else ""
     if any(model.training is not None for model in benchmark.models):
         without += ", without the fits on training images"
-    return Finding("duration", "threat", "ok", f"at most about {duration}{without}: an estimate from a few images")
+    return without
+
+
+def _widths(models: Sequence[ModelCosts]) -> str:
+    """Return the number of images in a batch, from the narrowest to the widest."""
+    widths = [model.costs.width for model in models]
+    return f"{min(widths)}" if min(widths) == max(widths) else f"{min(widths)} to {max(widths)}"
+
+
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _bytes(number: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from harness.analysis.statistics import unlike
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.model import Model
-from harness.api.records import Batch, Coverage
-from harness.checks.cost import Costs, measure
+from harness.api.records import Batch, Coverage, Steering
+from harness.api.trial import CLEAN, Attempt, Trial
+from harness.api.work import Portion
+from harness.checks.cost import Costs
 from harness.checks.findings import Finding, problem
-from harness.config.benchmark import Benchmark
+from harness.checks.measurement import measure
+from harness.config.benchmark import Benchmark, Full
+from harness.engine.computation import Computation
 from harness.engine.images import of_pixels
 from harness.engine.numerics import reproducible
-from harness.engine.prepare import check_training_images
+from harness.engine.prepare import check_training_images, task_of
 from harness.engine.session import ModelSession, model_session
 from harness.engine.verification import logits, verify
 from harness.errors import ModelError
@@ -38,15 +42,18 @@ class ModelCosts:
         costs: cost of one image, under the last steering of the grid.
         correct: share of the images that the untouched network classifies correctly, in [0, 1].
         steerings: number of steerings and other methods to score, the baseline among them.
+        finished: number of those that the search finishes where the best are clear: all, the baseline, other methods
+            and the best with ``search: best_first``.
     """
 
     costs: Costs
     correct: float
     steerings: int
+    finished: int
 
 
 def check_model(
-    benchmark: Benchmark, model: Model, images: Batch | None, device: str
+    benchmark: Benchmark, model: Model, images: Batch | None, device: str, share: int
 ) -> tuple[list[Finding], ModelCosts | None]:
     """Check one model, up to the first problem.
 
@@ -55,6 +62,7 @@ def check_model(
         model: the model to check; nothing is downloaded.
         images: a few images with the model's preprocessing; without them only its weights are checked.
         device: device to run it on.
+        share: number of the images of a steering that a worker has at once.
 
     Returns:
         The finding of each check, and the model's costs; None if it cannot be scored.
@@ -84,11 +92,23 @@ def check_model(
             network, check = session.steered(steerings[-1], batch.x[:1]), "attack"
             if benchmark.threat.stages:
                 findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
-            costs = measure(network, batch, benchmark.threat)
+            together = len(steerings) if isinstance(benchmark.search, Full) else 1
+            computation = _computation(benchmark, model, session, steerings[-1], batch, device)
+            costs = measure(computation, steerings[-1], batch, share * together)
     except Exception as error:  # whatever a network raises on its first images
         return [*findings, problem(check, model.label, error)], None
     correct = float(task_type.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0
-    return findings, ModelCosts(costs, correct, len(steerings) + len(model.adaptations))
+    number, methods = len(steerings) + len(model.adaptations), len(model.adaptations)
+    top = number if isinstance(benchmark.search, Full) else benchmark.search.top
+    return findings, ModelCosts(costs, correct, number, min(1 + methods + top, number))
+
+
+def _computation(
+    benchmark: Benchmark, model: Model, session: ModelSession, steering: Steering, batch: Batch, device: str
+) -> Computation:
+    """Return the computation of a trial as in a run, but uncompiled: compiling takes longer than all checks."""
+    task = replace(task_of(benchmark, model, session.loaded, device, offline=True), compile="never")
+    return Computation(Portion(task, (Trial(steering, int(batch.indices[0]), Attempt(CLEAN)),)))
 
 
 def _weights(model: Model, session: ModelSession) -> Finding:

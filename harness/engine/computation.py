@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +14,17 @@ from harness.api.records import Batch, Steering
 from harness.api.trial import Trial
 from harness.api.work import Portion, Task
 from harness.engine.fixed_width import FixedWidth, if_it_fits
-from harness.engine.images import ImageCache, source
+from harness.engine.images import PIECE, ImageCache, source
 from harness.engine.numerics import resolve
-from harness.engine.session import Lane, ModelSession, model_session
+from harness.engine.session import Lane, ModelSession, NoNetwork, model_session
 from harness.engine.verification import logits
 from harness.errors import ModelError
 from harness.util.batching import batched, grouped
-from harness.util.noise import key_of
+from harness.util.noise import Noise, key_of
+from harness.util.threads import ahead, in_threads, readers
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 EXAMPLES = 4
 """Images of noise on which a network is tried, under several β at once where it can be."""
@@ -45,11 +50,30 @@ class Computation:
         self.session = _session(task, self.device)
         where = (task.dataset, task.preprocessing)
         if where not in self.session.images:
-            self.session.images[where] = ImageCache(source(task.dataset, task.preprocessing, task.offline))
+            opened = source(task.dataset, task.preprocessing, task.offline)
+            self.session.images[where] = ImageCache(opened, self.readers)
         self.images = self.session.images[where]
+
+    @cached_property
+    def readers(self) -> int:
+        """Number of threads that read images; none on a CPU, where each core has a worker."""
+        return 0 if self.device == "cpu" else readers()
+
+    def ahead(self, parts: Iterable[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+        """Yield each part with what ``read`` makes of it, where there are readers while the next is read."""
+        return ahead(parts, read) if self.readers else ((part, read(part)) for part in parts)
 
     def batch(self, trials: Sequence[Trial]) -> tuple[Batch, list[str]]:
         """Return the clean images of trials, on the device and as the network takes them, and their digests."""
+        batch, digests = self.read(trials)
+        return self.placed(batch), digests
+
+    def placed(self, batch: Batch) -> Batch:
+        """Return images on the device and as the network takes them."""
+        return self.session.to_input_space(batch.to(self.device))
+
+    def read(self, trials: Sequence[Trial]) -> tuple[Batch, list[str]]:
+        """Return the clean images of trials, in [0, 1] and on the CPU, and their digests; uses no GPU."""
         batch, digests = self.images.read([trial.image for trial in trials])
         for trial, digest in zip(trials, digests, strict=True):
             if self.portion.digests.get(trial.image, digest) != digest:
@@ -57,17 +81,41 @@ class Computation:
                     f"image {trial.image} of the dataset is another one here than where the run was started; give "
                     "every machine the same files, and leave them as they are while a benchmark runs"
                 )
-        return self.session.to_input_space(batch.to(self.device)), digests
+        return batch, digests
 
-    def keys(self, trials: Sequence[Trial], digests: Sequence[str]) -> Tensor:
-        """Return the keys of the trials' noise, int64 [n]: of seed, image and attempt, the same for every steering."""
+    def read_perturbed(self, trials: Sequence[Trial]) -> tuple[Batch, list[str], Tensor | None]:
+        """Return, besides what `read` does, what the stage makes of the images where no network is needed for it.
+
+        Returns:
+            clean images, digests, and perturbed images [n, c, h, w]; None unless the threat is `Threat.concurrent`.
+        """
+        task = self.portion.task
+        batch, digests = self.read(trials)
+        if not task.threat.concurrent or task.normalised:
+            return batch, digests, None
+        keys = self.keys(trials, digests, "cpu")
+
+        def perturb(places: Sequence[int]) -> Tensor:
+            noise = Noise(task.seed, keys[list(places)])
+            return task.threat.perturb(self.portion.stage, NoNetwork(), batch.part(places), noise).detach()
+
+        return batch, digests, torch.cat(in_threads(perturb, batched(range(len(trials)), PIECE), self.readers))
+
+    def keys(self, trials: Sequence[Trial], digests: Sequence[str], device: str | None = None) -> Tensor:
+        """Return the keys of the trials' noise, int64 [n]: of seed, image and attempt, the same for every steering.
+
+        Args:
+            trials: the trials.
+            digests: digest of each trial's image.
+            device: device of the keys; by default that of the computation.
+        """
         seed = self.portion.task.seed
         return torch.tensor(
             [
                 key_of(seed, digest, trial.attempt.stage, trial.attempt.target, trial.attempt.restart)
                 for trial, digest in zip(trials, digests, strict=True)
             ],
-            device=self.device,
+            device=device or self.device,
         )
 
     def lane(self, steering: Steering, attacked: bool = False) -> Lane:

@@ -62,7 +62,7 @@ class HalfPrecision(nn.Module):
         """Return the logits, float32 [n, classes], of images [n, c, h, w] in [0, 1]."""
         scales: list[Tensor] = []
         scaled = self.dtype == torch.float16 and x.requires_grad and torch.is_grad_enabled()
-        with torch.autocast(x.device.type, self.dtype):
+        with torch.autocast(x.device.type, self.dtype, cache_enabled=False):  # a CUDA graph would keep the cache
             logits: Tensor = self.network(_ScaledBack.apply(x, scales) if scaled else x, *rows).float()
         return _Scaled.apply(logits, scales) if scaled else logits
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +14,17 @@ from torch import Tensor
 
 from harness.api.dataset import Data, Dataset, Source
 from harness.api.records import AS_STORED, Batch, Preprocessing, Target
+from harness.engine.numerics import one_thread
 from harness.errors import DataError
 from harness.util.batching import batched
+from harness.util.threads import in_threads, readers
+
+R = TypeVar("R")
 
 SLICE = 256
 """Images read at a time."""
+PIECE = 8
+"""Images that each thread reads at a time, where several do."""
 
 
 @lru_cache(maxsize=4)
@@ -37,17 +45,43 @@ def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS
         DataError: the images are missing, or not float32 in [0, 1] with labels of the dataset's target.
     """
     opened = source(dataset, preprocessing, offline)
-    digests: dict[int, str] = {}
-    pixels: set[str] = set()
-    labels: list[np.ndarray] = []
-    for part in batched(dataset.chosen(opened), SLICE):
-        batch = opened.read(part)
+
+    chosen = dataset.chosen(opened)
+
+    def identify(batch: Batch) -> tuple[list[str], np.ndarray, list[str]]:
         _check(batch, dataset)
-        labels.append(batch.y.numpy())
-        for image, x, y in zip(part, batch.x.numpy(), batch.y.tolist(), strict=True):
-            digests[image] = digest(x, y)
-            pixels.add(of_pixels(x))
-    return Data(digests, np.concatenate(labels), frozenset(pixels))
+        x, y = batch.x.numpy(), batch.y
+        return list(map(digest, x, y.tolist())), y.numpy(), list(map(of_pixels, x))
+
+    with one_thread():  # of torch, since there are several of ours
+        digests, labels, pixels = zip(*in_pieces(opened, chosen, identify, readers()), strict=True)
+    names = dict(zip(chosen, chain.from_iterable(digests), strict=True))
+    return Data(names, np.concatenate(labels), frozenset(chain.from_iterable(pixels)))
+
+
+def in_pieces(opened: Source, numbers: Sequence[int], work: Callable[[Batch], R], threads: int) -> list[R]:
+    """Read images piece by piece, in threads if the source allows it, and return what ``work`` makes of each piece.
+
+    Args:
+        opened: opened dataset.
+        numbers: the images.
+        work: makes something of a piece, in the thread that has read it.
+        threads: number of threads.
+
+    Raises:
+        Exception: the source's error for the first image that has one, or for images that differ in size.
+    """
+    size, threads = (PIECE, threads) if opened.concurrent else (SLICE, 1)
+
+    def read(piece: tuple[int, ...]) -> tuple[torch.Size, R]:
+        batch = opened.read(piece)
+        return batch.x.shape[1:], work(batch)
+
+    found = in_threads(read, batched(numbers, size), threads)
+    for place, (shape, _) in enumerate(found):
+        if shape != found[0][0]:
+            opened.read((numbers[0], numbers[place * size]))  # raises the source's own error
+    return [made for _, made in found]
 
 
 def digest(x: np.ndarray, y: object) -> str:
@@ -55,34 +89,74 @@ def digest(x: np.ndarray, y: object) -> str:
     return hashlib.sha256(f"{x.shape} {y} ".encode() + x.tobytes()).hexdigest()
 
 
+class Image(NamedTuple):
+    """An image that is kept.
+
+    Args:
+        x: pixels [c, h, w]: float32 in [0, 1], or uint8 where these are exactly such levels / 255.
+        y: label.
+        digest: see `digest`.
+    """
+
+    x: Tensor
+    y: Tensor
+    digest: str
+
+
 class ImageCache:
-    """Images that are read once and kept, as far as there is room for them.
+    """Images that are read once and kept, as far as there is room for them. One thread at a time may read.
 
     Args:
         source: opened dataset.
-        room: bytes of images that are kept at most.
+        threads: number of threads that read what is missing.
+        room: bytes of pixels that are kept at most.
     """
 
-    def __init__(self, source: Source, room: int = 500_000_000) -> None:
-        self._source, self._room = source, room
-        self._kept: dict[int, tuple[Tensor, Tensor, str]] = {}
+    def __init__(self, source: Source, threads: int = 1, room: int = 500_000_000) -> None:
+        self._source, self._threads, self._room = source, threads, room
+        self._kept: dict[int, Image] = {}
 
     def read(self, numbers: Sequence[int]) -> tuple[Batch, list[str]]:
         """Return images in this order, which may name one several times, and the digest of each."""
         missing = [number for number in dict.fromkeys(numbers) if number not in self._kept]
         found = self._kept | self._load(missing) if missing else self._kept
         x, y, digests = zip(*(found[number] for number in numbers), strict=True)
-        return Batch(torch.stack(x), torch.stack(y), torch.tensor(numbers)), list(digests)
+        return Batch(unpacked(x), torch.stack(y), torch.tensor(numbers)), list(digests)
 
-    def _load(self, numbers: Sequence[int]) -> dict[int, tuple[Tensor, Tensor, str]]:
-        batch = self._source.read(tuple(numbers))
-        loaded = {
-            number: (x, y, digest(x.numpy(), y.tolist()))
-            for number, x, y in zip(numbers, batch.x, batch.y, strict=True)
-        }
-        if len(self._kept) * batch.x[0].numel() * batch.x.element_size() < self._room:
-            self._kept |= {number: (x.clone(), y, name) for number, (x, y, name) in loaded.items()}
+    def _load(self, numbers: Sequence[int]) -> dict[int, Image]:
+        pieces = in_pieces(self._source, numbers, _images, self._threads)
+        loaded = dict(zip(numbers, chain.from_iterable(pieces), strict=True))
+        for number, image in loaded.items():
+            if image.x.nbytes <= self._room:
+                self._room -= image.x.nbytes
+                self._kept[number] = image._replace(x=image.x.clone())  # without the piece that it is a view of
         return loaded
+
+
+def _images(batch: Batch) -> list[Image]:
+    """Return the images of a batch as they are kept."""
+    digests = map(digest, batch.x.numpy(), batch.y.tolist())
+    return [Image(*each) for each in zip(packed(batch.x), batch.y, digests, strict=True)]
+
+
+def packed(x: Tensor) -> list[Tensor]:
+    """Return each image of a batch, float32 [n, c, h, w], as uint8 where `unpacked` gives back its bits."""
+    levels = (x * 255).round_().to(torch.uint8)
+    same = _divided(levels).view(torch.int32) == x.view(torch.int32)  # bits: -0 and 0 are equal, and so are denormals
+    exact = same.flatten(1).all(1).tolist()
+    return [few if is_exact else full for few, full, is_exact in zip(levels, x, exact, strict=True)]
+
+
+def unpacked(images: Sequence[Tensor]) -> Tensor:
+    """Return images [c, h, w], each uint8 in 0 … 255 or float32 in [0, 1], as float32 [n, c, h, w] in [0, 1]."""
+    if all(image.dtype == torch.uint8 for image in images):
+        return _divided(torch.stack(tuple(images)))
+    return torch.stack([image if image.is_floating_point() else _divided(image) for image in images])
+
+
+def _divided(levels: Tensor) -> Tensor:
+    """Return uint8 levels as float32 in [0, 1], with the bits that every source gives them."""
+    return levels.float().div_(255)
 
 
 def of_pixels(x: np.ndarray) -> str:

@@ -13,6 +13,17 @@ Float32 = Literal["ieee", "tf32"]
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute the block on one thread of torch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def reproducible() -> Iterator[None]:
     """Compute the block on one thread, in full float32, with deterministic kernels and without denormals.
 
@@ -20,19 +31,16 @@ def reproducible() -> Iterator[None]:
     a CPU's convolutions several times over, and are far below what an attack could use. An operation that has no
     deterministic kernel warns; see `is_nondeterministic`.
     """
-    threads = torch.get_num_threads()
     deterministic = torch.get_deterministic_debug_mode()
     allocation: Any = torch.utils.deterministic
     filled = allocation.fill_uninitialized_memory
-    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms() would import the compiler, for seconds
     allocation.fill_uninitialized_memory = False  # every new tensor would be filled with NaN first
     try:
-        with float32_by("ieee"):
+        with one_thread(), float32_by("ieee"):
             yield
     finally:
-        torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
         torch.set_deterministic_debug_mode(deterministic)
         allocation.fill_uninitialized_memory = filled

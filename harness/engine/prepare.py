@@ -7,7 +7,7 @@ machine that starts a run may have no GPU, and a GPU may be for its worker alone
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining
 from harness.analysis.task_types import TASK_TYPES
@@ -109,14 +109,21 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         with reproducible():
             session.to_channels_last(batch.x[:1])
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
-            answers = logits(loaded.network, batch.x)
-            TASK_TYPES[benchmark.dataset.target].check_answers(answers, batch.y)
+            if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
+                TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
         return PreparedModel(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
-    task = Task(
+    passes = passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests))
+    task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes)
+    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
+
+
+def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, offline: bool) -> Task:
+    """Return what the trials of a model share, once it is loaded, but for the passes of the run."""
+    return Task(
         label=model.label,
         model=model,
         dataset=benchmark.dataset,
@@ -124,16 +131,14 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         seed=benchmark.seed,
         device=device,
         weights_sha256=loaded.sha256,
-        preprocessing=preprocessing,
+        preprocessing=model.preprocessing(offline=offline),
         offline=offline,
         compile=benchmark.compile,
         precision=benchmark.precision,
         batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
-        passes=passes_of_a_run(benchmark.threat, answers.shape[1], len(data.digests)),
     )
-    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
 
 
 def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:

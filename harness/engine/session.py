@@ -21,6 +21,7 @@ from harness.engine.acceleration import Fast, compiled, fast, to_channels_last, 
 from harness.engine.fixed_width import LADDER, FixedWidth, on_a_gpu
 from harness.engine.footprint import kept_bytes
 from harness.engine.images import ImageCache
+from harness.engine.step_graph import CudaRecorder, Recorder
 from harness.errors import HarnessError, ModelError
 from harness.util.device_errors import give_back_memory
 
@@ -62,6 +63,18 @@ class OneSteering(nn.Module):
         return answers
 
 
+class NoNetwork(nn.Module):
+    """The network of a threat that calls none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError("the threat is concurrent, so it may not call a network; let Threat.concurrent be False")
+
+
 class AtBeta(nn.Module):
     """A mixed network with one curve for all images.
 
@@ -98,6 +111,7 @@ class ModelSession:
     _compiled_once: dict[Steering, nn.Module] = field(default_factory=dict)
     preparing: float = 0.0
     """Seconds spent so far on networks rather than on trials: on proofs of widths, and on compiling."""
+    _recorder: Recorder | None = None
     _is_channels_last: bool = False
     _widest: int = LADDER[-1]
 
@@ -186,6 +200,14 @@ class ModelSession:
         if which not in self._compiled_once:
             self._compiled_once[which] = compiled(Mixed(part))
         return AtBeta(self._compiled_once[which], torch.tensor(values, device=example.device))
+
+    def recorder(self, task: Task) -> Recorder | None:
+        """Return what records the steps of attacks, on a GPU and unless ``compile`` is "never"."""
+        if not task.device.startswith("cuda") or task.compile == "never":
+            return None
+        if self._recorder is None:
+            self._recorder = CudaRecorder()
+        return self._recorder
 
     def narrow(self) -> tuple[int, bool]:
         """Halve the widest batch of all networks, as memory was short.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.attack import Attack, Trials
+from harness.api.records import Batch
 from harness.api.threat import Flag
 from harness.api.trial import CLEAN, INSPECT, REPLAY, TRAINING, Answer, Cost, Result, Trial, by_steering
 from harness.engine.acceleration import attacking
@@ -19,7 +20,7 @@ from harness.engine.computation import Computation, Group
 from harness.engine.fixed_width import FixedWidth
 from harness.engine.images import source
 from harness.engine.session import OneSteering
-from harness.engine.slots import Ended, advance
+from harness.engine.slots import Ended, Packed, advance, enough_slots
 from harness.engine.verification import verify
 from harness.util.batching import batched, grouped
 from harness.util.noise import Noise
@@ -44,16 +45,15 @@ def run(computation: Computation) -> Iterator[list[Result]]:
 def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
     for group in computation.groups(computation.portion.trials):
-        for trials in batched(group.trials, 1024):
+        for trials, (images, _) in computation.ahead(batched(group.trials, 1024), computation.read):
             _warn_of_company(group.network, computation.portion.task.label)  # a flag is of what is yielded next
-            yield _clean(computation, trials)
+            yield _clean(computation, trials, computation.placed(images))
 
 
-def _clean(computation: Computation, trials: Sequence[Trial]) -> list[Result]:
+def _clean(computation: Computation, trials: Sequence[Trial], batch: Batch) -> list[Result]:
     """Return the results of clean trials."""
     task = computation.portion.task
     task_type = TASK_TYPES[task.dataset.target]
-    batch, _ = computation.batch(trials)
     answers = computation.answers(trials, batch.x)
     task_type.check_answers(answers, batch.y)
     values = task_type.outcome(answers, batch.y).tolist()
@@ -92,18 +92,13 @@ def perturbed(computation: Computation) -> Iterator[list[Result]]:
     """Run a stage of the threat: in slots where it has a step machine, otherwise batch by batch."""
     threat, stage = computation.portion.task.threat, computation.portion.stage
     for group in computation.groups(computation.portion.trials, attacked=bool(computation.portion.task.attacks)):
-        slots = _slots(computation.width(group.network), len(group.trials))
+        slots = enough_slots(computation.width(group.network), len(group.trials))
         shape = tuple(computation.batch(group.trials[:1])[0].x.shape[1:])
         attack = threat.attack_machine(stage, slots, shape, group.network.classes, computation.device)
         if attack is None:
             yield from _by_batches(computation, group)
         else:
             yield from _in_slots(computation, group, attack, slots)
-
-
-def _slots(width: int, trials: int) -> int:
-    """Return the number of slots: no more than trials can fill, rounded up to a multiple of 16."""
-    return min(width, -(-trials // 16) * 16)
 
 
 def _in_slots(computation: Computation, group: Group, attack: Attack, slots: int) -> Iterator[list[Result]]:
@@ -122,12 +117,15 @@ def _in_slots(computation: Computation, group: Group, attack: Attack, slots: int
             parameters[places] = group.parameters[numbers]
 
     def network(images: Tensor, occupied: Tensor) -> Tensor:
-        answers: Tensor = group.network(images, *(() if parameters is None else (parameters[occupied],)))
+        rows = () if parameters is None else (parameters.index_select(0, occupied),)
+        answers: Tensor = group.network(images, *rows)
         return answers
 
+    recorder = computation.session.recorder(task)
+    packed = Packed(network, slots, attack.finished.device, int if recorder is None else group.network.rows_for)
     waiting: list[Ended] = []
     judged = perf_counter()
-    ended = advance(attack, slots, len(trials), start, network)
+    ended = advance(attack, slots, len(trials), start, packed, recorder)
     while True:
         with attacking(task.precision):
             some = next(ended, None)
@@ -145,10 +143,11 @@ def _judged(computation: Computation, group: Group, attack: Attack, ended: Seque
     found = {trial: one.found for trial, one in zip(trials, ended, strict=True) if one.found is not None}
     fooled = _fooled(computation, list(found), torch.stack(list(found.values()))) if found else []
     lost = {trial for trial, is_lost in zip(found, fooled, strict=True) if is_lost}
+    kept = dict(zip(found, torch.stack(list(found.values())).cpu(), strict=True)) if lost else {}  # one copy for all
     results = []
     for trial, one in zip(trials, ended, strict=True):
         cost = Cost(one.steps * attack.forwards + (one.found is not None), one.steps * attack.backwards)
-        image = found[trial].cpu().clone() if trial in lost else None  # not a view of all that ended with it
+        image = kept[trial].clone() if trial in lost else None  # not a view of all that ended with it
         results.append(Result(trial, Answer(0.0 if trial in lost else 1.0), cost, image))
     return results
 
@@ -164,25 +163,35 @@ def _fooled(computation: Computation, trials: Sequence[Trial], images: Tensor) -
 
 def _by_batches(computation: Computation, group: Group) -> Iterator[list[Result]]:
     """Run trials by the threat's own function, one steering at a time, and judge what it returns."""
-    task, stage = computation.portion.task, computation.portion.stage
+    task = computation.portion.task
     task_type, width = TASK_TYPES[task.dataset.target], computation.width(group.network)
-    for steering, own in grouped(group.trials, by_steering).items():
-        for trials in batched(own, width):
-            network = OneSteering(computation.lane(steering, attacked=bool(task.attacks)))
-            batch, digests = computation.batch(trials)
-            noise = Noise(task.seed, computation.keys(trials, digests))
-            with attacking(task.precision):
-                images = task.threat.perturb(stage, network, replace(batch, x=batch.x.clone()), noise).detach()
-            verify(task.threat, batch.x, images, normalised=task.normalised)
-            values = task_type.outcome(computation.answers(trials, images), batch.y).tolist()
-            forwards, backwards = network.forwards // len(trials), network.backwards // len(trials)
-            yield [
-                Result(
-                    trial, Answer(value), Cost(forwards + 1, backwards),
-                    image.cpu().clone() if task.attacks and value == 0 else None,
-                )
-                for trial, value, image in zip(trials, values, images, strict=True)
-            ]  # fmt: skip
+    parts = (part for own in grouped(group.trials, by_steering).values() for part in batched(own, width))
+    for trials, (clean, digests, read) in computation.ahead(parts, computation.read_perturbed):
+        network = OneSteering(computation.lane(trials[0].steering, attacked=bool(task.attacks)))
+        batch = computation.placed(clean)
+        made = _perturbed(computation, network, trials, batch, digests) if read is None else read
+        images = made.to(computation.device)
+        verify(task.threat, batch.x, images, normalised=task.normalised)
+        values = task_type.outcome(computation.answers(trials, images), batch.y).tolist()
+        forwards, backwards = network.forwards // len(trials), network.backwards // len(trials)
+        yield [
+            Result(
+                trial, Answer(value), Cost(forwards + 1, backwards),
+                image.cpu().clone() if task.attacks and value == 0 else None,
+            )
+            for trial, value, image in zip(trials, values, images, strict=True)
+        ]  # fmt: skip
+
+
+def _perturbed(
+    computation: Computation, network: OneSteering, trials: Sequence[Trial], batch: Batch, digests: Sequence[str]
+) -> Tensor:
+    """Return what the threat's own function makes of a batch, [n, c, h, w]."""
+    task = computation.portion.task
+    noise = Noise(task.seed, computation.keys(trials, digests))
+    with attacking(task.precision):
+        copy = replace(batch, x=batch.x.clone())
+        return task.threat.perturb(computation.portion.stage, network, copy, noise).detach()
 
 
 def replay(computation: Computation) -> Iterator[list[Result]]:

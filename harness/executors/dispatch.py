@@ -117,7 +117,7 @@ class ClusterExecutor(Executor):
         if device.startswith("cuda:"):
             raise SpecError(
                 f"device: the cluster chooses the GPUs of its workers, found device: {device}; set device=cuda and "
-                f"executor.gpus=1"
+                "executor.gpus=1"
             )
         if device == "cpu":
             raise SpecError(

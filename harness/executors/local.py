@@ -83,14 +83,16 @@ class Local(Executor):
 
     def _compute(self, submission: Submission) -> None:
         """Compute a submission on an idle worker, and the rest on the next one when that is lost."""
+        lost_by: Worker | None = None
         while not submission.future.done():
             try:
-                with self._idle.one_for(submission) as worker:
+                with self._idle.one_for(submission.label, lost_by) as worker:
                     last = worker.compute(submission)
                 submission.accept(last)  # now that the worker is idle: whoever waits for this may have work for it
             except WorkerLost as lost:
                 submission.retry(str(lost), REMEDY)
             except DeviceLost as lost:
+                lost_by = worker
                 submission.retry(str(lost), "")
             except Exception as error:  # in a thread, where nobody would hear of it
                 submission.fail(error)
@@ -104,22 +106,31 @@ class IdleWorkers:
     """
 
     def __init__(self, workers: Sequence[Worker]) -> None:
-        self._idle = list(workers)
+        self._idle, self._number = list(workers), len(workers)
         self._changed = threading.Condition()
 
     @contextmanager
-    def one_for(self, submission: Submission) -> Iterator[Worker]:
-        """Within the block, have the idle worker that suits a submission best; wait until there is one."""
+    def one_for(self, label: str, but: Worker | None = None) -> Iterator[Worker]:
+        """Within the block, have the idle worker that suits a model best; wait until there is one.
+
+        Args:
+            label: the model's name on the leaderboard.
+            but: a worker to wait for another than, if there are others: its GPU may be gone for good.
+        """
+
+        def suited() -> list[Worker]:
+            return [worker for worker in self._idle if worker is not but or self._number == 1]
+
         with self._changed:
-            self._changed.wait_for(lambda: self._idle)
-            worker = min(self._idle, key=lambda idle: idle.rank(submission.label))
+            self._changed.wait_for(suited)
+            worker = min(suited(), key=lambda idle: idle.rank(label))
             self._idle.remove(worker)
         try:
             yield worker
         finally:
             with self._changed:
                 self._idle.append(worker)
-                self._changed.notify()
+                self._changed.notify_all()
 
 
 class WorkerLost(Exception):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from harness.api.work import Portion
 from harness.util.gpus import gpus_of, visible_gpus
+from harness.util.threads import available_cores
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -42,11 +43,6 @@ class Machine:
 def this_machine(device: str) -> Machine:
     """Return this machine. With device "cpu" it is not searched for GPUs."""
     return Machine(() if device == "cpu" else visible_gpus(), available_cores(), os.environ)
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environments(device: str, workers: int | Literal["auto"], machine: Machine) -> list[dict[str, str]]:

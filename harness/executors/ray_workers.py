@@ -15,9 +15,10 @@ from ray.exceptions import RayError
 from harness.api.work import Portion
 from harness.errors import DeviceLost, ModelError
 from harness.executors.dispatch import Dispatcher, last_line
-from harness.executors.placement import available_cores, environment
+from harness.executors.placement import environment
 from harness.executors.submission import ATTEMPTS, Submission
 from harness.executors.worker import Answer, answers, packed
+from harness.util.threads import available_cores
 
 TICK = 0.05
 """Seconds until a newly submitted portion is noticed while others are awaited."""

@@ -18,10 +18,11 @@ from pydantic import Field, model_validator
 from harness.api.work import Portion
 from harness.errors import DeviceLost, ModelError, SpecError
 from harness.executors.dispatch import ClusterExecutor, Dispatcher, last_line
-from harness.executors.placement import available_cores, environment
+from harness.executors.placement import environment
 from harness.executors.submission import Submission
 from harness.executors.worker import Answer, answers, is_last, packed
 from harness.util.files import write_whole
+from harness.util.threads import available_cores
 
 TICK = 0.5
 """Seconds between two polls of the jobs."""

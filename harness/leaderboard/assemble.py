@@ -160,11 +160,11 @@ def _score(scored: ModelRun, search: GuidedSearch, steering: Steering, replay_po
 
 
 def _versions(task: Task, tally: Tally) -> dict[str, str]:
-    """Return the versions that computed the results, and the hash of the weights, fitted ones where there are some."""
+    """Return what computed the results, and the hash of the weights, fitted ones where there are some."""
 
     def joined(name: str, default: str = "") -> str:
-        return "+".join(sorted({provenance.get(name, default) for provenance in tally.provenances}))
+        return "+".join(sorted({provenance.get(name, default) for provenance in tally.provenances} - {""}))
 
-    return {name: joined(name) for name in ("ct_harness", "torch", "device")} | {
+    return {name: joined(name) for name in ("ct_harness", "torch", "device", "compiled")} | {
         "weights_sha256": joined("weights_sha256", task.weights_sha256)
     }

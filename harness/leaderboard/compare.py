@@ -22,7 +22,7 @@ WITHIN = (
 
 SAME_THREAT = ("metric", "threat", "eps", "attack", "protocol")
 """Columns that must be equal for robust accuracies to mean the same."""
-NOISE = ("family", "seed", "weights_sha256", "ct_harness", "torch", "device")
+NOISE = ("family", "seed", "weights_sha256", "ct_harness", "torch", "device", "compiled")
 """Columns whose difference is named but does not stop a comparison."""
 
 

@@ -96,6 +96,7 @@ class LeaderboardRow:
     ct_harness: Text
     torch: Text
     device: Text
+    compiled: Text
     forward_passes: Count
     backward_passes: Count
     seconds: Annotated[float | None, ".1f"]

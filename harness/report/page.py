@@ -29,7 +29,7 @@ FACTS = {
     "dataset": "images", "n": "how many", "data_sha256": "SHA-256 of the images", "metric": "metric",
     "threat": "threat", "eps": "ε", "attack": "attack", "protocol": "protocol", "family": "steered activations",
     "selection": "selection of β", "seed": "seed",
-    "ct_harness": "ct-harness", "torch": "torch", "device": "device",
+    "ct_harness": "ct-harness", "torch": "torch", "device": "device", "compiled": "attacked compiled",
 }  # fmt: skip
 """The columns that say how the board was made, and their names on the page."""
 

@@ -79,6 +79,11 @@ class CorruptionThreat(Threat):
         return self.source != "generated" and whole
 
     @property
+    def concurrent(self) -> bool:
+        """True where the corrupted images are files; see `Threat.concurrent`."""
+        return self._corruption_source.concurrent
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages: corruption by corruption in RobustBench's order, each from mild to severe."""
         return tuple(self._stages)

@@ -123,11 +123,18 @@ class Transferred:
 
     def trainable_parameters(self, method: str = "") -> int:
         """Return the number of weights and biases of the probe, and of what another method trains beside it."""
-        start = self.network
-        assert isinstance(start, ProbeNetwork)
+        start = ProbeNetwork(self.body, self._head(self._blank_probe()))
         if method:
             return finetuning.count_trainable(method, start)
         return sum(parameter.numel() for parameter in start.head.parameters())
+
+    def _blank_probe(self) -> LinearProbe:
+        """Return a probe of the right shape, without fitting one: that is for a worker, on its device."""
+        labels = self.training.labels
+        answers = int(labels.max()) + 1 if self._training_set.target == "class" else labels.shape[1]
+        with torch.no_grad():
+            width = self.body(self._images([0])[0]).shape[1]
+        return LinearProbe(np.zeros(width), np.ones(width), np.zeros((answers, width)), np.zeros(answers), 1.0)
 
     def fitted(self, steering: Steering) -> dict[str, str]:
         """Return the hash of all weights of the network to score, the fitted ones included."""

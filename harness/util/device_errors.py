@@ -37,10 +37,15 @@ def is_lost(error: BaseException) -> bool:
     """
     if isinstance(error, torch.AcceleratorError):
         return not is_out_of_memory(error)
+    return not device_answers()
+
+
+def device_answers() -> bool:
+    """Return whether the GPU still works for this process; also where none is used."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return False
+        return True
     try:
         torch.cuda.synchronize()
     except Exception:  # whatever it raises, it does not work
-        return True
-    return False
+        return False
+    return True

@@ -13,7 +13,6 @@ import pytest
 import torch
 from helpers.library import configured, perturb
 from helpers.networks import Recorded, beside_a_boundary, digits, network_of
-from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -328,26 +327,6 @@ def test_an_empty_machine_is_finished_and_fools_nobody(ball: Ball) -> None:
     machine.step(network_of("digits_plain"))
     assert machine.finished.all()
     assert not machine.fooled.any()
-
-
-@balls
-def test_a_step_never_waits_for_a_gpu(ball: Ball) -> None:
-    plain = trials_of(network_of("digits_plain"), *digits("digits_plain", 9), CE)
-    plain = plain._replace(variants=torch.arange(len(plain.x)) % 3)
-    _, expected = ours(network_of("digits_plain"), plain, ball, 8)
-    gpu = PretendGpu()
-    with gpu:
-        network = gpu.module(deepcopy(network_of("digits_plain")))
-        machine = ball.machine(len(plain.x), plain.x, 8, device="meta")
-        machine.start(gpu.tensor(torch.arange(len(plain.x))), Trials(*map(gpu.tensor, plain)))  # type: ignore[arg-type]
-        assert not gpu.strays
-        gpu.forget()
-        for _ in range(11):
-            machine.step(network)
-        assert not gpu.waits
-        assert not gpu.strays
-    for name in ("found", "fooled", "finished"):
-        assert torch.equal(getattr(machine, name).here, getattr(expected, name))
 
 
 @balls

@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers.library import configured, perturb
 from helpers.networks import Recorded, beside_a_boundary, digits, network_of
-from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyautoattack.fab_pt import FABAttack_PT
@@ -384,28 +383,6 @@ def test_an_empty_machine_is_finished_and_fools_nobody() -> None:
     machine.step(network_of("digits_plain"))
     assert machine.finished.all()
     assert not machine.fooled.any()
-
-
-@norms
-@aims
-def test_a_step_never_waits_for_a_gpu(norm: Norm, targeted: bool) -> None:
-    plain = trials_of(network_of("digits_plain"), *digits("digits_plain", 9))
-    plain = plain._replace(variants=torch.arange(len(plain.x)) % 2)
-    _, expected = ours(network_of("digits_plain"), plain, norm, EPS[norm], targeted, 8)
-    gpu = PretendGpu()
-    with gpu:
-        network = gpu.module(deepcopy(network_of("digits_plain")))
-        width, shape = len(plain.x), (1, 8, 8)
-        machine = FAB(width, shape, norm=norm, eps=EPS[norm], classes=10, targeted=targeted, steps=8, device="meta")
-        gpu.forget()
-        machine.start(gpu.tensor(torch.arange(width)), Trials(*map(gpu.tensor, plain)))  # type: ignore[arg-type]
-        for _ in range(8):
-            machine.step(network)
-        assert not gpu.waits
-        assert not gpu.strays
-        assert gpu.kernels
-    for name in ("found", "fooled", "finished"):
-        assert torch.equal(getattr(machine, name).here, getattr(expected, name))
 
 
 @norms

@@ -10,7 +10,6 @@ import pytest
 import torch
 from helpers.library import configured, perturb
 from helpers.networks import Recorded, beside_a_boundary, digits, network_of
-from helpers.pretend_gpu import PretendGpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyautoattack import square
@@ -327,26 +326,6 @@ def test_where_two_logits_are_the_largest_the_trial_ends_and_the_first_of_them_i
     machine.prepare()
     machine.step(lambda x: tie)
     assert (machine.finished.item(), machine.fooled.item()) == (True, fooled)
-
-
-@norms
-def test_a_step_never_waits_for_a_gpu(norm: Norm) -> None:
-    plain = trials_of(*digits("digits_plain", 9))
-    _, expected = ours(network_of("digits_plain"), plain, norm, AHEAD + 8, EPS[norm])
-    gpu = PretendGpu()
-    with gpu:
-        network = gpu.module(deepcopy(network_of("digits_plain")))
-        machine = Square(len(plain.x), (1, 8, 8), norm=norm, eps=EPS[norm], queries=AHEAD + 8, device="meta")
-        gpu.forget()
-        slots, trials = gpu.tensor(torch.arange(len(plain.x))), Trials(*map(gpu.tensor, plain[:4]))
-        machine.start(slots, trials)
-        for _ in range(AHEAD + 9):
-            machine.prepare()
-            machine.step(network)
-        assert not gpu.waits
-        assert not gpu.strays
-    for name in ("found", "fooled", "finished"):
-        assert torch.equal(getattr(machine, name).here, getattr(expected, name))
 
 
 @norms

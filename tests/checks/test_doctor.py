@@ -18,16 +18,16 @@ from helpers.commands import Command
 from helpers.library import perturb
 from torch import Tensor, nn
 
+from harness.analysis.task_types import TASK_TYPES
 from harness.api.records import Batch
 from harness.api.threat import Passes, Threat
 from harness.attacks.autoattack import VERSIONS, Custom, passes
-from harness.checks import doctor, model_checks
-from harness.checks.cost import Costs, available_memory, gradient, memory, seconds
+from harness.checks import cost, doctor, model_checks
+from harness.checks.cost import Costs, available_memory, memory, process_memory, seconds, trials
 from harness.checks.findings import Finding
 from harness.config.benchmark import Benchmark, parse_benchmark
 from harness.engine.verification import logits
 from harness.errors import DataMissing
-from harness.models.demo import Demo
 from harness.threats.lp import Linf
 from harness.util.noise import Noise
 
@@ -64,7 +64,10 @@ def test_the_digits_are_ready_and_nothing_is_written(here: Path, command: Comman
                       "disk": 1, "memory": 1, "duration": 1}  # fmt: skip
     assert re.search(r"digits\[:100\]: 100 images of 1×8×8; .*labels 0 … 9", ended.out)
     assert "digits_plain: 3 of 3 activations" in ended.out
-    assert re.search(r"at most about \d+ min: an estimate", ended.out)
+    assert re.search(
+        r"at most about \d+ min: [\d,]+ trials a second a worker, in batches of \d+.*\(an estimate from a few images\)",
+        ended.out,
+    )
     assert ended.out.splitlines()[-1].startswith("This benchmark is ready to run (0 problems, 0 warnings).")
 
 
@@ -227,22 +230,47 @@ def test_a_disk_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "WORKER", 0)
-    threat = Linf(eps=0.1)
-    net = Demo(name="digits_plain").load().network
-    _, kept = gradient(net, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
-    own = memory(threat, costs(weights=4 * 4666, activations=kept // 2), 40)
-    monkeypatch.setattr(doctor, "available_memory", lambda _: own // 2)
+    monkeypatch.setattr(doctor, "process_memory", lambda _: 0)
+    (found,) = (finding for finding in findings(digits(batch_size=32)) if finding.check == "memory")
+    assert "for 1 workers, in batches of 32" in found.text
+    known = costs(weights=100, working=10, width=32)
+    monkeypatch.setattr(model_checks, "measure", lambda *_: known)
+    monkeypatch.setattr(doctor, "available_memory", lambda _: memory(known, 20))
     fault = faults(findings(digits()))["memory"]
-    assert fault.level == "problem"
-    assert fault.remedy.startswith("set batch_size: ")
-    fits = int(fault.remedy.rpartition(" ")[2])
-    assert not faults(findings(digits(batch_size=fits)))
-    assert faults(findings(digits(batch_size=fits + 1)))["memory"].level == "warning"
-    monkeypatch.setattr(doctor, "available_memory", lambda _: 1000)
+    assert (fault.level, fault.remedy) == ("problem", "set batch_size: 14")  # 240 of 80 % of 300
+    monkeypatch.setattr(doctor, "available_memory", lambda _: memory(known, 32))
+    assert faults(findings(digits()))["memory"].level == "warning"
+    monkeypatch.setattr(doctor, "available_memory", lambda _: 100)
     assert "workers: 1" in faults(findings(digits()))["memory"].remedy
     monkeypatch.setattr(doctor, "available_memory", lambda _: None)
     assert not faults(findings(digits()))
+
+
+@pytest.mark.parametrize(("gpus", "contexts"), [(1, 4), (2, 2), (4, 1)])
+def test_each_worker_of_a_gpu_has_a_context_of_its_own(
+    gpus: int, contexts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (79 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 4 * 10**8)
+    benchmark = parse_benchmark({"name": "tiny"} | digits(executor={"kind": "local", "workers": 4}))
+    model = model_checks.ModelCosts(costs(weights=10**8, working=10**6, width=300), 1.0, 3, 2)
+    found = doctor._memory(benchmark, [model], "cuda")
+    assert found.text.startswith(f"about {contexts * 1.0:.1f} GB for {contexts} workers, in batches of 300; 79.0 GB")
+
+
+def test_a_context_is_what_is_in_use_and_not_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 3 * 10**9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 10**9 - 3_600_000_000, 10 * 10**9))
+    assert process_memory("cuda:1") == 600_000_000
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 10 * 10**9))  # another process has 6 GB
+    assert process_memory("cuda:1") == cost.CONTEXT
+
+
+def test_on_a_cpu_no_gpu_is_asked_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", None)
+    assert process_memory("cpu") == cost.WORKER
+    available_memory("cpu")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -324,12 +352,15 @@ def test_every_shipped_benchmark_is_answered_truly(path: Path, here: Path, comma
 
 
 def costs(**changes: Any) -> Costs:
-    usual = {
+    usual: dict[str, Any] = {
+        "width": 64,
         "forward": 1.0,
         "gradient": 100.0,
+        "attacks": {},
         "own_step": 1e4,
         "stage": 0.0,
-        "activations": 0,
+        "working": 0,
+        "kept": 1,
         "image": 256,
         "weights": 0,
     }
@@ -377,21 +408,59 @@ def test_seconds_add_up() -> None:
     attack = Custom(stages=("apgd-ce", "fab-t", "square"), iterations=10, targets=2, queries=5)
     expected = 1 + 100 * 11 + 20 * (1 + 100 + 1e4) + 6
     assert seconds(Linf(eps=0.1, attack=attack), costs()) == expected
+    assert seconds(Linf(eps=0.1, attack=attack), costs(attacks={"fab-t": 7.0})) == 1 + 100 * 11 + 7 + 6
     assert seconds(Foggy(), costs()) == 3
 
 
-def test_activations_are_what_autograd_keeps() -> None:
-    """ReLU's result and log-softmax's, four floats each, and the label; the weights are not of an image."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 4)).requires_grad_(False)
-    kept = {}
-    for n in (2, 10):
-        x, y = torch.rand(n, 1, 8, 8), torch.zeros(n, dtype=torch.int64)
-        found, kept[n] = gradient(net, x, y)
-        wanted = x.clone().requires_grad_()
-        nn.functional.cross_entropy(net(wanted), y, reduction="sum").backward()  # type: ignore[no-untyped-call]
-        assert wanted.grad is not None
-        assert torch.equal(found, wanted.grad)
-    assert kept[10] - kept[2] == 8 * (16 + 16 + 8)
+def test_trials_are_the_attempts_and_the_clean_one() -> None:
+    attack = Custom(stages=("apgd-ce", "fab-t", "square"), targets=2, restarts=3)
+    assert trials(Linf(eps=0.1, attack=attack), costs()) == 1 + 3 + 2 + 3
+    assert trials(Foggy(), costs()) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"search": {"kind": "full"}}, "at most about 3 h 04 min: 0.12 trials"),
+        ({}, "about 34 min if search: best_first finds a clear winner, at most 3 h 04 min: 0.12 trials"),
+        ({"search": {"kind": "best_first", "top": 4}}, "about 1 h 24 min if search: best_first finds"),
+        ({"search": {"kind": "best_first", "top": 40}}, "at most about 3 h 04 min: 0.12 trials"),
+    ],
+)
+def test_the_duration_runs_from_a_clear_winner_to_the_whole_grid(
+    changes: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten β and the baseline, 60 images that are all right, 16.7 s each: a forward pass, and ten of an attack."""
+    monkeypatch.setattr(model_checks, "measure", lambda *_: costs(forward=6.7, attacks={"apgd-ce": 10.0}, width=48))
+    monkeypatch.setattr(TASK_TYPES["class"], "outcome", lambda _, y: torch.ones(len(y)))
+    beta = [0.9, 0.89, 0.88, 0.87, 0.86, 0.85, 0.84, 0.83, 0.82, 0.81]
+    found = findings(digits(dataset={"kind": "digits", "n": 60}, steering={"beta": beta}, **changes))[-1]
+    assert found.text.startswith(text)
+    assert "a worker, in batches of 48 (an estimate from a few images)" in found.text
+
+
+@pytest.mark.parametrize(("search", "trials_of_a_worker"), [("best_first", 14), ("full", 3 * 14)])
+def test_a_worker_has_its_share_of_the_images_and_with_a_full_search_of_all_steerings(
+    search: str, trials_of_a_worker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def measured(*given: Any) -> Costs:
+        asked.append(given[-1])
+        return costs()
+
+    monkeypatch.setattr(model_checks, "measure", measured)
+    changes = {"executor": {"kind": "local", "workers": 3}, "steering": {"beta": [0.9, 0.8]}}
+    findings(digits(search={"kind": search}, **changes))  # 40 images
+    assert asked == [trials_of_a_worker]
+
+
+def test_an_attack_that_would_be_compiled_is_said_to_be_timed_without() -> None:
+    benchmark = parse_benchmark({"name": "tiny"} | digits(compile="always"))
+    model = model_checks.ModelCosts(costs(attacks={"apgd-ce": 1.0}), 1.0, 2, 2)
+    assert doctor._duration(benchmark, [model], 60, "cpu").text.endswith(
+        "(an estimate from a few images, not compiled)"
+    )
 
 
 def test_free_memory_is_a_number_of_this_machine() -> None:

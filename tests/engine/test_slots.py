@@ -63,6 +63,10 @@ class Watched:
         return numbers[:, None]
 
 
+def packed(network: Watched, slots: int) -> Packed:
+    return Packed(network, slots, torch.device("cpu"))
+
+
 def ended_of(lengths: Sequence[int], fools: Sequence[bool], slots: int) -> tuple[list[Ended], Watched, list[list[int]]]:
     attack, network, filled = Clock(slots), Watched(), list[list[int]]()
 
@@ -72,7 +76,7 @@ def ended_of(lengths: Sequence[int], fools: Sequence[bool], slots: int) -> tuple
         x = torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, *SHAPE)
         attack.start(places, Trials(x, keys, keys, keys))
 
-    ended = [one for some in advance(attack, slots, len(lengths), start, network) for one in some]
+    ended = [one for some in advance(attack, slots, len(lengths), start, packed(network, slots)) for one in some]
     return ended, network, filled
 
 
@@ -112,7 +116,7 @@ def test_results_come_as_trials_end() -> None:
         x = torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1, 1).expand(-1, *SHAPE)
         attack.start(places, Trials(x, keys, keys, keys))
 
-    order = [[one.number for one in some] for some in advance(attack, 2, 3, start, Watched())]
+    order = [[one.number for one in some] for some in advance(attack, 2, 3, start, packed(Watched(), 2))]
     assert order == [[0], [2], [1]]
 
 
@@ -122,28 +126,45 @@ def test_images_found_are_not_touched_by_what_takes_the_slot_next() -> None:
     assert [float(image.mean()) for image in kept if image is not None] == [number + 0.5 for number in range(6)]
 
 
-@pytest.mark.parametrize("occupied", [[0, 1, 2, 3, 4], [3], [4, 0, 2], []])
-def test_packed_computes_the_occupied_slots_alone_and_puts_their_logits_in_place(occupied: list[int]) -> None:
+@pytest.mark.parametrize("occupied", [[0, 1, 2, 3, 4], [3], [4, 0, 2]])
+@pytest.mark.parametrize("rows", [1, 2, 4, 9])
+def test_packed_computes_the_occupied_slots_alone_and_puts_their_logits_in_place(
+    occupied: list[int], rows: int
+) -> None:
     weight = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
-    seen: list[int] = []
+    seen: list[list[int]] = []
 
     def network(images: Tensor, places: Tensor) -> Tensor:
-        seen.extend(places.tolist())
+        seen.append(places.tolist())
         return torch.sin(images.flatten(1) @ weight)
 
-    packed = Packed(network, slots=5)
-    packed.occupied = torch.tensor(occupied, dtype=torch.int64)
+    packed = Packed(network, 5, torch.device("cpu"), lambda n: max(n, rows))
+    packed.occupy([1])
+    packed.occupy(occupied)
     x = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(1), requires_grad=True)
     direct = torch.sin(x.flatten(1) @ weight)
     logits = packed(x)
     assert logits.shape == (5, 3)
-    if len(occupied) < 5:
-        assert seen == occupied
+    padded = occupied + occupied[-1:] * (rows - len(occupied))
+    assert seen == [padded if len(padded) < 5 else [0, 1, 2, 3, 4]]
     torch.testing.assert_close(logits[occupied], direct[occupied])
-    empty = [slot for slot in range(5) if slot not in occupied]
-    assert not logits[empty].any()
     weights = torch.rand(5, 3, generator=torch.Generator().manual_seed(2))
     found = torch.autograd.grad((logits * weights).sum(), x, retain_graph=True)[0]
     expected = torch.autograd.grad((direct * weights)[occupied].sum(), x)[0]
-    torch.testing.assert_close(found, expected)
-    assert not found[empty].any()
+    torch.testing.assert_close(found[occupied], expected[occupied])
+
+
+def test_what_says_which_slots_stays_at_its_place_in_memory() -> None:
+    """Since a CUDA graph reads it there."""
+    seen: list[tuple[int, list[int]]] = []
+
+    def network(images: Tensor, places: Tensor) -> Tensor:
+        seen.append((places.data_ptr(), places.tolist()))
+        return images.flatten(1)
+
+    packed = Packed(network, 6, torch.device("cpu"), lambda n: 4 if n <= 4 else 6)
+    for occupied in ([0, 1], [2, 3, 5], [0, 1, 2, 3, 4, 5], [4]):
+        packed.occupy(occupied)
+        packed(torch.rand(6, *SHAPE))
+    assert [which for _, which in seen] == [[0, 1, 1, 1], [2, 3, 5, 5], [0, 1, 2, 3, 4, 5], [4, 4, 4, 4]]
+    assert seen[0][0] == seen[1][0] == seen[3][0]

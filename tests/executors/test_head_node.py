@@ -18,6 +18,7 @@ from harness.errors import SpecError
 from harness.executors import slurm
 from harness.executors.ray import Ray
 from harness.executors.slurm import Slurm
+from harness.executors.worker import Answer, answers
 
 pytest.importorskip("submitit")
 
@@ -57,9 +58,8 @@ def test_jobs_with_gpus_are_told_to_use_them_and_nobody_here_does(
     here: Path, monkeypatch: pytest.MonkeyPatch, device: str, fields: dict[str, Any]
 ) -> None:
     told = []
-    answers = slurm.answers
 
-    def on_the_cpu(portion: Portion) -> Iterator[slurm.Answer]:
+    def on_the_cpu(portion: Portion) -> Iterator[Answer]:
         told.append(portion.task.device)
         return answers(replace(portion, task=replace(portion.task, device="cpu")))
 

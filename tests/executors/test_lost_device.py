@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from harness.errors import DeviceLost, ModelError
 from harness.executors import slurm, worker
 from harness.executors.local import IdleWorkers, Local, Worker
 from harness.executors.slurm import Slurm
-from harness.executors.submission import ATTEMPTS, Submission
+from harness.executors.submission import ATTEMPTS
 from harness.executors.worker import answers, explain_loss
 
 ASSERTION = torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA")
@@ -122,11 +124,30 @@ def workers() -> Iterator[list[Worker]]:
         one.close()
 
 
-@pytest.mark.usefixtures("here")
 def test_a_worker_that_has_just_lost_its_device_is_the_last_to_be_asked(workers: list[Worker]) -> None:
-    idle, work = IdleWorkers(workers), Submission(clean(), Delivered())
-    with idle.one_for(work) as first, idle.one_for(work) as second, idle.one_for(work) as third:
+    idle = IdleWorkers(workers)
+    with idle.one_for("net") as first, idle.one_for("net") as second, idle.one_for("net") as third:
         assert [first, second, third] == [workers[0], workers[2], workers[1]]
+
+
+def test_what_a_worker_has_lost_waits_for_another_one(workers: list[Worker]) -> None:
+    good, bad = workers[0], workers[1]
+    idle, taken = IdleWorkers([good, bad]), list[Worker]()
+
+    def take() -> None:
+        with idle.one_for("net", but=bad) as worker:
+            taken.append(worker)
+
+    waiting = threading.Thread(target=take)
+    with idle.one_for("net") as busy:
+        assert busy is good
+        waiting.start()
+        time.sleep(0.05)
+        assert taken == []
+    waiting.join(5)
+    assert taken == [good]
+    with IdleWorkers([bad]).one_for("net", but=bad) as only:  # there is no other
+        assert only is bad
 
 
 @pytest.mark.slow

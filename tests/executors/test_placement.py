@@ -16,7 +16,8 @@ from harness.api.work import Portion
 from harness.errors import SpecError
 from harness.executors import placement
 from harness.executors.local import Local
-from harness.executors.placement import Machine, available_cores, environment, environments, pinned
+from harness.executors.placement import Machine, environment, environments, pinned
+from harness.util.threads import available_cores
 
 NUMBERS, MIG = ("2", "5"), ("MIG-c6d4", "MIG-cba6", "MIG-0a1b")
 
@@ -125,9 +126,10 @@ def test_auto_is_resolved_in_the_process_that_computes(
     found: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from harness.engine import computation
+    from harness.engine.session import model_session
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
-    session = computation.model_session(clean("mixed", "cpu").task.model, "cpu", False)
+    session = model_session(clean("mixed", "cpu").task.model, "cpu", False)
     monkeypatch.setattr(computation, "model_session", lambda *_: session)
     made = computation.Computation(clean("mixed", "auto"))
     assert made.device == made.portion.task.device == device

@@ -18,7 +18,8 @@ SHARED: dict[str, Any] = {
     "family": "relu", "sites": 17, "steered": 17, "n": N, "dataset": "cifar10[:200]", "metric": "accuracy",
     "trainable_parameters": 0, "fitted_from": "", "train": "", "threat": "Linf",
     "eps": "0.0313725", "attack": "standard", "protocol": "pixel", "seed": 3,
-    "weights_sha256": "0a" * 32, "data_sha256": "0b" * 32, "ct_harness": "0.1.0", "torch": "2.8.0", "device": "cpu",
+    "weights_sha256": "0a" * 32, "data_sha256": "0b" * 32, "ct_harness": "0.1.0", "torch": "2.8.0",
+    "device": "cpu", "compiled": "no",
     "flags": "", "selection": "", "chosen": "",
 }  # fmt: skip
 
@@ -59,7 +60,7 @@ def bounded(model: str, beta: float, clean: int, robust: int, **changes: Any) ->
 
 def failed(model: str, why: str) -> dict[str, Any]:
     """Return the row of a model without a score."""
-    gone = ("sites", "steered", "trainable_parameters", "n", "ct_harness", "torch", "device")
+    gone = ("sites", "steered", "trainable_parameters", "n", "ct_harness", "torch", "device", "compiled")
     return SHARED | {"model": model, "method": "", "status": f"failed: {why}"} | dict.fromkeys(gone)
 
 

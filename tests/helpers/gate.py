@@ -21,7 +21,7 @@ SHARED: dict[str, object] = {
     "weights_sha256": "w" * 64, "data_sha256": "d" * 64, "fitted_from": "", "train": "",
 }  # fmt: skip
 COST = Cost(9, 3, 1.0)
-VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu"}
+VERSIONS = {"ct_harness": "0", "torch": "2", "device": "cpu", "compiled": "no"}
 
 
 def entry(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+UNCOUNTED = ("_unsafe_view", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 INDEXED = ("index", "index_put", "index_put_")
 SCALARS = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero")
 
@@ -42,6 +43,9 @@ class There(Tensor):
         made.here, made.gpu = here, gpu
         return made
 
+    def data_ptr(self) -> int:
+        return self.here.data_ptr()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         gpu = next(leaf.gpu for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, There))
@@ -51,8 +55,8 @@ class There(Tensor):
 class PretendGpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs what is asked of the pretend GPU on the CPU, and counts.
 
-    ``kernels``: operations, by name. ``waits``: those for which the host would wait, or copy. ``strays``: those that
-    mix its tensors with the CPU's.
+    ``kernels``: operations that compute something, by name; views and fresh memory cost next to nothing. ``waits``:
+    those for which the host would wait, or copy. ``strays``: those that mix its tensors with the CPU's.
     """
 
     def __init__(self) -> None:
@@ -92,6 +96,7 @@ class PretendGpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         plain_args, plain = tree_map(_here, args), tree_map(_here, kwargs)
         if device == "meta":
             plain["device"] = torch.device("cpu")
+        self.kernels[name] += name not in UNCOUNTED and not _views(func)
         self._count(name, args, given, there, device)
         if name == "copy_" and not isinstance(args[0], There):
             func(*plain_args, **plain)
@@ -105,7 +110,6 @@ class PretendGpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.tensor(value) if isinstance(value, Tensor) and not isinstance(value, There) else value
 
     def _count(self, name: str, args: Any, given: list[Tensor], there: list[There], device: str | None) -> None:
-        self.kernels[name] += 1
         if name in SCALARS or device == "cpu" or (device == "meta" and given and not there):
             self.waits[name] += 1
         elif name == "copy_":
@@ -117,6 +121,12 @@ class PretendGpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             self.strays[name] += any(tensor.ndim > 0 and not isinstance(tensor, There) for tensor in given)
         self.waits, self.strays = +self.waits, +self.strays
+
+
+def _views(func: Any) -> bool:
+    """Return whether an operation only looks at its argument in another way."""
+    aliases = [returned.alias_info for returned in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _here(value: Any) -> Any:

@@ -23,7 +23,7 @@ def score(beta: float, robust: ArrayLike, clean: ArrayLike, c: float = 0.5, **ch
         "steering": Steering(beta, c), "clean": np.array(clean, np.float32), "robust": np.array(robust, np.float32),
         "complete": True, "stages": {}, "summary_columns": {}, "replay": None, "flags": frozenset(),
         "cost": Cost(9, 3, 1.26),
-        "versions": {"ct_harness": "1", "torch": "2", "device": "cpu", "weights_sha256": "we"},
+        "versions": {"ct_harness": "1", "torch": "2", "device": "cpu", "compiled": "no", "weights_sha256": "we"},
     }  # fmt: skip
     return Score(**(fields | changes))
 

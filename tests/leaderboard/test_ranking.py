@@ -19,7 +19,8 @@ COLUMNS = [
     "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "robust_replay", "mce", "published_clean",
     "published_robust", "status", "selection", "chosen", "sites",
     "steered", "trainable_parameters", "n", "dataset", "metric", "threat", "eps", "attack", "protocol", "flags", "seed",
-    "weights_sha256", "fitted_from", "train", "data_sha256", "ct_harness", "torch", "device", "forward_passes",
+    "weights_sha256", "fitted_from", "train", "data_sha256", "ct_harness", "torch", "device", "compiled",
+    "forward_passes",
     "backward_passes", "seconds",
 ]  # fmt: skip
 
@@ -48,7 +49,7 @@ def test_the_columns_and_every_format_are_fixed() -> None:
     }  # fmt: skip
     scored = shared | {
         "model": "m", "c": "0.5", "status": "ok", "sites": "3", "steered": "2", "ct_harness": "1", "torch": "2",
-        "device": "cpu", "forward_passes": "9", "backward_passes": "3", "seconds": "1.3",
+        "device": "cpu", "compiled": "no", "forward_passes": "9", "backward_passes": "3", "seconds": "1.3",
         "selection": "", "chosen": "", "robust_replay": "",
         "trainable_parameters": "0", "metric": "accuracy", "fitted_from": "", "train": "",
     }  # fmt: skip

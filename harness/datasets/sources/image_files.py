@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api.dataset import Source
 from harness.api.records import AS_STORED, Batch, Preprocessing
@@ -26,6 +26,8 @@ class ImageFileSource(Source):
         classes: label of each file, ≥ 0.
         preprocessing: resizing and cropping applied to every image.
     """
+
+    concurrent: ClassVar[bool] = True
 
     root: Path
     files: Sequence[str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,9 @@ Level = tuple[str, int]
 
 class CorruptionSource(ABC):
     """A source of the corrupted version of every image."""
+
+    concurrent: ClassVar[bool] = False
+    """True if several threads may call `images` at once. It is worth it where images are decoded."""
 
     @property
     @abstractmethod

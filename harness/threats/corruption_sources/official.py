@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api.records import Preprocessing
 from harness.errors import DataError, DataMissing
@@ -174,6 +174,8 @@ class ImageNetC(CorruptionSource):
         name: name of the dataset and of its directory.
         url: web page of the download.
     """
+
+    concurrent: ClassVar[bool] = True
 
     name: str
     url: str
