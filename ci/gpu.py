@@ -83,7 +83,8 @@ def prepare(bundle: Path | None, gpu: bool) -> None:
     sys.path[:0] = folders
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
     try:
-        from harness.executors.placement import available_cores, environment
+        from harness.executors.placement import environment
+        from harness.util.threads import available_cores
 
         os.environ.update(environment(gpu, available_cores(), os.environ))
         import gpu_sections.catalogue  # noqa: F401

@@ -40,7 +40,7 @@ Shorten = Callable[[Tensor, int], None]
 
 def memory(place: Place) -> Iterator[Finding]:
     """Take memory away from the start, and in the middle: batches get narrower, and nothing else changes."""
-    asked = question(place, 1000 if place.is_gpu else 96, compile="never")
+    asked = question(place, 1000 if place.is_gpu else 96, compile="never")  # no graphs either, which keep memory
     asked["threat"] |= {"attack": SMALL}
     work = portion(asked, "apgd-ce", range(asked["dataset"]["n"]))
     rows = []

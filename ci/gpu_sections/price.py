@@ -14,9 +14,11 @@ from helpers.library import configured
 from gpu_sections.section import Finding, Place, Skipped, expect, needs_a_gpu, table
 from gpu_sections.subjects import portion, question, results
 from gpu_sections.timing import wait
-from harness.api.records import Batch
+from harness.api.work import Portion
 from harness.checks import cost
+from harness.checks.measurement import measure
 from harness.config.benchmark import parse_benchmark
+from harness.engine.computation import Computation
 from harness.engine.session import model_session
 from harness.leaderboard.row import LeaderboardRow, attack_runs, rows_of
 from harness.pipeline import run
@@ -24,6 +26,8 @@ from harness.threats.lp import Lp
 
 WIDTH = 256
 MIB = 1 << 20
+FEW = 8
+"""Images that the estimate is made of."""
 STAGES = ("apgd-ce", "fab-t", "square")
 BOARD, ONE = 128, 256
 """Images of the board, and of one AutoAttack."""
@@ -40,7 +44,7 @@ def estimate(place: Place) -> Iterator[Finding]:
     width = WIDTH if place.is_gpu else 32
     asked = question(place, width, compile="never", batch_size=width)
     asked["threat"] |= {"attack": {"stages": list(STAGES), "iterations": 10, "queries": 50}}
-    bound = _bound(asked, width)
+    bound = _bound(portion(asked, STAGES[0], range(width)), width)
     rows = []
     for stage in STAGES:
         work = portion(asked, stage, range(width), target=3 if stage == "fab-t" else -1)
@@ -62,13 +66,12 @@ def estimate(place: Place) -> Iterator[Finding]:
         yield needs_a_gpu(f"the peak of the memory (estimate: {bound / MIB:.1f} MiB)")
 
 
-def _bound(asked: dict[str, Any], width: int) -> int:
-    """Return doctor's estimate of the bytes that an attack takes on the device."""
-    parsed = parse_benchmark(asked)
-    network = model_session(parsed.models[0], parsed.device, True, False).loaded.body
-    opened = parsed.dataset.open(offline=True)
-    batch: Batch = opened.read(parsed.dataset.chosen(opened)[: cost.MORE]).to(parsed.device)
-    return cost.memory(parsed.threat, cost.measure(network, batch, parsed.threat), width)
+def _bound(work: Portion, width: int) -> int:
+    """Return doctor's estimate of the bytes that attacks take on the device, a process's own aside."""
+    computation = Computation(work)
+    few, _ = computation.batch(work.trials[:FEW])
+    costs = measure(computation, work.trials[0].steering, few, width)
+    return cost.memory(costs, min(width, costs.width))
 
 
 # --- a board ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import product
@@ -10,15 +11,17 @@ from typing import Any, get_args
 import torch
 from helpers import hyperplanes
 from helpers.pretend_gpu import PretendGpu
+from helpers.pretend_graph import PretendGraphs
 from torch import Tensor
 
 from gpu_sections.section import Finding, Miss, Place, Skipped, expect, needs_a_gpu, table
 from gpu_sections.subjects import Linear, noise
-from gpu_sections.timing import graphed, launches, seconds
+from gpu_sections.timing import launches, seconds
 from harness.api.attack import Attack, Network, Trials
 from harness.attacks import autoattack
 from harness.attacks.fab import PROJECT, projection
 from harness.attacks.norms import Norm
+from harness.engine.step_graph import WARM_UP, CudaRecorder, Recorder, Replayed, state_of
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 SLOTS = (25, 1000)
@@ -40,8 +43,8 @@ def steps(place: Place) -> Iterator[Finding]:
                 yield Skipped(f"{stage}, {norm}, {n} slots, and what comes after it, as the time is up")
                 break
             row = _on_gpu(stage, norm, n, place.device) if place.is_gpu else _pretended(stage, norm, n)
-            if why := row.pop("uncaptured", ""):
-                yield Miss(f"{stage}, {norm}: capturable, but not captured as a CUDA graph: {why}")
+            if why := row.pop("unrecorded", ""):
+                yield Miss(f"{stage}, {norm}, {n} slots: {why}")
             rows.append({"attack": stage, "norm": norm, "slots": n} | row)
     finally:  # what was measured before an error is worth having
         yield table(rows)
@@ -73,9 +76,19 @@ def _step(attack: Attack, network: Network) -> Callable[[], object]:
     return step
 
 
-def _replay(attack: Attack, network: Network) -> Callable[[], object]:
-    """Return a step as the replay of a CUDA graph."""
-    return graphed(lambda: attack.step(network), attack.prepare)
+def _recorded(attack: Attack, network: Network, recorder: Recorder) -> tuple[Callable[[], object], str]:
+    """Return a step as the engine repeats it once it is recorded, and why it is not, if so."""
+    repeat = Replayed(lambda: attack.step(network), state_of(attack), recorder)
+
+    def step() -> None:
+        attack.prepare()
+        repeat()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(WARM_UP + 1):
+            step()
+    return step, "" if recorder.usable else str(caught[-1].message)
 
 
 def _on_gpu(stage: str, norm: Norm, slots: int, device: str) -> dict[str, Any]:
@@ -86,10 +99,10 @@ def _on_gpu(stage: str, norm: Norm, slots: int, device: str) -> dict[str, Any]:
     step = _step(attack, network)
     counted = launches(step, STEPS)
     row: dict[str, Any] = {"ms": 1e3 * seconds(step, device), "kernels": counted.kernels, "waits": counted.waits}
-    try:
-        return row | ({"ms, graph": 1e3 * seconds(_replay(attack, network), device)} if attack.capturable else {})
-    except RuntimeError as error:  # a step that waits, or that takes other memory each time
-        return row | {"uncaptured": str(error).splitlines()[0]}
+    if attack.capturable:
+        step, why = _recorded(attack, network, CudaRecorder())
+        row |= {"unrecorded": why} if why else {"ms, graph": 1e3 * seconds(step, device)}
+    return row
 
 
 def _pretended(stage: str, norm: Norm, slots: int) -> dict[str, Any]:
@@ -109,7 +122,9 @@ def _pretended(stage: str, norm: Norm, slots: int) -> dict[str, Any]:
         for _ in range(STEPS):
             attack.prepare()
             attack.step(there)
-    return row | {"kernels": gpu.kernels.total() / STEPS, "waits": gpu.waits.total() / STEPS}
+        row |= {"kernels": gpu.kernels.total() / STEPS, "waits": gpu.waits.total() / STEPS}
+        row["unrecorded"] = _recorded(attack, there, PretendGraphs())[1]
+    return row
 
 
 def projections(place: Place) -> Iterator[Finding]:

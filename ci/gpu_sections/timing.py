@@ -9,6 +9,8 @@ from time import perf_counter
 
 import torch
 
+from harness.engine.step_graph import WARM_UP, CudaRecorder
+
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 """Calls of CUDA's runtime for which the host waits; the profiler itself waits by another."""
 
@@ -61,26 +63,13 @@ def launches(step: Callable[[], object], steps: int) -> Launches:
     return Launches(len(names) / steps, sum(event.name in WAITS for event in events) / steps, names)
 
 
-def graphed(step: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> Callable[[], object]:
-    """Return the replay of a step, captured as a CUDA graph.
+def graphed(step: Callable[[], object]) -> Callable[[], object]:
+    """Return the replay of a step that is the same work on the same memory each time, recorded as a CUDA graph."""
+    recorder = CudaRecorder()
 
-    Args:
-        step: the same work on the same memory each time.
-        prepare: what the host does before each step and each replay.
-    """
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            prepare()
-            step()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    def work() -> None:
         step()
 
-    def replay() -> None:
-        prepare()
-        graph.replay()
-
-    return replay
+    for _ in range(WARM_UP):
+        recorder.run(work)
+    return recorder.record(work)
