@@ -321,7 +321,7 @@ def test_a_marker_says_what_a_block_needs() -> None:
     assert markers.count("run") == markers.count("test") == 1
     assert {marker.partition(": ")[0] for marker in markers} == {"run", "test", "needs"}
     needs = {marker.removeprefix("needs: ") for marker in markers if marker.startswith("needs: ")}
-    assert needs <= {"the package index", "a Ray cluster", "minutes", "half an hour"}
+    assert needs <= {"the package index", "a Ray cluster", "a GPU", "minutes", "half an hour"}
 
 
 def own_network(folder: Folder) -> dict[str, Any]:
