@@ -83,7 +83,7 @@ def _against_committed(board: pd.DataFrame) -> Iterator[Finding]:
 def _workers() -> list[int]:
     """Return the worker processes of this one."""
     children = [int(child) for path in Path("/proc/self/task").glob("*/children") for child in path.read_text().split()]
-    return [child for child in children if b"harness.executors.worker" in _command(child)]
+    return [child for child in children if b"harness.util.process" in _command(child)]
 
 
 def _command(process: int) -> bytes:

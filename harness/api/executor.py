@@ -12,6 +12,8 @@ from harness.api.work import Portion, Report
 
 Deliver = Callable[[Sequence[Report]], None]
 """Takes the results of some trials of a portion; called from any thread, for one portion from one at a time."""
+LOADING = 3600.0
+"""Seconds that a model may take to be loaded, downloads included, and tried on a few images."""
 
 
 class Executor(Part):
@@ -23,6 +25,15 @@ class Executor(Part):
 
     elsewhere: ClassVar[bool] = False
     """True if the workers are on other machines, so that this one needs none of their devices."""
+
+    in_process: ClassVar[bool] = False
+    """True if trials are computed in the process of the run. Models are then loaded there too, before the run; others
+    are first tried in a process of their own, which they may end."""
+
+    @property
+    def loading_limit(self) -> float:
+        """Seconds that a model may take to be loaded and tried, before the run."""
+        return LOADING
 
     def worker_device(self, device: str) -> str:
         """Return the device that the benchmark's ``device`` is to its workers; each of them finds out about "auto".

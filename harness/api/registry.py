@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from harness.api.part import Part
 from harness.api.validation import KEY, NESTED, explain
 from harness.errors import SpecError
+from harness.util.foreign import ANYTHING, told
 from harness.util.text import did_you_mean
 
 GROUPS = ("models", "datasets", "threats", "executors")
@@ -40,9 +41,9 @@ def part(group: str, kind: str) -> type[Part]:
     owner = point.dist.name if point.dist else "unknown package"
     try:
         found = point.load()
-    except Exception as error:  # whatever a third party's import raises
+    except ANYTHING as error:
         raise SpecError(
-            f"kind {kind!r} (from {owner}) cannot be imported: {error!r}; repair or uninstall it"
+            f"kind {kind!r} (from {owner}) cannot be imported: {told(error)}; repair or uninstall it"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Part) and found.kind == kind):
         raise SpecError(f"kind {kind!r} (from {owner}): {point.value} is not a part whose kind is {kind!r}")

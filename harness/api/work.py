@@ -42,6 +42,7 @@ class Task:
         recipe: description of how a part is fitted; see `harness.api.model.Scorable.recipe`.
         passes: about the passes that the whole run makes through a network of the model, by which ``compile: auto``
             decides.
+        pace: seconds that an image took to be classified when the model was tried on the CPU; 0 if it was not.
     """
 
     label: str
@@ -59,6 +60,7 @@ class Task:
     normalised: bool = False
     recipe: str = ""
     passes: float = 0
+    pace: float = 0
 
     def identity(self, steering: Steering) -> dict[str, Any]:
         """Return all that the results of one steering depend on besides image and attempt, as JSON.

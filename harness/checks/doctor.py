@@ -19,12 +19,14 @@ from harness.checks.findings import Finding, problem
 from harness.checks.model_checks import ModelCosts, check_model
 from harness.config.benchmark import Benchmark
 from harness.engine.acceleration import wants_compiling
+from harness.engine.apart import Call, apart
 from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
 from harness.engine.prepare import check_enough_images, passes_of_a_run
 from harness.engine.provenance import provenance
 from harness.engine.session import model_session
 from harness.errors import ModelError, SpecError
+from harness.util.foreign import ANYTHING
 from harness.util.gpus import gpus_of, visible_gpus
 
 IMAGES = 64
@@ -47,13 +49,14 @@ def doctor(benchmark: Benchmark, *, runs: Path, out: Path) -> Iterator[Finding]:
     model_session.cache_clear()  # files may have changed since an earlier check in this process
     source.cache_clear()
     seen: set[Finding] = set()
-    for finding in _findings(benchmark, runs, out):
-        if finding not in seen:  # the data are checked once for each preprocessing
-            seen.add(finding)
-            yield finding
+    with apart(benchmark.executor) as call:
+        for finding in _findings(benchmark, runs, out, call):
+            if finding not in seen:  # the data are checked once for each preprocessing
+                seen.add(finding)
+                yield finding
 
 
-def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
+def _findings(benchmark: Benchmark, runs: Path, out: Path, call: Call) -> Iterator[Finding]:
     device = yield from _device(benchmark)
     opened: dict[Preprocessing, tuple[Batch, int] | None] = {}
     scorable: list[ModelCosts] = []
@@ -68,7 +71,11 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path) -> Iterator[Finding]:
             yield from _threat(benchmark, opened[preprocessing])
         data = opened[preprocessing]
         images, n = data or (None, 0)
-        findings, costs = check_model(benchmark, model, images, device, ceil(n / benchmark.executor.capacity(device)))
+        share = ceil(n / benchmark.executor.capacity(device))
+        try:
+            findings, costs = call(model.label, check_model, benchmark, model, images, device, share)
+        except ModelError as error:  # it has ended the process
+            findings, costs = [problem("weights", model.label, error)], None
         yield from findings
         scorable += [costs] if costs else []
     yield _folder("runs", runs / benchmark.name, "--runs")
@@ -122,7 +129,7 @@ def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Findi
         few = tuple(chosen[position * len(chosen) // number] for position in range(number))
         open_data(dataset.model_copy(update={"n": None, "per_class": None, "indices": few}), True, preprocessing)
         batch = opened.read(few)
-    except Exception as error:  # also what a library raises on a damaged file
+    except ANYTHING as error:  # also what a library raises on a damaged file
         yield problem("data", dataset.label, error)
         return None
     if dataset.target == "class":
@@ -144,7 +151,7 @@ def _threat(benchmark: Benchmark, data: tuple[Batch, int] | None) -> Iterator[Fi
     """Check what the threat's stages need besides the images."""
     try:
         benchmark.threat.prepare(data[0] if data else None, offline=True)
-    except Exception as error:  # also what a library raises on a damaged file
+    except ANYTHING as error:  # also what a library raises on a damaged file
         yield problem("threat", benchmark.threat.kind, error)
 
 

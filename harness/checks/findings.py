@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.errors import HarnessError, NothingToSteer
+from harness.util.foreign import told
 
 Severity = Literal["ok", "warning", "problem"]
 
@@ -30,7 +31,7 @@ class Finding:
     remedy: str = ""
 
 
-def problem(check: str, subject: str, error: Exception) -> Finding:
+def problem(check: str, subject: str, error: BaseException) -> Finding:
     """Return the finding for an error. In the harness's own messages the remedy comes after a semicolon."""
     if isinstance(error, NothingToSteer):
         remedies = ["remove it from the benchmark, or set steering.family to activations that it runs"]
@@ -38,5 +39,5 @@ def problem(check: str, subject: str, error: Exception) -> Finding:
     if isinstance(error, HarnessError):
         text, *remedies = re.split(r"; (?![^(]*\))", str(error), maxsplit=1)  # no semicolon within brackets
     else:
-        text, remedies = f"{type(error).__name__}: {error}", []
+        text, remedies = told(error), []
     return Finding(check, subject, "problem", text, *(remedies or [f"fix it, or remove {subject} from the benchmark"]))

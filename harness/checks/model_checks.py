@@ -27,6 +27,7 @@ from harness.engine.verification import logits, verify
 from harness.errors import ModelError
 from harness.leaderboard import flags
 from harness.scheduling.grid import grid
+from harness.util.foreign import ANYTHING
 
 STEERED, ATTACKED = 8, 2
 """Images that the steered network classifies; and how many of the correct ones are attacked."""
@@ -95,7 +96,7 @@ def check_model(
             together = len(steerings) if isinstance(benchmark.search, Full) else 1
             computation = _computation(benchmark, model, session, steerings[-1], batch, device)
             costs = measure(computation, steerings[-1], batch, share * together)
-    except Exception as error:  # whatever a network raises on its first images
+    except ANYTHING as error:  # whatever a network raises on its first images
         return [*findings, problem(check, model.label, error)], None
     correct = float(task_type.outcome(scores, batch.y).mean()) if benchmark.threat.attacks else 1.0
     number, methods = len(steerings) + len(model.adaptations), len(model.adaptations)

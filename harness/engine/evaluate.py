@@ -20,6 +20,7 @@ from harness.engine.stages import run
 from harness.errors import ModelError
 from harness.util.batching import grouped
 from harness.util.device_errors import is_out_of_memory
+from harness.util.foreign import told
 
 REPORT_EVERY = 1.0
 """Seconds after which results are passed on; a kill loses no more than these and what is in the slots."""
@@ -30,7 +31,7 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
 
     Raises:
         ModelError: the network cannot be scored (NaN logits, probabilities, too few classes, an attack's output that
-            the threat does not allow), or its weights have changed since the run began.
+            the threat does not allow, an exit), or its weights have changed since the run began.
     """
     keep_memory()
     torch.manual_seed(portion.task.seed)  # of networks that answer by chance
@@ -44,7 +45,7 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
     started, prepared = last, computation.session.preparing
     while True:
         with reproducible(), _flags() as flags:
-            results = next(stage, None)  # a generator runs only here, so no setting outlives a yield
+            results = _next(stage)  # a generator runs only here, so no setting outlives a yield
         now = perf_counter()
         if results:
             reports += _reports(computation, results, flags, now - started - (computation.session.preparing - prepared))
@@ -55,6 +56,18 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
             started = last  # whoever took them may have taken long
         if results is None:
             return
+
+
+def _next(stage: Iterator[list[Result]]) -> list[Result] | None:
+    """Return the next results of a stage; None after the last.
+
+    Raises:
+        ModelError: a network or an attack has tried to end the process.
+    """
+    try:
+        return next(stage, None)
+    except (SystemExit, GeneratorExit) as error:
+        raise ModelError(f"cannot be run: {told(error)}") from error
 
 
 def _in_memory(computation: Computation) -> Iterator[list[Result]]:

@@ -1,6 +1,7 @@
 """Preparation of a run: check the data, and that each model can be scored, before anything is computed.
 
-A fault of the data stops the benchmark; a fault of a model fails that model alone. All of it happens on the CPU: the
+A fault of the data stops the benchmark; a fault of a model fails that model alone, however it fails: its code runs
+where it cannot take the run along (`harness.engine.apart`). All of it happens on the CPU: the
 machine that starts a run may have no GPU, and a GPU may be for its worker alone.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining
 from harness.analysis.task_types import TASK_TYPES
@@ -17,12 +19,14 @@ from harness.api.records import Coverage, Preprocessing, Steering
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
+from harness.engine.apart import apart
 from harness.engine.images import open_data, source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.engine.verification import logits
 from harness.errors import HarnessError, ModelError, SpecError
 from harness.scheduling.grid import grid
+from harness.util.foreign import ANYTHING, told
 
 MAX_OVERLAP = 0.01
 """Share of the scored images that may be training images too, as in some official splits; their rows are flagged."""
@@ -74,18 +78,24 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
     device = benchmark.executor.worker_device(benchmark.device)
     seen: dict[Preprocessing, Data] = {}
     prepared = []
-    for model in benchmark.models:
-        try:
-            preprocessing = model.preprocessing(offline=offline)
-        except ModelError as error:
-            prepared.append(PreparedModel(model, failure=error))
-            continue
-        if preprocessing not in seen:
-            seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
-            check_enough_images(benchmark, len(seen[preprocessing].labels))
-            few = tuple(seen[preprocessing].digests)[:FEW]
-            benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
-        prepared.append(prepare_model(benchmark, model, seen[preprocessing], device, offline))
+    with apart(benchmark.executor) as call:
+        for model in benchmark.models:
+            try:
+                preprocessing = model.preprocessing(offline=offline)
+            except ModelError as error:
+                prepared.append(PreparedModel(model, failure=error))
+                continue
+            if preprocessing not in seen:
+                seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
+                check_enough_images(benchmark, len(seen[preprocessing].labels))
+                few = tuple(seen[preprocessing].digests)[:FEW]
+                benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
+            data = seen[preprocessing]
+            try:
+                made = call(model.label, prepare_model, benchmark, model, data, device, offline)
+            except ModelError as error:
+                made = PreparedModel(model, failure=error)
+            prepared.append(replace(made, model=model, data=data))
     return prepared
 
 
@@ -109,15 +119,18 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         with reproducible():
             session.to_channels_last(batch.x[:1])
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
+            pace = 0.0
             if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
+                began = perf_counter()
                 TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
+                pace = (perf_counter() - began) / len(batch)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
-    except Exception as error:  # whatever a network raises on its first images
-        return PreparedModel(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
+    except ANYTHING as error:  # whatever a network raises on its first images
+        return PreparedModel(model, data, failure=ModelError(f"cannot be run: {told(error)}"))
     passes = passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests))
-    task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes)
+    task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes, pace=pace)
     return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
 
 

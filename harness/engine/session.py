@@ -24,6 +24,7 @@ from harness.engine.images import ImageCache
 from harness.engine.step_graph import CudaRecorder, Recorder
 from harness.errors import HarnessError, ModelError
 from harness.util.device_errors import give_back_memory
+from harness.util.foreign import ANYTHING, told
 
 
 class Lane(NamedTuple):
@@ -259,8 +260,8 @@ def model_session(model: Model, device: str, offline: bool, normalised: bool = F
         loaded = model.load(offline=offline)
     except HarnessError:
         raise
-    except Exception as error:  # whatever a builder or a library raises: it is this model's failure
-        raise ModelError(f"cannot be loaded: {type(error).__name__}: {error}") from error
+    except ANYTHING as error:  # whatever a builder or a library raises: it is this model's failure
+        raise ModelError(f"cannot be loaded: {told(error)}") from error
     training = [name or "the network" for name, module in loaded.body.named_modules() if module.training]
     if training:
         raise ModelError(f"it is in training mode ({training[0]}); call network.eval() where it is built")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr
@@ -17,12 +14,16 @@ from pydantic import Field, PrivateAttr
 from harness.api.executor import Deliver, Executor
 from harness.api.work import Portion
 from harness.errors import DeviceLost, ModelError
+from harness.executors.patience import longest_silence
 from harness.executors.placement import environments, pinned, this_machine
 from harness.executors.submission import Submission
-from harness.executors.worker import Answer, is_last, packed
+from harness.executors.worker import Answer, answers
 from harness.util.gpus import gpus_of
+from harness.util.process import Awaited, Process, ProcessLost, TimeIsUp, is_last, packed
 
 REMEDY = "lower batch_size or executor.workers"
+OUT_OF_MEMORY = -9
+"""Exit code of a process that the system has killed, as it does when memory is short."""
 
 
 class Local(Executor):
@@ -34,15 +35,23 @@ class Local(Executor):
     Args:
         workers: number of worker processes; "auto" starts one per GPU, or one per core where there are none or the
             device is the CPU.
+        time_limit: seconds that a worker may go without a result before its model has failed; "auto" follows from the
+            pace of the model, and is an hour at least.
     """
 
     kind = "local"
 
     workers: Annotated[int, Field(strict=True, gt=0)] | Literal["auto"] = "auto"
+    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
 
     _workers: Sequence[Worker] = PrivateAttr()
     _idle: IdleWorkers = PrivateAttr()
     _submissions: set[Submission] = PrivateAttr()
+
+    @property
+    def loading_limit(self) -> float:
+        """See `Executor.loading_limit`."""
+        return super().loading_limit if self.time_limit == "auto" else self.time_limit
 
     def worker_device(self, device: str) -> str:
         """Return ``device``, whose GPU each worker sees as its only one.
@@ -70,7 +79,8 @@ class Local(Executor):
     def submit(self, portion: Portion, deliver: Deliver) -> Future[None]:
         """Compute ``portion`` on the next idle worker; see `Executor.submit`."""
         if not self._workers:
-            self._workers = [Worker(environment) for environment in self._environments(portion.task.device)]
+            environments = self._environments(portion.task.device)
+            self._workers = [Worker(environment, self.time_limit) for environment in environments]
             self._idle = IdleWorkers(self._workers)
         submission = Submission(portion, deliver)
         self._submissions.add(submission)
@@ -89,8 +99,14 @@ class Local(Executor):
                 with self._idle.one_for(submission.label, lost_by) as worker:
                     last = worker.compute(submission)
                 submission.accept(last)  # now that the worker is idle: whoever waits for this may have work for it
-            except WorkerLost as lost:
-                submission.retry(str(lost), REMEDY)
+            except ProcessLost as lost:
+                submission.retry(str(lost), REMEDY if lost.code == OUT_OF_MEMORY else "")
+            except TimeIsUp as late:
+                submission.fail(ModelError(f"{late}; look where its code waits, or raise executor.time_limit"))
+            except OSError as error:
+                submission.fail(ModelError(
+                    f"no worker process could be started: {error}; free some memory, or lower executor.workers"
+                ))  # fmt: skip
             except DeviceLost as lost:
                 lost_by = worker
                 submission.retry(str(lost), "")
@@ -133,108 +149,61 @@ class IdleWorkers:
                 self._changed.notify_all()
 
 
-class WorkerLost(Exception):
-    """A worker process has ended before its last answer."""
-
-
 class Worker:
-    """A process, started when it is first needed and replaced when it has died.
+    """A process, and the model that it has computed last.
 
     Args:
         environment: variables that its process is started with; they pin it to a GPU.
+        time_limit: see `Local`.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, environment: Mapping[str, str], time_limit: float | Literal["auto"] = "auto") -> None:
+        self._time_limit = time_limit
+        self._process = Process(environment, preload="harness.engine.evaluate")
         self._label = ""
-        """The model that it has computed last."""
         self._lost_device = False
-        self._closed = False
-        self._lock = threading.Lock()
-        """Held while the process is started or killed, so that none is started after `close`."""
 
     @property
     def pid(self) -> int | None:
         """Process id, if a process was started."""
-        return None if self._process is None else self._process.pid
+        return self._process.pid
 
     def rank(self, label: str) -> tuple[bool, bool, bool]:
         """Return a rank for a model, best first: the model is loaded, the process is started, or yet to be started.
 
         A worker whose GPU has just failed comes last.
         """
-        started = self._process is not None and self._process.poll() is None
-        return self._lost_device, not (started and self._label == label), not started
+        return self._lost_device, not (self._process.runs and self._label == label), not self._process.runs
 
     def compute(self, submission: Submission) -> Answer:
         """Compute what is left of a submission, deliver its results, and return the last answer, if it got to that.
 
         Raises:
-            WorkerLost: the process has died.
+            ProcessLost: the process has died.
+            TimeIsUp: it was silent for too long.
             DeviceLost: the process could no longer use its GPU, and was killed.
         """
         assert submission.left is not None
-        message = packed(pinned(submission.left))
-        process = self._running()
+        job, awaited = packed(partial(answers, pinned(submission.left))), self._awaited(submission.left)
         self._label = submission.label
-        sending, receiving = process.stdin, process.stdout
-        assert sending is not None
-        assert receiving is not None
         answer: Answer = ()
-        try:
-            pickle.dump(message, sending)
-            sending.flush()
-            while not submission.future.done():
-                answer = pickle.load(receiving)
-                if is_last(answer):
+        with closing(self._process.answers(job, awaited)) as coming:
+            for answer in coming:
+                if is_last(answer) or submission.future.done():
                     break
                 submission.accept(answer)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:  # the pipe has ended, perhaps within an answer
-            self._kill()
-            raise WorkerLost(f"The process ended with exit code {process.returncode}.") from error
-        finally:
-            if not is_last(answer):  # nobody waits for the rest
-                self._kill()
+                if submission.future.done():
+                    break
         self._lost_device = isinstance(answer, DeviceLost)
         if isinstance(answer, DeviceLost):
-            self._kill()
+            self._process.kill()
             raise answer
         return answer
 
+    def _awaited(self, portion: Portion) -> Awaited:
+        limit = longest_silence(portion) if self._time_limit == "auto" else self._time_limit
+        return Awaited(portion.task.label, f"stage {portion.stage}", limit)
+
     def close(self) -> None:
         """Kill the process, and start no other."""
-        with self._lock:
-            self._closed = True
-        self._kill()
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        """Return the process, which is started if there is none or it died while idle."""
-        with self._lock:
-            if self._closed:
-                raise WorkerLost("It was released.")
-            if self._process is None or self._process.poll() is not None:
-                try:
-                    self._process = _start(self._environment)
-                except OSError as error:
-                    raise ModelError(
-                        f"no worker process could be started: {error}; free some memory, or lower executor.workers"
-                    ) from error
-            return self._process
-
-    def _kill(self) -> None:
-        with self._lock:
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
-
-
-def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a worker that does not import the caller's script, so that no ``__main__`` guard is needed."""
-    code = f"import sys; sys.path[:] = {sys.path}; from harness.executors.worker import serve; serve({os.getpid()})"
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+        self._process.close()

@@ -17,7 +17,8 @@ from harness.errors import DeviceLost, ModelError
 from harness.executors.dispatch import Dispatcher, last_line
 from harness.executors.placement import environment
 from harness.executors.submission import ATTEMPTS, Submission
-from harness.executors.worker import Answer, answers, packed
+from harness.executors.worker import Answer, answers
+from harness.util.process import packed
 from harness.util.threads import available_cores
 
 TICK = 0.05

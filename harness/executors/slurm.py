@@ -20,8 +20,9 @@ from harness.errors import DeviceLost, ModelError, SpecError
 from harness.executors.dispatch import ClusterExecutor, Dispatcher, last_line
 from harness.executors.placement import environment
 from harness.executors.submission import Submission
-from harness.executors.worker import Answer, answers, is_last, packed
+from harness.executors.worker import Answer, answers
 from harness.util.files import write_whole
+from harness.util.process import is_last, packed
 from harness.util.threads import available_cores
 
 TICK = 0.5

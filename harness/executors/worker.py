@@ -5,19 +5,12 @@ A worker that has lost its device says so with its last answer, a `DeviceLost`; 
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-import threading
-import time
-from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import cache
-from io import BytesIO
-from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from harness.errors import DeviceLost, ModelError
+from harness.util.foreign import told
+from harness.util.process import is_ours
 
 if TYPE_CHECKING:
     from harness.api.work import Portion, Report
@@ -30,7 +23,7 @@ Answer: TypeAlias = "Sequence[Report] | Exception | None"
 
 
 def answers(portion: Portion) -> Iterator[Answer]:
-    """Compute ``portion`` and yield its answers; an exception is one too, so that its type travels."""
+    """Compute ``portion`` and yield its answers; an error of the harness is one too, so that its type travels."""
     try:
         yield from _reports(portion)
     except Exception as error:
@@ -70,78 +63,7 @@ def explain_loss(error: Exception) -> str:
     )
 
 
-def is_last(answer: Answer) -> bool:
-    """Return whether no other answer follows."""
-    return answer is None or isinstance(answer, Exception)
-
-
 def _portable(error: Exception, where: str) -> Exception:
-    """Return the error, or its text if it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # a library's own: no two fail alike
-        return ModelError(f"{where}: {type(error).__name__}: {error}")
-    return error
-
-
-def packed(value: Answer | Portion) -> bytes:
-    """Return the pickle of an answer or a portion, with the parts that a script defines, and with images as arrays.
-
-    Arrays take a tenth of the time of tensors, and leave behind the batch that an image was cut out of.
-    """
-    stream = BytesIO()
-    _pickler()(stream, pickle.HIGHEST_PROTOCOL).dump(value)
-    return stream.getvalue()
-
-
-@cache
-def _pickler() -> Any:
-    """Return a class of picklers that store tensors as arrays."""
-    import cloudpickle
-    from torch import Tensor, from_numpy
-
-    class ArrayPickler(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table: ClassVar[ChainMap[Any, Any]] = ChainMap(
-            {Tensor: lambda tensor: (from_numpy, (tensor.numpy(),))}, cloudpickle.Pickler.dispatch_table
-        )
-
-    return ArrayPickler
-
-
-def serve(parent: int) -> None:
-    """Answer the portions that come in on standard input, until it ends or the process ``parent`` does."""
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    incoming, outgoing = _claim_streams()
-    with suppress(Exception):  # while the parent pickles the portion; if it fails, the answer says so
-        import harness.engine.evaluate  # noqa: F401
-    with suppress(EOFError):
-        while True:
-            for answer in _answers_to(pickle.load(incoming)):
-                outgoing.write(packed(answer))
-                outgoing.flush()
-
-
-def _answers_to(message: bytes) -> Iterator[Answer]:
-    """Return the answers to a pickled portion."""
-    try:
-        portion = pickle.loads(message)
-    except Exception as error:  # a module that is not installed here, say
-        return iter([_portable(error, "a portion cannot be unpickled in a worker")])
-    return answers(portion)
-
-
-def _claim_streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Return standard input and output; what others print goes to standard error from now on."""
-    incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    with open(os.devnull) as nothing:
-        os.dup2(nothing.fileno(), 0)
-    os.dup2(2, 1)
-    return incoming, outgoing
-
-
-def _exit_with(parent: int) -> None:
-    """Exit when the process ``parent`` has, even if it was killed and could not release its workers."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    """Return the error, or its text if whoever unpickles it would have to import the code of others."""
+    known = is_ours(error) or type(error).__module__.startswith("submitit.")  # by which a job's time-out is known
+    return error if known else ModelError(f"{where}: {told(error)}")

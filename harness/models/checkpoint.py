@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from harness.api.model import Model
 from harness.errors import ModelError
 from harness.models.checkpoint_files import BadCheckpoint, mismatch, read_checkpoint
+from harness.util.foreign import ANYTHING, told
 from harness.util.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -112,7 +113,12 @@ def _build(builder: str) -> nn.Module:
     with _working_directory_on_path():
         try:
             imported = import_module(MOVED.get(module, module))
-        except Exception as error:  # an import may raise anything
+        except SystemExit as error:
+            raise ModelError(
+                f"builder {builder!r}: its module {module!r} ends the process when it is imported: {told(error)}; "
+                "put what only a script does, such as reading its arguments, under if __name__ == '__main__'"
+            ) from error
+        except ANYTHING as error:
             raise ModelError(
                 f"builder {builder!r}: the module {module!r} cannot be imported ({error!r}); "
                 f"install its package, or run from the directory that holds it (now {Path.cwd()})"
@@ -122,7 +128,9 @@ def _build(builder: str) -> nn.Module:
             raise ModelError(f"builder {builder!r}: {imported.__file__ or module} has no {name!r}{hint}")
         try:
             network = getattr(imported, name)()
-        except Exception as error:  # a builder may raise anything
+        except SystemExit as error:
+            raise ModelError(f"builder {builder!r}: {told(error)}; it must return the network") from error
+        except ANYTHING as error:
             raise ModelError(
                 f"builder {builder!r}: raised {error!r}; it is called without arguments, and must return the network"
             ) from error

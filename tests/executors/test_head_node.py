@@ -27,7 +27,7 @@ NEED_A_DRIVER = ("is_available", "device_count", "current_device", "get_device_n
 
 @pytest.fixture(autouse=True)
 def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything that needs a driver fails in this process, and Slurm is polled often."""
+    """Everything that needs a driver fails in this process, which also prepares, and Slurm is polled often."""
 
     def fail(*_: object, **__: object) -> NoReturn:
         raise RuntimeError("Found no NVIDIA driver on your system")
@@ -35,6 +35,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NEED_A_DRIVER:
         monkeypatch.setattr(torch.cuda, name, fail)
     monkeypatch.setattr(slurm, "TICK", 0.02)
+    monkeypatch.setattr(Slurm, "in_process", True)
 
 
 def jobs(cluster: str, **fields: Any) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Inline(Executor):
     """In this process, at once."""
 
     kind: ClassVar[str] = "inline"
+    in_process = True
 
     def capacity(self, device: str) -> int:
         return 1

@@ -1,6 +1,6 @@
-"""Networks that fail, wait or die in a worker, and not in the process that started the run.
+"""Networks that fail, wait or die in a worker, and not where they are prepared.
 
-That process has written its pid to ``driver.pid`` in the working directory.
+The process that started the run has written its pid to ``driver.pid`` in the working directory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from traceback import walk_stack
 from typing import NoReturn
 
 import torch
@@ -22,7 +23,8 @@ __all__ += ["tells_gpus", "tells_threads"]
 
 
 def _in_worker() -> bool:
-    return os.getpid() != int(Path("driver.pid").read_text())
+    is_driver = os.getpid() == int(Path("driver.pid").read_text())
+    return not is_driver and all(frame.f_code.co_name != "prepare_model" for frame, _ in walk_stack(None))
 
 
 def _die() -> NoReturn:

@@ -1,0 +1,35 @@
+"""How long a worker may be silent, from the pace at which the model was seen to classify images."""
+
+from __future__ import annotations
+
+from math import inf
+
+from harness.api.threat import Passes
+from harness.api.work import Portion
+
+LEAST = 3600.0
+"""Seconds that any worker may be silent: to load the model, and to compile it."""
+FACTOR = 20.0
+"""How many times longer than expected a worker may be silent."""
+GRADIENT = 3.0
+"""Cost of a pass with its backward pass, in forward passes."""
+WIDEST = 512
+"""Images of a batch, where the benchmark does not say."""
+CLASSES = 1000
+"""Classes for which the passes of an attack are counted."""
+
+
+def longest_silence(portion: Portion) -> float:
+    """Return the seconds after which a worker without a result is taken for stuck.
+
+    In the worst case no trial of a batch ends before its budget is spent. Infinite for what nobody can foresee: parts
+    that are fitted on training images, and stages that do not say what they cost.
+    """
+    task = portion.task
+    if not task.pace:
+        return inf
+    passes = task.threat.passes(portion.stage, CLASSES) if portion.stage in task.threat.stages else Passes(forwards=1)
+    if passes is None:
+        return inf
+    of_a_trial = passes.forwards + GRADIENT * passes.gradients
+    return max(LEAST, FACTOR * task.pace * of_a_trial * (task.batch_size or WIDEST))
