@@ -24,21 +24,32 @@ GROUPS = ("models", "datasets", "threats", "executors")
 
 def registered(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of ``group`` by kind, sorted, without importing them."""
-    found = entry_points(group=f"ct_harness.{group}")
-    return {point.name: point for point in sorted(found, key=lambda point: point.name)}
+    return {point.name: point for point in sorted(entry_points(group=_name(group)), key=lambda point: point.name)}
+
+
+def owner_of(point: EntryPoint) -> str:
+    """Return the package that has registered a part."""
+    return point.dist.name if point.dist else "unknown package"
+
+
+def _name(group: str) -> str:
+    return f"ct_harness.{group}"
 
 
 def part(group: str, kind: str) -> type[Part]:
     """Return the class registered as ``kind``.
 
     Raises:
-        SpecError: the kind is unknown (the message lists those known), or the plug-in is broken (it names the package).
+        SpecError: the kind is unknown (the message lists those known), registered twice, or its plug-in is broken (it
+            names the package).
     """
     points = registered(group)
     if kind not in points:
         raise SpecError(f"unknown kind {kind!r}{did_you_mean(kind, points)}; known {group}: {', '.join(points)}")
-    point = points[kind]
-    owner = point.dist.name if point.dist else "unknown package"
+    point, owner = points[kind], owner_of(points[kind])
+    claims = {f"{other.value} (from {owner_of(other)})" for other in entry_points(group=_name(group), name=kind)}
+    if len(claims) > 1:
+        raise SpecError(f"kind {kind!r} is registered twice: {', '.join(sorted(claims))}; uninstall one of them")
     try:
         found = point.load()
     except ANYTHING as error:
@@ -52,18 +63,18 @@ def part(group: str, kind: str) -> type[Part]:
 
 def described(group: str) -> list[tuple[str, str, str]]:
     """Return a row for each kind of ``group``: its name, its keys (``key?`` is optional), and what it is."""
-    rows = []
-    for kind, point in registered(group).items():
-        owner = point.dist.name if point.dist else ""
-        origin = "" if owner == "ct-harness" else f" [{owner}]"
-        try:
-            cls = part(group, kind)
-        except SpecError as error:
-            rows.append((kind, "", str(error)))
-            continue
-        keys = [name if field.is_required() else f"{name}?" for name, field in cls.model_fields.items()]
-        rows.append((kind, ", ".join(keys), (cls.__doc__ or "").strip().splitlines()[0] + origin))
-    return rows
+    return [_row(group, kind, point) for kind, point in registered(group).items()]
+
+
+def _row(group: str, kind: str, point: EntryPoint) -> tuple[str, str, str]:
+    try:
+        cls = part(group, kind)
+    except SpecError as error:
+        return kind, "", str(error)
+    keys = [name if field.is_required() else f"{name}?" for name, field in cls.model_fields.items()]
+    what = next(iter((cls.__doc__ or "").strip().splitlines()), "")
+    owner = owner_of(point)
+    return kind, ", ".join(keys), what if owner == "ct-harness" else f"{what} [{owner}]"
 
 
 def build(group: str, value: Any, where: str) -> Part:

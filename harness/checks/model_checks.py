@@ -22,7 +22,7 @@ from harness.engine.computation import Computation
 from harness.engine.images import of_pixels
 from harness.engine.numerics import reproducible
 from harness.engine.prepare import check_training_images, task_of
-from harness.engine.session import ModelSession, model_session
+from harness.engine.session import OTHER_EACH_TIME, ModelSession, model_session
 from harness.engine.verification import logits, verify
 from harness.errors import ModelError
 from harness.leaderboard import flags
@@ -113,7 +113,13 @@ def _computation(
 
 
 def _weights(model: Model, session: ModelSession) -> Finding:
-    """Report the number of parameters and the hash of the weights."""
+    """Report the number of parameters and the hash of the weights.
+
+    Raises:
+        ModelError: loaded again, it has other weights.
+    """
+    if model.load(offline=True).sha256 != session.loaded.sha256:
+        raise ModelError(OTHER_EACH_TIME)
     parameters = sum(parameter.numel() for parameter in session.loaded.body.parameters())
     return Finding("weights", model.label, "ok", f"{parameters:,} parameters, SHA-256 {session.loaded.sha256[:12]}")
 

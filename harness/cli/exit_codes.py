@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from harness.errors import HarnessError
+from harness.util.foreign import told
 
 GOOD, NO, UNDONE = 0, 1, 2
 """Done; done, and the answer is no; could not be done."""
@@ -31,6 +32,9 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             code = UNDONE
         except KeyboardInterrupt:
             typer.echo("interrupted; results so far are kept: run the same command to continue", err=True)
+            code = UNDONE
+        except SystemExit as error:  # of a part's code, such as a data set's: whatever it says, nothing was done
+            typer.secho(f"error: the code of a part ended the command: {told(error)}", err=True, fg="red")
             code = UNDONE
         raise typer.Exit(code)
 

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.exit_codes import GOOD, NO, guarded
 from harness.errors import SpecError
+from harness.util.foreign import ANYTHING, told
 
 COVERAGE = Path("leaderboards/coverage.csv")
 
@@ -59,14 +60,33 @@ def coverage(
 def list_(group: Annotated[PartGroup | None, typer.Argument(help="Only these.")] = None) -> int:
     """List the parts that a YAML can name, built-in and third-party; with a group also the names that each knows."""
     from harness.api import registry
-    from harness.cli.terminal import print_names, print_parts
+    from harness.cli.terminal import print_parts
 
     for name in [group.value] if group else [entry.value for entry in PartGroup]:
         print_parts(name, registry.described(name))
     if group:
         for kind in registry.registered(group.value):
-            print_names(registry.part(group.value, kind).names())
+            _print_names(group.value, kind)
     return GOOD
+
+
+def _print_names(group: str, kind: str) -> None:
+    """Print the names that a kind knows; of one that fails, why."""
+    from harness.api import registry
+    from harness.cli.terminal import print_names
+
+    try:
+        names = registry.part(group, kind).names()
+    except SpecError:  # the table says so
+        return
+    except ANYTHING as error:
+        _warn(f"kind {kind!r} cannot list its names: {told(error)}")
+        return
+    print_names(names)
+
+
+def _warn(text: str) -> None:
+    typer.secho(f"warning: {text}", err=True, fg="yellow")
 
 
 @guarded
@@ -74,5 +94,5 @@ def schema() -> int:
     """Print the JSON Schema of the benchmark YAML, for editors."""
     from harness.config.schema import schema as make
 
-    typer.echo(json.dumps(make(), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(make(_warn), indent=2, ensure_ascii=False))
     return GOOD

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.api import registry
 from harness.api.part import Part
 from harness.api.threat import Threat
 from harness.config.benchmark import PARTS, Benchmark
+from harness.errors import SpecError
+from harness.util.foreign import ANYTHING, told
 
 
-def schema() -> dict[str, Any]:
-    """Return the schema, with every registered kind, built-in and third-party."""
+def schema(warn: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Return the schema, with every registered kind, built-in and third-party.
+
+    Args:
+        warn: is told of each kind that is left out, as its plug-in is broken.
+    """
     result = Benchmark.model_json_schema(ref_template="#/$defs/{model}")
     parts = {"Model", "Dataset", "Threat", "Executor"}  # abstract: their registered kinds take their place
     definitions = {name: entry for name, entry in result["$defs"].items() if name not in parts}
     for group in registry.GROUPS:
-        definitions[group] = {
-            "oneOf": [_kind(registry.part(group, kind), definitions) for kind in registry.registered(group)]
-        }
+        definitions[group] = {"oneOf": list(_kinds(group, definitions, warn))}
     for key, group in PARTS.items():
         result["properties"][key] = _any_of(group)
     result["properties"]["models"]["items"] = _any_of("models")
@@ -29,6 +34,17 @@ def schema() -> dict[str, Any]:
         "required": [key for key in result["required"] if key not in optional],
         "$defs": definitions,
     }
+
+
+def _kinds(group: str, definitions: dict[str, Any], warn: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Yield the schema of each kind of ``group``; see `_kind`."""
+    for kind in registry.registered(group):
+        try:
+            yield _kind(registry.part(group, kind), definitions)
+        except SpecError as error:
+            warn(str(error))
+        except ANYTHING as error:  # of a third party's fields, which pydantic may not know how to describe
+            warn(f"kind {kind!r} has no schema: {told(error)}; repair or uninstall it")
 
 
 def _any_of(group: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from harness.api.work import Portion, Report
 from harness.engine.computation import Computation
 from harness.engine.numerics import is_nondeterministic, keep_memory, reproducible
 from harness.engine.provenance import provenance
+from harness.engine.session import OTHER_EACH_TIME
 from harness.engine.stages import run
 from harness.errors import ModelError
 from harness.util.batching import grouped
@@ -36,10 +37,7 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
     keep_memory()
     torch.manual_seed(portion.task.seed)  # of networks that answer by chance
     computation = Computation(portion)
-    if computation.session.loaded.sha256 != portion.task.weights_sha256:
-        raise ModelError(
-            f"its weights changed while the benchmark ran ({portion.task.weights_sha256[:12]} before); run it again"
-        )
+    _check_weights(computation)
     stage, reports = _in_memory(computation), list[Report]()
     last = perf_counter()
     started, prepared = last, computation.session.preparing
@@ -56,6 +54,20 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
             started = last  # whoever took them may have taken long
         if results is None:
             return
+
+
+def _check_weights(computation: Computation) -> None:
+    """Refuse a model that is another one than when it was prepared.
+
+    Raises:
+        ModelError: its files have changed since, or it has other weights each time that it is loaded.
+    """
+    task, found = computation.portion.task, computation.session.loaded.sha256
+    if found == task.weights_sha256:
+        return
+    if task.model.load(offline=task.offline).sha256 != found:
+        raise ModelError(OTHER_EACH_TIME)
+    raise ModelError(f"its weights changed while the benchmark ran ({task.weights_sha256[:12]} before); run it again")
 
 
 def _next(stage: Iterator[list[Result]]) -> list[Result] | None:

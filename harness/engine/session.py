@@ -26,6 +26,12 @@ from harness.errors import HarnessError, ModelError
 from harness.util.device_errors import give_back_memory
 from harness.util.foreign import ANYTHING, told
 
+OTHER_EACH_TIME = (
+    "its weights are others each time that it is loaded, as of a network that was never trained; give the file with "
+    "its trained weights (weights), or have its builder load them"
+)
+"""Message about a model whose weights are drawn by chance."""
+
 
 class Lane(NamedTuple):
     """A network, and which of the curves that it can compute.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -98,7 +99,11 @@ class Checkpoint(Model):
             from harness.models.normalisation import Normalised
 
             network = Normalised(network, self.mean, self.std)
-        network = network.cpu().eval()
+        if network.cpu().eval() is not network:
+            raise ModelError(
+                f"builder {self.builder!r}: train() of its network returns nothing, or another object, where torch's "
+                "returns the network itself; end it with `return self`"
+            )
         return Loaded(network, sha256_of_weights(network))
 
 
@@ -177,22 +182,19 @@ def _path(weights: str) -> Path:
 
 
 def _load_weights(network: nn.Module, path: Path) -> None:
+    from harness.models.state_dicts import keys_of, own_state
+
     try:
-        state = _state_dict(read_checkpoint(path))
+        content = read_checkpoint(path)
+        found = own_state(content, network)
     except BadCheckpoint as bad:
         raise ModelError(f"weights: {path} {bad}; get the file again, or name another") from bad
-    expected = network.state_dict().keys()
-    state = {key if key in expected else key.removeprefix("module."): value for key, value in state.items()}
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(found.state)
     except Exception as error:  # torch raises RuntimeError; a hook of the network may raise anything
         fault = mismatch(error) or f"cannot be loaded ({error!r})"
-        raise ModelError(f"weights: {path} {fault}; give builder and weights of one network") from error
-
-
-def _state_dict(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state dict, without the optimiser state or epoch that may be saved beside it."""
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), Mapping):
-            return dict(content[key])
-    return content
+        raise ModelError(
+            f"weights: {path} {fault}; give builder and weights of one network ({keys_of(content)})"
+        ) from error
+    if found.key or found.prefix:
+        warnings.warn(f"weights: {path}: the state dict {found.place} was taken", stacklevel=2)

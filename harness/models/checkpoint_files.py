@@ -14,6 +14,11 @@ from harness.errors import ModelError
 from harness.util.downloads import BadFile, Remote
 from harness.util.lockfile import fingerprint
 
+LFS_POINTER = b"version https://git-lfs"
+"""Start of the file that Git LFS leaves in place of a large one."""
+MOST_UNPACKED = 10
+"""How many times larger than its file a checkpoint may be; torch.save does not compress."""
+
 
 class BadCheckpoint(ValueError):
     """A file is not a checkpoint; the message is a predicate, to which the caller adds the file and the remedy."""
@@ -29,12 +34,10 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
         BadCheckpoint: the file is a web page, truncated, not a checkpoint, or holds more than tensors.
     """
     with path.open("rb") as file:
-        head = file.read(512).lstrip()
-    if head.startswith(b"<"):
-        start = head.splitlines()[0][:40].decode(errors="replace")
-        raise BadCheckpoint(f"is a web page (it starts with {start!r}), not a checkpoint")
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise BadCheckpoint(f"is cut short: a checkpoint without its end, {path.stat().st_size:,} bytes")
+        head = file.read(512)
+    _check_format(path, head)
+    if head.startswith(b"PK"):
+        _check_archive(path)
     try:
         content = _read(path)
     except Exception as error:  # a damaged pickle can raise anything
@@ -42,6 +45,48 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise BadCheckpoint(f"holds a {type(content).__name__}, where a state dict was expected")
     return content
+
+
+def _check_format(path: Path, head: bytes) -> None:
+    """Refuse a file that is something else than its name says.
+
+    Raises:
+        BadCheckpoint: it is a web page, a pointer of Git LFS, or a checkpoint of the other format.
+    """
+    is_safetensors = head[8:10] == b'{"'  # after the length of its header
+    if head.lstrip().startswith(b"<"):
+        start = head.lstrip().splitlines()[0][:40].decode(errors="replace")
+        raise BadCheckpoint(f"is a web page (it starts with {start!r}), not a checkpoint")
+    if head.startswith(LFS_POINTER):
+        raise BadCheckpoint("is a pointer of Git LFS, not the file itself; run `git lfs pull`")
+    if is_safetensors and path.suffix != ".safetensors":
+        raise BadCheckpoint(f"is a safetensors file; name it {path.stem}.safetensors")
+    if path.suffix == ".safetensors" and head.startswith((b"PK", b"\x80")):
+        raise BadCheckpoint(f"is a torch checkpoint, not a safetensors file; name it {path.stem}.pt")
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that is cut short, that is a program, or that unpacks to far more than it is.
+
+    Raises:
+        BadCheckpoint: it is one of these.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise BadCheckpoint(f"is cut short: a checkpoint without its end, {size:,} bytes") from error
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise BadCheckpoint(
+            "is a TorchScript program, not a state dict; save torch.jit.load(path).state_dict() into a new file"
+        )
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > MOST_UNPACKED * size:
+        raise BadCheckpoint(
+            f"is an archive of {size:,} bytes that unpacks to {unpacked:,}, which torch.save, that does not compress, "
+            "never writes"
+        )
 
 
 def check_checkpoint(path: Path) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import ChainMap, Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -262,6 +263,7 @@ def serve(parent: int, pipe: int, preload: str) -> None:
     """Answer the jobs that come in on a pipe, until it ends or the process ``parent`` does."""
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    warnings.formatwarning = lambda message, *_: f"{message}\n"  # under the model's name, a place says nothing
     connection: Connection[Any, Any] = Connection(pipe)
     with suppress(Exception):  # while the parent packs the job; if it fails, the answer says so
         __import__(preload)
