@@ -70,6 +70,7 @@ def test_each_stages_step_machine_finds_what_check_allows(cls: type[Lp], eps: fl
     variants = torch.full((8,), threat.variant(Attempt(stage)))
     machine.start(torch.arange(8), Trials(x, y, targets, torch.arange(8), variants))
     while not machine.finished.all():
+        machine.prepare()
         machine.step(network)
     assert machine.fooled.any()
     found = machine.found[machine.fooled]
