@@ -13,6 +13,7 @@ from harness.api.part import Part
 from harness.api.records import Batch, Preprocessing, Target
 from harness.errors import DataError
 from harness.util.hashing import sha256
+from harness.util.text import disarmed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,11 +62,12 @@ class Dataset(Part):
     @property
     def label(self) -> str:
         """Name on the leaderboard: the title with the subset."""
+        title = disarmed(self.title)  # the name of a file, say
         if self.indices is not None:
-            return f"{self.title}[{len(self.indices)} by index {sha256(self.indices)[:8]}]"
+            return f"{title}[{len(self.indices)} by index {sha256(self.indices)[:8]}]"
         if self.per_class is not None:
-            return f"{self.title}[{self.per_class} per class]"
-        return f"{self.title}[:{self.n}]" if self.n else self.title
+            return f"{title}[{self.per_class} per class]"
+        return f"{title}[:{self.n}]" if self.n else title
 
     def chosen(self, source: Source) -> tuple[int, ...]:
         """Return the numbers of the chosen images of ``source``.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
-from harness.util.text import did_you_mean
+from harness.util.text import did_you_mean, disarmed
+
+Name = Annotated[str, AfterValidator(disarmed)]
+"""A name of a part, as the user gives it and as it is shown."""
 
 KEY, NESTED = "\0", "nested"
 """Placeholder for the key in the message of a part within a part; and pydantic's type of such a fault."""

@@ -31,6 +31,7 @@ from harness.api.validation import explain
 from harness.config.overrides import apply_override
 from harness.config.protocol import filled_in
 from harness.errors import SpecError
+from harness.util.text import disarmed
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
 """Keys that hold a part, with the group in which its kind is looked up; ``models`` holds a list of parts."""
@@ -173,6 +174,9 @@ class Benchmark(BaseModel):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(f"two models are called {twice[0]!r}; give one of them another name")
+        unsafe = [label for label in labels if not label or label != disarmed(label)]
+        if unsafe:
+            raise ValueError(f"a model is called {unsafe[0]!r}; give it a name of letters, without control characters")
         return models
 
     @field_validator("compile", "precision")

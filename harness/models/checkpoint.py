@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from harness.api.model import Model
+from harness.api.validation import Name
 from harness.errors import ModelError
 from harness.models.checkpoint_files import BadCheckpoint, mismatch, read_checkpoint
 from harness.util.foreign import ANYTHING, told
@@ -57,7 +58,7 @@ class Checkpoint(Model):
     weights: str | None = None
     mean: Annotated[tuple[Mean, ...], Field(min_length=1)] | None = None
     std: Annotated[tuple[Std, ...], Field(min_length=1)] | None = None
-    name: str | None = None
+    name: Name | None = None
 
     @field_validator("builder")
     @classmethod

@@ -12,6 +12,7 @@ from harness.api.dataset import Dataset
 from harness.api.model import Model
 from harness.api.part import Part
 from harness.api.records import Preprocessing
+from harness.api.validation import Name
 from harness.errors import DataError
 from harness.transfer.settings import Method, Probing, Tuning
 
@@ -59,7 +60,7 @@ class Probe(Model):
     methods: tuple[Method, ...] = ()
     tuning: Tuning = Tuning()
     cache: str = "runs/features"
-    name: str | None = None
+    name: Name | None = None
 
     @field_validator("methods")
     @classmethod

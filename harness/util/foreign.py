@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.util.text import cleaned
+
 ANYTHING: tuple[type[BaseException], ...] = (Exception, SystemExit, GeneratorExit)
 """Everything that such code may raise, but for a KeyboardInterrupt, which is the user's."""
 
@@ -17,5 +19,5 @@ def told(error: BaseException) -> str:
     """
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r})"
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = cleaned(str(error))
+    return f"{type(error).__name__}: {text}" if text else f"it raised {type(error).__name__}"

@@ -9,6 +9,9 @@ from difflib import get_close_matches
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_]?)")
 """Escape sequences of a terminal (ECMA-48): for colours and the cursor, for its title, and the rest."""
 
+FORMULA = ("=", "+", "-", "@")
+"""Characters with which a cell of a spreadsheet starts a formula."""
+
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` if a known word is close, otherwise the empty string."""
@@ -23,3 +26,14 @@ def cleaned(text: str) -> str:
     """
     printable = (char if char.isprintable() else " " for char in ESCAPES.sub("", text))
     return "".join(printable).rstrip()
+
+
+def disarmed(name: str) -> str:
+    """Return a name of others as it is shown everywhere: cleaned, and never a formula in a spreadsheet.
+
+    Example:
+        >>> disarmed("=1+1"), disarmed("net\\x1b[31m")
+        ("'=1+1", 'net')
+    """
+    shown = cleaned(name).strip()
+    return f"'{shown}" if shown.startswith(FORMULA) else shown

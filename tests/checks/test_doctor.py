@@ -28,10 +28,17 @@ from harness.checks.findings import Finding
 from harness.config.benchmark import Benchmark, parse_benchmark
 from harness.engine.verification import logits
 from harness.errors import DataMissing
+from harness.executors.local import Local
 from harness.threats.lp import Linf
 from harness.util.noise import Noise
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are checked in this process, where tests can plant faults."""
+    monkeypatch.setattr(Local, "in_process", True)
 
 
 def findings(benchmark: Benchmark | dict[str, Any], runs: str = "runs", out: str = "board.csv") -> list[Finding]:
@@ -146,6 +153,8 @@ def test_images_outside_the_box() -> None:
 
 PLANTED = [
     ("tiny_networks:smooth", "steering", "nothing to steer"),
+    ("planted_networks:untrained", "weights", "others each time that it is loaded"),
+    ("planted_networks:trains_to_nothing", "weights", r"train\(\) of its network returns nothing"),
     ("tiny_networks:nan", "clean", "NaN or infinite"),
     ("tiny_networks:probabilities", "clean", "probabilities, not logits"),
     ("tiny_networks:narrow", "clean", "2 logits"),

@@ -354,6 +354,37 @@ def test_a_broken_plug_in_harms_nobody_who_does_not_name_it(
     assert listed.out.count("no licence") == len(registry.GROUPS)
 
 
+@pytest.mark.parametrize("module", ["import sys; sys.exit(0)", "raise GeneratorExit", "raise OSError('no licence')"])
+def test_schema_and_list_go_on_without_a_broken_plug_in_and_name_it(
+    here: Path, command: Command, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    sound, kind = command("schema"), f"broken_{len(module)}"
+    entry_points = "".join(f"[ct_harness.{group}]\n{kind} = {kind}_all:Part\n" for group in registry.GROUPS)
+    install(here / "site", "shoddy-parts", entry_points, **{f"{kind}_all": module})
+    monkeypatch.syspath_prepend(str(here / "site"))
+    ended = command("schema")
+    assert (ended.code, ended.out) == (0, sound.out)
+    assert ended.err.count(f"warning: kind '{kind}' (from shoddy-parts) cannot be imported: ") == len(registry.GROUPS)
+    monkeypatch.setenv("COLUMNS", "200")
+    for group in ("models", "threats"):
+        listed = command("list", group)
+        assert listed.code == 0
+        assert f"kind '{kind}' (from shoddy-parts) cannot be imported" in listed.out
+
+
+def test_a_kind_that_two_packages_register_is_refused(
+    here: Path, run: Run, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(here / "site", "shoddy-parts", "[ct_harness.datasets]\narrays = shoddy:Part\n")
+    monkeypatch.syspath_prepend(str(here / "site"))
+    ended = run(mapping())
+    assert ended.code == 2
+    claims = "harness.datasets.arrays:Arrays (from ct-harness), shoddy:Part (from shoddy-parts)"
+    assert ended.err == (
+        f"error: tiny.yaml: dataset.kind: kind 'arrays' is registered twice: {claims}; uninstall one of them\n"
+    )
+
+
 def test_parts_of_third_parties_are_built_as_ours_are(installed: Path) -> None:
     assert installed.is_dir()
     assert registry.build("threats", {"kind": "dim"}, "threat").identity() == {"kind": "dim"}

@@ -1,4 +1,4 @@
-"""The state dict of a checkpoint is found wherever a trainer or a wrapper has put it, and files are called what they are.
+"""The state dict of a checkpoint is found wherever it lies, and files are called what they are.
 
 The oracle is the network that was saved: the state dict that is found gives back its weights, or the file is refused.
 """
@@ -82,7 +82,10 @@ def test_two_that_differ_are_not_chosen_between() -> None:
     ("content", "keys"),
     [
         ({"model_ema": {"a.weight": torch.ones(1)}, "epoch": 3}, r"the file has 'model_ema', 'epoch'"),
-        ({"net": {f"l{n}.w": torch.ones(1) for n in range(9)}}, r"the file has 'net'; 'net' holds 'l0.w', .* and 3 more"),
+        (
+            {"net": {f"l{n}.w": torch.ones(1) for n in range(9)}},
+            r"the file has 'net'; 'net' holds 'l0.w', .* and 3 more",
+        ),
         (behind("x.", SAVED) | {"x.head.weight": torch.ones(1)}, r"the file has 'x\.0\.weight', .* and \d more"),
         (SAVED | {"4.weight": torch.ones(5, 8)}, r"'4.weight' \(\[5, 8\] in the file, expected \[4, 8\]\)"),
     ],

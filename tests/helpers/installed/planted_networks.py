@@ -53,3 +53,19 @@ def nan_gradient() -> nn.Module:
 
 def shuffled() -> nn.Module:
     return _Shuffled()
+
+
+def untrained() -> nn.Module:
+    """Other weights at each call."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU())
+
+
+class _TrainsToNothing(nn.Sequential):
+    """``train`` forgets to return the network."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+def trains_to_nothing() -> nn.Module:
+    return _TrainsToNothing(quadrants())
