@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from harness.attacks.fab_projection import NEGLIGIBLE, STEPS
+from harness.util.device_errors import raise_of_device
 
 CHUNK = 4096
 """Most coordinates that a program holds at once, a power of two."""
@@ -33,6 +34,7 @@ def compiles(device: torch.device) -> bool:
     try:
         linf(one, one, one[0])
     except Exception as error:  # whatever a compiler raises
+        raise_of_device(error)
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         warnings.warn(f"FAB takes longer: Triton does not compile here ({reason}); install a C compiler", stacklevel=2)
         return False
