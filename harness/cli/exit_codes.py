@@ -30,6 +30,12 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
                 raise
             typer.secho(f"error: {error}", err=True, fg="red")
             code = UNDONE
+        except Exception as error:  # a fault of the harness or of a part: never exit code 1, which is an answer
+            if SHARED["debug"]:
+                raise
+            where = "run ct-harness --debug … to see where"
+            typer.secho(f"error: a fault of ct-harness or of a plug-in: {told(error)}; {where}", err=True, fg="red")
+            code = UNDONE
         except KeyboardInterrupt:
             typer.echo("interrupted; results so far are kept: run the same command to continue", err=True)
             code = UNDONE

@@ -1,4 +1,4 @@
-"""Where the code of models runs before a run: in a process that it may end, without the run."""
+"""A place to run the code of models before a run: a process that it may end, without the run."""
 
 from __future__ import annotations
 

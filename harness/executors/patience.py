@@ -1,4 +1,4 @@
-"""How long a worker may be silent, from the pace at which the model was seen to classify images."""
+"""Longest silence of a worker, from the pace at which the model was seen to classify images."""
 
 from __future__ import annotations
 

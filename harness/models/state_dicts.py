@@ -1,4 +1,4 @@
-"""Which of the state dicts in a checkpoint is the network's: under which key, and behind which prefix.
+"""Search for the state dict of a network in a checkpoint: under any key, and behind any prefix.
 
 Trainers save a state dict under a key of theirs (``net``, ``model_state_dict``, ``ema``), and wrappers put their name
 before each of its keys (``module.`` of DataParallel, ``_orig_mod.`` of torch.compile, ``model.`` of Lightning).

@@ -220,7 +220,7 @@ class Relay:
         name, before = self.name, self._printed[self.name]
         self._printed[name] += len(text)
         if self._printed[name] <= MOST_PRINTED:
-            _print(f"{name}: {text}")
+            _print(text if text.startswith(f"{name}: ") else f"{name}: {text}")
         elif before <= MOST_PRINTED:
             _print(f"{name}: prints more than {MOST_PRINTED:,} characters; the rest is left out")
 

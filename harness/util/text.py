@@ -32,8 +32,8 @@ def disarmed(name: str) -> str:
     """Return a name of others as it is shown everywhere: cleaned, and never a formula in a spreadsheet.
 
     Example:
-        >>> disarmed("=1+1"), disarmed("net\\x1b[31m")
-        ("'=1+1", 'net')
+        >>> disarmed("=1+1")
+        "'=1+1"
     """
     shown = cleaned(name).strip()
     return f"'{shown}" if shown.startswith(FORMULA) else shown
