@@ -63,7 +63,7 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path, call: Call) -> Iterat
     for model in benchmark.models:
         try:
             preprocessing = model.preprocessing(offline=True)
-        except ModelError as error:
+        except ANYTHING as error:
             yield problem("weights", model.label, error)
             continue
         if preprocessing not in opened:

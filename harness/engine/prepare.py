@@ -82,8 +82,9 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
         for model in benchmark.models:
             try:
                 preprocessing = model.preprocessing(offline=offline)
-            except ModelError as error:
-                prepared.append(PreparedModel(model, failure=error))
+            except ANYTHING as error:
+                failure = error if isinstance(error, ModelError) else ModelError(f"preprocessing: {told(error)}")
+                prepared.append(PreparedModel(model, failure=failure))
                 continue
             if preprocessing not in seen:
                 seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)

@@ -34,6 +34,8 @@ FIRST_NOTE = 15.0
 """Seconds of silence after which a line says what is awaited; the next comes after twice as many."""
 MOST_PRINTED = 10_000
 """Characters that are passed on of what one model prints."""
+LAST_LINES = 1.0
+"""Seconds in which the last lines of a process arrive."""
 LONGEST_LINE = 1000
 """Characters after which a line is broken."""
 
@@ -179,7 +181,9 @@ class Process:
             if self._process is None:
                 return None
             self._process.kill()
-            return self._process.wait()
+            code = self._process.wait()
+        self._relay.finish()
+        return code
 
     def _wait(self, connection: Connection[Any, Any], awaited: Awaited) -> None:
         """Wait for an answer, and from time to time say so."""
@@ -203,11 +207,18 @@ class Relay:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self._printed: Counter[str] = Counter()
+        self._thread: threading.Thread | None = None
 
     def follow(self, stream: IO[bytes] | None) -> None:
         """Pass on what comes in, in a thread, until the stream ends."""
         assert stream is not None
-        threading.Thread(target=self._follow, args=(stream,), daemon=True).start()
+        self._thread = threading.Thread(target=self._follow, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the last lines of a process that has ended, but not for what it has started and left behind."""
+        if self._thread is not None:
+            self._thread.join(LAST_LINES)
 
     def _follow(self, stream: IO[bytes]) -> None:
         with stream:

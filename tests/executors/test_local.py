@@ -22,10 +22,11 @@ from helpers.tiny import mapping
 
 from harness.api.work import Portion, Report
 from harness.errors import ModelError
-from harness.executors import dispatch
+from harness.executors import dispatch, local
 from harness.executors.local import Local
 from harness.executors.submission import ATTEMPTS
 from harness.testing import ExecutorContract
+from harness.util import process
 
 pytestmark = pytest.mark.slow  # each worker imports torch
 
@@ -315,6 +316,23 @@ def test_a_worker_has_one_torch_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     with Local(workers=1) as local:
         local.submit(portion(mapping(models=[model("tells_threads")])), Delivered()).result(60)
     assert Path("threads").read_text() == "1"
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_worker_that_is_stuck_is_named_and_given_up_and_the_next_model_is_computed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, delivered = portion(mapping()), Delivered()
+    with Local(workers=1) as executor:
+        executor.submit(good, Delivered()).result(120)  # now that it is started, it answers at once
+        monkeypatch.setattr(local, "longest_silence", lambda _: 3.0)
+        monkeypatch.setattr(process, "FIRST_NOTE", 1.0)
+        with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 3 s; look .* raise executor\.time_limit$"):
+            executor.submit(dim("stuck"), Delivered()).result(120)
+        monkeypatch.undo()
+        executor.submit(good, delivered).result(120)
+    assert delivered.is_each_once(good)
+    assert "stuck: stage dim-1: no answer for 1 s; still waiting\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "package"), [("ray", "ray"), ("slurm", "submitit")])

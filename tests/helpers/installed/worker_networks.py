@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 __all__ = ["caught", "dies_always", "dies_halfway", "dies_once", "drips", "mixed", "narrow", "overdue", "quadrants"]
 __all__ += ["built_here", "built_there", "loses_device_always", "loses_device_once", "raises", "slow", "stops_halfway"]
+__all__ += ["stuck"]
 __all__ += ["tells_gpus", "tells_threads"]
 
 
@@ -87,6 +88,16 @@ class _Slow(_Sequential):
 
 def slow() -> nn.Module:
     return _as(_Slow)
+
+
+class _Stuck(_Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(600 if _in_worker() else 0)
+        return self._logits(x)
+
+
+def stuck() -> nn.Module:
+    return _as(_Stuck)
 
 
 def _log_process() -> None:
