@@ -320,16 +320,16 @@ def test_a_worker_has_one_torch_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("driver")
 def test_a_worker_that_is_stuck_is_named_and_given_up_and_the_next_model_is_computed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     good, delivered = portion(mapping()), Delivered()
     with Local(workers=1) as executor:
         executor.submit(good, Delivered()).result(120)  # now that it is started, it answers at once
-        monkeypatch.setattr(local, "longest_silence", lambda _: 3.0)
-        monkeypatch.setattr(process, "FIRST_NOTE", 1.0)
-        with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 3 s; look .* raise executor\.time_limit$"):
-            executor.submit(dim("stuck"), Delivered()).result(120)
-        monkeypatch.undo()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(local, "longest_silence", lambda _: 3.0)
+            patch.setattr(process, "FIRST_NOTE", 1.0)
+            with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 3 s; look .* executor\.time_limit$"):
+                executor.submit(dim("stuck"), Delivered()).result(120)
         executor.submit(good, delivered).result(120)
     assert delivered.is_each_once(good)
     assert "stuck: stage dim-1: no answer for 1 s; still waiting\n" in capsys.readouterr().err
