@@ -95,7 +95,9 @@ def read(dataset: HuggingFace, offline: bool, by_hand: str) -> LazySource:
     )
     images = rows.select_columns([dataset.image_column]).cast_column(dataset.image_column, datasets.Image())
     where = f"{dataset.path} ({dataset.split})"
-    return LazySource(lambda index: images[index][dataset.image_column], y, where, square(dataset.size))
+    kind_of_label = rows.features[dataset.label_column]
+    names = kind_of_label.names if isinstance(kind_of_label, datasets.ClassLabel) else None
+    return LazySource(lambda index: images[index][dataset.image_column], y, where, square(dataset.size), names)
 
 
 def _load_split(dataset: HuggingFace, offline: bool, by_hand: str) -> Any:

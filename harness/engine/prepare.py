@@ -17,7 +17,7 @@ from harness.api.records import Coverage, Preprocessing, Steering
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
-from harness.engine.images import open_data, source
+from harness.engine.images import open_data, scored_source, source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.engine.verification import logits
@@ -103,7 +103,11 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         session = model_session(model, "cpu", offline, benchmark.normalised)
         loaded = session.loaded
         preprocessing = model.preprocessing(offline=offline)
-        few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:FEW])
+        numbering = class_names(loaded)
+        opened = scored_source(benchmark.dataset, preprocessing, offline, numbering)
+        if opened is not source(benchmark.dataset, preprocessing, offline):
+            data = open_data(benchmark.dataset, offline, preprocessing, numbering)
+        few = opened.read(tuple(data.digests)[:FEW])
         batch = session.to_input_space(few)
         check_training_images(benchmark, loaded, data.pixels)
         with reproducible():
@@ -138,7 +142,13 @@ def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, o
         batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
+        class_names=class_names(loaded),
     )
+
+
+def class_names(loaded: Scorable) -> tuple[str, ...]:
+    """Return the names of the classes as a fitted model numbers them; empty where it has none."""
+    return loaded.training.class_names if loaded.training else ()
 
 
 def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from harness.api.dataset import Source
 from harness.api.records import AS_STORED, Batch, Preprocessing
@@ -25,14 +25,16 @@ class ImageFileSource(Source):
         files: path of each file below ``root``.
         classes: label of each file, ≥ 0.
         preprocessing: resizing and cropping applied to every image.
+        class_names: name of each class, by number.
     """
 
-    concurrent: ClassVar[bool] = True
+    concurrent = True
 
     root: Path
     files: Sequence[str]
     classes: Sequence[int]
     preprocessing: Preprocessing = AS_STORED
+    class_names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
