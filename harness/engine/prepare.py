@@ -46,6 +46,7 @@ class PreparedModel:
         training: images that a part of the model is fitted on; None if nothing is fitted.
         shape: shape of an image with the model's preprocessing: c, h, w.
         trainable: number of parameters fitted on them, by method; "" stands for the steerings.
+        marks: flags of the other methods' rows, by method.
         failure: why the model cannot be scored; None if it can.
     """
 
@@ -56,6 +57,7 @@ class PreparedModel:
     training: Data | None = None
     shape: tuple[int, ...] = ()
     trainable: Mapping[str, int] = field(default_factory=dict)
+    marks: Mapping[str, Collection[str]] = field(default_factory=dict)
     failure: ModelError | None = None
 
     @property
@@ -116,13 +118,14 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
             if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
                 TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
+            marks = {method: loaded.marks(method) for method in model.adaptations}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
         return PreparedModel(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
     passes = passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests))
     task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes)
-    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
+    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable, marks)
 
 
 def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, offline: bool) -> Task:

@@ -65,8 +65,9 @@ def entry(
         marks |= flags.of_training(prepared_model.training.pixels, data.pixels)
     search = scored.course
     assert isinstance(search, GuidedSearch)
+    own = {steering: set(prepared_model.marks.get(steering.method, ())) for steering in search.steerings}
     scores = [
-        _compared(_score(scored, search, steering, benchmark.replay_points, marks), published)
+        _compared(_score(scored, search, steering, benchmark.replay_points, marks | own[steering]), published)
         for steering in search.steerings
     ]
     headline = _headline(benchmark, scores, data, training_scores)

@@ -53,6 +53,10 @@ MEANING = {
         "Not every activation is steered: some are of another kind, or are not registered modules; CT as published "
         "reaches ReLU-like activations only (Hu et al. 2025, arXiv 2502.07783)."
     ),
+    "lora_partial": (
+        "LoRA leaves out layers of the backbone: merged into them, it would be another network than was trained "
+        "(padding with other than zeros, dilation, a weight that is shared or computed in a hook)."
+    ),
     "unlike_published": (
         "The untouched network's clean accuracy is further from the published one than chance explains: other weights, "
         "another preprocessing or other images than it was published for (Croce et al. 2021, arXiv 2010.09670)."

@@ -21,7 +21,7 @@ from harness.api.records import BASELINE, Coverage, FamilyName, Sites, Steering,
 from harness.api.work import SCORING_VERSION
 from harness.curvature.steering import coverage_of, steered_network
 from harness.errors import ModelError
-from harness.transfer import finetuning, linear_probe
+from harness.transfer import finetuning, linear_probe, lora
 from harness.transfer.backbone import FeatureExtractor
 from harness.transfer.finetuning import FORWARD_BATCH, LabelledImages
 from harness.transfer.linear_probe import LinearProbe
@@ -34,7 +34,7 @@ from harness.util.hashing import sha256, sha256_of_weights
 if TYPE_CHECKING:
     from harness.api.dataset import Source
 
-FORMAT = 1
+FORMAT = 2
 """Part of every cache key: raised when a change of the code could change the cached arrays."""
 
 
@@ -125,8 +125,20 @@ class Transferred:
         """Return the number of weights and biases of the probe, and of what another method trains beside it."""
         start = ProbeNetwork(self.body, self._head(self._blank_probe()))
         if method:
-            return finetuning.count_trainable(method, start)
+            return finetuning.count_trained(method, start, self._few)
         return sum(parameter.numel() for parameter in start.head.parameters())
+
+    def marks(self, method: str = "") -> set[str]:
+        """Return ``lora_partial`` where LoRA leaves out layers that it cannot be merged into; see `Scorable.marks`."""
+        if not method.startswith("lora"):
+            return set()
+        taken = lora.mergeable(self.body, finetuning.rank_of(method), self._few)
+        return {"lora_partial"} if len(taken) < len(lora.candidates(self.body)) else set()
+
+    @property
+    def _few(self) -> Tensor:
+        """A few training images."""
+        return self._images(range(min(finetuning.FEW, len(self.training.labels))))[0]
 
     def _blank_probe(self) -> LinearProbe:
         """Return a probe of the right shape, without fitting one: that is for a worker, on its device."""
@@ -223,7 +235,7 @@ class Transferred:
             network = finetuning.adapt(steering.method, fit_probe, images, self._tuning)
             return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
-        method = [finetuning.peft_version(steering.method), self._tuning.model_dump(mode="json")]
+        method = [lora.peft_version(steering.method), self._tuning.model_dump(mode="json")]
         weights = self._cached([steering.identity(), *self._settings, *method], compute)
         network = copy.deepcopy(fit_probe(None))
         network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})

@@ -60,9 +60,9 @@ def test_a_test_set_without_the_first_class_is_scored_by_name(tmp_path: Path) ->
 
 
 def test_a_class_that_was_not_trained_is_refused_by_name(tmp_path: Path) -> None:
-    [row] = run(tmp_path, [5, 6, 7], [6, 4, 3]).itertuples()
-    assert row.status.startswith("failed: dataset: it has images of class '")
-    assert "Classes of dataset alone: 4, 3; classes of train: 5, 6, 7" in row.status
+    [status] = run(tmp_path, [5, 6, 7], [6, 4, 3])["status"].tolist()
+    assert status.startswith("failed: dataset: it has images of class '")
+    assert "Classes of dataset alone: 4, 3; classes of train: 5, 6, 7" in status
 
 
 def test_doctor_sees_both_beforehand(tmp_path: Path) -> None:
