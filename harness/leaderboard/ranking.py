@@ -14,6 +14,7 @@ from harness.analysis.statistics import Paired, holm, interval, paired
 from harness.api.records import Steering
 from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK
 from harness.leaderboard.scores import Headline, ModelEntry, Score
+from harness.util.text import cleaned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,5 +139,5 @@ def _short(steering: Steering) -> str:
 
 def _failed(entry: ModelEntry) -> list[Columns]:
     """The one row of a model without a score, with the reason."""
-    reason = " ".join(f"{FAILED}: {entry.failure}".split())
+    reason = " ".join(cleaned(f"{FAILED}: {entry.failure}").split())
     return [{**entry.shared, "status": reason, "flags": entry.flag or ""}]
