@@ -60,6 +60,7 @@ def entry(
         return ModelEntry(shared, failure=str(failure), flag=failure.flag if failure else None)
     shared |= {"weights_sha256": scored.task.weights_sha256, "fitted_from": "", "train": ""}
     marks = flags.of_coverage(coverage, benchmark.steering.family) | flags.of_protocol(benchmark.protocol)
+    marks |= flags.of_images(len(data.pixels), len(data.digests))
     if prepared_model.training is not None:
         shared |= {"fitted_from": scored.task.weights_sha256, "train": prepared_model.model.trained_how}
         marks |= flags.of_training(prepared_model.training.pixels, data.pixels)
