@@ -134,8 +134,8 @@ def _unavailable(error: Exception, path: str, directory: Path, offline: bool, by
     if offline:
         cache = datasets.config.HF_DATASETS_CACHE
         return DataMissing(
-            f"{path}: no such directory, not in the cache {cache}, and offline nothing is downloaded; run once without "
-            f"--offline, or {by_hand}"
+            f"{path}: no such directory, not in the cache {cache}, and offline nothing is downloaded ({why}); run once "
+            f"without --offline, or {by_hand}"
         )
     return DataError(f"https://huggingface.co/datasets/{path}: it cannot be downloaded ({why}); {by_hand}")
 

@@ -192,9 +192,20 @@ class Transferred:
         def compute() -> CachedArrays:
             network = self._steered_backbone(steering)
             batches = batched(range(len(self.training.labels)), FORWARD_BATCH)
-            return {"features": np.concatenate([network(self._images(batch)[0]).cpu().numpy() for batch in batches])}
+            features = np.concatenate([network(self._images(batch)[0]).cpu().numpy() for batch in batches])
+            self._check_finite(features, steering)
+            return {"features": features}
 
         return self._cached(["features", steering.identity()], compute)["features"]
+
+    def _check_finite(self, features: np.ndarray, steering: Steering) -> None:
+        unusable = ~np.isfinite(features).all(1)
+        if unusable.any():
+            raise ModelError(
+                f"its features at β = {steering.beta:g} are NaN or infinite on {unusable.sum()} of {len(features)} "
+                f"training images, first on image {self._training_set.indices[int(unusable.argmax())]}; look at that "
+                "image, at its weights and at its normalisation (mean, std)"
+            )
 
     def _fitted_arrays(self, steering: Steering) -> CachedArrays:
         """Return the probe on the features of a steering as arrays, with its out-of-fold outcomes; computed once."""

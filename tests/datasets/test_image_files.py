@@ -20,7 +20,7 @@ from harness.api.records import AS_STORED, Preprocessing
 from harness.api.registry import build
 from harness.datasets.image_folder import ImageFolder
 from harness.datasets.imagenet import ImageNet
-from harness.datasets.sources.image_files import ImageFileSource, read_image, square
+from harness.datasets.sources.image_files import ImageFileSource, decode, read_image, square
 from harness.errors import DataError, DataMissing, SpecError
 from harness.models.robustbench import RobustBench, import_robustbench
 from harness.testing import DatasetContract
@@ -324,3 +324,11 @@ def test_other_modes_are_read_as_before(tmp_path: Path, mode: str) -> None:
     with Image.open(path) as opened:
         expected = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
     assert np.array_equal((read_image(path, AS_STORED) * 255).round().numpy(), expected)
+
+
+def test_what_the_system_says_of_a_file_is_no_damage(tmp_path: Path) -> None:
+    def refused() -> Image.Image:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "a.png"))
+
+    with pytest.raises(DataError, match=r"^a\.png: cannot be read \(Permission denied\); fix that"):
+        decode(refused, "a.png", AS_STORED)

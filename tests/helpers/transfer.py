@@ -59,6 +59,23 @@ def counted() -> nn.Module:
     return _Counted()
 
 
+class _Overflowing(nn.Module):
+    """Has infinite features for the eighth image of `toy_images`, and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.threshold = toy(), float(toy_images(60, seed=0)[0][7, 0, 0, 0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.where(x[:, :1, :1, :1] == self.threshold, torch.inf, 1.0)
+        logits: torch.Tensor = self.network(x * scale)
+        return logits
+
+
+def overflowing() -> nn.Module:
+    return _Overflowing()
+
+
 class _Forked(nn.Module):
     """Has two layers that can be its classifier: whatever is wider is its answer."""
 

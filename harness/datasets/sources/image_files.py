@@ -104,9 +104,16 @@ def decode(open_image: Callable[[], Image], where: str, preprocessing: Preproces
     except FileNotFoundError as error:
         raise DataMissing(f"{error.filename or where}: no such image; unpack or copy the dataset again") from error
     except Exception as error:  # by format Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        raise DataError(f"{where}: not an image, or damaged ({error}); copy the file again") from error
+        raise _unreadable(where, error) from error
     image: Tensor = _transform(preprocessing)(rgb)
     return image
+
+
+def _unreadable(where: str, error: Exception) -> DataError:
+    """Return the error to be raised for an image: the system's where it has one, such as a missing permission."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"{where}: cannot be read ({error.strerror}); fix that, and run again")
+    return DataError(f"{where}: not an image, or damaged ({error}); copy the file again")
 
 
 def _rgb(image: Image, where: str) -> Image:
