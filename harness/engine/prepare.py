@@ -6,7 +6,7 @@ machine that starts a run may have no GPU, and a GPU may be for its worker alone
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining
@@ -21,7 +21,7 @@ from harness.engine.images import open_data, scored_source, source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.engine.verification import logits
-from harness.errors import HarnessError, ModelError, SpecError
+from harness.errors import HarnessError, MethodError, ModelError, SpecError
 from harness.scheduling.grid import grid
 
 MAX_OVERLAP = 0.01
@@ -47,6 +47,7 @@ class PreparedModel:
         shape: shape of an image with the model's preprocessing: c, h, w.
         trainable: number of parameters fitted on them, by method; "" stands for the steerings.
         marks: flags of the other methods' rows, by method.
+        lost: errors of the other methods that fail, by method.
         failure: why the model cannot be scored; None if it can.
     """
 
@@ -58,6 +59,7 @@ class PreparedModel:
     shape: tuple[int, ...] = ()
     trainable: Mapping[str, int] = field(default_factory=dict)
     marks: Mapping[str, Collection[str]] = field(default_factory=dict)
+    lost: Mapping[str, ModelError] = field(default_factory=dict)
     failure: ModelError | None = None
 
     @property
@@ -117,15 +119,26 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
             if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
                 TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
-            trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
-            marks = {method: loaded.marks(method) for method in model.adaptations}
+            trainable, lost = trainable_parameters(loaded, model.adaptations)
+            marks = {method: loaded.marks(method) for method in trainable}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
         return PreparedModel(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
     passes = passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests))
     task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes)
-    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable, marks)
+    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable, marks, lost)
+
+
+def trainable_parameters(loaded: Scorable, methods: Sequence[str]) -> tuple[dict[str, int], dict[str, ModelError]]:
+    """Return the numbers of fitted parameters by method, "" for the steerings, and the errors of methods that fail."""
+    found, lost = {"": loaded.trainable_parameters()}, dict[str, ModelError]()
+    for method in methods:
+        try:
+            found[method] = loaded.trainable_parameters(method)
+        except MethodError as error:
+            lost[method] = error
+    return found, lost
 
 
 def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, offline: bool) -> Task:
@@ -169,8 +182,8 @@ def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:
 def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steering, ...]:
     """Return everything that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
     assert prepared.coverage is not None
-    asked = benchmark.steering
-    return grid(asked.beta, asked.c, asked.sites, asked.family, prepared.coverage.native, prepared.model.adaptations)
+    asked, methods = benchmark.steering, [one for one in prepared.model.adaptations if one not in prepared.lost]
+    return grid(asked.beta, asked.c, asked.sites, asked.family, prepared.coverage.native, methods)
 
 
 def check_enough_images(benchmark: Benchmark, n: int) -> None:

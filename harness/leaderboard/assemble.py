@@ -73,7 +73,8 @@ def entry(
     ]
     headline = _headline(benchmark, scores, data, training_scores)
     metric = METRICS[benchmark.dataset.target]
-    return ModelEntry(shared, scores, headline, coverage, prepared_model.trainable, metric)
+    lost = {**prepared_model.lost, **scored.lost}
+    return ModelEntry(shared, scores, headline, coverage, prepared_model.trainable, metric, lost=lost)
 
 
 def _threat(benchmark: Benchmark) -> dict[str, str]:

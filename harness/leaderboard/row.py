@@ -27,7 +27,7 @@ RowKind = Literal["baseline", "steered", "adapted", "bounded", "selected", "in_s
 - ``bounded``: pruned by the search; its accuracies are upper bounds;
 - ``selected``: the headline, its β chosen on other images than it is reported on;
 - ``in_sample``: a headline whose β was chosen on the images it is reported on: not to be trusted;
-- ``failed``: a model without a score.
+- ``failed``: a model, or another method of adapting one, without a score.
 """
 
 OK, BOUNDED, SELECTED, IN_SAMPLE, FAILED = "ok", "bounded", "selected", "in-sample", "failed"
@@ -224,8 +224,8 @@ def attack_runs(rows: Iterable[LeaderboardRow]) -> float | None:
 
 
 def failures_of(rows: Iterable[LeaderboardRow]) -> dict[str, str]:
-    """Return the models that were not scored, each with its reason."""
-    return {row.model: row.failure for row in rows if row.kind == "failed"}
+    """Return the models, and methods of adapting one, that were not scored, each with its reason."""
+    return {f"{row.model} {row.method}".strip(): row.failure for row in rows if row.kind == "failed"}
 
 
 def baseline_of(rows: Sequence[LeaderboardRow]) -> LeaderboardRow:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from harness.api.model import NO_NORMALISATION, Scorable
 from harness.api.records import BASELINE, Coverage, FamilyName, Sites, Steering, Target
 from harness.api.work import SCORING_VERSION
 from harness.curvature.steering import coverage_of, steered_network
-from harness.errors import ModelError
+from harness.errors import HarnessError, MethodError, ModelError
 from harness.transfer import finetuning, linear_probe, lora
 from harness.transfer.backbone import FeatureExtractor
 from harness.transfer.finetuning import FORWARD_BATCH, LabelledImages
@@ -29,6 +30,7 @@ from harness.transfer.probe_network import Head, ProbeNetwork
 from harness.transfer.settings import Probing, Tuning
 from harness.util.batching import batched
 from harness.util.cache import CachedArrays, cached
+from harness.util.device_errors import raise_of_device
 from harness.util.hashing import sha256, sha256_of_weights
 
 if TYPE_CHECKING:
@@ -61,6 +63,21 @@ class TrainingSet:
     def indices(self) -> tuple[int, ...]:
         """Indices of the chosen images in the dataset."""
         return tuple(self.data.digests)
+
+
+@contextmanager
+def _alone(method: str) -> Iterator[None]:
+    """Let whatever a method of adapting a model raises be the failure of this method alone.
+
+    Raises:
+        MethodError: in place of the error that was raised, unless it is the device's.
+    """
+    try:
+        yield
+    except Exception as error:  # a backward pass, or peft, may raise anything
+        raise_of_device(error)
+        told = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+        raise MethodError(told, method) from error
 
 
 class Transferred:
@@ -104,7 +121,8 @@ class Transferred:
 
     def _build(self, steering: Steering) -> nn.Module:
         if steering.method:
-            return self._adapted(steering)
+            with _alone(steering.method):
+                return self._adapted(steering)
         return ProbeNetwork(self._steered_backbone(steering), self._head(self._probe(self._probe_steering(steering))))
 
     def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -125,7 +143,8 @@ class Transferred:
         """Return the number of weights and biases of the probe, and of what another method trains beside it."""
         start = ProbeNetwork(self.body, self._head(self._blank_probe()))
         if method:
-            return finetuning.count_trained(method, start, self._few)
+            with _alone(method):
+                return finetuning.count_trained(method, start, self._few)
         return sum(parameter.numel() for parameter in start.head.parameters())
 
     def marks(self, method: str = "") -> set[str]:
