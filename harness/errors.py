@@ -9,6 +9,7 @@ A message says what was expected, what was found, where, and what to do.
     ├── ModelError             one model; the others are still scored
     │   ├── NothingToSteer
     │   ├── IncompleteSteering
+    │   ├── MethodError        one method of adapting a model; its other rows are still scored
     │   └── InvalidAdversary
     ├── DeviceLost             a device, in one process; another one goes on
     ├── LedgerError            the results under ``runs``
@@ -56,6 +57,22 @@ class NothingToSteer(ModelError):
 
 class IncompleteSteering(ModelError):
     """An activation escapes the steering, so a score would be that of a partly steered network."""
+
+
+class MethodError(ModelError):
+    """One method of adapting a model fails, such as LoRA. The method's row says ``failed``; the others are scored.
+
+    Args:
+        message: what was expected, what was found, and what to do.
+        method: the method, ``lora-4``.
+    """
+
+    def __init__(self, message: str, method: str) -> None:
+        super().__init__(message)
+        self.method = method
+
+    def __reduce__(self) -> tuple[type[MethodError], tuple[str, str]]:
+        return type(self), (str(self), self.method)
 
 
 class InvalidAdversary(ModelError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -120,8 +120,12 @@ class Dataset(Part):
 class Source(ABC):
     """Images that can be read by number."""
 
-    concurrent: ClassVar[bool] = False
+    concurrent: bool = False
     """True if several threads may call `read` at once. It is worth it where images are decoded."""
+
+    class_names: Sequence[str] | None = None
+    """Name of each class, by number; None where classes have numbers alone. Images that a model is fitted on and images
+    that it is scored on are matched by these names."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -149,11 +153,13 @@ class Data:
         digests: a hash of each image's pixels and label, by image number, in the order of the images.
         labels: int [n] of classes, int [n, k] of attributes, or float [n, k] of values.
         pixels: hashes of the pixels alone.
+        class_names: name of each class, by number; empty where classes have numbers alone.
     """
 
     digests: Mapping[int, str]
     labels: np.ndarray
     pixels: frozenset[str] = frozenset()
+    class_names: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:

@@ -148,6 +148,13 @@ class Scorable(Protocol):
             method: another way to adapt the model; empty for a steering.
         """
 
+    def marks(self, method: str = "") -> set[str]:
+        """Return the flags of a row of another way to adapt the model; see `harness.leaderboard.flags`.
+
+        Args:
+            method: another way to adapt the model; empty for a steering.
+        """
+
     def fitted(self, steering: Steering) -> dict[str, str]:
         """Return ``weights_sha256`` of the network to score, fitted part included; empty if nothing is fitted."""
 

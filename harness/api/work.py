@@ -40,6 +40,8 @@ class Task:
             None to measure what is fastest. A matter of speed alone.
         normalised: whether images are normalised before they are attacked; see `harness.config.protocol`.
         recipe: description of how a part is fitted; see `harness.api.model.Scorable.recipe`.
+        class_names: names of the classes as the model numbers them; empty for the dataset's own numbers. No part of the
+            identity, since an image's digest covers its label.
         passes: about the passes that the whole run makes through a network of the model, by which ``compile: auto``
             decides.
         pace: seconds that an image took to be classified when the model was tried on the CPU; 0 if it was not.
@@ -59,6 +61,7 @@ class Task:
     batch_size: int | None = None
     normalised: bool = False
     recipe: str = ""
+    class_names: tuple[str, ...] = ()
     passes: float = 0
     pace: float = 0
 

@@ -26,6 +26,7 @@ from harness.engine.prepare import check_enough_images, passes_of_a_run
 from harness.engine.provenance import provenance
 from harness.engine.session import model_session
 from harness.errors import ModelError, SpecError
+from harness.leaderboard import flags
 from harness.util.foreign import ANYTHING
 from harness.util.gpus import gpus_of, visible_gpus
 
@@ -127,7 +128,7 @@ def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Findi
         check_enough_images(benchmark, len(chosen))
         number = min(IMAGES, len(chosen))
         few = tuple(chosen[position * len(chosen) // number] for position in range(number))
-        open_data(dataset.model_copy(update={"n": None, "per_class": None, "indices": few}), True, preprocessing)
+        read = open_data(dataset.model_copy(update={"n": None, "per_class": None, "indices": few}), True, preprocessing)
         batch = opened.read(few)
     except ANYTHING as error:  # also what a library raises on a damaged file
         yield problem("data", dataset.label, error)
@@ -143,7 +144,11 @@ def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Findi
         labels = f"{batch.y.shape[1]} {dataset.target} each"
     shape = "×".join(map(str, batch.x.shape[1:]))
     text = f"{len(chosen)} images of {shape}; {len(few)} were read, with {labels}"
-    yield Finding("data", dataset.label, "ok", text)
+    if flags.of_images(len(read.pixels), len(few)):
+        text += f", but only {len(read.pixels)} are different pixel by pixel"
+        yield Finding("data", dataset.label, "warning", text, "look at the images, and drop the repetitions")
+    else:
+        yield Finding("data", dataset.label, "ok", text)
     return batch, len(chosen)
 
 

@@ -19,9 +19,9 @@ from harness.checks.findings import Finding, problem
 from harness.checks.measurement import measure
 from harness.config.benchmark import Benchmark, Full
 from harness.engine.computation import Computation
-from harness.engine.images import of_pixels
+from harness.engine.images import of_pixels, scored_source
 from harness.engine.numerics import reproducible
-from harness.engine.prepare import check_training_images, task_of
+from harness.engine.prepare import check_training_images, class_names, task_of
 from harness.engine.session import OTHER_EACH_TIME, ModelSession, model_session
 from harness.engine.verification import logits, verify
 from harness.errors import ModelError
@@ -79,6 +79,9 @@ def check_model(
                 return findings, None
             check = "training"
             check_training_images(benchmark, session.loaded, {of_pixels(x) for x in images.x.numpy()})
+            preprocessing, numbering = model.preprocessing(offline=True), class_names(session.loaded)
+            opened = scored_source(benchmark.dataset, preprocessing, True, numbering)
+            images = opened.read(tuple(images.indices.tolist()))
             batch, check = session.to_input_space(images.to(device)), "clean"
             session.to_channels_last(batch.x[:1])
             scores = logits(session.loaded.network, batch.x)

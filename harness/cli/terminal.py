@@ -73,7 +73,7 @@ def price(rows: Sequence[LeaderboardRow]) -> str | None:
     runs = attack_runs(rows)
     if runs is None:
         return None
-    steerings = sum(not row.is_headline for row in rows)
+    steerings = sum(not row.is_headline and row.kind != "failed" for row in rows)
     name = "AutoAttack" if rows[0].attack in ("standard", "plus", "rand") else "attack"
     return f"{steerings} steerings for the price of {runs:.1f} {name} runs"
 

@@ -59,7 +59,8 @@ class Digits(Dataset):
             chosen = chosen[np.isin(labels[chosen], self.classes)]
             labels = np.array([self.classes.index(label) if label in self.classes else -1 for label in labels])
         greys = pixels[chosen].reshape(-1, 1, 8, 8)
-        return ArraySource(greys / 16, labels[chosen])  # sixteenths: exact in float32
+        names = [str(digit) for digit in self.classes or range(10)]
+        return ArraySource(greys / 16, labels[chosen], names)  # sixteenths: exact in float32
 
 
 def _read() -> tuple[np.ndarray, np.ndarray]:

@@ -95,7 +95,9 @@ def read(dataset: HuggingFace, offline: bool, by_hand: str) -> LazySource:
     )
     images = rows.select_columns([dataset.image_column]).cast_column(dataset.image_column, datasets.Image())
     where = f"{dataset.path} ({dataset.split})"
-    return LazySource(lambda index: images[index][dataset.image_column], y, where, square(dataset.size))
+    kind_of_label = rows.features[dataset.label_column]
+    names = kind_of_label.names if isinstance(kind_of_label, datasets.ClassLabel) else None
+    return LazySource(lambda index: images[index][dataset.image_column], y, where, square(dataset.size), names)
 
 
 def _load_split(dataset: HuggingFace, offline: bool, by_hand: str) -> Any:
@@ -132,8 +134,8 @@ def _unavailable(error: Exception, path: str, directory: Path, offline: bool, by
     if offline:
         cache = datasets.config.HF_DATASETS_CACHE
         return DataMissing(
-            f"{path}: no such directory, not in the cache {cache}, and offline nothing is downloaded; run once without "
-            f"--offline, or {by_hand}"
+            f"{path}: no such directory, not in the cache {cache}, and offline nothing is downloaded ({why}); run once "
+            f"without --offline, or {by_hand}"
         )
     return DataError(f"https://huggingface.co/datasets/{path}: it cannot be downloaded ({why}); {by_hand}")
 

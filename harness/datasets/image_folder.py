@@ -41,9 +41,10 @@ class ImageFolder(Dataset):
         if not root.is_dir():
             raise DataMissing(f"dataset.root: no directory {root}; give one that holds a folder for each class")
         try:
-            samples = datasets.ImageFolder(str(root)).samples
+            folder = datasets.ImageFolder(str(root))
         except FileNotFoundError as error:  # no class folder, or one without an image
             why = " ".join(str(error).split())
             raise DataError(f"{root}: {why} Expected a folder of images for each class in it") from error
-        files = [Path(file).relative_to(root).as_posix() for file, _ in samples]
-        return ImageFileSource(root, files, [label for _, label in samples], square(self.size))
+        files = [Path(file).relative_to(root).as_posix() for file, _ in folder.samples]
+        labels = [label for _, label in folder.samples]
+        return ImageFileSource(root, files, labels, square(self.size), folder.classes)

@@ -56,7 +56,7 @@ class ImageNet(Dataset):
         if files is None:
             files = _all_files(val, classes)
         labels = [classes[Path(file).parts[0]] for file in files]
-        return ImageFileSource(val, files, labels, square(self.size))
+        return ImageFileSource(val, files, labels, square(self.size), sorted(classes, key=lambda name: classes[name]))
 
 
 def _helper(name: str) -> Path:

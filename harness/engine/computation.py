@@ -14,7 +14,7 @@ from harness.api.records import Batch, Steering
 from harness.api.trial import Trial
 from harness.api.work import Portion, Task
 from harness.engine.fixed_width import FixedWidth, if_it_fits
-from harness.engine.images import PIECE, ImageCache, source
+from harness.engine.images import PIECE, ImageCache, scored_source
 from harness.engine.numerics import resolve
 from harness.engine.session import Lane, ModelSession, NoNetwork, model_session
 from harness.engine.verification import logits
@@ -49,9 +49,9 @@ class Computation:
         task = replace(self.portion.task, device=self.device)
         self.portion = replace(self.portion, task=task)
         self.session = _session(task, self.device)
-        where = (task.dataset, task.preprocessing)
+        where = (task.dataset, task.preprocessing, task.class_names)
         if where not in self.session.images:
-            opened = source(task.dataset, task.preprocessing, task.offline)
+            opened = scored_source(task.dataset, task.preprocessing, task.offline, task.class_names)
             self.session.images[where] = ImageCache(opened, self.readers)
         self.images = self.session.images[where]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.api.dataset import Data, Dataset, Source
 from harness.api.records import AS_STORED, Batch, Preprocessing, Target
+from harness.engine.class_names import numbered_as
 from harness.engine.numerics import one_thread
 from harness.errors import DataError
 from harness.util.batching import batched
@@ -33,20 +34,29 @@ def source(dataset: Dataset, preprocessing: Preprocessing, offline: bool) -> Sou
     return dataset.open(offline=offline).prepared(preprocessing)
 
 
-def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS_STORED) -> Data:
+def scored_source(
+    dataset: Dataset, preprocessing: Preprocessing, offline: bool, class_names: tuple[str, ...]
+) -> Source:
+    """Open ``dataset``, with its classes numbered as in ``class_names``; see `numbered_as`."""
+    return numbered_as(source(dataset, preprocessing, offline), class_names)
+
+
+def open_data(
+    dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS_STORED, class_names: tuple[str, ...] = ()
+) -> Data:
     """Read all chosen images and hash them.
 
     Args:
         dataset: the dataset, with the subset that the benchmark chooses.
         offline: whether to refuse every download.
         preprocessing: resizing and cropping that the model wants; part of what is hashed.
+        class_names: names of the classes as the model numbers them; empty for the dataset's own numbers.
 
     Raises:
         DataError: the images are missing, or not float32 in [0, 1] with labels of the dataset's target.
     """
-    opened = source(dataset, preprocessing, offline)
-
-    chosen = dataset.chosen(opened)
+    opened = scored_source(dataset, preprocessing, offline, class_names)
+    chosen = dataset.chosen(source(dataset, preprocessing, offline))
 
     def identify(batch: Batch) -> tuple[list[str], np.ndarray, list[str]]:
         _check(batch, dataset)
@@ -56,7 +66,8 @@ def open_data(dataset: Dataset, offline: bool, preprocessing: Preprocessing = AS
     with one_thread():  # of torch, since there are several of ours
         digests, labels, pixels = zip(*in_pieces(opened, chosen, identify, readers()), strict=True)
     names = dict(zip(chosen, chain.from_iterable(digests), strict=True))
-    return Data(names, np.concatenate(labels), frozenset(chain.from_iterable(pixels)))
+    numbered = tuple(opened.class_names or ()) if dataset.target == "class" else ()
+    return Data(names, np.concatenate(labels), frozenset(chain.from_iterable(pixels)), numbered)
 
 
 def in_pieces(opened: Source, numbers: Sequence[int], work: Callable[[Batch], R], threads: int) -> list[R]:

@@ -7,7 +7,7 @@ machine that starts a run may have no GPU, and a GPU may be for its worker alone
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -20,11 +20,11 @@ from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.apart import apart
-from harness.engine.images import open_data, source
+from harness.engine.images import open_data, scored_source, source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.engine.verification import logits
-from harness.errors import HarnessError, ModelError, SpecError
+from harness.errors import HarnessError, MethodError, ModelError, SpecError
 from harness.scheduling.grid import grid
 from harness.util.foreign import ANYTHING, told
 
@@ -50,6 +50,8 @@ class PreparedModel:
         training: images that a part of the model is fitted on; None if nothing is fitted.
         shape: shape of an image with the model's preprocessing: c, h, w.
         trainable: number of parameters fitted on them, by method; "" stands for the steerings.
+        marks: flags of the other methods' rows, by method.
+        lost: errors of the other methods that fail, by method.
         failure: why the model cannot be scored; None if it can.
     """
 
@@ -60,6 +62,8 @@ class PreparedModel:
     training: Data | None = None
     shape: tuple[int, ...] = ()
     trainable: Mapping[str, int] = field(default_factory=dict)
+    marks: Mapping[str, Collection[str]] = field(default_factory=dict)
+    lost: Mapping[str, ModelError] = field(default_factory=dict)
     failure: ModelError | None = None
 
     @property
@@ -96,7 +100,7 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
                 made = call(model.label, prepare_model, benchmark, model, data, device, offline)
             except ModelError as error:
                 made = PreparedModel(model, failure=error)
-            prepared.append(replace(made, model=model, data=data))
+            prepared.append(replace(made, model=model, data=made.data or data))  # it may number the classes itself
     return prepared
 
 
@@ -114,7 +118,11 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         session = model_session(model, "cpu", offline, benchmark.normalised)
         loaded = session.loaded
         preprocessing = model.preprocessing(offline=offline)
-        few = source(benchmark.dataset, preprocessing, offline).read(tuple(data.digests)[:FEW])
+        numbering = class_names(loaded)
+        opened = scored_source(benchmark.dataset, preprocessing, offline, numbering)
+        if opened is not source(benchmark.dataset, preprocessing, offline):
+            data = open_data(benchmark.dataset, offline, preprocessing, numbering)
+        few = opened.read(tuple(data.digests)[:FEW])
         batch = session.to_input_space(few)
         check_training_images(benchmark, loaded, data.pixels)
         with reproducible():
@@ -125,14 +133,26 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
                 began = perf_counter()
                 TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
                 pace = (perf_counter() - began) / len(batch)
-            trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
+            trainable, lost = trainable_parameters(loaded, model.adaptations)
+            marks = {method: loaded.marks(method) for method in trainable}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except ANYTHING as error:  # whatever a network raises on its first images
         return PreparedModel(model, data, failure=ModelError(f"cannot be run: {told(error)}"))
     passes = passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests))
     task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes, pace=pace)
-    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
+    return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable, marks, lost)
+
+
+def trainable_parameters(loaded: Scorable, methods: Sequence[str]) -> tuple[dict[str, int], dict[str, ModelError]]:
+    """Return the numbers of fitted parameters by method, "" for the steerings, and the errors of methods that fail."""
+    found, lost = {"": loaded.trainable_parameters()}, dict[str, ModelError]()
+    for method in methods:
+        try:
+            found[method] = loaded.trainable_parameters(method)
+        except MethodError as error:
+            lost[method] = error
+    return found, lost
 
 
 def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, offline: bool) -> Task:
@@ -152,7 +172,13 @@ def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, o
         batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
+        class_names=class_names(loaded),
     )
+
+
+def class_names(loaded: Scorable) -> tuple[str, ...]:
+    """Return the names of the classes as a fitted model numbers them; empty where it has none."""
+    return loaded.training.class_names if loaded.training else ()
 
 
 def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:
@@ -170,8 +196,8 @@ def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:
 def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steering, ...]:
     """Return everything that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
     assert prepared.coverage is not None
-    asked = benchmark.steering
-    return grid(asked.beta, asked.c, asked.sites, asked.family, prepared.coverage.native, prepared.model.adaptations)
+    asked, methods = benchmark.steering, [one for one in prepared.model.adaptations if one not in prepared.lost]
+    return grid(asked.beta, asked.c, asked.sites, asked.family, prepared.coverage.native, methods)
 
 
 def check_enough_images(benchmark: Benchmark, n: int) -> None:

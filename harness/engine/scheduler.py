@@ -15,7 +15,7 @@ from harness.api.records import Steering
 from harness.api.trial import INDIVISIBLE, REPLAY, Attempt, Cost, Trial, by_steering
 from harness.api.work import Portion, Report, Task
 from harness.engine.ledger import Ledger, Stored
-from harness.errors import HarnessError, LedgerError, ModelError
+from harness.errors import HarnessError, LedgerError, MethodError, ModelError
 from harness.scheduling.course import Course
 from harness.scheduling.guided import GuidedSearch
 from harness.util.batching import grouped
@@ -73,6 +73,7 @@ class ModelRun:
         digests: hash of each image by its number.
         shape: shape of an image: c, h, w.
         tallies: costs of the trials that the course has asked for, by steering.
+        lost: errors of the other methods that have failed, by method.
     """
 
     task: Task
@@ -80,6 +81,7 @@ class ModelRun:
     digests: Mapping[int, str]
     shape: tuple[int, ...]
     tallies: dict[Steering, Tally] = field(default_factory=dict)
+    lost: dict[str, ModelError] = field(default_factory=dict)
     asked: list[Trial] = field(default_factory=list)
     missing: set[Trial] = field(default_factory=set)
     done: bool = False
@@ -137,16 +139,19 @@ class Scheduler:
                 self._submit(*queue.popleft(), events)
                 in_flight += 1
             run, portion, event = events.get()
+            restarted = False
             if isinstance(event, Future):
                 in_flight -= 1
-                self._check(run, portion, event)
+                restarted = self._check(run, portion, event)
             else:
                 self._record(run, event)
                 left = sum(other.course.remaining() for other in runs if not other.done)
                 self.listener.advanced(run.task.label, event, left)
-            if run.done:
+            if run.done or restarted:
                 queue = deque(pair for pair in queue if pair[0] is not run)
-            elif not run.missing:
+            if restarted:
+                queue.extendleft(reversed(self._next_round(run)))
+            elif not run.done and not run.missing:
                 self._tell(run)
                 queue.extendleft(reversed(self._next_round(run)))  # a worker goes on with the model it has loaded
         for run in runs:
@@ -218,11 +223,17 @@ class Scheduler:
                 run.missing.discard(result.trial)
         self.ledger.commit()
 
-    def _check(self, run: ModelRun, portion: Portion, future: Future[None]) -> None:
-        """Fail the model if a portion of it could not be computed."""
+    def _check(self, run: ModelRun, portion: Portion, future: Future[None]) -> bool:
+        """Fail the model, or one method of adapting it, if a portion could not be computed.
+
+        Returns:
+            Whether the course starts again, without that method.
+        """
         error = future.exception()
         if error is None:
-            return
+            return False
+        if isinstance(error, MethodError) and isinstance(run.course, GuidedSearch):
+            return not run.done and self._lose(run, error)
         if isinstance(error, LedgerError) or not isinstance(error, Exception):
             raise error
         if isinstance(error, ModelError):
@@ -231,6 +242,22 @@ class Scheduler:
             self._fail(run, ModelError(str(error)))
         else:  # whatever a network or an attack raises in the middle of a run
             self._fail(run, ModelError(f"stage {portion.stage}: {type(error).__name__}: {error}"))
+        return False
+
+    def _lose(self, run: ModelRun, error: MethodError) -> bool:
+        """Start a course again without a method that has failed, and return whether it was still in it.
+
+        What was computed is in the ledger, so that only the trials in flight are computed again, and the course asks
+        for what it would ask for had the method never been there.
+        """
+        if error.method in run.lost:
+            return False
+        assert isinstance(run.course, GuidedSearch)
+        run.course = run.course.without(error.method)
+        run.lost[error.method] = error
+        run.tallies, run.missing = {}, set()
+        self.listener.failed(f"{run.task.label} {error.method}", error)
+        return True
 
     def _fail(self, run: ModelRun, error: ModelError) -> None:
         run.done = True

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -114,14 +117,54 @@ class Slurm(ClusterExecutor):
         return submitter
 
 
+class EndOfJob(BaseException):
+    """Slurm is about to end this job.
+
+    It is no `Exception`, so that it is not taken for an error of the builder or the network that was running.
+
+    Args:
+        reason: submitit's error.
+    """
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
 def compute_in_job(portion: Portion, folder: Path) -> tuple[int, Answer]:
     """Compute ``portion``; leave its results in ``folder``, and return how many files there are and the last answer."""
     os.environ.update(environment(portion.task.device != "cpu", available_cores(), os.environ))
-    for number, answer in enumerate(answers(portion)):
-        if is_last(answer):
-            return number, answer
-        write_whole(_file(folder, number), packed(answer))
+    _raise_the_end_of_this_job()
+    number = 0
+    try:
+        for answer in answers(portion):
+            if is_last(answer):
+                return number, answer
+            write_whole(_file(folder, number), packed(answer))
+            number += 1
+    except EndOfJob as end:
+        return number, end.reason
     raise AssertionError("no last answer")
+
+
+def _raise_the_end_of_this_job() -> None:
+    """Raise `EndOfJob` where submitit's handler of Slurm's signal raises an error of its own."""
+    from submitit.core.job_environment import SignalHandler
+    from submitit.core.utils import UncompletedJobError
+
+    def raising(handler: Callable[..., object]) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            try:
+                handler(number, frame)
+            except UncompletedJobError as error:
+                raise EndOfJob(error) from error
+
+        return handle
+
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if callable(handler) and isinstance(getattr(handler, "__self__", None), SignalHandler):
+            signal.signal(number, raising(handler))
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -187,7 +187,7 @@ def _of_board(name: str, rows: Sequence[LeaderboardRow]) -> tuple[list[DatasetGa
 def _exclusion(row: LeaderboardRow) -> str:
     """Say why a row is not averaged; empty where it is."""
     if row.kind == "failed":
-        return f"{row.model} was not scored ({row.status})"
+        return f"{f'{row.model} {row.method}'.strip()} was not scored ({row.status})"
     if not row.metric.is_share:
         return f"{row.dataset} is measured in {row.metric.name}, which has no mean with accuracies"
     if row.kind == "in_sample":

@@ -60,18 +60,21 @@ def entry(
         return ModelEntry(shared, failure=str(failure), flag=failure.flag if failure else None)
     shared |= {"weights_sha256": scored.task.weights_sha256, "fitted_from": "", "train": ""}
     marks = flags.of_coverage(coverage, benchmark.steering.family) | flags.of_protocol(benchmark.protocol)
+    marks |= flags.of_images(len(data.pixels), len(data.digests))
     if prepared_model.training is not None:
         shared |= {"fitted_from": scored.task.weights_sha256, "train": prepared_model.model.trained_how}
         marks |= flags.of_training(prepared_model.training.pixels, data.pixels)
     search = scored.course
     assert isinstance(search, GuidedSearch)
+    own = {steering: set(prepared_model.marks.get(steering.method, ())) for steering in search.steerings}
     scores = [
-        _compared(_score(scored, search, steering, benchmark.replay_points, marks), published)
+        _compared(_score(scored, search, steering, benchmark.replay_points, marks | own[steering]), published)
         for steering in search.steerings
     ]
     headline = _headline(benchmark, scores, data, training_scores)
     metric = METRICS[benchmark.dataset.target]
-    return ModelEntry(shared, scores, headline, coverage, prepared_model.trainable, metric)
+    lost = {**prepared_model.lost, **scored.lost}
+    return ModelEntry(shared, scores, headline, coverage, prepared_model.trainable, metric, lost=lost)
 
 
 def _threat(benchmark: Benchmark) -> dict[str, str]:

@@ -53,6 +53,10 @@ MEANING = {
         "Not every activation is steered: some are of another kind, or are not registered modules; CT as published "
         "reaches ReLU-like activations only (Hu et al. 2025, arXiv 2502.07783)."
     ),
+    "lora_partial": (
+        "LoRA leaves out layers of the backbone: merged into them, it would be another network than was trained "
+        "(padding with other than zeros, dilation, a weight that is shared or computed in a hook)."
+    ),
     "unlike_published": (
         "The untouched network's clean accuracy is further from the published one than chance explains: other weights, "
         "another preprocessing or other images than it was published for (Croce et al. 2021, arXiv 2010.09670)."
@@ -60,6 +64,10 @@ MEANING = {
     "seen": (
         "A few of the scored images, at most 1 %, are among the training images too, pixel by pixel; official splits "
         "have such duplicates (Barz & Denzler 2020, arXiv 1902.00423)."
+    ),
+    "repeated": (
+        "More than 1 % of the scored images have the pixels of another one: they may not be read as they are stored, "
+        "and are fewer images than the interval and p count (Barz & Denzler 2020, arXiv 1902.00423)."
     ),
     "company": (
         "An image's answer depends on the other images of its batch (batch statistics, say), so that the accuracy is "
@@ -84,6 +92,9 @@ MEANING = {
 SQUARE_SHARE = 0.002
 """Share of the images that Square may take from the attacks before it without a flag, as in AutoAttack's own check."""
 
+REPEATED = 0.01
+"""Share of the images that may be repetitions of others without a flag, as in some official sets."""
+
 
 def explained(raised: Iterable[str]) -> dict[str, str]:
     """Return the flags that were raised, by name, with their meanings."""
@@ -93,6 +104,16 @@ def explained(raised: Iterable[str]) -> dict[str, str]:
 def of_training(training: Collection[str], scored: Collection[str]) -> set[str]:
     """Return ``seen`` where an image is both trained on and scored, by the hashes of its pixels."""
     return {"seen"} if set(training) & set(scored) else set()
+
+
+def of_images(distinct: int, n: int) -> set[str]:
+    """Return ``repeated`` where more than `REPEATED` of ``n`` scored images have the pixels of another one.
+
+    Args:
+        distinct: number of different images.
+        n: number of images.
+    """
+    return {"repeated"} if n - distinct > REPEATED * n else set()
 
 
 def of_weights(sha256: str) -> set[str]:

@@ -12,8 +12,10 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.selection import Scored, better
 from harness.analysis.statistics import Paired, holm, interval, paired
 from harness.api.records import Steering
+from harness.errors import ModelError
 from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK
 from harness.leaderboard.scores import Headline, ModelEntry, Score
+from harness.util.text import cleaned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +56,7 @@ def _scored(entry: ModelEntry) -> list[Columns]:
         }
         for rank, score in enumerate(ordered, start=1)
     ]
+    rows += [_lost(entry, method, error) for method, error in entry.lost.items()]
     return [_headline(entry, entry.headline, baseline), *rows] if entry.headline else rows
 
 
@@ -138,5 +141,14 @@ def _short(steering: Steering) -> str:
 
 def _failed(entry: ModelEntry) -> list[Columns]:
     """The one row of a model without a score, with the reason."""
-    reason = " ".join(f"{FAILED}: {entry.failure}".split())
-    return [{**entry.shared, "status": reason, "flags": entry.flag or ""}]
+    return [{**entry.shared, "status": _reason(entry.failure), "flags": entry.flag or ""}]
+
+
+def _lost(entry: ModelEntry, method: str, error: ModelError) -> Columns:
+    """The row of another method without a score, with the reason."""
+    shared = entry.shared | {"metric": entry.metric.name}
+    return shared | {"method": method, "status": _reason(error), "flags": error.flag or ""}
+
+
+def _reason(failure: object) -> str:
+    return " ".join(cleaned(f"{FAILED}: {failure}").split())

@@ -123,7 +123,7 @@ def _broken(row: LeaderboardRow, found: LeaderboardRow | None, fresh: Sequence[L
     """Say why a row cannot be compared at all: it vanished, or it is of something else."""
     if found is None:
         own = [other for other in fresh if other.model == row.model]
-        failures = [other.status for other in own if other.kind == "failed"]
+        failures = [other.status for other in own if other.kind == "failed" and other.method in ("", row.method)]
         return failures[0] if failures else "the row vanished" if own else "the model vanished"
     for column, words in (FITTED if row.fitted_from else HASHES).items():
         before, after = row.written(column), found.written(column)

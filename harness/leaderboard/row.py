@@ -1,7 +1,7 @@
 """One row of a leaderboard: its columns, their types and formats, and the kind of row it is.
 
 A new column is a new field of `LeaderboardRow`; its place among the fields is its place in the CSV. Text becomes typed
-values once, in `rows_of`; everything that reads a board reads these records.
+values once, in `rows_of`, without control characters; everything that reads a board reads these records.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, 
 from harness.analysis.metrics import BY_NAME, METRICS, Metric
 from harness.errors import LeaderboardError
 from harness.util.batching import grouped
+from harness.util.text import cleaned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ RowKind = Literal["baseline", "steered", "adapted", "bounded", "selected", "in_s
 - ``bounded``: pruned by the search; its accuracies are upper bounds;
 - ``selected``: the headline, its β chosen on other images than it is reported on;
 - ``in_sample``: a headline whose β was chosen on the images it is reported on: not to be trusted;
-- ``failed``: a model without a score.
+- ``failed``: a model, or another method of adapting one, without a score.
 """
 
 OK, BOUNDED, SELECTED, IN_SAMPLE, FAILED = "ok", "bounded", "selected", "in-sample", "failed"
@@ -223,8 +224,8 @@ def attack_runs(rows: Iterable[LeaderboardRow]) -> float | None:
 
 
 def failures_of(rows: Iterable[LeaderboardRow]) -> dict[str, str]:
-    """Return the models that were not scored, each with its reason."""
-    return {row.model: row.failure for row in rows if row.kind == "failed"}
+    """Return the models, and methods of adapting one, that were not scored, each with its reason."""
+    return {f"{row.model} {row.method}".strip(): row.failure for row in rows if row.kind == "failed"}
 
 
 def baseline_of(rows: Sequence[LeaderboardRow]) -> LeaderboardRow:
@@ -286,7 +287,7 @@ def _cell(value: Any, column: str) -> Any:
     missing, form = _is_missing(value), FORMATS[column]
     if form != "s":
         return None if missing else int(value) if form == "d" else float(value)
-    text = "" if missing else str(value)
+    text = "" if missing else cleaned(str(value))
     if column in ("chosen", "flags"):
         return tuple(filter(None, text.split(";")))
     return _metric(text) if column == "metric" else text

@@ -12,6 +12,7 @@ from harness.analysis.selection import Choice, Scored
 from harness.analysis.statistics import Paired
 from harness.api.records import Coverage, Steering
 from harness.api.trial import Cost
+from harness.errors import ModelError
 from harness.leaderboard.row import CT, LINEAR_PROBE, UNTOUCHED
 
 
@@ -70,6 +71,7 @@ class ModelEntry:
         metric: what the scores measure.
         failure: why the model was not scored; None where it was.
         flag: the flag that names this failure, if any.
+        lost: errors of the other methods that were not scored, by method.
     """
 
     shared: dict[str, object]
@@ -80,6 +82,7 @@ class ModelEntry:
     metric: Metric = METRICS["class"]
     failure: str | None = None
     flag: str | None = None
+    lost: Mapping[str, ModelError] = field(default_factory=dict)
 
     def method_of(self, steering: Steering) -> str:
         """Return the value of the column ``method`` for a steering."""

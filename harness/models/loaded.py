@@ -68,6 +68,10 @@ class Loaded:
         """Return 0, as nothing is fitted."""
         return 0
 
+    def marks(self, method: str = "") -> set[str]:
+        """Return no flags, as there are no other methods."""
+        return set()
+
     def fitted(self, steering: Steering) -> dict[str, str]:
         """Return an empty mapping, as nothing is fitted."""
         return {}

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from harness.leaderboard.regression import GateVerdict, RowVerdict, failed
 from harness.report.formats import NONE, signed
+from harness.util.text import cleaned
 
 ORDER: tuple[GateVerdict, ...] = ("regressed", "improved", "moved", "held")
 """The verdicts, those that matter first."""
@@ -36,13 +37,15 @@ def markdown(name: str, rows: Sequence[RowVerdict]) -> str:
 
 
 def junit(name: str, rows: Sequence[RowVerdict]) -> str:
-    """Return a test suite with a case for each row; a regressed row is a failure."""
+    """Return a test suite with a case for each row; a regressed row is a failure. XML has no control characters."""
     regressed = [row for row in rows if row.verdict == "regressed"]
-    suite = ElementTree.Element("testsuite", name=name, tests=str(len(rows)), failures=str(len(regressed)), errors="0")
+    counts = {"tests": str(len(rows)), "failures": str(len(regressed)), "errors": "0"}
+    suite = ElementTree.Element("testsuite", {"name": cleaned(name)} | counts)
     for row in rows:
-        case = ElementTree.SubElement(suite, "testcase", classname=name, name=row.name)
+        case = ElementTree.SubElement(suite, "testcase", classname=cleaned(name), name=cleaned(row.name))
         if row.verdict == "regressed":
-            ElementTree.SubElement(case, "failure", message=row.why, type="regressed").text = row.why
+            why = cleaned(row.why)
+            ElementTree.SubElement(case, "failure", message=why, type="regressed").text = why
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)

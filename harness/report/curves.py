@@ -84,7 +84,7 @@ def _panel(rows: Sequence[LeaderboardRow]) -> Panel:
     baseline = baseline_of(rows)
     read = baseline.metric.read
     steered = [row for row in rows if row.kind in ("steered", "bounded") and not row.is_adapted]
-    adapted = sorted((row for row in rows if row.is_adapted), key=lambda row: row.method)
+    adapted = sorted((row for row in rows if row.kind == "adapted"), key=lambda row: row.method)
     cs = sorted({known(row.c) for row in steered}) or [known(baseline.c)]
     return Panel(
         baseline.model,

@@ -89,6 +89,13 @@ class GuidedSearch:
         self._classes = 10  # an estimate is good enough for a price
         self._round: Round | None = None
 
+    def without(self, method: str) -> GuidedSearch:
+        """Return the search from its start, over the same steerings but for another method that cannot be scored."""
+        steerings = [steering for steering in self.steerings if steering.method != method]
+        return GuidedSearch(
+            self.threat, steerings, self.digests, self.sets, top=self.top, required=self.required, most=self.most
+        )
+
     # --- the course ---
 
     def ask(self) -> list[Trial]:

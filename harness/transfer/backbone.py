@@ -89,6 +89,11 @@ def without_classifier(network: nn.Module, example: Tensor, classifier: str | No
         raise_of_device(error)
         raise ModelError(f"its features cannot be taken before {name!r} ({error!r}); {REMEDY}") from error
     expected = pooled(calls[name][0])
+    if not expected.isfinite().all():
+        raise ModelError(
+            f"its features before {name!r} are NaN or infinite on a training image; check its weights and its "
+            "normalisation (mean, std)"
+        )
     if found.ndim != 2 or not torch.equal(found, expected):
         raise ModelError(
             f"its classifier seems to be {name!r}, but something comes after it: without it the network yields "

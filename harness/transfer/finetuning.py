@@ -10,19 +10,17 @@ their statistics.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from threading import RLock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.analysis.selection import Holdout, selection_sets
 from harness.analysis.task_types import TaskType
 from harness.errors import ModelError
+from harness.transfer import lora
 from harness.transfer.probe_network import ProbeNetwork
 from harness.transfer.settings import Tuning
 from harness.util.batching import batched
@@ -47,6 +45,9 @@ class LabelledImages:
 FORWARD_BATCH = 64
 """Images per forward pass where nothing is trained."""
 
+FEW = 4
+"""Training images on which a network is tried before it is trained, and after."""
+
 FitProbe = Callable[[np.ndarray | None], ProbeNetwork]
 """Fits the linear probe of the untouched backbone on the training images at these positions, or on all of them."""
 
@@ -64,7 +65,7 @@ def adapt(method: str, fit_probe: FitProbe, images: LabelledImages, settings: Tu
         An ordinary network, LoRA's matrices merged into its weights.
 
     Raises:
-        ModelError: there are too few training images, or peft is missing.
+        ModelError: there are too few training images, peft is missing, or LoRA cannot be merged.
     """
     everything = np.arange(len(images.strata))
     held_out, rest = _split(images.strata, settings)
@@ -81,7 +82,11 @@ def adapt(method: str, fit_probe: FitProbe, images: LabelledImages, settings: Tu
     network = fit_probe(None)
     for _, trained in zip(range(epochs), train(method, network, images, everything, rate, settings), strict=False):
         network = trained
-    return merge_lora(network).eval().requires_grad_(False)
+    return merged(network, _few(images)).eval().requires_grad_(False)
+
+
+def _few(images: LabelledImages) -> Tensor:
+    return images.read(range(min(FEW, len(images.strata))))[0]
 
 
 def _split(strata: np.ndarray, settings: Tuning) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +110,7 @@ def train(
         settings: number of epochs, batch size and seed.
     """
     with seeded(settings.seed, next(start.parameters(), None)):
-        network = trainable_copy(method, start)
+        network = trainable_copy(method, start, _few(images))
     order = torch.Generator().manual_seed(settings.seed)
     optimiser = torch.optim.Adam([weight for weight in network.parameters() if weight.requires_grad], lr=rate)
     for _ in range(settings.epochs):
@@ -131,64 +136,59 @@ def validation_score(network: ProbeNetwork, images: LabelledImages, positions: n
     return round(outcome / len(positions), 9), -loss / len(positions)
 
 
-def trainable_copy(method: str, start: ProbeNetwork) -> ProbeNetwork:
-    """Return a copy of ``start`` in which ``method``'s weights can be trained; it computes the same at first."""
+def trainable_copy(method: str, start: ProbeNetwork, x: Tensor) -> ProbeNetwork:
+    """Return a copy of ``start`` in which ``method``'s weights can be trained; it computes the same at first.
+
+    Args:
+        method: one of `harness.transfer.settings.METHODS`.
+        start: network to start from; it is not changed.
+        x: a few training images [n, c, h, w], on which to find the layers that LoRA can be merged into.
+    """
     network = copy.deepcopy(start).requires_grad_(False)
     if method == "fine_tuning":
         network.features.requires_grad_(True)
     else:
-        network.features = add_lora(network.features, int(method.removeprefix("lora-")))
+        rank = rank_of(method)
+        network.features = lora.with_lora(network.features, lora.mergeable(start.features, rank, x), rank)
     network.head.requires_grad_(True)
     return network.eval()
 
 
-def count_trainable(method: str, start: ProbeNetwork) -> int:
-    """Return the number of parameters that ``method`` trains, the probe's included."""
-    return sum(weight.numel() for weight in trainable_copy(method, start).parameters() if weight.requires_grad)
+def rank_of(method: str) -> int:
+    """Return the rank of LoRA's matrices; ``lora-4`` has 4."""
+    return int(method.removeprefix("lora-"))
 
 
-def add_lora(features: nn.Module, rank: int) -> nn.Module:
-    """Add low-rank matrices (Hu et al. 2021, arXiv 2106.09685), scaled by one, to linear layers and convolutions.
-
-    Grouped convolutions are left out, as peft cannot merge them, and so are subclasses of either, such as the linear
-    layers of ``nn.MultiheadAttention``.
+def count_trained(method: str, start: ProbeNetwork, x: Tensor) -> int:
+    """Return the number of parameters that a backward pass of ``method`` reaches, the probe's included.
 
     Args:
-        features: module from images to features; it is changed in place.
-        rank: rank of the matrices.
+        method: one of `harness.transfer.settings.METHODS`.
+        start: network that training starts from.
+        x: a few training images [n, c, h, w].
+    """
+    network = trainable_copy(method, start, x)
+    with torch.enable_grad():
+        torch.autograd.backward(network(x).sum())
+    return sum(weight.numel() for weight in network.parameters() if weight.grad is not None)
+
+
+@torch.no_grad()
+def merged(network: ProbeNetwork, x: Tensor) -> ProbeNetwork:
+    """Merge LoRA's matrices, if there are any, into the weights.
+
+    Args:
+        network: trained network; it is changed in place.
+        x: a few training images [n, c, h, w].
 
     Raises:
-        ModelError: peft is not installed, or there is no such layer.
+        ModelError: the merged network answers otherwise, so it is not what was trained.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ModelError(f"LoRA needs peft ({error}); pip install 'ct-harness[transfer]'") from error
-    names = [
-        name
-        for name, module in features.named_modules()
-        if type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
-    ]
-    if not names:
-        raise ModelError("LoRA needs linear layers or convolutions, and the backbone has none; leave it out")
-    pattern = "|".join(map(re.escape, names))
-    result: nn.Module = get_peft_model(features, LoraConfig(r=rank, lora_alpha=rank, target_modules=f"^(?:{pattern})$"))
-    return result
-
-
-def peft_version(method: str) -> str:
-    """Return the version of peft for the methods that use it, otherwise an empty string."""
-    return version("peft") if method.startswith("lora") else ""
-
-
-def merge_lora(network: ProbeNetwork) -> ProbeNetwork:
-    """Merge LoRA's matrices, if there are any, into the weights; the function stays the same."""
-    merge = getattr(network.features, "merge_and_unload", None)
-    if merge is not None:
-        from tqdm import tqdm
-
-        tqdm.set_lock(
-            RLock()
-        )  # peft draws a bar, whose own lock is a semaphore that a killed worker would leave behind
-        network.features = merge()
+    before = network(x)
+    network.features = lora.merge_lora(network.features)
+    if not lora.same(before, after := network(x)):
+        raise ModelError(
+            f"merged into the weights, LoRA is not the network that was trained: its answers change by "
+            f"{float((after - before).abs().max()):.2g}; leave it out of methods"
+        )
     return network

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,8 @@ from harness.api.model import NO_NORMALISATION, Scorable
 from harness.api.records import BASELINE, Coverage, FamilyName, Sites, Steering, Target
 from harness.api.work import SCORING_VERSION
 from harness.curvature.steering import coverage_of, steered_network
-from harness.errors import ModelError
-from harness.transfer import finetuning, linear_probe
+from harness.errors import HarnessError, MethodError, ModelError
+from harness.transfer import finetuning, linear_probe, lora
 from harness.transfer.backbone import FeatureExtractor
 from harness.transfer.finetuning import FORWARD_BATCH, LabelledImages
 from harness.transfer.linear_probe import LinearProbe
@@ -29,12 +30,13 @@ from harness.transfer.probe_network import Head, ProbeNetwork
 from harness.transfer.settings import Probing, Tuning
 from harness.util.batching import batched
 from harness.util.cache import CachedArrays, cached
+from harness.util.device_errors import raise_of_device
 from harness.util.hashing import sha256, sha256_of_weights
 
 if TYPE_CHECKING:
     from harness.api.dataset import Source
 
-FORMAT = 1
+FORMAT = 2
 """Part of every cache key: raised when a change of the code could change the cached arrays."""
 
 
@@ -61,6 +63,21 @@ class TrainingSet:
     def indices(self) -> tuple[int, ...]:
         """Indices of the chosen images in the dataset."""
         return tuple(self.data.digests)
+
+
+@contextmanager
+def _alone(method: str) -> Iterator[None]:
+    """Let whatever a method of adapting a model raises be the failure of this method alone.
+
+    Raises:
+        MethodError: in place of the error that was raised, unless it is the device's.
+    """
+    try:
+        yield
+    except Exception as error:  # a backward pass, or peft, may raise anything
+        raise_of_device(error)
+        told = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+        raise MethodError(told, method) from error
 
 
 class Transferred:
@@ -104,7 +121,8 @@ class Transferred:
 
     def _build(self, steering: Steering) -> nn.Module:
         if steering.method:
-            return self._adapted(steering)
+            with _alone(steering.method):
+                return self._adapted(steering)
         return ProbeNetwork(self._steered_backbone(steering), self._head(self._probe(self._probe_steering(steering))))
 
     def compiled(self, network: nn.Module, compile: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -125,8 +143,21 @@ class Transferred:
         """Return the number of weights and biases of the probe, and of what another method trains beside it."""
         start = ProbeNetwork(self.body, self._head(self._blank_probe()))
         if method:
-            return finetuning.count_trainable(method, start)
+            with _alone(method):
+                return finetuning.count_trained(method, start, self._few)
         return sum(parameter.numel() for parameter in start.head.parameters())
+
+    def marks(self, method: str = "") -> set[str]:
+        """Return ``lora_partial`` where LoRA leaves out layers that it cannot be merged into; see `Scorable.marks`."""
+        if not method.startswith("lora"):
+            return set()
+        taken = lora.mergeable(self.body, finetuning.rank_of(method), self._few)
+        return {"lora_partial"} if len(taken) < len(lora.candidates(self.body)) else set()
+
+    @property
+    def _few(self) -> Tensor:
+        """A few training images."""
+        return self._images(range(min(finetuning.FEW, len(self.training.labels))))[0]
 
     def _blank_probe(self) -> LinearProbe:
         """Return a probe of the right shape, without fitting one: that is for a worker, on its device."""
@@ -180,9 +211,20 @@ class Transferred:
         def compute() -> CachedArrays:
             network = self._steered_backbone(steering)
             batches = batched(range(len(self.training.labels)), FORWARD_BATCH)
-            return {"features": np.concatenate([network(self._images(batch)[0]).cpu().numpy() for batch in batches])}
+            features = np.concatenate([network(self._images(batch)[0]).cpu().numpy() for batch in batches])
+            self._check_finite(features, steering)
+            return {"features": features}
 
         return self._cached(["features", steering.identity()], compute)["features"]
+
+    def _check_finite(self, features: np.ndarray, steering: Steering) -> None:
+        unusable = ~np.isfinite(features).all(1)
+        if unusable.any():
+            raise ModelError(
+                f"its features at β = {steering.beta:g} are NaN or infinite on {unusable.sum()} of {len(features)} "
+                f"training images, first on image {self._training_set.indices[int(unusable.argmax())]}; look at that "
+                "image, at its weights and at its normalisation (mean, std)"
+            )
 
     def _fitted_arrays(self, steering: Steering) -> CachedArrays:
         """Return the probe on the features of a steering as arrays, with its out-of-fold outcomes; computed once."""
@@ -223,7 +265,7 @@ class Transferred:
             network = finetuning.adapt(steering.method, fit_probe, images, self._tuning)
             return {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
-        method = [finetuning.peft_version(steering.method), self._tuning.model_dump(mode="json")]
+        method = [lora.peft_version(steering.method), self._tuning.model_dump(mode="json")]
         weights = self._cached([steering.identity(), *self._settings, *method], compute)
         network = copy.deepcopy(fit_probe(None))
         network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})

@@ -18,6 +18,7 @@ from helpers.commands import Command
 from helpers.library import perturb
 from torch import Tensor, nn
 
+from harness import pipeline
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.records import Batch
 from harness.api.threat import Passes, Threat
@@ -132,6 +133,17 @@ def test_data_that_are_not_there_leave_the_weights_to_be_looked_at(here: Path) -
     assert "numpy.savez" in fault.remedy
     assert [finding.check for finding in found if finding.subject == "mixed"] == ["weights"]
     assert not {"disk", "memory", "duration"} & {finding.check for finding in found}
+
+
+def test_images_of_the_same_pixels_are_told_there_and_on_the_board(here: Path) -> None:
+    x, y = tiny.images()
+    x[2:6] = x[1]
+    np.savez(here / "images.npz", x=x, y=y)
+    fault = faults(findings(tiny.mapping()))["data"]
+    assert fault.level == "warning"
+    assert f"but only {len(x) - 4} are different" in fault.text
+    board = pipeline.run(parse_benchmark({"name": "tiny"} | tiny.mapping(threat={"kind": "clean"})))
+    assert all("repeated" in flags.split(";") for flags in board["flags"])
 
 
 def test_more_images_than_there_are(here: Path) -> None:

@@ -20,7 +20,7 @@ from harness.api.records import AS_STORED, Preprocessing
 from harness.api.registry import build
 from harness.datasets.image_folder import ImageFolder
 from harness.datasets.imagenet import ImageNet
-from harness.datasets.sources.image_files import ImageFileSource, read_image, square
+from harness.datasets.sources.image_files import ImageFileSource, decode, read_image, square
 from harness.errors import DataError, DataMissing, SpecError
 from harness.models.robustbench import RobustBench, import_robustbench
 from harness.testing import DatasetContract
@@ -293,3 +293,42 @@ def test_a_directory_without_class_folders_or_images_is_named(tmp_path: Path) ->
     (tmp_path / "flat" / "empty").mkdir()
     with pytest.raises(DataError, match=r"flat: .*classes empty\..*Expected a folder of images for each class"):
         ImageFolder(root=str(tmp_path / "flat")).open()
+
+
+# --- pictures of more than 8 bits ---
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_of_16_bits_the_upper_8_are_read(tmp_path: Path, suffix: str, order: str) -> None:
+    grey = np.random.default_rng(0).integers(0, 65536, (32, 24)).astype(order)
+    Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
+    x = read_image(tmp_path / f"a.{suffix}", AS_STORED)
+    expected = np.broadcast_to((grey // 256).astype(np.float32) / 255, (3, 32, 24))
+    assert np.array_equal(x.numpy(), expected)
+
+
+@pytest.mark.parametrize(("dtype", "what"), [(np.float32, "floats"), (np.int32, "32-bit integers")])
+def test_pictures_that_do_not_say_what_is_white_are_refused_by_file_name(
+    tmp_path: Path, dtype: type[Any], what: str
+) -> None:
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(np.full((8, 8), 0.7, dtype)).save(tmp_path / "cat" / "a.tiff")
+    with pytest.raises(DataError, match=rf"cat/a\.tiff: its pixels are {what} .*; save it with 8 or 16 bits"):
+        ImageFolder(root=str(tmp_path)).open().read((0,))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_other_modes_are_read_as_before(tmp_path: Path, mode: str) -> None:
+    path = paint(tmp_path / "a.png", (24, 16), 0, mode, "PNG")
+    with Image.open(path) as opened:
+        expected = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal((read_image(path, AS_STORED) * 255).round().numpy(), expected)
+
+
+def test_what_the_system_says_of_a_file_is_no_damage(tmp_path: Path) -> None:
+    def refused() -> Image.Image:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "a.png"))
+
+    with pytest.raises(DataError, match=r"^a\.png: cannot be read \(Permission denied\); fix that"):
+        decode(refused, "a.png", AS_STORED)

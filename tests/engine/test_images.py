@@ -73,7 +73,7 @@ class Watched(Source):
     """Another source, which notes what is read of it, and in which threads."""
 
     def __init__(self, source: Source, concurrent: bool = False, meeting: int = 1) -> None:
-        self.source, self.concurrent = source, concurrent  # type: ignore[misc]
+        self.source, self.concurrent = source, concurrent
         self.reads: list[tuple[int, ...]] = []
         self.threads: set[int] = set()
         self.meeting = threading.Barrier(meeting)
@@ -237,7 +237,7 @@ class Pictures(Dataset):
 
 
 class PictureSource(Source):
-    concurrent: ClassVar[bool] = True
+    concurrent = True
 
     def __init__(self, dataset: Pictures) -> None:
         self.dataset, self.digits = dataset, Digits().open()

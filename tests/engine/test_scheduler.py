@@ -31,7 +31,7 @@ from harness.config.benchmark import parse_benchmark
 from harness.engine import scheduler
 from harness.engine.ledger import Ledger
 from harness.engine.scheduler import ModelRun, Scheduler, portions
-from harness.errors import LedgerError, ModelError
+from harness.errors import LedgerError, MethodError, ModelError
 from harness.leaderboard import csv_file, outcomes, ranking
 from harness.pipeline import NullListener
 from harness.scheduling.grid import grid
@@ -184,12 +184,17 @@ BETAS = (0.9, 0.7, 0.5)
 
 
 def model_run(
-    threat: Threat, n: int = 12, betas: Sequence[float] = BETAS, top: int | None = None, **changes: Any
+    threat: Threat,
+    n: int = 12,
+    betas: Sequence[float] = BETAS,
+    top: int | None = None,
+    methods: Sequence[str] = (),
+    **changes: Any,
 ) -> ModelRun:
     digests = {image: f"digest of {image}" for image in range(n)}
     own = Task(**(vars(task(threat)) | changes))
     sets = [np.arange(0, n, 2), np.arange(1, n, 2)]
-    search = GuidedSearch(threat, grid(betas, [0.5], "all"), digests, sets, top=top)
+    search = GuidedSearch(threat, grid(betas, [0.5], "all", methods=methods), digests, sets, top=top)
     return ModelRun(own, search, digests, SHAPE)
 
 
@@ -402,6 +407,27 @@ def test_a_portion_that_fails_fails_its_model_alone(tmp_path: Path, stage: str, 
         follow(tmp_path / run.task.label, alone)
         assert told(run) == told(alone)
         assert all(search_of(run).finished(steering) for steering in search_of(run).steerings)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("stage", [CLEAN, "apgd-t", INSPECT])
+@pytest.mark.parametrize(("workers", "seed"), [(1, 1), (5, 3), (5, 4)])
+def test_a_method_that_fails_fails_alone_whenever_it_does(tmp_path: Path, stage: str, workers: int, seed: int) -> None:
+    """The others are scored, and cost, what they would without it."""
+
+    def failing(portion: Portion) -> list[Report]:
+        if portion.stage == stage and any(trial.steering.method == "lora-2" for trial in portion.trials):
+            raise MethodError("no such layer", "lora-2")
+        return pretended(portion)
+
+    run, alone = (model_run(Linf(eps=0.1), methods=own) for own in (("lora-1", "lora-2"), ("lora-1",)))
+    with running(tmp_path / "run", crew(failing, workers, seed)) as (made, heard):
+        made.run([run])
+    assert heard.failures == [f"{run.task.label} lora-2"]
+    assert not made.failures
+    assert {method: str(error) for method, error in run.lost.items()} == {"lora-2": "no such layer"}
+    follow(tmp_path / "alone", alone)
+    assert told(run) == told(alone)
 
 
 def test_a_ledger_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:

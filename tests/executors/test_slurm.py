@@ -93,6 +93,8 @@ def test_errors_are_told_as_they_are() -> None:
         told = "a job has found no result in its time, 1 minutes; raise executor.time"
         with pytest.raises(ModelError, match=told):
             overdue.result(60)
+        with pytest.raises(ModelError, match=told):  # whatever was running: no fault of the builder
+            executor.submit(clean("overdue_when_built"), Delivered()).result(60)
 
 
 @pytest.mark.slow

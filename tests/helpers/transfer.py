@@ -59,6 +59,52 @@ def counted() -> nn.Module:
     return _Counted()
 
 
+class _OneWay(torch.autograd.Function):
+    """Minus the identity, without a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return -x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError("there is no way back")
+
+
+class _Irreversible(nn.Module):
+    """Has a weight that takes no gradient; its input does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _, self.first, _, self.last = toy()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = _OneWay.apply(self.first.get_parameter("weight")), self.first.get_parameter("bias")
+        logits: torch.Tensor = self.last(torch.relu(nn.functional.linear(x.flatten(1), weight, bias)))
+        return logits
+
+
+def irreversible() -> nn.Module:
+    return _Irreversible()
+
+
+class _Overflowing(nn.Module):
+    """Has infinite features for the eighth image of `toy_images`, and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.threshold = toy(), float(toy_images(60, seed=0)[0][7, 0, 0, 0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = torch.where(x[:, :1, :1, :1] == self.threshold, torch.inf, 1.0)
+        logits: torch.Tensor = self.network(x * scale)
+        return logits
+
+
+def overflowing() -> nn.Module:
+    return _Overflowing()
+
+
 class _Forked(nn.Module):
     """Has two layers that can be its classifier: whatever is wider is its answer."""
 

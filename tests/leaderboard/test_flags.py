@@ -22,3 +22,10 @@ def test_square_is_flagged_by_images_that_survive_what_comes_before() -> None:
 def test_an_image_that_square_was_tried_on_first_says_nothing_of_the_others() -> None:
     assert flags.of_stages(stages(clean=[1, 1], apgd_ce=[NAN, 1], square=[0, 1])) == set()
     assert flags.of_stages(stages(clean=[1, 1, 1], apgd_ce=[NAN, 1, 1], square=[0, 0, 1])) == {"square"}
+
+
+def test_more_than_one_image_of_a_hundred_with_the_pixels_of_another_is_flagged() -> None:
+    assert flags.of_images(distinct=99, n=100) == set()
+    assert flags.of_images(distinct=98, n=100) == {"repeated"}
+    assert flags.of_images(distinct=1, n=20) == {"repeated"}
+    assert flags.of_images(distinct=1, n=1) == set()

@@ -164,6 +164,14 @@ def test_what_cannot_be_found_is_reported_with_a_remedy(network: nn.Module, name
         without_classifier(network.eval(), X[:1], name)
 
 
+def test_features_that_are_no_numbers_are_no_fault_of_the_classifier() -> None:
+    network = nn.Sequential(*body(), nn.Linear(6, 3)).eval()
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    with pytest.raises(ModelError, match=r"its features before '3' are NaN or infinite .*; check its weights"):
+        without_classifier(network, X[:1])
+
+
 def test_a_classifier_called_by_keyword_is_found_or_asked_for() -> None:
     try:
         features = without_classifier(ByKeyword().eval(), X[:1])

@@ -22,7 +22,7 @@ from harness.models.checkpoint import Checkpoint
 from harness.models.demo import Demo
 from harness.transfer import finetuning
 from harness.transfer.backbone import without_classifier
-from harness.transfer.finetuning import LabelledImages, count_trainable, merge_lora, trainable_copy
+from harness.transfer.finetuning import LabelledImages, count_trained, merged, trainable_copy
 from harness.transfer.linear_probe import LinearProbe, fit_with_C
 from harness.transfer.probe_model import Probe
 from harness.transfer.probe_network import Head, ProbeNetwork
@@ -89,10 +89,10 @@ def start(request: pytest.FixtureRequest) -> tuple[ProbeNetwork, Tensor]:
 def test_before_training_it_is_the_probe_bit_by_bit(start: tuple[ProbeNetwork, Tensor], method: str) -> None:
     probe, x = start
     before = sha256_of_weights(probe)
-    network = trainable_copy(method, probe)
+    network = trainable_copy(method, probe, x)
     with torch.no_grad():
         assert torch.equal(network(x), probe(x))
-        assert torch.equal(merge_lora(network)(x), probe(x))
+        assert torch.equal(merged(network, x)(x), probe(x))
     assert sha256_of_weights(probe) == before
     assert not any(parameter.requires_grad for parameter in probe.parameters())
 
@@ -103,7 +103,7 @@ def test_merged_it_is_the_same_function_and_each_weight_has_moved_by_b_times_a(
     start: tuple[ProbeNetwork, Tensor], method: str
 ) -> None:
     probe, x = start
-    network = trainable_copy(method, probe)
+    network = trainable_copy(method, probe, x)
     drawn = torch.Generator().manual_seed(1)
     moved: dict[str, Tensor] = {}
     named = dict(network.features.named_parameters())
@@ -115,7 +115,7 @@ def test_merged_it_is_the_same_function_and_each_weight_has_moved_by_b_times_a(
             moved[layer + ".weight"] = torch.einsum("or,r...->o...", up.flatten(1), down)
     expected = network(x)
     assert not torch.allclose(expected, probe(x), atol=1e-3)
-    result = merge_lora(network)
+    result = merged(network, x)
     torch.testing.assert_close(result(x), expected, rtol=1e-4, atol=1e-5)
     own = dict(probe.features.named_parameters())
     found = dict(result.features.named_parameters())
@@ -134,31 +134,33 @@ def takes_lora(module: nn.Module) -> bool:
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
 def test_lora_trains_as_many_numbers_as_the_formula_says(start: tuple[ProbeNetwork, Tensor], rank: int) -> None:
-    probe, _ = start
+    probe, x = start
     width = len(probe.head.mean)
-    assert count_trainable(f"lora-{rank}", probe) == lora_numbers(probe.features, rank) + CLASSES * (width + 1)
+    assert count_trained(f"lora-{rank}", probe, x) == lora_numbers(probe.features, rank) + CLASSES * (width + 1)
 
 
 def test_the_formula_by_hand() -> None:
-    probe = probed(Mixed(), torch.rand(1, 1, 8, 8))
+    x = torch.rand(1, 1, 8, 8)
+    probe = probed(Mixed(), x)
     head = 3 * (9 + 1)
-    assert count_trainable("lora-2", probe) == 2 * (1 * 6 + 8) + 2 * (12 + 5) + 2 * (5 + 9) + head
-    assert count_trainable("fine_tuning", probe) == 48 + 16 + (12 * 2 * 9 + 12) + (12 + 12) + (60 + 5) + 45 + head
+    assert count_trained("lora-2", probe, x) == 2 * (1 * 6 + 8) + 2 * (12 + 5) + 2 * (5 + 9) + head
+    assert count_trained("fine_tuning", probe, x) == 48 + 16 + (12 * 2 * 9 + 12) + (12 + 12) + (60 + 5) + 45 + head
 
 
 def test_a_network_of_torchvision_trains_as_many_too() -> None:
     network = torchvision.models.mobilenet_v2(weights=None)
-    probe = probed(network, torch.rand(1, 3, 32, 32))
+    x = torch.rand(1, 3, 32, 32)
+    probe = probed(network, x)
     without = numbers(network) - 1000 * 1281
     assert without == 2_223_872  # 3.5 million less the classifier
-    assert count_trainable("fine_tuning", probe) == without + CLASSES * 1281
-    assert count_trainable("lora-4", probe) == lora_numbers(probe.features, 4) + CLASSES * 1281
+    assert count_trained("fine_tuning", probe, x) == without + CLASSES * 1281
+    assert count_trained("lora-4", probe, x) == lora_numbers(probe.features, 4) + CLASSES * 1281
     assert 0 < lora_numbers(probe.features, 4) < without
 
 
 def test_fine_tuning_trains_every_parameter(start: tuple[ProbeNetwork, Tensor]) -> None:
-    probe, _ = start
-    assert count_trainable("fine_tuning", probe) == numbers(probe.features) + numbers(probe.head)
+    probe, x = start
+    assert count_trained("fine_tuning", probe, x) == numbers(probe.features) + numbers(probe.head)
 
 
 def test_training_moves_these_and_nothing_else() -> None:
@@ -170,7 +172,7 @@ def test_training_moves_these_and_nothing_else() -> None:
     for method in METHODS:
         *_, trained = finetuning.train(method, probe, images, np.arange(24), 0.05, settings)
         assert not any(module.training for module in trained.modules())
-        after = merge_lora(trained).state_dict()
+        after = merged(trained, x).state_dict()
         moved = {name for name in before if not torch.equal(after[name], before[name])}
         own = {f"features.{name}" for name, _ in probe.features.named_parameters()}
         if method != "fine_tuning":
@@ -381,18 +383,20 @@ class Bare(nn.Module):
 
 
 def test_lora_without_layers_is_refused() -> None:
-    probe = probed(Bare(), torch.rand(1, 1, 4, 4))
+    x = torch.rand(1, 1, 4, 4)
+    probe = probed(Bare(), x)
     with pytest.raises(ModelError, match=r"LoRA needs linear layers or convolutions.*; leave it out"):
-        count_trainable("lora-1", probe)
-    assert count_trainable("fine_tuning", probe) == 16 + 3 * 17
+        count_trained("lora-1", probe, x)
+    assert count_trained("fine_tuning", probe, x) == 16 + 3 * 17
 
 
 def test_lora_without_peft_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "peft", None)
+    x = torch.rand(1, 1, 4, 4)
     with pytest.raises(ModelError, match=r"LoRA needs peft .*; pip install 'ct-harness\[transfer\]'"):
-        trainable_copy("lora-1", probed(toy(), torch.rand(1, 1, 4, 4)))
+        trainable_copy("lora-1", probed(toy(), x), x)
 
 
 def test_a_share_that_leaves_none_to_choose_on_is_refused(tmp_path: Path) -> None:

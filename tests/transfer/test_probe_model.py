@@ -695,3 +695,10 @@ def test_relu_swin_is_a_backbone_from_a_local_checkpoint(tmp_path: Path) -> None
     assert features.shape == (6, 768)
     np.testing.assert_allclose(features, expected, atol=1e-4)
     assert loaded.trainable_parameters() == 2 * 769
+
+
+def test_the_training_image_whose_features_overflow_is_named(toys: Path) -> None:
+    """Rather than scikit-learn's complaint about NaN, with more images as the remedy."""
+    loaded = toy_probe(toys, builder="overflowing").load()
+    with pytest.raises(ModelError, match=r"features at β = 1 are NaN or infinite on 1 of 60 training images.*image 7;"):
+        loaded.steered(BASELINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from harness.api.dataset import Source
 from harness.api.records import AS_STORED, Batch, Preprocessing
@@ -25,14 +25,16 @@ class ImageFileSource(Source):
         files: path of each file below ``root``.
         classes: label of each file, ≥ 0.
         preprocessing: resizing and cropping applied to every image.
+        class_names: name of each class, by number.
     """
 
-    concurrent: ClassVar[bool] = True
+    concurrent = True
 
     root: Path
     files: Sequence[str]
     classes: Sequence[int]
     preprocessing: Preprocessing = AS_STORED
+    class_names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -92,17 +94,49 @@ def decode(open_image: Callable[[], Image], where: str, preprocessing: Preproces
 
     Raises:
         DataMissing: there is no such file.
-        DataError: the file is damaged, or not an image.
+        DataError: the file is damaged, not an image, or one of floats.
     """
     try:
         with open_image() as opened:
-            rgb = opened.convert("RGB")
+            rgb = _rgb(opened, where)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataMissing(f"{error.filename or where}: no such image; unpack or copy the dataset again") from error
     except Exception as error:  # by format Pillow raises OSError, SyntaxError, ValueError, struct.error, …
-        raise DataError(f"{where}: not an image, or damaged ({error}); copy the file again") from error
+        raise _unreadable(where, error) from error
     image: Tensor = _transform(preprocessing)(rgb)
     return image
+
+
+def _unreadable(where: str, error: Exception) -> DataError:
+    """Return the error to be raised for an image: the system's where it has one, such as a missing permission."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"{where}: cannot be read ({error.strerror}); fix that, and run again")
+    return DataError(f"{where}: not an image, or damaged ({error}); copy the file again")
+
+
+def _rgb(image: Image, where: str) -> Image:
+    """Convert an image to 8-bit colours; of 16 bits the upper 8, as Pillow itself does for colours.
+
+    Raises:
+        DataError: its numbers do not say what is black and what is white.
+    """
+    import numpy as np
+    from PIL import Image as Images
+
+    if image.mode in UNSCALED:
+        raise DataError(
+            f"{where}: its pixels are {UNSCALED[image.mode]} (Pillow's mode {image.mode}), which do not say what is "
+            "white; save it with 8 or 16 bits a channel"
+        )
+    if image.mode.startswith("I;16"):
+        image = Images.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+UNSCALED = {"F": "floats", "I": "32-bit integers"}
+"""Pillow's modes of one channel that it converts to colours by clipping to 0 … 255."""
 
 
 def stack(images: Sequence[Tensor], names: Sequence[str], where: object) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,12 @@ class ArraySource(Source):
     Args:
         x: images [n, c, h, w], uint8 in 0 … 255 or float in [0, 1].
         y: class numbers, integers [n] ≥ 0.
+        class_names: name of each class, by number; None where they have none.
     """
 
     x: NDArray[Any]
     y: NDArray[np.integer[Any]]
+    class_names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,14 @@ class LazySource(Source):
         y: labels of all images, in the form of those of `Batch`.
         where: location of the images, for error messages.
         preprocessing: resizing and cropping applied to every image.
+        class_names: name of each class, by number; None where they have none.
     """
 
     open_image: Callable[[int], Image]
     y: NDArray[Any]
     where: str
     preprocessing: Preprocessing = AS_STORED
+    class_names: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.y)

@@ -66,7 +66,8 @@ class TorchVisionProvider:
 
         dataset = self._construct(root, split, offline)
         where = str(root / self.directory)
-        return LazySource(lambda index: dataset[index][0], as_labels(_labels(dataset), target, where), where)
+        y, names = as_labels(_labels(dataset), target, where), _class_names(dataset, target)
+        return LazySource(lambda index: dataset[index][0], y, where, class_names=names)
 
     def _construct(self, root: Path, split: Split, offline: bool) -> Any:
         """Construct torchvision's own dataset."""
@@ -109,6 +110,12 @@ def _labels(dataset: Any) -> Any:
         if hasattr(dataset, name):
             return getattr(dataset, name)
     return [label for _, label in dataset._samples]
+
+
+def _class_names(dataset: Any, target: Target) -> list[str] | None:
+    """Return torchvision's name of each class, by number; None where it has none, or several for one."""
+    names = list(getattr(dataset, "classes", ())) if target == "class" else []
+    return names if names and all(isinstance(name, str) for name in names) else None
 
 
 def _in_one_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 __all__ = ["caught", "dies_always", "dies_halfway", "dies_once", "drips", "mixed", "narrow", "overdue", "quadrants"]
 __all__ += ["built_here", "built_there", "loses_device_always", "loses_device_once", "raises", "slow", "stops_halfway"]
 __all__ += ["stuck"]
-__all__ += ["tells_gpus", "tells_threads"]
+__all__ += ["overdue_when_built", "tells_gpus", "tells_threads"]
 
 
 def _in_worker() -> bool:
@@ -215,6 +215,12 @@ def raises() -> nn.Module:
 def _interrupt() -> None:
     """Send what Slurm sends to a job whose time is nearly up."""
     os.kill(os.getpid(), signal.SIGUSR2)
+
+
+def overdue_when_built() -> nn.Module:
+    if _in_worker():
+        _interrupt()
+    return mixed()
 
 
 def overdue() -> nn.Module:

@@ -1,0 +1,79 @@
+"""Classes by name: those of the scored images, numbered as in the dataset that a model was fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from harness.api.dataset import Source
+from harness.api.records import Batch
+from harness.errors import DataError
+
+UNKNOWN = -1
+"""Number of a class that the other dataset does not have."""
+SHOWN = 10
+"""Class names in a message, at most."""
+
+
+class Renumbered(Source):
+    """Images whose classes have the numbers that another dataset gives to the same names.
+
+    Args:
+        source: the images; their classes have names.
+        class_names: names of the other dataset's classes, by number.
+    """
+
+    def __init__(self, source: Source, class_names: Sequence[str]) -> None:
+        assert source.class_names is not None
+        self._source, self.class_names, self.concurrent = source, tuple(class_names), source.concurrent
+        numbers = {name: number for number, name in enumerate(class_names)}
+        self._numbers = torch.tensor([numbers.get(name, UNKNOWN) for name in source.class_names])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def labels(self) -> list[int]:
+        """See `Source.labels`; images of a class without a number have `UNKNOWN`."""
+        numbers: list[int] = self._numbers[torch.tensor(self._source.labels())].tolist()
+        return numbers
+
+    def read(self, indices: tuple[int, ...]) -> Batch:
+        """See `Source.read`.
+
+        Raises:
+            DataError: the other dataset has no class of an image's name.
+        """
+        batch = self._source.read(indices)
+        y = self._numbers[batch.y]
+        if (y == UNKNOWN).any():
+            raise self._no_such_class(int(batch.y[y == UNKNOWN][0]))
+        return replace(batch, y=y)
+
+    def _no_such_class(self, number: int) -> DataError:
+        assert self._source.class_names is not None
+        assert self.class_names is not None
+        strangers = [name for name in self._source.class_names if name not in self.class_names]
+        return DataError(
+            f"dataset: it has images of class {self._source.class_names[number]!r}, and train has no class of that "
+            f"name. Classes of dataset alone: {_listed(strangers)}; classes of train: {_listed(self.class_names)}. "
+            "Give the classes the same names on both sides, or choose images of the classes of train alone"
+        )
+
+
+def numbered_as(source: Source, class_names: Sequence[str]) -> Source:
+    """Return ``source`` with its classes numbered as in ``class_names``, where both sides have names.
+
+    Args:
+        source: opened dataset.
+        class_names: names of another dataset's classes, by number; empty if it has none.
+    """
+    if not class_names or source.class_names is None or tuple(source.class_names) == tuple(class_names):
+        return source
+    return Renumbered(source, class_names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
