@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from harness.api.part import Part
 from harness.api.validation import KEY, NESTED, explain
 from harness.errors import SpecError
-from harness.util.text import did_you_mean
+from harness.util.text import did_you_mean, shown
 
 GROUPS = ("models", "datasets", "threats", "executors")
 
@@ -35,7 +35,7 @@ def part(group: str, kind: str) -> type[Part]:
     """
     points = registered(group)
     if kind not in points:
-        raise SpecError(f"unknown kind {kind!r}{did_you_mean(kind, points)}; known {group}: {', '.join(points)}")
+        raise SpecError(f"unknown kind {shown(kind)}{did_you_mean(kind, points)}; known {group}: {', '.join(points)}")
     point = points[kind]
     owner = point.dist.name if point.dist else "unknown package"
     try:
@@ -80,7 +80,7 @@ def build(group: str, value: Any, where: str) -> Part:
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
         raise SpecError(
-            f"{where}: expected a mapping with a kind (one of {', '.join(registered(group))}), found {value!r}"
+            f"{where}: expected a mapping with a kind (one of {', '.join(registered(group))}), found {shown(value)}"
         )
     fields = {key: entry for key, entry in value.items() if key != "kind"}
     try:

@@ -8,6 +8,7 @@ from harness.api import registry
 from harness.api.part import Part
 from harness.api.threat import Threat
 from harness.config.benchmark import PARTS, Benchmark
+from harness.util.numbers import FRACTION
 
 
 def schema() -> dict[str, Any]:
@@ -23,12 +24,23 @@ def schema() -> dict[str, Any]:
         result["properties"][key] = _any_of(group)
     result["properties"]["models"]["items"] = _any_of("models")
     optional = {"name", "executor"}  # they default to the file's name and to this machine
-    return result | {
+    whole: dict[str, Any] = _written(result | {"$defs": definitions})
+    return whole | {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ct-harness benchmark",
         "required": [key for key in result["required"] if key not in optional],
-        "$defs": definitions,
     }
+
+
+def _written(schema: Any) -> Any:
+    """Return a schema in which each number may be a fraction too, which is text to YAML: 8/255."""
+    if isinstance(schema, list):
+        return [_written(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "number":
+        return {"anyOf": [schema, {"type": "string", "pattern": f"^{FRACTION}$"}]}
+    return {key: _written(entry) for key, entry in schema.items()}
 
 
 def _any_of(group: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ class ImageFolder(Dataset):
     location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
 
     root: str
-    size: Annotated[int, Field(strict=True, gt=0)] | None = None
+    size: Annotated[int, Field(strict=True, gt=0, le=10_000)] | None = None
 
     def open(self, *, offline: bool = False) -> ImageFileSource:
         """See `Dataset.open`; downloads nothing."""

@@ -38,7 +38,7 @@ class Local(Executor):
 
     kind = "local"
 
-    workers: Annotated[int, Field(strict=True, gt=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(strict=True, gt=0, le=1_000)] | Literal["auto"] = "auto"
 
     _workers: Sequence[Worker] = PrivateAttr()
     _idle: IdleWorkers = PrivateAttr()
