@@ -137,7 +137,8 @@ class Lp(Threat):
         farthest = self.distance(x, perturbed).max().item()
         if farthest > self.eps * (1 + SLACK) + SLACK_BOX:
             raise InvalidAdversary(
-                f"the attack returned an image at {self.norm} distance {farthest:.6g} where eps is {self.eps:.6g}",
+                f"the attack returned an image at {self.norm} distance {farthest:.6g} where eps is {self.eps:.6g}, "
+                f"{farthest - self.eps:.3g} too far; project it onto the ball",
                 "invalid",
             )
 

@@ -92,17 +92,27 @@ def decode(open_image: Callable[[], Image], where: str, preprocessing: Preproces
 
     Raises:
         DataMissing: there is no such file.
-        DataError: the file is damaged, or not an image.
+        DataError: the file is damaged, not an image, or not of 8 bits a colour.
     """
     try:
         with open_image() as opened:
+            mode = opened.mode
             rgb = opened.convert("RGB")
     except FileNotFoundError as error:
         raise DataMissing(f"{error.filename or where}: no such image; unpack or copy the dataset again") from error
     except Exception as error:  # by format Pillow raises OSError, SyntaxError, ValueError, struct.error, …
         raise DataError(f"{where}: not an image, or damaged ({error}); copy the file again") from error
+    if mode not in EIGHT_BITS:
+        raise DataError(
+            f"{where}: expected an image of 8 bits a colour, found Pillow's mode {mode}, whose white is not known; "
+            "convert it to grey levels 0 … 255, or to RGB"
+        )
     image: Tensor = _transform(preprocessing)(rgb)
     return image
+
+
+EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+"""Pillow's modes of 8 bits a colour. The others, of 16 bits or floats, it clips at 255: all white, or all black."""
 
 
 def stack(images: Sequence[Tensor], names: Sequence[str], where: object) -> Tensor:
