@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from itertools import islice
 from typing import Any
 
 BRIEF = 120
@@ -21,26 +21,38 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 
 def shown(value: object) -> str:
     """Return a value as Python writes it, cut to `BRIEF` characters; what is cut is never built."""
-    text = "".join(_pieces(value, BRIEF + 1))
-    return text if len(text) <= BRIEF else f"{text[:BRIEF]} …"
+    text = ""
+    for piece in _pieces(value):
+        text += piece
+        if len(text) > BRIEF:
+            return f"{text[:BRIEF]} …"
+    return text
 
 
-def _pieces(value: object, room: int) -> Iterable[str]:
-    """Return the beginning of a value's text, of ``room`` characters or a few more."""
+def _pieces(value: object) -> Iterator[str]:
+    """Yield a value's text piece by piece."""
     if isinstance(value, str | bytes):
-        return [repr(value[:room])]
-    if isinstance(value, Mapping):
-        entries = [f"{shown(key)}: {shown(entry)}" for key, entry in islice(value.items(), room // 4)]
-        return ["{", ", ".join(entries), "}"]
-    if isinstance(value, list | tuple):
-        entries = [shown(entry) for entry in islice(value, room // 2)]
-        brackets = ("[", "]") if isinstance(value, list) else ("(", ",)" if len(entries) == 1 else ")")
-        return [brackets[0], ", ".join(entries), brackets[1]]
-    return [repr(value)]
+        yield repr(value[: BRIEF + 1])
+    elif isinstance(value, Mapping):
+        yield "{"
+        for place, (key, entry) in enumerate(value.items()):
+            yield ", " if place else ""
+            yield from _pieces(key)
+            yield ": "
+            yield from _pieces(entry)
+        yield "}"
+    elif isinstance(value, list | tuple):
+        yield "[" if isinstance(value, list) else "("
+        for place, entry in enumerate(value):
+            yield ", " if place else ""
+            yield from _pieces(entry)
+        yield "]" if isinstance(value, list) else ",)" if len(value) == 1 else ")"
+    else:
+        yield repr(value)
 
 
 def key_path(steps: Iterable[Any], start: str = "") -> str:
-    """Return keys and numbers of entries as one key: ``models[0].train.n``.
+    """Return keys and numbers of entries as one key: ``models[0].train.n``. A key that is no word is quoted.
 
     Args:
         steps: the keys, and the entries' numbers as int.
@@ -48,6 +60,7 @@ def key_path(steps: Iterable[Any], start: str = "") -> str:
     """
     path = start
     for step in steps:
-        name = step if isinstance(step, str) and len(step) <= LONGEST_WORD else str(step)[:LONGEST_WORD]
+        name = str(step)[:LONGEST_WORD]
+        name = name if re.fullmatch(r"[\w<-]+", name) else repr(name)
         path += f"[{step}]" if isinstance(step, int) else f".{name}" if path else name
     return path
