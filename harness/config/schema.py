@@ -39,7 +39,9 @@ def _written(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     if schema.get("type") == "number":
-        return {"anyOf": [schema, {"type": "string", "pattern": f"^{FRACTION}$"}]}
+        said = {key: schema[key] for key in ("title", "description", "default") if key in schema}
+        number = {key: entry for key, entry in schema.items() if key not in said}
+        return said | {"anyOf": [number, {"type": "string", "pattern": f"^{FRACTION}$"}]}
     return {key: _written(entry) for key, entry in schema.items()}
 
 

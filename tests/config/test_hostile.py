@@ -45,9 +45,9 @@ def laughs(base: str, levels: int = 9) -> str:
 
 
 HOSTILE = {
-    "billion laughs": (good() + laughs("lol"), "l4[2]: line 9: too many values"),
+    "billion laughs": (good() + laughs("lol"), "too many values"),
     "laughs of merges": (good() + laughs("{a: 1}") + "m: {<<: *l9}", "too many values"),
-    "long text many times": (good() + f"a: &a [{'x' * 900}]\nb: [{'*a, ' * 9000}]", "too many values"),
+    "long text many times": (good() + f"a: &a [{'x' * 240}]\nb: [{'*a, ' * 9000}]", "too many values"),
     "nested lists": (good(name="[" * 4000 + "]" * 4000), "more than 30 lists and mappings within each other"),
     "nested mappings": (good(name="{a: " * 4000 + "}" * 4000), "more than 30 lists and mappings within each other"),
     "nested blocks": (good() + "a:\n" + "- " * 9000 + "x", "more than 30 lists and mappings within each other"),
@@ -68,7 +68,7 @@ HOSTILE = {
         "threat.attack.queries: expected a number of at most 1,000,000",
     ),
     "date": (good(seed="2024-99-99"), "seed: expected an integer, found '2024-99-99'"),
-    "digits": (good(seed="9" * 900), "seed: expected an integer, found '999"),
+    "digits": (good(seed="9" * 200), "seed: expected an integer, found '999"),
     "comments": ("# nothing\n" * 5_000_000 + good(), "larger than 100 kB"),
     "keys": (good() + "".join(f"k{number}: 1\n" for number in range(5000)), "k0: unknown key"),
     "models": (good(models=f"[{PARTS['models'][1:-1]}{', {kind: demo, name: x}' * 3000}]"), "models: expected at most"),
