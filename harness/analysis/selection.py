@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.api.records import Steering
+from harness.api.validation import WRITTEN
 
 
 class Procedure(BaseModel):
@@ -29,7 +30,7 @@ class CrossValidation(Procedure):
     """
 
     kind: Literal["cross_validation"] = "cross_validation"
-    folds: Annotated[int, Field(strict=True, ge=2)] = 5
+    folds: Annotated[int, Field(strict=True, ge=2, le=1_000)] = 5
 
 
 class Holdout(Procedure):
@@ -40,7 +41,7 @@ class Holdout(Procedure):
     """
 
     kind: Literal["holdout"] = "holdout"
-    share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.5
+    share: Annotated[float, Field(strict=True, gt=0, lt=1), WRITTEN] = 0.5
 
 
 class InSample(Procedure):

@@ -34,8 +34,9 @@ class Dataset(Part):
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
-        if self.per_class is not None and (self.n is not None or self.indices is not None):
-            raise ValueError("per_class: give it alone, without n or indices")
+        given = [key for key in ("n", "indices", "per_class") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} each choose the images; give one of them alone")
         return self
 
     @abstractmethod

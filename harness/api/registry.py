@@ -17,7 +17,7 @@ from harness.api.part import Part
 from harness.api.validation import KEY, NESTED, explain
 from harness.errors import SpecError
 from harness.util.foreign import ANYTHING, told
-from harness.util.text import did_you_mean
+from harness.util.text import did_you_mean, shown
 
 GROUPS = ("models", "datasets", "threats", "executors")
 
@@ -45,7 +45,7 @@ def part(group: str, kind: str) -> type[Part]:
     """
     points = registered(group)
     if kind not in points:
-        raise SpecError(f"unknown kind {kind!r}{did_you_mean(kind, points)}; known {group}: {', '.join(points)}")
+        raise SpecError(f"unknown kind {shown(kind)}{did_you_mean(kind, points)}; known {group}: {', '.join(points)}")
     point, owner = points[kind], owner_of(points[kind])
     claims = {f"{other.value} (from {owner_of(other)})" for other in entry_points(group=_name(group), name=kind)}
     if len(claims) > 1:
@@ -92,7 +92,7 @@ def build(group: str, value: Any, where: str) -> Part:
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
         raise SpecError(
-            f"{where}: expected a mapping with a kind (one of {', '.join(registered(group))}), found {value!r}"
+            f"{where}: expected a mapping with a kind (one of {', '.join(registered(group))}), found {shown(value)}"
         )
     fields = {key: entry for key, entry in value.items() if key != "kind"}
     try:

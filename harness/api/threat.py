@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,20 @@ SLACK = 1e-4
 """Tolerance of the ball for float32 rounding, as a share of ε."""
 SLACK_BOX = 1e-6
 """Tolerance in pixels of the box [0, 1] and, on top of `SLACK`, of the ball."""
+
+
+def beyond_box(low: float, high: float) -> str:
+    """Return by how much pixels leave [0, 1], for a message; empty if by no more than rounding, `SLACK_BOX`.
+
+    Args:
+        low: least pixel.
+        high: largest pixel.
+    """
+    if math.isnan(low + high):
+        return "NaN among them"
+    below = f"{-low:.3g} below 0" if low < -SLACK_BOX else ""
+    above = f"{high - 1:.3g} above 1" if high > 1 + SLACK_BOX else ""
+    return " and ".join(filter(None, (below, above)))
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.api.attack import Attack as StepMachine
 from harness.api.threat import Flag, Passes
 from harness.api.trial import Attempt
+from harness.api.validation import Count
 from harness.attacks.norms import Norm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
-Positive = Annotated[int, Field(strict=True, gt=0)]
 
 VERSIONS: dict[str, tuple[Name, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -67,10 +67,10 @@ class Custom(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     stages: Annotated[tuple[Name, ...], Field(min_length=1)]
-    iterations: Positive = 100
-    restarts: Positive = 1
-    targets: Positive = 9
-    queries: Positive = 5000
+    iterations: Count = 100
+    restarts: Count = 1
+    targets: Count = 9
+    queries: Count = 5000
 
     @model_validator(mode="after")
     def _each_once(self) -> Custom:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -27,32 +27,41 @@ from harness.api.executor import Executor
 from harness.api.model import Model
 from harness.api.records import Compile, FamilyName, Precision, Protocol, Sites
 from harness.api.threat import Threat
-from harness.api.validation import explain
+from harness.api.validation import WRITTEN, Count, explain
 from harness.config.overrides import apply_override
 from harness.config.protocol import filled_in
+from harness.config.yaml_text import LARGEST_TEXT, TOO_LARGE, parse_yaml
 from harness.errors import SpecError
-from harness.util.text import disarmed
+from harness.util.numbers import as_number
+from harness.util.text import disarmed, shown
 
 PARTS = {"dataset": "datasets", "threat": "threats", "executor": "executors"}
 """Keys that hold a part, with the group in which its kind is looked up; ``models`` holds a list of parts."""
 
-Unit = Annotated[float, Field(strict=True, ge=0, le=1)]
+MOST_MODELS = 250
+"""Most models of a benchmark; RobustBench has 206."""
+MOST_STEERINGS = 10_000
+"""Most points of a grid: a hundred values of β for each of a hundred of c."""
+
+Unit = Annotated[float, Field(strict=True, ge=0, le=1), WRITTEN]
 
 
 def _spread(value: Any) -> Any:
     """Return the values of a number, a list of numbers, or ``{from, to, step}`` with both ends included."""
-    if isinstance(value, Mapping):
-        if set(value) != {"from", "to", "step"}:
-            raise ValueError("expected a list of numbers or {from: …, to: …, step: …}")
-        try:
-            start, stop, step = (Decimal(str(value[key])) for key in ("from", "to", "step"))
-            ordered = 0 <= start <= stop <= 1 and step > 0
-        except InvalidOperation:  # not a number
-            raise ValueError("expected numbers for from, to and step") from None
-        if not ordered:
-            raise ValueError("expected 0 ≤ from ≤ to ≤ 1 and step > 0")
-        return [float(start + i * step) for i in range(int((stop - start) / step) + 1)]
-    return [value] if isinstance(value, int | float) else value
+    if not isinstance(value, Mapping):
+        number = as_number(value)
+        return [number] if isinstance(number, int | float) else value
+    if set(value) != {"from", "to", "step"}:
+        raise ValueError("expected a list of numbers or {from: …, to: …, step: …}")
+    ends = [as_number(value[key]) for key in ("from", "to", "step")]
+    if not all(isinstance(end, int | float) and not isinstance(end, bool) and isfinite(end) for end in ends):
+        raise ValueError("expected numbers for from, to and step")
+    start, stop, step = (Decimal(str(end)) for end in ends)  # without the rounding of repeated additions
+    if not (0 <= start <= stop <= 1 and step > 0):
+        raise ValueError("expected 0 ≤ from ≤ to ≤ 1 and step > 0")
+    if (stop - start) / step > MOST_STEERINGS:
+        raise ValueError(f"expected at most {MOST_STEERINGS:,} values; raise step")
+    return [float(start + i * step) for i in range(int((stop - start) / step) + 1)]
 
 
 UNIT_SCHEMA = {"type": "number", "minimum": 0, "maximum": 1}
@@ -64,7 +73,12 @@ SPREAD_SCHEMA = {
 }
 GRID_SCHEMA = {"anyOf": [UNIT_SCHEMA, {"type": "array", "items": UNIT_SCHEMA, "minItems": 1}, SPREAD_SCHEMA]}
 
-Grid = Annotated[tuple[Unit, ...], Field(min_length=1), BeforeValidator(_spread), WithJsonSchema(GRID_SCHEMA)]
+Grid = Annotated[
+    tuple[Unit, ...],
+    Field(min_length=1, max_length=MOST_STEERINGS),
+    BeforeValidator(_spread),
+    WithJsonSchema(GRID_SCHEMA),
+]
 
 
 class SteeringGrid(BaseModel):
@@ -95,6 +109,10 @@ class SteeringGrid(BaseModel):
     def _together(self) -> SteeringGrid:
         if self.family == "smooth" and (self.c != (1.0,) or self.sites != "all"):
             raise ValueError("family: smooth is steered along c = 1 at all sites; leave c and sites out")
+        if (points := len(self.beta) * len(self.c)) > MOST_STEERINGS:
+            raise ValueError(
+                f"beta and c make {points:,} steerings, expected at most {MOST_STEERINGS:,}; thin them out"
+            )
         return self
 
 
@@ -106,7 +124,7 @@ class BestFirst(Procedure):
     """
 
     kind: Literal["best_first"] = "best_first"
-    top: Annotated[int, Field(strict=True, gt=0)] = 1
+    top: Count = 1
 
 
 class Full(Procedure):
@@ -146,7 +164,7 @@ class Benchmark(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     dataset: Dataset
     threat: Threat
@@ -154,9 +172,9 @@ class Benchmark(BaseModel):
     protocol: Protocol = "pixel"
     selection: Selection = CrossValidation()
     search: Search = BestFirst()
-    replay_points: Annotated[float, Field(strict=True, ge=0)] = 1.0
+    replay_points: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), WRITTEN] = 1.0
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
-    batch_size: Annotated[int, Field(strict=True, gt=0)] | Literal["auto"] = "auto"
+    batch_size: Count | Literal["auto"] = "auto"
     compile: Compile = "auto"
     precision: Precision = "float32"
     executor: Executor
@@ -210,15 +228,9 @@ def load_benchmark(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark
             was expected and what was found.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise SpecError(f"{path}: expected a mapping with models, dataset, threat and steering, found {data!r}")
-    try:
+        data = parse_yaml(_read(Path(path)))
+        if not isinstance(data, dict):
+            raise SpecError(f"expected a mapping with models, dataset, threat and steering, found {shown(data)}")
         for override in overrides:
             apply_override(data, override)
         return parse_benchmark({"name": Path(path).stem} | data)
@@ -226,10 +238,27 @@ def load_benchmark(path: str | Path, overrides: Sequence[str] = ()) -> Benchmark
         raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
 
 
+def _read(path: Path) -> str:
+    """Return the text of a file, of which no more is read than a benchmark may have."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_TEXT + 1)
+        if len(raw) > LARGEST_TEXT:
+            raise SpecError(TOO_LARGE)
+        return raw.decode()
+    except OSError as error:
+        raise SpecError(f"cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise SpecError(f"not valid YAML: line {line}: the byte {raw[error.start]:#04x} is not UTF-8") from error
+
+
 def parse_benchmark(data: Mapping[str, Any]) -> Benchmark:
     """Return the benchmark that a mapping describes; see `load_benchmark`."""
     fields = {"executor": {"kind": "local"}} | filled_in(data)
     if isinstance(fields.get("models"), list):
+        if len(fields["models"]) > MOST_MODELS:
+            raise SpecError(f"models: expected at most {MOST_MODELS}, found {len(fields['models']):,}; split the file")
         fields["models"] = [registry.build("models", model, f"models[{i}]") for i, model in enumerate(fields["models"])]
     fields["threat"] = _with_defaults(fields.get("threat"), fields.get("dataset"))
     for key, group in PARTS.items():

@@ -11,6 +11,7 @@ from harness.api.threat import Threat
 from harness.config.benchmark import PARTS, Benchmark
 from harness.errors import SpecError
 from harness.util.foreign import ANYTHING, told
+from harness.util.numbers import FRACTION
 
 
 def schema(warn: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -28,11 +29,11 @@ def schema(warn: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         result["properties"][key] = _any_of(group)
     result["properties"]["models"]["items"] = _any_of("models")
     optional = {"name", "executor"}  # they default to the file's name and to this machine
-    return result | {
+    whole: dict[str, Any] = _written(result | {"$defs": definitions})
+    return whole | {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ct-harness benchmark",
         "required": [key for key in result["required"] if key not in optional],
-        "$defs": definitions,
     }
 
 
@@ -45,6 +46,19 @@ def _kinds(group: str, definitions: dict[str, Any], warn: Callable[[str], None])
             warn(str(error))
         except ANYTHING as error:  # of a third party's fields, which pydantic may not know how to describe
             warn(f"kind {kind!r} has no schema: {told(error)}; repair or uninstall it")
+
+
+def _written(schema: Any) -> Any:
+    """Return a schema in which each number may be a fraction too, which is text to YAML: 8/255."""
+    if isinstance(schema, list):
+        return [_written(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "number":
+        said = {key: schema[key] for key in ("title", "description", "default") if key in schema}
+        number = {key: entry for key, entry in schema.items() if key not in said}
+        return said | {"anyOf": [number, {"type": "string", "pattern": f"^{FRACTION}$"}]}
+    return {key: _written(entry) for key, entry in schema.items()}
 
 
 def _any_of(group: str) -> dict[str, str]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api.dataset import Dataset
+from harness.api.threat import beyond_box
 from harness.errors import DataError, DataMissing
+from harness.util.text import shown
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from harness.datasets.sources.in_memory import ArraySource
+
+DARK = 16
+"""Largest uint8 pixel of images that are nearly black, or not in 0 … 255; the digits of scikit-learn end at 16."""
+MOST_CLASSES = 1_000_000
+"""Number of classes that no network has."""
 
 WRITE = "write it with numpy.savez(path, x=images, y=labels)"
 
@@ -45,28 +51,21 @@ class Arrays(Dataset):
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """Read the arrays x and y as they are stored."""
-    import numpy as np
+    from harness.datasets.sources.npz import read_array
 
     if not path.is_file():
         raise DataMissing(f"dataset.path: no file {path}; {WRITE}")
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: not an .npz file, or cut short; {WRITE}")
-    with np.load(path, allow_pickle=False) as archive:
-        if missing := {"x", "y"} - set(archive.files):
-            found = ", ".join(archive.files) or "nothing"
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # of zipfile and the system
+        raise DataError(f"{path}: not an .npz file, or cut short; {WRITE}") from error
+    with archive:
+        keys = [name.removesuffix(".npy") for name in archive.namelist()]
+        if missing := {"x", "y"} - set(keys):
+            found = shown(", ".join(keys) or "nothing")[1:-1]
             absent = " and no ".join(sorted(missing))
             raise DataError(f"{path}: no array {absent} in it, only {found}; {WRITE}")
-        return {key: _array(archive, key, path) for key in ("x", "y")}
-
-
-def _array(archive: Any, key: str, path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = archive[key]
-    except ValueError as error:  # numpy's "Object arrays cannot be loaded when allow_pickle=False"
-        raise DataError(f"{path}: {key} holds Python objects; save numbers, all of one shape") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: {key} is damaged ({error}); write or copy the file again") from error
-    return array
+        return {key: read_array(archive, key, str(path), "write or copy the file again") for key in ("x", "y")}
 
 
 def _check_images(x: NDArray[Any], where: str) -> None:
@@ -75,17 +74,28 @@ def _check_images(x: NDArray[Any], where: str) -> None:
     if x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         remedy = "transpose to n×c×h×w: x.transpose(0, 3, 1, 2)"
         raise DataError(f"{where} has shape {x.shape}, with the channels last; {remedy}")
-    if x.dtype == "uint8":
-        return
-    if x.dtype.kind != "f":
+    if x.dtype != "uint8" and x.dtype.kind != "f":
         raise DataError(f"{where} is {x.dtype}; expected uint8 in 0 … 255, or float in [0, 1]")
     low, high = float(x.min()), float(x.max())
     if math.isnan(low):  # NaN is the minimum of whatever holds one
         first = int(x.max(axis=(1, 2, 3)).argmax())
         raise DataError(f"{where} holds NaN, first in image {first}; fix or drop such images")
-    if low < 0 or high > 1:
-        remedy = "divide by 255" if low >= 0 and 1 < high <= 255 else "undo the normalisation"
-        raise DataError(f"{where} is {x.dtype} from {low:g} to {high:g}; expected floats in [0, 1]: {remedy}")
+    if x.dtype == "uint8":
+        return _refuse_dark(high, where)
+    if excess := beyond_box(low, high):
+        remedy = "divide by 255" if low >= 0 and 2 < high <= 255 else "undo the normalisation, or clip them"
+        raise DataError(
+            f"{where} is {x.dtype} from {low:g} to {high:g}; expected floats in [0, 1], found {excess}: {remedy}"
+        )
+
+
+def _refuse_dark(brightest: float, where: str) -> None:
+    """Refuse uint8 images in which white is not 255, but 1 or 16, say: they would be black to every network."""
+    if 0 < brightest <= DARK:
+        raise DataError(
+            f"{where} is uint8 and never above {brightest:g}, where white is 255: expected images that are not black; "
+            f"if {brightest:g} is their white, save x / {brightest:g} as float32, and x / 255 if they are that dark"
+        )
 
 
 def _check_labels(y: NDArray[Any], n: int, where: str) -> None:
@@ -93,5 +103,8 @@ def _check_labels(y: NDArray[Any], n: int, where: str) -> None:
         raise DataError(f"{where} has shape {y.shape}; expected ({n},), a label for each of the {n} images")
     if y.dtype.kind not in "iu":
         raise DataError(f"{where} is {y.dtype}; expected class numbers, integers")
-    if y.min() < 0:
-        raise DataError(f"{where} has the label {y.min()} at image {y.argmin()}; expected class numbers, ≥ 0")
+    for label, image in ((y.min(), y.argmin()), (y.max(), y.argmax())):
+        if not 0 <= label < MOST_CLASSES:
+            raise DataError(
+                f"{where} has the label {label} at image {image}; expected class numbers, ≥ 0 and < {MOST_CLASSES:,}"
+            )

@@ -213,7 +213,7 @@ class Downstream(Dataset):
     name: Annotated[str, Field(json_schema_extra={"enum": list(CATALOGUE)})]
     split: Split
     root: str = "data"
-    size: Annotated[int, Field(strict=True, gt=0)] | None = None
+    size: Annotated[int, Field(strict=True, gt=0, le=10_000)] | None = None
 
     @field_validator("name")
     @classmethod

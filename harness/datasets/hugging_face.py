@@ -47,7 +47,7 @@ class HuggingFace(Dataset):
     label_column: str = "label"
     labels: Target = "class"
     revision: str | None = None
-    size: Annotated[int, Field(strict=True, gt=0)] | None = None
+    size: Annotated[int, Field(strict=True, gt=0, le=10_000)] | None = None
 
     @property
     def target(self) -> Target:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
 class ImageFolder(Dataset):
     """The images ``<root>/<class>/*``, in the order of torchvision's ``ImageFolder``: by folder, then by name.
 
-    Labels are the numbers of the class folders in alphabetical order.
+    Labels are the numbers of the class folders in their order.
 
     Args:
         root: directory of the class folders.
+        order: order of the class folders, "alphabetical" as in torchvision, or "numerical"; to be given where the
+            folders are numbers for which the two differ, such as 10 and 2.
         size: height and width of the images for a model without preprocessing of its own; by default they are taken
             as stored, and must have one size.
     """
@@ -29,7 +33,8 @@ class ImageFolder(Dataset):
     location_fields: ClassVar[frozenset[str]] = frozenset({"root"})
 
     root: str
-    size: Annotated[int, Field(strict=True, gt=0)] | None = None
+    order: Literal["alphabetical", "numerical"] | None = None
+    size: Annotated[int, Field(strict=True, gt=0, le=10_000)] | None = None
 
     def open(self, *, offline: bool = False) -> ImageFileSource:
         """See `Dataset.open`; downloads nothing."""
@@ -46,5 +51,49 @@ class ImageFolder(Dataset):
             why = " ".join(str(error).split())
             raise DataError(f"{root}: {why} Expected a folder of images for each class in it") from error
         files = [Path(file).relative_to(root).as_posix() for file, _ in folder.samples]
-        labels = [label for _, label in folder.samples]
-        return ImageFileSource(root, files, labels, square(self.size), folder.classes)
+        _refuse_hidden(folder.classes, root)
+        _refuse_splits(files, folder.classes, root)
+        names = self._ordered(folder.classes)
+        numbers = {name: number for number, name in enumerate(names)}
+        by_class = sorted(files, key=lambda file: numbers[PurePosixPath(file).parts[0]])  # stable
+        labels = [numbers[PurePosixPath(file).parts[0]] for file in by_class]
+        return ImageFileSource(root, by_class, labels, square(self.size), names)
+
+    def _ordered(self, classes: Sequence[str]) -> Sequence[str]:
+        """Return the classes, which are in alphabetical order, in that of their numbers.
+
+        Raises:
+            DataError: they are no numbers; or the two orders differ, and ``order`` does not say which it is.
+        """
+        if not all(name.isdecimal() for name in classes):
+            if self.order != "numerical":
+                return classes
+            other = next(name for name in classes if not name.isdecimal())
+            raise DataError(
+                f"dataset.order: numerical goes with folders that are numbers, found {other!r}; leave it out"
+            )
+        numerical = sorted(classes, key=int)
+        if self.order is None and numerical != list(classes):
+            first, second = next((a, b) for a, b in pairwise(classes) if int(a) > int(b))
+            raise DataError(
+                f"{self.root}: the class folders are numbers, and in alphabetical order {first} comes before {second}; "
+                "set dataset.order as in training: alphabetical (torchvision's ImageFolder) or numerical"
+            )
+        return numerical if self.order == "numerical" else classes
+
+
+def _refuse_hidden(classes: Sequence[str], root: Path) -> None:
+    """Refuse folders that tools leave behind, such as .ipynb_checkpoints: each would be a class."""
+    for number, name in enumerate(classes):
+        if name.startswith((".", "__")):
+            raise DataError(f"{root / name}: a hidden folder, which would be class {number}; delete it or move it away")
+
+
+def _refuse_splits(files: Sequence[str], classes: Sequence[str], root: Path) -> None:
+    """Refuse a directory one level too high, whose folders hold class folders, and no image themselves."""
+    if all(len(PurePosixPath(file).parts) > 2 for file in files):
+        some = ", ".join(classes[:3])
+        raise DataError(
+            f"{root}: one level too high, as its folders ({some}) hold folders of images, and no image; give one of "
+            f"them, such as dataset.root: {root / classes[-1]}"
+        )

@@ -40,7 +40,7 @@ class ImageNet(Dataset):
 
     root: str = "data/imagenet"
     ids: Literal["robustbench", "all"] = "robustbench"
-    size: Annotated[int, Field(strict=True, gt=0)] | None = None
+    size: Annotated[int, Field(strict=True, gt=0, le=10_000)] | None = None
 
     def open(self, *, offline: bool = False) -> ImageFileSource:
         """See `Dataset.open`; downloads nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple, TypeVar
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from harness.api.dataset import Data, Dataset, Source
 from harness.api.records import AS_STORED, Batch, Preprocessing, Target
+from harness.api.threat import beyond_box
 from harness.engine.class_names import numbered_as
 from harness.engine.numerics import one_thread
 from harness.errors import DataError
@@ -85,7 +87,7 @@ def in_pieces(opened: Source, numbers: Sequence[int], work: Callable[[Batch], R]
     size, threads = (PIECE, threads) if opened.concurrent else (SLICE, 1)
 
     def read(piece: tuple[int, ...]) -> tuple[torch.Size, R]:
-        batch = opened.read(piece)
+        batch = _clipped(opened.read(piece))
         return batch.x.shape[1:], work(batch)
 
     found = in_threads(read, batched(numbers, size), threads)
@@ -93,6 +95,14 @@ def in_pieces(opened: Source, numbers: Sequence[int], work: Callable[[Batch], R]
         if shape != found[0][0]:
             opened.read((numbers[0], numbers[place * size]))  # raises the source's own error
     return [made for _, made in found]
+
+
+def _clipped(batch: Batch) -> Batch:
+    """Return images without what rounding has put outside of [0, 1]; what is further outside is left, to be refused."""
+    x = batch.x
+    if not x.numel() or (x.min() >= 0 and x.max() <= 1) or beyond_box(x.min().item(), x.max().item()):
+        return batch
+    return replace(batch, x=x.clamp(0, 1))
 
 
 def digest(x: np.ndarray, y: object) -> str:
@@ -192,10 +202,11 @@ def _check(batch: Batch, dataset: Dataset) -> None:
             f"dataset: {dataset.kind}: expected x float32 [n, c, h, w] and y {expected}, found x {x.dtype} "
             f"{list(x.shape)} and y {y.dtype} {list(y.shape)}"
         )
-    if not (x.min() >= 0 and x.max() <= 1):  # NaN fails too
+    low, high = x.min().item(), x.max().item()
+    if excess := beyond_box(low, high):
         raise DataError(
-            f"dataset: {dataset.kind}: images must lie in [0, 1], since eps is in pixels; found {x.min():.4g} … "
-            f"{x.max():.4g}. Leave normalisation to the model (checkpoint: mean, std)"
+            f"dataset: {dataset.kind}: images must lie in [0, 1], since eps is in pixels; found {low:.4g} … "
+            f"{high:.4g}, {excess}. Leave normalisation to the model (checkpoint: mean, std)"
         )
     if dataset.target == "attributes" and not ((y == 0) | (y == 1)).all():
         raise DataError(f"dataset: {dataset.kind}: attributes must be 0 or 1, found {y.min()} … {y.max()}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.api.threat import SLACK_BOX, Threat
+from harness.api.threat import Threat, beyond_box
 from harness.engine.numerics import float32_by
 from harness.errors import InvalidAdversary, ModelError
 
@@ -31,8 +31,11 @@ def verify(threat: Threat, x: Tensor, perturbed: Tensor, normalised: bool = Fals
     if normalised:
         return
     low, high = perturbed.min().item(), perturbed.max().item()
-    if low < -SLACK_BOX or high > 1 + SLACK_BOX:
-        raise InvalidAdversary(f"the attack returned pixels in [{low:.6g}, {high:.6g}], not [0, 1]", "invalid")
+    if excess := beyond_box(low, high):
+        raise InvalidAdversary(
+            f"the attack returned pixels in [{low:.6g}, {high:.6g}], not [0, 1]: {excess}; clip them to [0, 1]",
+            "invalid",
+        )
     threat.check(x, perturbed)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PrivateAttr, model_validator
 
 from harness.api.executor import Deliver, Executor
+from harness.api.validation import WRITTEN
 from harness.api.work import Portion
 from harness.errors import HarnessError, ModelError, SpecError
 from harness.executors.submission import Submission
@@ -86,7 +87,7 @@ class ClusterExecutor(Executor):
     package: ClassVar[str]
     """Import name of the library; the extra is named after the kind."""
 
-    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    gpus: Annotated[float, Field(strict=True, ge=0, le=1_000, allow_inf_nan=False), WRITTEN] = 0
 
     _dispatcher: Dispatcher = PrivateAttr()
 

@@ -41,7 +41,7 @@ class Local(Executor):
 
     kind = "local"
 
-    workers: Annotated[int, Field(strict=True, gt=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(strict=True, gt=0, le=1_000)] | Literal["auto"] = "auto"
     time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
 
     _workers: Sequence[Worker] = PrivateAttr()

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from pydantic import Field, model_validator
 
+from harness.api.validation import Count
 from harness.api.work import Portion
 from harness.errors import DeviceLost, ModelError, SpecError
 from harness.executors.dispatch import ClusterExecutor, Dispatcher, last_line
@@ -35,8 +36,6 @@ GRACE = 60.0
 that a file was not there."""
 
 REMEDY = "raise executor.memory, or lower batch_size"
-
-PositiveInt = Annotated[int, Field(strict=True, gt=0)]
 
 
 class Slurm(ClusterExecutor):
@@ -62,11 +61,11 @@ class Slurm(ClusterExecutor):
     package = "submitit"
     location_fields = frozenset({"folder"})
 
-    workers: PositiveInt = 16
+    workers: Count = 16
     partition: Annotated[str, Field(min_length=1)] | None = None
-    time: PositiveInt = 60
+    time: Count = 60
     memory: Annotated[str, Field(pattern=r"^[1-9]\d*[KMGT]$")] = "8G"
-    gpus: Annotated[int, Field(strict=True, ge=0)] = 0
+    gpus: Annotated[int, Field(strict=True, ge=0, le=1_000)] = 0
     gres: Annotated[str, Field(pattern=r"^gpu(:[\w.-]+)*$")] | None = None
     folder: Annotated[str, Field(min_length=1)] = "slurm"
     cluster: Literal["slurm", "local", "debug"] = "slurm"

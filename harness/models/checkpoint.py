@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from harness.api.model import Model
-from harness.api.validation import Name
+from harness.api.validation import WRITTEN, Name
 from harness.errors import ModelError
 from harness.models.checkpoint_files import BadCheckpoint, mismatch, read_checkpoint
 from harness.util.foreign import ANYTHING, told
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from harness.models.loaded import Loaded
 
-Mean = Annotated[float, Field(allow_inf_nan=False)]
-Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Mean = Annotated[float, Field(strict=True, allow_inf_nan=False), WRITTEN]
+Std = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), WRITTEN]
 
 
 MOVED = {

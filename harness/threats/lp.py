@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from harness.api.attack import Attack as StepMachine
 from harness.api.threat import SLACK, SLACK_BOX, Passes, Threat
@@ -15,6 +14,7 @@ from harness.attacks import autoattack, gradient_masking
 from harness.attacks.autoattack import Attack
 from harness.attacks.norms import Norm
 from harness.errors import InvalidAdversary
+from harness.util.numbers import as_number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,17 +27,15 @@ FEWEST_L1_STEPS = 3
 
 
 def parse_pixels(value: Any) -> Any:
-    """Turn a fraction such as "8/255" into a number of pixels; pydantic checks everything else.
+    """Turn a text such as "8/255" into a number of pixels; pydantic checks everything else.
 
     Raises:
         ValueError: a text that is not a number or a fraction.
     """
-    if isinstance(value, str):
-        try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ValueError('expected a number in pixels such as 0.03 or "8/255"') from None
-    return value
+    number = as_number(value)
+    if isinstance(number, str):
+        raise ValueError('expected a number in pixels such as 0.03 or "8/255"')
+    return number
 
 
 class Lp(Threat):
@@ -54,9 +52,8 @@ class Lp(Threat):
 
     eps: Annotated[
         float,
+        Field(strict=True, gt=0, allow_inf_nan=False, description='in pixels of [0, 1]: 0.03 or "8/255"'),
         BeforeValidator(parse_pixels),
-        Field(strict=True, gt=0, allow_inf_nan=False),
-        WithJsonSchema({"type": ["number", "string"], "description": 'in pixels of [0, 1]: 0.03 or "8/255"'}),
     ]
     attack: Attack = "standard"
 
@@ -140,7 +137,8 @@ class Lp(Threat):
         farthest = self.distance(x, perturbed).max().item()
         if farthest > self.eps * (1 + SLACK) + SLACK_BOX:
             raise InvalidAdversary(
-                f"the attack returned an image at {self.norm} distance {farthest:.6g} where eps is {self.eps:.6g}",
+                f"the attack returned an image at {self.norm} distance {farthest:.6g} where eps is {self.eps:.6g}, "
+                f"{farthest - self.eps:.3g} too far; project it onto the ball",
                 "invalid",
             )
 

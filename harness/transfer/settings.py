@@ -6,11 +6,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.api.validation import WRITTEN, Count
+
 Method = Literal["lora-1", "lora-2", "lora-4", "fine_tuning"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-Positive = Annotated[int, Field(strict=True, gt=0)]
-PositiveReal = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+PositiveReal = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), WRITTEN]
 
 
 class Tuning(BaseModel):
@@ -26,10 +27,10 @@ class Tuning(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: Positive = 20
+    epochs: Count = 20
     learning_rates: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1e-5, 1e-4, 1e-3, 1e-2)
-    batch_size: Positive = 32
-    share: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.2
+    batch_size: Count = 32
+    share: Annotated[float, Field(strict=True, gt=0, lt=1), WRITTEN] = 0.2
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
 
 
@@ -48,5 +49,5 @@ class Probing(BaseModel):
 
     order: Literal["steer_first", "fit_first"] = "steer_first"
     C: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-    folds: Annotated[int, Field(strict=True, ge=2)] = 5
+    folds: Annotated[int, Field(strict=True, ge=2, le=1_000)] = 5
     seed: Annotated[int, Field(strict=True, ge=0)] = 0

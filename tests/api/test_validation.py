@@ -89,3 +89,45 @@ def test_each_fault_is_a_line() -> None:
 
 def test_a_bad_entry_that_also_makes_its_list_too_short_is_told_once() -> None:
     assert faults(steering={"beta": [1.1]}) == ["steering.beta[0]: expected a number of at most 1, found 1.1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"selection": {"kind": "holdout", "shar": 0.3}},
+         "selection.shar: unknown key (did you mean 'share'?); known keys: kind, share"),
+        ({"search": {"kind": "best_first", "tops": 3}},
+         "search.tops: unknown key (did you mean 'top'?); known keys: kind, top"),
+        ({"threat": {"kind": "Linf", "eps": 0.1, "attack": {"stages": ["square"], "querys": 3}}},
+         "threat.attack.querys: unknown key (did you mean 'queries'?); known keys: stages, iterations, restarts, "
+         "targets, queries"),
+        ({"models": [PROBE | {"tuning": {"epoch": 3}}]},
+         "models[0].tuning.epoch: unknown key (did you mean 'epochs'?); known keys: epochs, learning_rates, "
+         "batch_size, share, seed"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_names_those_there_are_wherever_it_stands(changes: dict[str, Any], line: str) -> None:
+    assert faults(**changes) == [line]
+
+
+def test_a_rule_of_one_branch_of_a_union_is_told_in_its_words() -> None:
+    (line,) = faults(threat={"kind": "Linf", "eps": 0.1, "attack": {"stages": ["square", "square"]}})
+    assert line == "threat.attack: each attack may be named once, found {'stages': ['square', 'square']}"
+
+
+def test_models_of_one_name_are_told_without_what_they_have_become() -> None:
+    (line,) = faults(models=[DEMO, DEMO])
+    assert line == "models: two models are called 'digits_plain_0to4'; give one of them another name"
+
+
+@pytest.mark.parametrize("pair", [{"n": 3, "indices": [1]}, {"n": 3, "per_class": 1}, {"indices": [1], "per_class": 1}])
+def test_images_are_chosen_in_one_way(pair: dict[str, Any]) -> None:
+    (line,) = faults(dataset={"kind": "digits"} | pair)
+    first, second = pair
+    assert line.startswith(f"dataset: {first} and {second} each choose the images; give one of them alone, found ")
+
+
+def test_many_faults_are_counted() -> None:
+    lines = faults(steering={"beta": [2.0] * 50})
+    assert len(lines) == 11
+    assert lines[-1] == "the file: 40 more faults"

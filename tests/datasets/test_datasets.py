@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import tarfile
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,11 @@ NOT_A_NUMBER[3, 0, 0, 0] = np.nan
         ({"x": X, "y": Y.astype("float32")}, r"y is float32; .*integers"),
         ({"x": X, "y": Y - 1}, r"y has the label -1 at image 1; .*≥ 0"),
         ({"x": X, "y": Y.astype(object)}, "y holds Python objects; save numbers"),
+        ({"x": X // 16, "y": Y}, r"x is uint8 and never above 15, where white is 255: .*save x / 15 as float32"),
+        ({"x": X // 128, "y": Y}, r"x is uint8 and never above 1, where white is 255: .*save x / 1 as float32"),
+        ({"x": FLOATS + 1e-4, "y": Y}, r"x is float64 .*; expected floats in \[0, 1\], found 0\.0001 above 1"),
+        ({"x": FLOATS - 2e-6, "y": Y}, r"expected floats in \[0, 1\], found 2e-06 below 0: undo the norm"),
+        ({"x": X, "y": Y.astype("uint64") + np.uint64(2**63)}, r"y has the label 922337\d+ at image 1; expected class"),
     ],
 )
 def test_wrong_arrays_are_named_with_the_remedy(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -114,6 +121,76 @@ def test_a_missing_a_foreign_and_a_truncated_file_are_refused(tmp_path: Path) ->
         Arrays(path=str(tmp_path / "x.npy")).open()
     with pytest.raises(DataError, match=r"dataset\.path: no file .*gone\.npz; .*numpy\.savez"):
         Arrays(path=str(tmp_path / "gone.npz")).open()
+
+
+@pytest.mark.parametrize("by", [1e-7, -1e-7, 1e-6 - 1e-9])
+def test_what_rounding_has_put_outside_of_the_box_is_clipped(tmp_path: Path, by: float) -> None:
+    inside, outside = (npz(tmp_path, x=x, y=Y).open().read((0, 1)).x for x in (FLOATS, FLOATS + by))
+    assert outside.min() >= 0
+    assert outside.max() <= 1
+    assert (outside - inside).abs().max() <= 2e-6
+
+
+def test_the_very_bits_of_pixels_inside_the_box_are_kept(tmp_path: Path) -> None:
+    x = FLOATS.astype("float32")
+    x[0, 0, 0, :3] = -0.0, 1e-45, 1.0
+    read = npz(tmp_path, x=x, y=Y).open().read(tuple(range(5))).x.numpy()
+    assert read.tobytes() == x.tobytes()
+
+
+def with_header(directory: Path, header: bytes, data: bytes = b"", version: bytes = b"\1\0") -> Arrays:
+    """Images whose array x begins with this header."""
+    path = directory / "images.npz"
+    np.savez(path, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        length = len(header).to_bytes(2, "little")
+        archive.writestr("x.npy", b"\x93NUMPY" + version + length + header + data)
+    return Arrays(path=str(path))
+
+
+def described(shape: str, dtype: str = "'|u1'") -> bytes:
+    return f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (described("(1000000, 3, 1000, 1000)"), "its header promises 3,000,000,000,000 bytes, and 0 follow"),
+        (described("(4000000000, 4000000000, 4000000000, 3)"), "its header promises"),
+        (described(f"({2**70}, 0, 1, 1)"), "x is damaged"),
+        (described("(-1, 3, 4, 6)"), "x is damaged"),
+        (described("(5, 3, 4, 6"), "x is damaged"),
+        (described("((" * 3000), "x is damaged"),
+        (described("(5,)", "'|O'"), "x holds Python objects; save numbers"),
+        (described("(5,)", "[('a', '|O')]"), "x holds Python objects; save numbers"),
+        (described("(5,)", "'nonsense'"), "x is damaged"),
+        (described("5"), "x is damaged"),
+        (b"\xff" * 90, "x is damaged"),
+        (b"[" * 9000, "x is damaged"),
+        (b"", "x is damaged"),
+    ],
+)
+def test_a_header_is_held_against_the_file_before_memory_is_taken(tmp_path: Path, header: bytes, message: str) -> None:
+    arrays = with_header(tmp_path, header)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=message) as caught:
+            arrays.open()
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).startswith(str(tmp_path / "images.npz"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_shorter_or_longer_than_its_header_says(tmp_path: Path) -> None:
+    header = described("(5, 3, 4, 6)")
+    for data in (X.tobytes()[:-1], X.tobytes() + b"x"):
+        with pytest.raises(DataError, match=r"its header promises 360 bytes, and 3\d\d follow"):
+            with_header(tmp_path, header, data).open()
+    assert np.array_equal(with_header(tmp_path, header, X.tobytes()).open().x, X)
+    with pytest.raises(DataError, match=r"its format is 9\.0, expected 1\.0 or 2\.0"):
+        with_header(tmp_path, header, X.tobytes(), version=b"\x09\0").open()
 
 
 PIXELS = RANDOM.integers(0, 256, (4, 3072), dtype=np.uint8)

@@ -295,6 +295,60 @@ def test_a_directory_without_class_folders_or_images_is_named(tmp_path: Path) ->
         ImageFolder(root=str(tmp_path / "flat")).open()
 
 
+def numbered(root: Path, *names: str) -> Path:
+    """Return a folder with an image in each of these folders below it."""
+    for seed, name in enumerate(names):
+        paint(root / name / "a.png", (8, 8), seed, kind="PNG")
+    return root
+
+
+@pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", ".thumbnails"])
+def test_a_hidden_folder_is_no_class(tmp_path: Path, name: str) -> None:
+    numbered(tmp_path, "cat", "dog", name)
+    with pytest.raises(DataError, match=rf"{name}: a hidden folder, which would be class 0; delete it or move it away"):
+        ImageFolder(root=str(tmp_path)).open()
+    shutil.rmtree(tmp_path / name)
+    assert ImageFolder(root=str(tmp_path)).open().labels() == [0, 1]
+
+
+def test_numbered_folders_have_an_order_that_is_said_where_there_are_two(tmp_path: Path) -> None:
+    numbered(tmp_path, "1", "2", "10")
+    with pytest.raises(DataError, match=r"alphabetical order 10 comes before 2; set dataset\.order as in training: "):
+        ImageFolder(root=str(tmp_path)).open()
+    alphabetical, numerical = (
+        ImageFolder(root=str(tmp_path), order=how).open() for how in ("alphabetical", "numerical")
+    )
+    assert (alphabetical.files, alphabetical.labels()) == (["1/a.png", "10/a.png", "2/a.png"], [0, 1, 2])
+    assert (numerical.files, numerical.labels()) == (["1/a.png", "2/a.png", "10/a.png"], [0, 1, 2])
+
+
+@pytest.mark.parametrize("names", [("01", "02", "10"), ("0", "1", "2"), ("b2", "b10")])
+def test_other_folders_have_one_order(tmp_path: Path, names: tuple[str, ...]) -> None:
+    source = ImageFolder(root=str(numbered(tmp_path, *names))).open()
+    assert source.files == [f"{name}/a.png" for name in sorted(names)]
+
+
+def test_a_numerical_order_is_of_numbers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dataset\.order: numerical goes with folders that are numbers, found 'cat'"):
+        ImageFolder(root=str(numbered(tmp_path, "1", "cat")), order="numerical").open()
+
+
+def test_a_directory_one_level_too_high(tmp_path: Path) -> None:
+    numbered(tmp_path, "train/cat", "train/dog", "val/cat", "val/dog")
+    expected = rf"one level too high, as its folders \(train, val\) hold .*such as dataset\.root: {tmp_path / 'val'}$"
+    with pytest.raises(DataError, match=expected):
+        ImageFolder(root=str(tmp_path)).open()
+    assert ImageFolder(root=str(tmp_path / "val")).open().labels() == [0, 1]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_images_of_8_bits_are_read_as_pillow_converts_them(tmp_path: Path, mode: str) -> None:
+    kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
+    path = paint(tmp_path / f"a.{kind.lower()}", (8, 8), 0, mode, kind)
+    expected = np.array(Image.open(path).convert("RGB")).transpose(2, 0, 1) / np.float32(255)
+    assert np.array_equal(read_image(path, AS_STORED).numpy(), expected)
+
+
 # --- pictures of more than 8 bits ---
 
 

@@ -32,8 +32,10 @@ from harness.engine import stages
 from harness.engine.computation import Computation
 from harness.engine.images import PIECE, SLICE, ImageCache, digest, open_data, packed, unpacked
 from harness.engine.numerics import reproducible
-from harness.errors import DataError, ModelError
+from harness.engine.verification import verify
+from harness.errors import DataError, InvalidAdversary, ModelError
 from harness.models.demo import Demo
+from harness.threats.lp import Linf
 from harness.util.noise import Noise
 from harness.util.threads import readers
 
@@ -393,3 +395,60 @@ def test_a_portion_that_is_given_up_leaves_no_thread(stage: str, with_readers: C
     next(results)
     results.close()
     assert_no_reader()
+
+
+# --- the box ---
+
+
+class Shifted(Digits):
+    """Digits that someone else's arithmetic has moved."""
+
+    kind: ClassVar[str] = "shifted"
+    by: float
+
+    def open(self, *, offline: bool = False) -> Source:
+        return ShiftedSource(Digits().open(), self.by)
+
+
+class ShiftedSource(Source):
+    def __init__(self, source: Source, by: float) -> None:
+        self.source, self.by = source, by
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: tuple[int, ...]) -> Batch:
+        batch = self.source.read(indices)
+        return Batch(batch.x + self.by, batch.y, batch.indices)
+
+
+@pytest.mark.parametrize("by", [1.2e-7, -9e-7])
+def test_rounding_is_clipped_wherever_images_are_read(by: float) -> None:
+    numbers = tuple(range(20))
+    shifted = ShiftedSource(Digits().open(), by)
+    assert not 0 <= shifted.read(numbers).x.min() <= shifted.read(numbers).x.max() <= 1
+    batch, digests = ImageCache(shifted).read(numbers)
+    assert torch.equal(batch.x, shifted.read(numbers).x.clamp(0, 1))
+    assert list(open_data(Shifted(by=by, n=20), offline=True).digests.values()) == digests
+
+
+@pytest.mark.parametrize(
+    ("by", "excess"), [(3e-6, "2.98e-06 above 1"), (-2e-6, "2e-06 below 0"), (float("nan"), "NaN among them")]
+)
+def test_what_is_outside_by_more_is_refused_by_how_much(by: float, excess: str) -> None:
+    with pytest.raises(DataError, match=rf"images must lie in \[0, 1\].*, {excess}\. Leave normalisation to the model"):
+        open_data(Shifted(by=by, n=20), offline=True)
+
+
+@pytest.mark.parametrize(
+    ("moved", "message"),
+    [
+        (lambda x: x + 0.05 + 3e-5, r"Linf distance 0\.05003\d* where eps is 0\.05, 3e-05 too far; project it onto"),
+        (lambda x: x - 2e-6, r"pixels in \[-2e-06, .*\], not \[0, 1\]: 2e-06 below 0; clip them"),
+        (lambda x: x + 0.5 + 3e-6, r"not \[0, 1\]: 2.98e-06 above 1; clip them"),
+    ],
+)
+def test_an_adversary_outside_by_rounding_is_told_by_how_much(moved: Callable[[Tensor], Tensor], message: str) -> None:
+    x = torch.tensor([0.0, 0.25, 0.5]).view(1, 1, 1, 3)
+    with pytest.raises(InvalidAdversary, match=message):
+        verify(Linf(eps=0.05), x, moved(x))

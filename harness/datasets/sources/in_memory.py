@@ -19,7 +19,7 @@ class ArraySource(Source):
     """Images and labels in two arrays.
 
     Args:
-        x: images [n, c, h, w], uint8 in 0 … 255 or float in [0, 1].
+        x: images [n, c, h, w], uint8 in 0 … 255 or float in [0, 1] but for rounding, which is clipped.
         y: class numbers, integers [n] ≥ 0.
         class_names: name of each class, by number; None where they have none.
     """
@@ -43,4 +43,4 @@ class ArraySource(Source):
         chosen = torch.tensor(indices, dtype=torch.int64)
         x = torch.from_numpy(self.x[chosen.numpy()].astype("float32"))
         y = torch.from_numpy(self.y[chosen.numpy()].astype("int64"))
-        return Batch(x / 255 if self.x.dtype == "uint8" else x, y, chosen)
+        return Batch(x / 255 if self.x.dtype == "uint8" else x.clamp_(0, 1), y, chosen)

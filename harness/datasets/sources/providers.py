@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.api.records import Target
+from harness.datasets.sources.npz import read_array
 from harness.errors import DataError, DataMissing
 from harness.util.downloads import BadFile, Remote
 
@@ -225,20 +225,17 @@ def _ensure_npz(path: Path, url: str, keys: Sequence[str], offline: bool) -> Non
     Remote(path, url, check, error=DataError, missing=DataMissing).ensure(offline)
 
 
-READ_ERRORS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
-"""Errors that reading a damaged .npz file may raise."""
+AGAIN = "delete the file and run again"
 
 
 def _array(path: Path, key: str) -> NDArray[Any]:
     """Read an array of an .npz file."""
-    import numpy as np
-
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            array: NDArray[Any] = archive[key]
-            return array
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: {key} is damaged ({error}); delete the file and run again") from error
+        archive = zipfile.ZipFile(path)
+    except Exception as error:  # see read_array
+        raise DataError(f"{path}: {key} is damaged ({error}); {AGAIN}") from error
+    with archive:
+        return read_array(archive, key, str(path), AGAIN)
 
 
 def _rows(path: Path, key: str, chosen: NDArray[Any]) -> NDArray[Any]:
@@ -260,8 +257,8 @@ def _rows(path: Path, key: str, chosen: NDArray[Any]) -> NDArray[Any]:
                 in_block = (start <= chosen) & (chosen < stop)
                 rows[in_block] = block[chosen[in_block] - start]
             return rows
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: {key} is damaged ({error}); delete the file and run again") from error
+    except Exception as error:  # see read_array
+        raise DataError(f"{path}: {key} is damaged ({error}); {AGAIN}") from error
 
 
 BLOCK = 8192
