@@ -40,6 +40,9 @@ class Task:
             None to measure what is fastest. A matter of speed alone.
         normalised: whether images are normalised before they are attacked; see `harness.config.protocol`.
         recipe: description of how a part is fitted; see `harness.api.model.Scorable.recipe`.
+        network: fingerprint of what the loaded network computes, state and code; a worker must find the same.
+        answers: its answers to a few fixed images, summed up; see `harness.engine.fingerprint`.
+        code: hash of the threat's code, where that is not the harness's; a worker must find the same.
         passes: about the passes that the whole run makes through a network of the model, by which ``compile: auto``
             decides.
     """
@@ -58,6 +61,9 @@ class Task:
     batch_size: int | None = None
     normalised: bool = False
     recipe: str = ""
+    network: str = ""
+    answers: tuple[tuple[float, ...], ...] = ()
+    code: str = ""
     passes: float = 0
 
     def identity(self, steering: Steering) -> dict[str, Any]:
@@ -70,10 +76,13 @@ class Task:
                 "scoring": SCORING_VERSION,
                 "model": self.model.identity(),
                 "weights": self.weights_sha256,
-                "threat": self.threat.identity(),
+                "threat": self.threat.identity() | self.threat.own_parameters(),
                 "seed": self.seed,
                 "steering": steering.identity(),
             }
+            | ({"network": self.network} if self.network else {})
+            | ({"answers": [list(row) for row in self.answers]} if self.answers else {})
+            | ({"code": self.code} if self.code else {})
             | ({"space": "normalised"} if self.normalised else {})
             | ({} if self.precision == "float32" else {"precision": self.precision})
             | ({"recipe": self.recipe} if self.recipe else {})

@@ -34,8 +34,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The CSV. (default: leaderboards/<name>.csv)")] = None,
     runs: Annotated[Path, typer.Option(help="Ledger directory.")] = Path("runs"),
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
 ) -> int:
     """Run a benchmark and write its leaderboard. Results of an earlier run are not computed again."""
+    from harness import pipeline
     from harness.cli.terminal import print_board
     from harness.config.benchmark import load_benchmark
     from harness.leaderboard.row import rows_of
@@ -43,6 +45,8 @@ def run(
     loaded = load_benchmark(benchmark, [*_executor_override(executor, address), *(overrides or ())])
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
+    if fresh and (old := pipeline.set_aside(loaded, runs)):
+        typer.echo(f"earlier results moved to {old}", err=True)
     board = _fresh(benchmark, loaded, runs, offline)
     _write(board, out)
     rows = rows_of(board.table)

@@ -14,6 +14,7 @@ from harness.api.threat import Flag
 from harness.api.trial import Result, Trial
 from harness.api.work import Portion, Report
 from harness.engine.computation import Computation
+from harness.engine.fingerprint import code_of_classes
 from harness.engine.numerics import is_nondeterministic, keep_memory, reproducible
 from harness.engine.provenance import provenance
 from harness.engine.stages import run
@@ -39,6 +40,7 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
         raise ModelError(
             f"its weights changed while the benchmark ran ({portion.task.weights_sha256[:12]} before); run it again"
         )
+    _check_code(computation)
     stage, reports = _in_memory(computation), list[Report]()
     last = perf_counter()
     started, prepared = last, computation.session.preparing
@@ -55,6 +57,22 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
             started = last  # whoever took them may have taken long
         if results is None:
             return
+
+
+def _check_code(computation: Computation) -> None:
+    """Refuse a network or a threat that is another one here than where the run was started.
+
+    Raises:
+        ModelError: its code, or what it holds besides its weights, is not the same.
+    """
+    task, session = computation.portion.task, computation.session
+    if task.network and session.fingerprint != task.network:
+        raise ModelError(
+            "its code, or what it holds besides its weights, is not what it was when the run was started; let the "
+            "builder make the same network each time, leave its files as they are, and run it again"
+        )
+    if task.code and code_of_classes(type(task.threat)) != task.code:
+        raise ModelError(f"the code of the threat {task.threat.kind} changed while the benchmark ran; run it again")
 
 
 def _in_memory(computation: Computation) -> Iterator[list[Result]]:

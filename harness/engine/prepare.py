@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from torch import nn
+
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.dataset import Data
@@ -17,6 +19,7 @@ from harness.api.records import Coverage, Preprocessing, Steering
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
+from harness.engine.fingerprint import answers, code_of_classes
 from harness.engine.images import open_data, source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
@@ -111,13 +114,16 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
             if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
                 TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
+            known = answers(_asked(loaded), batch.x.shape[1:])
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
         return PreparedModel(model, data, failure=error if isinstance(error, ModelError) else ModelError(str(error)))
     except Exception as error:  # whatever a network raises on its first images
         return PreparedModel(model, data, failure=ModelError(f"cannot be run: {type(error).__name__}: {error}"))
     passes = passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests))
-    task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes)
+    task = replace(
+        task_of(benchmark, model, loaded, device, offline), passes=passes, network=session.fingerprint, answers=known
+    )
     return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
 
 
@@ -138,7 +144,13 @@ def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, o
         batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
+        code=code_of_classes(type(benchmark.threat)),
     )
+
+
+def _asked(loaded: Scorable) -> nn.Module:
+    """Return the network whose answers tell whether it is the one of earlier results: of a fitted one, what is not."""
+    return loaded.network if loaded.training is None else loaded.body
 
 
 def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:
