@@ -108,7 +108,7 @@ class FixedWidth(nn.Module):
         for start, stop, width in self.cut(len(x)):
             self.used = max(self.used, width)
             part = [pad(tensor[start:stop], width) for tensor in (x, *rows)]
-            answers.append(self.network(*part)[: stop - start])
+            answers.append(answers_for(part[0], self.network(*part))[: stop - start])
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
     def cut(self, n: int) -> Iterator[tuple[int, int, int]]:
@@ -156,20 +156,41 @@ class FixedWidth(nn.Module):
 
     def _try_reference(self, width: int) -> int | None:
         """Return ``width`` if it can be the reference, or 0 if the network answers by chance."""
-        first = self._look(*self._batch(width))
+        first = self._first_look(width)
         self.classes, self.at_reference = first[0].shape[1], first
         if not _equal(first, self._look(*self._batch(width))):
             return 0
         return width if width == 1 or self._same_bits(first, width) else None
 
+    def _first_look(self, width: int) -> tuple[Tensor, ...]:
+        try:
+            return self._look(*self._batch(width))
+        except Exception as error:
+            if width > 1 or not hasattr(self, "classes") or is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"an image's answer depends on its batch, and it answers none for an image alone ({error}); call "
+                "network.eval(), or take out of it what looks at the batch",
+                "batch_dependent",
+            ) from error
+
     @cached_property
-    def depends_on_company(self) -> bool:
-        """True if an image's answer depends on the rest of its batch by more than rounding."""
-        if self.reference in (0, self.widths.references[0]):
-            return False
-        images = self._batch(self.widths.references[0])
-        together, alone = self._look(*images)[0][:1], self._look(*(tensor[:1] for tensor in images))[0]
-        return not torch.allclose(together, alone, rtol=ROUNDING, atol=ROUNDING * float(together.abs().max()))
+    def depends_on_batch(self) -> bool:
+        """True if an image's answer depends by more than rounding on its batch: its company, its place, its size."""
+        return self.reference != 0 and if_it_fits(self._is_another_alone) is True
+
+    @torch.no_grad()
+    def _is_another_alone(self) -> bool:
+        """Return whether the first and the last image of a batch are answered otherwise alone, or in its reverse."""
+        images = self._batch(max(self.widths.references[0], 2))
+        ends = [[tensor[which] for tensor in images] for which in (slice(1), slice(-1, None))]
+        alone = torch.cat([answers_for(x, self.network(x, *rows)) for x, *rows in ends]).nan_to_num()
+        together, turned = (
+            answers_for(x, self.network(x, *rows))[[0, -1]].nan_to_num()
+            for x, *rows in (images, [tensor.flip(0) for tensor in images])
+        )
+        close = partial(torch.allclose, rtol=ROUNDING, atol=ROUNDING * float(alone.abs().max()))
+        return not (close(together, alone) and close(turned.flip(0), alone))
 
     def _same_bits(self, expected: tuple[Tensor, ...], width: int) -> bool:
         """Return whether images get the expected bits at ``width``, at other places and in other company."""

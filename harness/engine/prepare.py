@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.dataset import Data
 from harness.api.model import Model, Scorable
-from harness.api.records import Coverage, Preprocessing, Steering
+from harness.api.records import Batch, Coverage, Preprocessing, Steering
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
@@ -23,7 +23,7 @@ from harness.engine.fingerprint import answers, code_of_classes
 from harness.engine.images import open_data, source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
-from harness.engine.verification import logits
+from harness.engine.verification import logits, require_gradient
 from harness.errors import HarnessError, ModelError, SpecError
 from harness.scheduling.grid import grid
 
@@ -113,7 +113,7 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
             session.to_channels_last(batch.x[:1])
             coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
             if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
-                TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
+                check_network(benchmark, loaded.network, batch)
             known = answers(_asked(loaded), batch.x.shape[1:])
             trainable = {method: loaded.trainable_parameters(method) for method in ("", *model.adaptations)}
     except HarnessError as error:
@@ -125,6 +125,26 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         task_of(benchmark, model, loaded, device, offline), passes=passes, network=session.fingerprint, answers=known
     )
     return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable)
+
+
+def check_network(benchmark: Benchmark, network: nn.Module, batch: Batch) -> Tensor:
+    """Return an untouched network's logits for a few images, if it can be scored under the threat.
+
+    Args:
+        benchmark: the benchmark.
+        network: network from the images' space to logits.
+        batch: the images.
+
+    Raises:
+        ModelError: its answers are no logits, do not suit the labels, or have no gradient where attacks need one.
+    """
+    found, task_type = logits(network, batch.x), TASK_TYPES[benchmark.dataset.target]
+    task_type.check_answers(found, batch.y)
+    task_type.check_logits(found)
+    each = [benchmark.threat.passes(stage, found.shape[1]) for stage in benchmark.threat.attacks]
+    if any(passes is not None and passes.gradients for passes in each):
+        require_gradient(network, batch.x)
+    return found
 
 
 def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, offline: bool) -> Task:
