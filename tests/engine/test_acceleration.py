@@ -144,6 +144,10 @@ def test_one_compilation_serves_the_whole_grid(build: Callable[[], nn.Module]) -
         torch.testing.assert_close(fast(X, rows), steered(X), rtol=1e-4, atol=1e-4)
         found = gradient(lambda x, rows=rows: fast(x, rows), X)  # type: ignore[misc]
         torch.testing.assert_close(found, gradient(steered, X), rtol=1e-3, atol=1e-3)
+        leaf = X.clone().requires_grad_()
+        logits = fast(leaf, rows)
+        for lead in logits[:, :2].sum(0):  # several gradients of one pass, as FAB's
+            torch.autograd.grad(lead, leaf, retain_graph=True)
         with torch.no_grad():
             torch.testing.assert_close(fast(X[:3], rows[:3]), steered(X[:3]), rtol=1e-4, atol=1e-4)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
