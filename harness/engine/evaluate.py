@@ -14,13 +14,13 @@ from harness.api.threat import Flag
 from harness.api.trial import Result, Trial
 from harness.api.work import Portion, Report
 from harness.engine.computation import Computation
-from harness.engine.fingerprint import code_of_classes
 from harness.engine.numerics import is_nondeterministic, keep_memory, reproducible
 from harness.engine.provenance import provenance
 from harness.engine.stages import run
 from harness.errors import ModelError
 from harness.util.batching import grouped
 from harness.util.device_errors import is_out_of_memory
+from harness.util.source_code import code_of_classes
 
 REPORT_EVERY = 1.0
 """Seconds after which results are passed on; a kill loses no more than these and what is in the slots."""

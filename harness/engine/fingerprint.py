@@ -55,12 +55,6 @@ def fingerprint(network: nn.Module, sources: Iterable[str] = ()) -> str:
     return sha256([state.digest.hexdigest(), code_of({*state.modules, *sources})])
 
 
-def code_of_classes(*classes: type) -> str:
-    """Return a hash of the code of classes outside of the harness; empty where there is none."""
-    code = code_of({base.__module__ for one in classes for base in one.__mro__})
-    return sha256(code) if code else ""
-
-
 class _State:
     """Hashes whatever a network holds on to, and collects the modules whose code it runs.
 

@@ -19,13 +19,14 @@ from harness.api.records import Batch, Coverage, Preprocessing, Steering
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
-from harness.engine.fingerprint import answers, code_of_classes
+from harness.engine.fingerprint import answers
 from harness.engine.images import open_data, source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.engine.verification import logits, require_gradient
 from harness.errors import HarnessError, ModelError, SpecError
 from harness.scheduling.grid import grid
+from harness.util.source_code import code_of_classes
 
 MAX_OVERLAP = 0.01
 """Share of the scored images that may be training images too, as in some official splits; their rows are flagged."""

@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from importlib.util import find_spec
 from pathlib import Path
 
+from harness.util.hashing import sha256
+
 HARNESS = Path(__file__).resolve().parents[1]
 INSTALLED = ("site-packages", "dist-packages")
 """Names of the directories that package managers install into."""
@@ -45,6 +47,12 @@ def code_of(modules: Iterable[str]) -> dict[str, str]:
         found[name] = hashlib.sha256(source).hexdigest()
         waiting |= set(_imported(source, name, is_package=path.stem == "__init__")) - seen
     return dict(sorted(found.items()))
+
+
+def code_of_classes(*classes: type) -> str:
+    """Return a hash of the code of classes outside of the harness; empty where there is none."""
+    code = code_of({base.__module__ for one in classes for base in one.__mro__})
+    return sha256(code) if code else ""
 
 
 def _file(name: str) -> Path | None:

@@ -12,9 +12,9 @@ import pytest
 from helpers import commands, tiny
 from helpers.commands import Run
 
-from harness.engine.fingerprint import code_of_classes
 from harness.leaderboard import csv_file
 from harness.threats.lp import Linf
+from harness.util.source_code import code_of_classes
 
 NETWORK = """
 from tiny_networks import quadrants
