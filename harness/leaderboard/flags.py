@@ -50,7 +50,8 @@ MEANING = {
         "2020, arXiv 2003.01690)."
     ),
     "partial": (
-        "Not every activation is steered: some are of another kind, or are not registered modules; CT as published "
+        "Not every activation is steered: some are of another kind, are spelt otherwise (torch.maximum(x, 0), say), or "
+        "are not registered modules; CT as published "
         "reaches ReLU-like activations only (Hu et al. 2025, arXiv 2502.07783)."
     ),
     "unlike_published": (
