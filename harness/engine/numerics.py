@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Float32 = Literal["ieee", "tf32"]
 
@@ -34,9 +35,11 @@ def reproducible() -> Iterator[None]:
     deterministic = torch.get_deterministic_debug_mode()
     allocation: Any = torch.utils.deterministic
     filled = allocation.fill_uninitialized_memory
+    timed = torch.backends.cudnn.benchmark
     torch.set_flush_denormal(True)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms() would import the compiler, for seconds
     allocation.fill_uninitialized_memory = False  # every new tensor would be filled with NaN first
+    torch.backends.cudnn.benchmark = False  # else a clock chooses among the deterministic kernels
     try:
         with one_thread(), float32_by("ieee"):
             yield
@@ -44,6 +47,7 @@ def reproducible() -> Iterator[None]:
         torch.set_flush_denormal(False)
         torch.set_deterministic_debug_mode(deterministic)
         allocation.fill_uninitialized_memory = filled
+        torch.backends.cudnn.benchmark = timed
 
 
 @contextmanager
@@ -84,6 +88,16 @@ def _places() -> tuple[Any, ...]:
 
 
 _CONVOLUTIONS = 1
+
+
+def same_bits(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Return whether tensors are equal, one by one; NaN equals NaN."""
+    return all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        and torch.equal(a.isfinite(), b.isfinite())
+        and torch.equal(a.isnan(), b.isnan())
+        for a, b in zip(some, others, strict=True)
+    )
 
 
 def is_nondeterministic(message: str) -> bool:

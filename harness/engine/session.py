@@ -192,7 +192,7 @@ class ModelSession:
         """Return a network at the widths of its device, or at those given."""
         widest = min(task.batch_size or LADDER[-1], self._widest)
         if "widths" not in options and example.is_cuda:
-            options["widths"] = on_a_gpu(kept_bytes(network, example, *rows), widest)
+            options["widths"] = on_a_gpu(kept_bytes(network, example, *rows), self._widest)
         return FixedWidth(network, example, *rows, widest=widest, **options)
 
     def _compiled_part(self, part: nn.Module, example: Tensor) -> nn.Module:
@@ -209,7 +209,7 @@ class ModelSession:
         if not task.device.startswith("cuda") or task.compile == "never":
             return None
         if self._recorder is None:
-            self._recorder = CudaRecorder()
+            self._recorder = CudaRecorder(task.device)
         return self._recorder
 
     def narrow(self) -> tuple[int, bool]:
@@ -221,14 +221,16 @@ class ModelSession:
         Raises:
             ModelError: they cannot be narrower.
         """
-        used = max((lane.network.used for lane in self._lanes.values()), default=1)
+        networks = [lane.network for lane in self._lanes.values()]
+        used = max((network.used for network in networks), default=1) or max(network.width for network in networks)
         if used // 2 in (0, self._widest):
             raise ModelError(
                 f"memory is too short for it, even in batches of {used} images; set executor.workers=1, or use a "
                 "device with more memory"
             )
         self._widest = used // 2
-        same = all(lane.network.agrees(self._widest) for lane in self._lanes.values())
+        same = all(network.agrees(self._widest) for network in networks)
+        networks.clear()
         self._lanes.clear()
         give_back_memory()
         return self._widest, same

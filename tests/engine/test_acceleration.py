@@ -437,6 +437,32 @@ def test_new_tensors_are_not_filled_first() -> None:
     assert settings.fill_uninitialized_memory
 
 
+def test_no_clock_chooses_a_kernel_whatever_a_plug_in_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with reproducible():
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+
+
+def test_weights_that_are_computed_in_every_pass_stay_in_float32() -> None:
+    with pytest.warns(FutureWarning):
+        convolution = nn.utils.weight_norm(nn.Conv2d(3, 8, 3))
+    network = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval().requires_grad_(False)
+    x = torch.rand(2, 3, 8, 8)
+    network(x)
+    low = half_precision(with_low_weights(network, "bfloat16"), "bfloat16")
+    assert torch.equal(low(x), half_precision(network, "bfloat16")(x))
+
+
+def test_a_network_that_cannot_be_copied_is_attacked_in_half_precision_all_the_same() -> None:
+    class Locked(nn.Linear):
+        def __deepcopy__(self, memo: object) -> None:
+            raise RuntimeError("cannot be copied")
+
+    network = Locked(2, 2)
+    assert with_low_weights(network, "bfloat16") is network
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_what_is_lost_is_judged_in_float32(run: Run, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """A network that is always wrong while it is attacked, so that the attack is content with its first images."""
