@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from harness.config.benchmark import Benchmark, Full, load_benchmark
 from harness.engine.images import source
 from harness.engine.ledger import Ledger
 from harness.engine.prepare import PreparedModel, prepare_models, steerings_of
+from harness.engine.recognition import recognised
 from harness.engine.scheduler import ModelRun, ProgressListener, Scheduler
 from harness.engine.session import model_session
 from harness.errors import ModelError
@@ -33,6 +36,9 @@ class NullListener:
         """See `ProgressListener`."""
 
     def advanced(self, label: str, computed: Sequence[Report], left: float) -> None:
+        """See `ProgressListener`."""
+
+    def stale(self, label: str, why: str) -> None:
         """See `ProgressListener`."""
 
     def failed(self, label: str, error: ModelError) -> None:
@@ -77,7 +83,7 @@ def entries(
     model_session.cache_clear()  # files may have changed since an earlier run in this process
     source.cache_clear()
     with Ledger(Path(runs) / benchmark.name) as ledger:  # opened first, so that an unwritable directory fails at once
-        models = prepare_models(benchmark, offline)
+        models = [_recognised(model, ledger, listener) for model in prepare_models(benchmark, offline)]
         for model in models:
             if model.failure is not None:
                 listener.failed(model.label, model.failure)
@@ -96,6 +102,30 @@ def entries(
         )
         for model in models
     ]
+
+
+def set_aside(benchmark: Benchmark, runs: str | Path = "runs") -> Path | None:
+    """Move a ledger away, so that all is computed again; return where it is now, or None where there was none.
+
+    Raises:
+        LedgerError: another run uses the ledger.
+    """
+    folder = Path(runs) / benchmark.name
+    if not folder.exists():
+        return None
+    with Ledger(folder):  # which only one run can open
+        free = (folder.with_name(f"{folder.name}.old-{number}") for number in count(1))
+        return folder.rename(next(path for path in free if not path.exists()))
+
+
+def _recognised(model: PreparedModel, ledger: Ledger, listener: ProgressListener) -> PreparedModel:
+    """Return the model under the answers that the ledger knows it by, and tell if results there are stale."""
+    if model.task is None:
+        return model
+    task, why = recognised(model.task, ledger.contexts())
+    if why:
+        listener.stale(model.label, why)
+    return replace(model, task=task)
 
 
 def _score_training_folds(

@@ -12,6 +12,9 @@ from torch import Tensor
 from harness.api.records import Target
 from harness.errors import ModelError
 
+TELLING = 16
+"""Outputs in [0, 1] from which on they are no coincidence."""
+
 
 class TaskType(ABC):
     """A type of labels, with its score and its training loss."""
@@ -37,6 +40,14 @@ class TaskType(ABC):
             ModelError: their shape differs from the labels', or they are probabilities.
         """
 
+    @abstractmethod
+    def check_logits(self, answers: Tensor) -> None:
+        """Refuse an untouched network whose outputs on several clean images [n, k] show that they are no logits.
+
+        Raises:
+            ModelError: they are probabilities.
+        """
+
     def margin(self, answers: Tensor, y: Tensor) -> Tensor:
         """Return the distance of each answer from a wrong one, float [n]; by default its score."""
         return self.outcome(answers, y)
@@ -55,17 +66,23 @@ class Classification(TaskType):
 
     def check_answers(self, answers: Tensor, y: Tensor) -> None:
         """Expect a logit for each class, and no probabilities."""
+        if answers.shape[1] == 1:
+            raise ModelError(
+                "it yields one logit an image, so every image has the same class; let it yield one for each class "
+                "(of two classes, [-z, z] for one logit z)"
+            )
         if y.max() >= answers.shape[1]:
             raise ModelError(
                 f"the data have labels up to {y.max().item()}, but the network yields {answers.shape[1]} logits; "
                 "use a dataset and a model with the same classes"
             )
-        sums_to_one = torch.allclose(answers.sum(1), answers.new_ones(()))
-        if answers.min() >= 0 and answers.max() <= 1 and sums_to_one:
-            raise ModelError(
-                "it yields probabilities, not logits: attacks on them see vanishing gradients; remove its softmax",
-                "probabilities",
-            )
+        if _in_unit_interval(answers) and torch.allclose(answers.sum(1), answers.new_ones(())):
+            raise _probabilities("softmax")
+
+    def check_logits(self, answers: Tensor) -> None:
+        """Refuse the outputs of a sigmoid: each in [0, 1], where logits would have both signs."""
+        if answers.numel() >= TELLING and _in_unit_interval(answers):
+            raise _probabilities("sigmoid")
 
     def margin(self, answers: Tensor, y: Tensor) -> Tensor:
         """Return the logit of ``y`` less the largest other one; negative where the image is misclassified."""
@@ -88,6 +105,9 @@ class MultilabelClassification(TaskType):
         """Expect a logit for each attribute."""
         _same_width(answers, y, "attributes")
 
+    def check_logits(self, answers: Tensor) -> None:
+        """Accept any outputs: a few attributes may all be likely."""
+
 
 class Regression(TaskType):
     """Regression of one or more numbers."""
@@ -104,12 +124,26 @@ class Regression(TaskType):
         """Expect an output for each number."""
         _same_width(answers, y, "values")
 
+    def check_logits(self, answers: Tensor) -> None:
+        """Accept any outputs: values may be in [0, 1]."""
+
 
 TASK_TYPES: Mapping[Target, TaskType] = {
     "class": Classification(),
     "attributes": MultilabelClassification(),
     "values": Regression(),
 }
+
+
+def _in_unit_interval(answers: Tensor) -> bool:
+    return bool(answers.min() >= 0 and answers.max() <= 1)
+
+
+def _probabilities(made_by: str) -> ModelError:
+    return ModelError(
+        f"it yields probabilities, not logits: attacks on them see vanishing gradients; remove its {made_by}",
+        "probabilities",
+    )
 
 
 def _same_width(answers: Tensor, y: Tensor, what: str) -> None:

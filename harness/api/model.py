@@ -24,6 +24,11 @@ class Model(Part):
     def label(self) -> str:
         """Name on the leaderboard."""
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the modules by whose code the network is built; they and its own code are part of its identity."""
+        return (type(self).__module__,)
+
     def preprocessing(self, *, offline: bool = False) -> Preprocessing:
         """Return how to resize and crop pictures of any size; ignored for datasets whose images have one size.
 

@@ -26,4 +26,16 @@ class Part(BaseModel, ABC):
 
     def identity(self) -> dict[str, Any]:
         """Return what this part is, as JSON; it enters the identity of every result computed with this part."""
-        return {"kind": self.kind} | self.model_dump(mode="json", exclude=set(self.location_fields))
+        return {"kind": self.kind} | self.parameters()
+
+    def parameters(self) -> dict[str, Any]:
+        """Return every field that says what this part is rather than where it lies, as JSON."""
+        return self.model_dump(mode="json", exclude=set(self.location_fields))
+
+    def own_parameters(self) -> dict[str, Any]:
+        """Return the parameters that classes outside of the harness add, which an inherited `identity` may miss."""
+        inside = {
+            name for base in type(self).__mro__ if base.__module__.startswith("harness.")
+            for name in getattr(base, "model_fields", {})
+        }  # fmt: skip
+        return {name: value for name, value in self.parameters().items() if name not in inside}

@@ -42,6 +42,9 @@ class Task:
         recipe: description of how a part is fitted; see `harness.api.model.Scorable.recipe`.
         class_names: names of the classes as the model numbers them; empty for the dataset's own numbers. No part of the
             identity, since an image's digest covers its label.
+        network: fingerprint of what the loaded network computes, state and code; a worker must find the same.
+        answers: its answers to a few fixed images, summed up; see `harness.engine.fingerprint`.
+        code: hash of the threat's code, where that is not the harness's; a worker must find the same.
         passes: about the passes that the whole run makes through a network of the model, by which ``compile: auto``
             decides.
         pace: seconds that an image took to be classified when the model was tried on the CPU; 0 if it was not.
@@ -62,6 +65,9 @@ class Task:
     normalised: bool = False
     recipe: str = ""
     class_names: tuple[str, ...] = ()
+    network: str = ""
+    answers: tuple[tuple[float, ...], ...] = ()
+    code: str = ""
     passes: float = 0
     pace: float = 0
 
@@ -75,10 +81,13 @@ class Task:
                 "scoring": SCORING_VERSION,
                 "model": self.model.identity(),
                 "weights": self.weights_sha256,
-                "threat": self.threat.identity(),
+                "threat": self.threat.identity() | self.threat.own_parameters(),
                 "seed": self.seed,
                 "steering": steering.identity(),
             }
+            | ({"network": self.network} if self.network else {})
+            | ({"answers": [list(row) for row in self.answers]} if self.answers else {})
+            | ({"code": self.code} if self.code else {})
             | ({"space": "normalised"} if self.normalised else {})
             | ({} if self.precision == "float32" else {"precision": self.precision})
             | ({"recipe": self.recipe} if self.recipe else {})

@@ -21,7 +21,7 @@ from harness.config.benchmark import Benchmark, Full
 from harness.engine.computation import Computation
 from harness.engine.images import of_pixels, scored_source
 from harness.engine.numerics import reproducible
-from harness.engine.prepare import check_training_images, class_names, task_of
+from harness.engine.prepare import check_network, check_training_images, class_names, task_of
 from harness.engine.session import OTHER_EACH_TIME, ModelSession, model_session
 from harness.engine.verification import logits, verify
 from harness.errors import ModelError
@@ -84,9 +84,8 @@ def check_model(
             images = opened.read(tuple(images.indices.tolist()))
             batch, check = session.to_input_space(images.to(device)), "clean"
             session.to_channels_last(batch.x[:1])
-            scores = logits(session.loaded.network, batch.x)
+            scores = check_network(benchmark, session.loaded.network, batch)
             task_type = TASK_TYPES[benchmark.dataset.target]
-            task_type.check_answers(scores, batch.y)
             if benchmark.dataset.target == "class":
                 findings.append(_clean(benchmark, model, scores, batch.y))
             check, asked = "steering", benchmark.steering

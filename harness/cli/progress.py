@@ -76,6 +76,10 @@ class ProgressBar:
             self.printed_at = monotonic()
             self.console.print(f"{note}; last {where}", highlight=False, soft_wrap=True)
 
+    def stale(self, label: str, why: str) -> None:
+        """See `harness.engine.scheduler.ProgressListener`."""
+        self.console.print(f"{label}: {why}", highlight=False, markup=False, soft_wrap=True)
+
     def failed(self, label: str, error: ModelError) -> None:
         """See `harness.engine.scheduler.ProgressListener`."""
         self.console.print(Text(f"{label}: {error}", style="red"), soft_wrap=True)

@@ -34,8 +34,10 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The CSV. (default: leaderboards/<name>.csv)")] = None,
     runs: Annotated[Path, typer.Option(help="Ledger directory.")] = Path("runs"),
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
 ) -> int:
     """Run a benchmark and write its leaderboard. Results of an earlier run are not computed again."""
+    from harness import pipeline
     from harness.cli.terminal import print_board
     from harness.config.benchmark import load_benchmark
     from harness.leaderboard.row import rows_of
@@ -43,11 +45,27 @@ def run(
     loaded = load_benchmark(benchmark, [*_executor_override(executor, address), *(overrides or ())])
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
+    if fresh and (old := pipeline.set_aside(loaded, runs)):
+        typer.echo(f"earlier results moved to {old}", err=True)
     board = _fresh(benchmark, loaded, runs, offline)
-    _write(board, out)
     rows = rows_of(board.table)
+    if _exit_code(rows) == UNDONE and out.exists():
+        typer.echo(f"{out} is left as it is: no model was scored", err=True)
+    else:
+        out = _kept_apart(board, out)
+        _write(board, out, loaded, benchmark)
     print_board(rows, str(out))
     return _exit_code(rows)
+
+
+def _kept_apart(board: Board, out: Path) -> Path:
+    """Return where a board goes that must not replace an answer to another question, and say so."""
+    from harness.leaderboard.replacement import place_for
+
+    place, reason = place_for(board.table, out)
+    if reason:
+        typer.echo(f"{out} is left as it is: {reason}; written: {place}", err=True)
+    return place
 
 
 def _executor_override(kind: str | None, address: str | None) -> list[str]:
@@ -74,11 +92,16 @@ def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
     return Board(ranking.board(entries), outcomes.table(entries))
 
 
-def _write(board: Board, out: Path) -> None:
-    from harness.leaderboard import csv_file, outcomes
+def _write(board: Board, out: Path, loaded: Benchmark, path: Path) -> None:
+    """Write a board, its outcome file, and the question that was read from ``path``."""
+    from harness.engine.provenance import git_commit, provenance
+    from harness.leaderboard import csv_file, outcomes, question
 
+    made_with = provenance("cpu") | {"git": git_commit(path.absolute().parent)}
+    kept = {name: value for name, value in made_with.items() if not name.startswith("device")}  # in the rows
     outcomes.write(board.outcomes, out)
     csv_file.write(board.table, out)
+    write_whole(out.with_suffix(".question.yaml"), question.document(loaded, kept))
 
 
 def _writable(out: Path) -> None:
@@ -130,7 +153,7 @@ def check(
     if update:
         if _exit_code(rows_of(fresh.table)) != GOOD:
             raise LeaderboardError(f"{against}: not updated: a model failed; fix it, or take it out of the benchmark")
-        _write(fresh, against)
+        _write(fresh, against, loaded, benchmark)
         typer.echo(f"accepted: {against}")
         return GOOD
     assert committed is not None

@@ -75,10 +75,11 @@ def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
             "be φ's and would mislead an attack; rewrite that part in plain PyTorch"
         )
     _require_same(plain, rerouted)
-    kinds = counts.calls + counts.skipped + below_python.others
+    kinds = counts.calls + counts.skipped + counts.spelt + below_python.others
     if not counts.calls:
         raise NothingToSteer(_nothing_to_steer(Coverage(0, 0, kinds), family))
-    sites, steered = (counts.calls + counts.skipped).total(), counts.calls.total()
+    missed = counts.spelt if family is FAMILIES["relu"] else Counter[str]()
+    sites, steered = (counts.calls + counts.skipped + missed).total(), counts.calls.total()
     coverage = Coverage(sites, steered, dict(kinds), _native_beta(counts.calls, family))
     fresh, written = (
         outputs(network, call, Reroute(family.shifted_shadow_op, family, skipped_output_shape, write_back))
@@ -86,6 +87,12 @@ def prove_rerouting(network: nn.Module, call: Call, family: Family) -> Proof:
     )
     differ = any(not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(fresh, written, strict=True))
     return Proof(coverage, skipped_output_shape, write_back=differ)
+
+
+def _unseen(x: Tensor) -> Tensor:
+    """Compute the shadow op where no mode sees it, which would take it for a ReLU spelt otherwise."""
+    with torch._C.DisableTorchFunction():
+        return FAMILIES["relu"].shadow_op(x)
 
 
 def _native_beta(calls: Mapping[str, int], family: Family) -> float:
@@ -127,7 +134,7 @@ def prove_replacement(network: nn.Module, call: Call) -> Coverage:
     family = FAMILIES["relu"]
     counts, below_python = CallCounts(), ActivationCounter(family)
     try:
-        set_curve(family.shadow_op)
+        set_curve(_unseen)
         with below_python:
             shadowed = outputs(network, call, Reroute(family.original_op, counts=counts), backward=True)
     finally:
@@ -135,8 +142,8 @@ def prove_replacement(network: nn.Module, call: Call) -> Coverage:
             module.curve = curve
             hook.remove()
     _require_same(plain, shadowed)
-    sites = replaced.total() + counts.calls.total()
-    coverage = Coverage(sites, replaced.total(), dict(replaced + counts.calls + below_python.others))
+    sites = replaced.total() + counts.calls.total() + counts.spelt.total()
+    coverage = Coverage(sites, replaced.total(), dict(replaced + counts.calls + counts.spelt + below_python.others))
     if not coverage.steered:
         raise NothingToSteer(_nothing_to_steer(coverage, family))
     return coverage

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.curvature.families import FAMILIES, Family
 from harness.curvature.piecewise_affine import Curve
+from harness.curvature.spellings import watched
 
 IN_PLACE = frozenset(
     function for family in FAMILIES.values() for function in family.functions if function.__name__.endswith("_")
@@ -31,11 +32,13 @@ class CallCounts:
     Args:
         calls: number of calls that were replaced, by activation.
         skipped: number of calls on the network's outputs, which were left alone, by activation.
+        spelt: number of ReLUs that are spelt otherwise and were left alone, by spelling.
         detached: whether an activation was called where no gradient is recorded although its input requires one.
     """
 
     calls: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    spelt: Counter[str] = field(default_factory=Counter)
     detached: bool = False
 
 
@@ -76,7 +79,11 @@ class Reroute(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func not in self.functions:
-            return func(*args, **kwargs)
+            if self.counts is None:
+                return func(*args, **kwargs)
+            result, spelling = watched(func, args, kwargs)
+            self.counts.spelt.update([spelling] if spelling else [])
+            return result
         name, steered_op = self.functions[func]
         input = args[0] if args else kwargs["input"]
         skipped = self.skipped_output_shape is not None and input.shape[1:] == self.skipped_output_shape

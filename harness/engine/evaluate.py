@@ -22,6 +22,7 @@ from harness.errors import ModelError
 from harness.util.batching import grouped
 from harness.util.device_errors import is_out_of_memory
 from harness.util.foreign import told
+from harness.util.source_code import code_of_classes
 
 NONDETERMINISTIC = "nondeterministic"
 """Flag of operations that have no deterministic kernel."""
@@ -40,6 +41,7 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
     torch.manual_seed(portion.task.seed)  # of networks that answer by chance
     computation = Computation(portion)
     _check_weights(computation)
+    _check_code(computation)
     stage, reports, lasting = _in_memory(computation), list[Report](), set[str]()
     last = perf_counter()
     started, prepared = last, computation.session.preparing
@@ -84,6 +86,22 @@ def _next(stage: Iterator[list[Result]]) -> list[Result] | None:
         return next(stage, None)
     except (SystemExit, GeneratorExit) as error:
         raise ModelError(f"cannot be run: {told(error)}") from error
+
+
+def _check_code(computation: Computation) -> None:
+    """Refuse a network or a threat that is another one here than where the run was started.
+
+    Raises:
+        ModelError: its code, or what it holds besides its weights, is not the same.
+    """
+    task, session = computation.portion.task, computation.session
+    if task.network and session.fingerprint != task.network:
+        raise ModelError(
+            "its code, or what it holds besides its weights, is not what it was when the run was started; let the "
+            "builder make the same network each time, leave its files as they are, and run it again"
+        )
+    if task.code and code_of_classes(type(task.threat)) != task.code:
+        raise ModelError(f"the code of the threat {task.threat.kind} changed while the benchmark ran; run it again")
 
 
 def _in_memory(computation: Computation) -> Iterator[list[Result]]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from harness.engine.numerics import same_bits
 from harness.engine.verification import answers_for
 from harness.errors import ModelError
-from harness.util.device_errors import give_back_memory, is_out_of_memory
+from harness.util.device_errors import give_back_memory, is_out_of_memory, raise_of_device
 
 T = TypeVar("T")
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -110,7 +110,7 @@ class FixedWidth(nn.Module):
         for start, stop, width in self.cut(len(x)):
             self.used = max(self.used, width)
             part = [pad(tensor[start:stop], width) for tensor in (x, *rows)]
-            answers.append(self.network(*part)[: stop - start])
+            answers.append(answers_for(part[0], self.network(*part))[: stop - start])
         return answers[0] if len(answers) == 1 else torch.cat(answers)
 
     def cut(self, n: int) -> Iterator[tuple[int, int, int]]:
@@ -164,23 +164,45 @@ class FixedWidth(nn.Module):
 
     def _try_reference(self, width: int) -> int | None:
         """Return ``width`` if it can be the reference, or 0 if the network answers by chance."""
-        first = self._look(*self._batch(width))
+        first = self._first_look(width)
         self.classes, self.at_reference = first[0].shape[1], first
         if not same_bits(first, self._look(*self._batch(width))):
             return 0
         return width if width == 1 or self._same_bits(first, width) else None
 
+    def _first_look(self, width: int) -> tuple[Tensor, ...]:
+        try:
+            return self._look(*self._batch(width))
+        except Exception as error:
+            raise_of_device(error)
+            if width > 1 or not hasattr(self, "classes"):
+                raise
+            raise ModelError(
+                f"an image's answer depends on its batch, and it answers none for an image alone ({error}); call "
+                "network.eval(), or take out of it what looks at the batch",
+                "batch_dependent",
+            ) from error
+
     @cached_property
-    def depends_on_company(self) -> bool:
-        """True if an image's answer depends on the rest of its batch by more than rounding."""
+    def depends_on_batch(self) -> bool:
+        """True if an image's answer depends by more than rounding on its batch: its company, its place, its size."""
         for width in self.widths.references if self.reference else ():
-            if width == self.reference:
-                break
-            images = self._batch(width)
-            if (seen := if_it_fits(partial(self._look, *images))) is not None:
-                together, alone = seen[0][:1], self._look(*(tensor[:1] for tensor in images))[0]
-                return not torch.allclose(together, alone, rtol=ROUNDING, atol=ROUNDING * float(together.abs().max()))
+            if width > 1 and (found := if_it_fits(partial(self._is_another_alone, width))) is not None:
+                return found
         return False
+
+    @torch.no_grad()
+    def _is_another_alone(self, width: int) -> bool:
+        """Return whether the first and the last image of a batch are answered otherwise alone, or in its reverse."""
+        images = self._batch(width)
+        ends = [[tensor[which] for tensor in images] for which in (slice(1), slice(-1, None))]
+        alone = torch.cat([answers_for(x, self.network(x, *rows)) for x, *rows in ends]).nan_to_num()
+        together, turned = (
+            answers_for(x, self.network(x, *rows))[[0, -1]].nan_to_num()
+            for x, *rows in (images, [tensor.flip(0) for tensor in images])
+        )
+        close = partial(torch.allclose, rtol=ROUNDING, atol=ROUNDING * float(alone.abs().max()))
+        return not (close(together, alone) and close(turned.flip(0), alone))
 
     def _same_bits(self, expected: tuple[Tensor, ...], width: int) -> bool:
         """Return whether images get the expected bits at ``width``, at other places and in other company."""

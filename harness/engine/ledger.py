@@ -137,6 +137,10 @@ class Ledger:
         attempts = map(self._attempts.texts.__getitem__, records["attempt"].tolist())
         return dict(zip(zip(digests, attempts, strict=True), _stored(blocks, records, rankings), strict=True))
 
+    def contexts(self) -> list[dict[str, Any]]:
+        """Return the identities under which there are results, in the order of their first result."""
+        return [json.loads(text) for text in self._contexts.texts]
+
     def block(self, number: int) -> Block:
         """Return the circumstances of results by their `Stored.block`."""
         content = json.loads(self._blocks.texts[number])

@@ -11,22 +11,26 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
+from torch import Tensor, nn
+
 from harness.analysis.selection import CrossValidation, Holdout, OnTraining
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.dataset import Data
 from harness.api.model import Model, Scorable
-from harness.api.records import Coverage, Preprocessing, Steering
+from harness.api.records import Batch, Coverage, Preprocessing, Steering
 from harness.api.threat import Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.apart import apart
+from harness.engine.fingerprint import answers
 from harness.engine.images import open_data, scored_source, source
 from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
-from harness.engine.verification import logits
+from harness.engine.verification import logits, require_gradient
 from harness.errors import HarnessError, MethodError, ModelError, SpecError
 from harness.scheduling.grid import grid
 from harness.util.foreign import ANYTHING, told
+from harness.util.source_code import code_of_classes
 
 MAX_OVERLAP = 0.01
 """Share of the scored images that may be training images too, as in some official splits; their rows are flagged."""
@@ -131,8 +135,9 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
             pace = 0.0
             if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
                 began = perf_counter()
-                TASK_TYPES[benchmark.dataset.target].check_answers(logits(loaded.network, batch.x), batch.y)
+                check_network(benchmark, loaded.network, batch)
                 pace = (perf_counter() - began) / len(batch)
+            known = answers(_asked(loaded), batch.x.shape[1:])
             trainable, lost = trainable_parameters(loaded, model.adaptations)
             marks = {method: loaded.marks(method) for method in trainable}
     except HarnessError as error:
@@ -140,7 +145,10 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
     except ANYTHING as error:  # whatever a network raises on its first images
         return PreparedModel(model, data, failure=ModelError(f"cannot be run: {told(error)}"))
     passes = passes_of_a_run(benchmark.threat, int(data.labels.max()) + 1, len(data.digests))
-    task = replace(task_of(benchmark, model, loaded, device, offline), passes=passes, pace=pace)
+    task = replace(
+        task_of(benchmark, model, loaded, device, offline), passes=passes, pace=pace, network=session.fingerprint,
+        answers=known,
+    )  # fmt: skip
     return PreparedModel(model, data, task, coverage, loaded.training, tuple(batch.x.shape[1:]), trainable, marks, lost)
 
 
@@ -153,6 +161,26 @@ def trainable_parameters(loaded: Scorable, methods: Sequence[str]) -> tuple[dict
         except MethodError as error:
             lost[method] = error
     return found, lost
+
+
+def check_network(benchmark: Benchmark, network: nn.Module, batch: Batch) -> Tensor:
+    """Return an untouched network's logits for a few images, if it can be scored under the threat.
+
+    Args:
+        benchmark: the benchmark.
+        network: network from the images' space to logits.
+        batch: the images.
+
+    Raises:
+        ModelError: its answers are no logits, do not suit the labels, or have no gradient where attacks need one.
+    """
+    found, task_type = logits(network, batch.x), TASK_TYPES[benchmark.dataset.target]
+    task_type.check_answers(found, batch.y)
+    task_type.check_logits(found)
+    each = [benchmark.threat.passes(stage, found.shape[1]) for stage in benchmark.threat.attacks]
+    if any(passes is not None and passes.gradients for passes in each):
+        require_gradient(network, batch.x)
+    return found
 
 
 def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, offline: bool) -> Task:
@@ -173,12 +201,18 @@ def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, o
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
         class_names=class_names(loaded),
+        code=code_of_classes(type(benchmark.threat)),
     )
 
 
 def class_names(loaded: Scorable) -> tuple[str, ...]:
     """Return the names of the classes as a fitted model numbers them; empty where it has none."""
     return loaded.training.class_names if loaded.training else ()
+
+
+def _asked(loaded: Scorable) -> nn.Module:
+    """Return the network whose answers tell whether it is the one of earlier results: of a fitted one, what is not."""
+    return loaded.network if loaded.training is None else loaded.body
 
 
 def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import subprocess
 from functools import cache
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -21,6 +22,18 @@ def code_sha256() -> str:
     for source in sorted(home.rglob("*.py")):
         digest.update(source.relative_to(home).as_posix().encode() + source.read_bytes())
     return digest.hexdigest()
+
+
+def git_commit(folder: Path) -> str:
+    """Return the commit of a folder's repository, with ``+`` where files differ from it; empty outside of one."""
+    try:
+        said = [
+            subprocess.run(["git", *what], cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout
+            for what in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said[0].strip() + ("+" if said[1].strip() else "")
 
 
 @cache

@@ -44,6 +44,9 @@ class ProgressListener(Protocol):
             left: passes that are still to come, of all models; an estimate.
         """
 
+    def stale(self, label: str, why: str) -> None:
+        """Take note that results of the model ``label`` in the ledger are not used any more; ``why`` is a sentence."""
+
     def failed(self, label: str, error: ModelError) -> None:
         """Take note that the model ``label`` cannot be scored; the others go on."""
 

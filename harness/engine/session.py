@@ -18,6 +18,7 @@ from harness.api.work import Task
 from harness.curvature.mixed import Mixed, mixes
 from harness.curvature.steering import Steered
 from harness.engine.acceleration import Fast, compiled, fast, to_channels_last, wants_compiling
+from harness.engine.fingerprint import fingerprint
 from harness.engine.fixed_width import LADDER, FixedWidth, on_a_gpu
 from harness.engine.footprint import kept_bytes
 from harness.engine.images import ImageCache
@@ -106,11 +107,13 @@ class ModelSession:
     Args:
         loaded: the model, on its device.
         normalise: maps images to the network's input space under ``protocol: paper``; None if that is [0, 1].
+        fingerprint: hash of the state and the code of the network as it was loaded.
         images: images of each dataset that was read, by dataset and preprocessing.
     """
 
     loaded: Scorable
     normalise: Callable[[Tensor], Tensor] | None = None
+    fingerprint: str = ""
     images: dict[object, ImageCache] = field(default_factory=dict)
     _steered: dict[Steering, nn.Module] = field(default_factory=dict)
     _mixed: dict[Steering, Mixed | None] = field(default_factory=dict)
@@ -273,5 +276,7 @@ def model_session(model: Model, device: str, offline: bool, normalised: bool = F
     training = [name or "the network" for name, module in loaded.body.named_modules() if module.training]
     if training:
         raise ModelError(f"it is in training mode ({training[0]}); call network.eval() where it is built")
-    loaded.body.requires_grad_(False).to(device)
-    return ModelSession(*loaded.normalised_space()) if normalised else ModelSession(loaded)
+    found = fingerprint(loaded.body.requires_grad_(False), model.sources)
+    loaded.body.to(device)
+    scored, normalise = loaded.normalised_space() if normalised else (loaded, None)
+    return ModelSession(scored, normalise, found)

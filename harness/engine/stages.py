@@ -46,7 +46,7 @@ def clean(computation: Computation) -> Iterator[list[Result]]:
     """Score the clean images; of classes, also return their margins and rankings."""
     for group in computation.groups(computation.portion.trials):
         for trials, (images, _) in computation.ahead(batched(group.trials, 1024), computation.read):
-            _warn_of_company(group.network, computation.portion.task.label)  # a flag is of what is yielded next
+            _warn_of_batch(group.network, computation.portion.task.label)  # a flag is of what is yielded next
             yield _clean(computation, trials, computation.placed(images))
 
 
@@ -68,12 +68,12 @@ def _clean(computation: Computation, trials: Sequence[Trial], batch: Batch) -> l
     ]
 
 
-def _warn_of_company(network: FixedWidth, label: str) -> None:
+def _warn_of_batch(network: FixedWidth, label: str) -> None:
     """Flag a network whose answers depend on the batch, and say that one is slow whose last bits depend on it."""
     if network.reference == 0:
         warnings.warn(Flag("randomized", "its answers differ from call to call"), stacklevel=2)
-    elif network.depends_on_company:
-        warnings.warn(Flag("company", "an image's answer depends on the rest of its batch"), stacklevel=2)
+    elif network.depends_on_batch:
+        warnings.warn(Flag("batch_dependent", "an image's answer depends on its batch"), stacklevel=2)
     elif network.reference == 1:
         warnings.warn(
             f"{label}: its last bits depend on an image's place in the batch, so images go through it one at a time, "

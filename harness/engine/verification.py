@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -58,12 +60,40 @@ def logits(network: nn.Module, x: Tensor, *rows: Tensor) -> Tensor:
 
 
 def answers_for(x: Tensor, answers: object) -> Tensor:
-    """Return what a network answers for images [n, c, h, w], if it has the shape [n, k].
+    """Return what a network answers for images [n, c, h, w], in float32, if it has the shape [n, k].
 
     Raises:
-        ModelError: it has another shape, or is no tensor.
+        ModelError: it has another shape, or is no tensor of floating-point numbers.
     """
-    if isinstance(answers, Tensor) and answers.ndim == 2 and len(answers) == len(x):
-        return answers
-    found = list(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
-    raise ModelError(f"expected logits of shape [{len(x)}, classes], found {found}")
+    if not isinstance(answers, Tensor):
+        raise ModelError(f"expected logits of shape [{len(x)}, classes], found {type(answers).__name__}")
+    if answers.ndim != 2 or len(answers) != len(x):
+        squeezed = len(x) == 1 and answers.ndim == 1
+        remedy = "; it drops the dimension of the batch: take out what squeezes its answers" if squeezed else ""
+        raise ModelError(f"expected logits of shape [{len(x)}, classes], found {list(answers.shape)}{remedy}")
+    if not answers.is_floating_point():
+        raise ModelError(f"expected logits in floating point, found {answers.dtype}; return them before any rounding")
+    return answers.float()
+
+
+def require_gradient(network: nn.Module, x: Tensor) -> None:
+    """Refuse a network that no gradient attack can be made on.
+
+    Args:
+        network: network to ask.
+        x: images [n, c, h, w].
+
+    Raises:
+        ModelError: its answers have no gradient with respect to the images.
+    """
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of operations that have none, which is what is asked here
+        images = x.detach().clone().requires_grad_()
+        total = answers_for(x, network(images)).sum()
+        found = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
+    if found is None:
+        raise ModelError(
+            "its answers have no gradient with respect to the image, which these attacks need: a part of it is "
+            "quantised, detached, or runs under torch.no_grad(); rewrite that part, or attack without gradients "
+            "(attack: {stages: [square]})"
+        )

@@ -26,9 +26,12 @@ import scipy
 from harness.analysis.metrics import spoken
 from harness.analysis.statistics import mcnemar
 from harness.errors import LeaderboardError
+from harness.leaderboard.question import told
 from harness.leaderboard.row import BASELINES, CT, LINEAR_PROBE, LeaderboardRow, by_model, known
 from harness.util.batching import grouped
 
+VERSIONS = ("", "standard", "plus", "rand")
+"""Attacks whose name says all of their parameters."""
 ANYONES = ("arrays", "image_folder")
 """Names of datasets that do not say which images they hold: the hash of the images does."""
 
@@ -42,15 +45,17 @@ class Setting(NamedTuple):
     protocol: str
     family: str
     baseline: str
+    parameters: str = ""
 
     @property
     def title(self) -> str:
         """The setting in words: ``Linf, ε = 0.1 · standard · against the linear probe``."""
+        custom = "" if self.attack in VERSIONS else told(self.parameters)
         threat = f"{self.threat}, ε = {self.eps}" if self.eps else self.threat
         against = "the linear probe" if self.baseline == LINEAR_PROBE else "the network untouched"
         protocol = f"protocol: {self.protocol}" if self.protocol != "pixel" else ""
         family = f"family: {self.family}" if self.family != "relu" else ""
-        return " · ".join(filter(None, [threat, self.attack, protocol, family, f"against {against}"]))
+        return " · ".join(filter(None, [threat, self.attack, custom, protocol, family, f"against {against}"]))
 
 
 class DatasetGain(NamedTuple):
@@ -201,7 +206,7 @@ def _gain(board: str, baseline: str, row: LeaderboardRow) -> DatasetGain:
     accuracy, delta = 100 * known(row.robust), round(known(row.delta_pp), 4)  # as the CSV has it: ties are 0
     name = row.dataset.partition("[")[0]
     return DatasetGain(
-        setting=Setting(row.threat, row.eps, row.attack, row.protocol, row.family, baseline),
+        setting=Setting(row.threat, row.eps, row.attack, row.protocol, row.family, baseline, row.parameters),
         model=row.model,
         method=row.method,
         images=f"{name} {row.data_sha256}" if name in ANYONES else name,

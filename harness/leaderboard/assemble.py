@@ -18,7 +18,7 @@ from harness.config.benchmark import Benchmark
 from harness.engine.prepare import PreparedModel
 from harness.engine.scheduler import ModelRun, Tally
 from harness.errors import ModelError
-from harness.leaderboard import flags
+from harness.leaderboard import flags, question
 from harness.leaderboard.row import IN_SAMPLE, SELECTED
 from harness.leaderboard.scores import Headline, ModelEntry, Score
 from harness.scheduling.guided import GuidedSearch
@@ -49,6 +49,7 @@ def entry(
         "metric": METRICS[benchmark.dataset.target].name,
         **_threat(benchmark),
         "protocol": benchmark.protocol,
+        **question.columns(benchmark),
         "seed": benchmark.seed,
         **_beside(published, benchmark),
     }

@@ -10,6 +10,7 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.statistics import paired, unpaired
 from harness.leaderboard import outcomes
 from harness.leaderboard.outcomes import ImageScores
+from harness.leaderboard.question import differences
 from harness.leaderboard.row import IN_SAMPLE, SELECTED, LeaderboardRow, RowKey, known, rows_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ WITHIN = (
     "lost", "p_value", "flags",
 )  # fmt: skip
 
-SAME_THREAT = ("metric", "threat", "eps", "attack", "protocol")
+SAME_THREAT = ("metric", "threat", "eps", "attack", "protocol", "parameters")
 """Columns that must be equal for robust accuracies to mean the same."""
 NOISE = ("family", "seed", "weights_sha256", "ct_harness", "torch", "device", "compiled")
 """Columns whose difference is named but does not stop a comparison."""
@@ -169,9 +170,19 @@ def _differences(first: Sequence[LeaderboardRow], second: Sequence[LeaderboardRo
     elif not same_images:
         sentences.append(f"{_against(first, second, 'dataset')}: other images, so they are not paired")
     changed = [name for name in SAME_THREAT if _values(first, name) != _values(second, name)]
-    sentences += [f"{_against(first, second, name)}: robust accuracies are not compared" for name in changed]
+    told = [name for name in changed if name != "parameters"]
+    differing = [_against(first, second, name) for name in told] or _parameters(first, second)
+    sentences += [f"{sentence}: robust accuracies are not compared" for sentence in differing]
     sentences += [_against(first, second, name) for name in NOISE if _values(first, name) != _values(second, name)]
+    if not sentences and _values(first, "question") != _values(second, "question"):
+        sentences.append(f"{_against(first, second, 'question')}: the files .question.yaml beside the boards say more")
     return _Differences(tuple(sentences), same_data, not changed, same_images)
+
+
+def _parameters(first: Sequence[LeaderboardRow], second: Sequence[LeaderboardRow]) -> list[str]:
+    """Tell in what the parameters of two boards' threats differ."""
+    pairs = zip(sorted(_values(first, "parameters")), sorted(_values(second, "parameters")), strict=False)
+    return [sentence for a, b in pairs for sentence in differences(a, b)]
 
 
 def _values(rows: Sequence[LeaderboardRow], column: str) -> set[str]:

@@ -42,15 +42,16 @@ MEANING = {
         "et al. 2022, arXiv 2202.13711)."
     ),
     "probabilities": (
-        "The network yields probabilities, whose gradients vanish; nothing is scored until its softmax is removed "
-        "(Carlini et al. 2019, arXiv 1902.06705)."
+        "The network yields probabilities, whose gradients vanish; nothing is scored until its softmax or sigmoid is "
+        "removed (Carlini et al. 2019, arXiv 1902.06705)."
     ),
     "few_classes": (
         "Fewer classes than the targeted attacks expect: they ran with fewer targets, or not at all (Croce & Hein "
         "2020, arXiv 2003.01690)."
     ),
     "partial": (
-        "Not every activation is steered: some are of another kind, or are not registered modules; CT as published "
+        "Not every activation is steered: some are of another kind, are spelt otherwise (torch.maximum(x, 0), say), or "
+        "are not registered modules; CT as published "
         "reaches ReLU-like activations only (Hu et al. 2025, arXiv 2502.07783)."
     ),
     "lora_partial": (
@@ -69,9 +70,10 @@ MEANING = {
         "More than 1 % of the scored images have the pixels of another one: they may not be read as they are stored, "
         "and are fewer images than the interval and p count (Barz & Denzler 2020, arXiv 1902.00423)."
     ),
-    "company": (
-        "An image's answer depends on the other images of its batch (batch statistics, say), so that the accuracy is "
-        "that of a batch rather than of the network. Images were scored one at a time where that settles the answer."
+    "batch_dependent": (
+        "An image's answer depends on its batch: on the other images, their number, or its place (batch statistics, "
+        "say). So the accuracy is that of a batch rather than of the network. Images were scored one at a time where "
+        "that settles the answer."
     ),
     "refitted": (
         "Not all images were scored with the same fit, as the several hashes in weights_sha256 show: it was fitted "

@@ -29,6 +29,7 @@ NOISE = 1e-3
 
 MUST_AGREE = (
     "family", "dataset", "metric", "threat", "eps", "attack", "protocol", "seed", "selection", "train",
+    "parameters", "question",
 )  # fmt: skip
 """Columns of the question: where one differs, the boards cannot be compared."""
 HASHES = {"weights_sha256": "weights", "data_sha256": "data"}

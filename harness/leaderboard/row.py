@@ -88,6 +88,10 @@ class LeaderboardRow:
     eps: Text
     attack: Text
     protocol: Text
+    question: Text
+    """Hash of the whole question: threat, attack, data, selection and steering with every parameter."""
+    parameters: Text
+    """Threat and attack with every parameter, as canonical JSON."""
     flags: Annotated[tuple[str, ...], "s"]
     seed: Count
     weights_sha256: Text

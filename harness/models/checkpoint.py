@@ -88,6 +88,12 @@ class Checkpoint(Model):
         first_published = next((old for old, new in MOVED.items() if new == module), module)
         return super().identity() | {"builder": f"{first_published}:{name}"}
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See `Model.sources`; the builder's module."""
+        module = self.builder.partition(":")[0]
+        return (MOVED.get(module, module),)
+
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; nothing is downloaded, unless the builder does so."""
         from harness.models.loaded import Loaded

@@ -100,6 +100,11 @@ class Probe(Model):
         """The other methods to score."""
         return self.methods
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See `Model.sources`; those of the backbone."""
+        return self.backbone.sources
+
     def identity(self) -> dict[str, Any]:
         """Return the settings, with the identities of the backbone and of the training dataset."""
         return super().identity() | {"backbone": self.backbone.identity(), "train": self.train.identity()}

@@ -213,11 +213,8 @@ def digits(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("here")
 def test_a_beta_at_which_nothing_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = iter(range(100))
-
-    def misled(net: nn.Module, x: Tensor) -> Tensor:
-        scores = logits(net, x)
-        return scores if next(calls) == 0 else scores.roll(1, 1)  # the first call is for the untouched network
+    def misled(net: nn.Module, x: Tensor) -> Tensor:  # asked of steered networks alone
+        return logits(net, x).roll(1, 1)
 
     monkeypatch.setattr(model_checks, "logits", misled)
     fault = faults(findings(tiny.mapping(models=[checkpoint("tiny_networks:quadrants")])))["attack"]

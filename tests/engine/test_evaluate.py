@@ -486,6 +486,9 @@ FAULTS: dict[str, Callable[[Tensor], Any]] = {
     "few": lambda logits: logits[:, :5],
     "shape": lambda logits: logits[None],
     "tuple": lambda logits: (logits, logits),
+    "squeezed": lambda logits: logits.squeeze(0),
+    "one": lambda logits: logits[:, :1],
+    "classes": lambda logits: logits.argmax(1, keepdim=True).expand_as(logits),
     "company": lambda logits: logits - logits.mean(0),
     "randomized": lambda logits: logits + 0.01 * torch.randn_like(logits),
 }
@@ -512,6 +515,9 @@ SHORT = {"stages": ["apgd-ce"], "iterations": 2}
         ("few", r"labels up to \d, but the network yields 5 logits"),
         ("shape", r"expected logits of shape \[\d+, classes\], found \[1, \d+, 10\]"),
         ("tuple", r"expected logits of shape \[\d+, classes\], found tuple"),
+        ("squeezed", r"found \[10\]; it drops the dimension of the batch"),
+        ("one", "one logit an image"),
+        ("classes", "in floating point, found torch.int64"),
         ("training", "training mode"),
     ],
 )
@@ -567,7 +573,7 @@ def test_a_network_that_looks_at_its_company_is_flagged_where_it_does() -> None:
 
     task = task_of(TogetherModel(fault="none"), DIGITS, Linf.model_validate({"eps": 0.1, "attack": SHORT}))
     reports = compute(task, clean_trials(range(10), Steering(0.7), BASELINE))
-    assert {report.steering.beta: report.flags for report in reports} == {0.7: ("company",), 1.0: ()}
+    assert {report.steering.beta: report.flags for report in reports} == {0.7: ("batch_dependent",), 1.0: ()}
 
 
 def test_few_classes_are_flagged_and_the_targets_fitted() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness.engine.fixed_width import LADDER, ON_A_CPU, ROOM, WASTE, FixedWidth, on_a_gpu, pad
+from harness.errors import ModelError
 from harness.models.demo import Demo
 
 EXAMPLE = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -83,6 +84,49 @@ def test_reference_is_the_first_width_without_company_place_or_chance(
 ) -> None:
     torch.manual_seed(0)
     assert FixedWidth(Faulty(extra), EXAMPLE).reference == reference
+
+
+def size(x: Tensor) -> Tensor:
+    """Another answer for an image alone."""
+    return torch.tensor(0.1 * (len(x) > 1))
+
+
+@pytest.mark.parametrize(
+    ("extra", "depends"),
+    [
+        (lambda x: 1e4 * mean_of_batch(x), True),
+        (lambda x: 1e4 * largest_of_batch(x), True),
+        (size, True),
+        (lambda x: 1e4 * place(x), True),
+        (place, False),  # by less than rounding
+        (wide, False),
+        (chance, False),  # which is another flag
+    ],
+)
+def test_an_image_is_asked_about_alone_in_company_and_at_another_place(
+    extra: Callable[[Tensor], Tensor], depends: bool
+) -> None:
+    torch.manual_seed(0)
+    assert FixedWidth(Faulty(extra), EXAMPLE).depends_on_batch == depends
+
+
+def test_a_network_that_answers_batches_alone_is_refused_in_the_harness_words() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
+    with pytest.raises(ModelError, match="depends on its batch, and it answers none for an image alone") as caught:
+        FixedWidth(network, EXAMPLE)
+    assert caught.value.flag == "batch_dependent"
+
+
+def test_answers_of_other_precisions_are_cast_once() -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+
+        class Other(Honest):
+            def forward(self, x: Tensor, dtype: torch.dtype = dtype) -> Tensor:
+                return super().forward(x).to(dtype)
+
+        found = FixedWidth(Other(), EXAMPLE)(EXAMPLE)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, Honest()(EXAMPLE).to(dtype).float())
 
 
 def test_a_network_that_is_honest_in_narrow_batches_alone_gets_a_narrow_reference() -> None:

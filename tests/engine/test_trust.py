@@ -55,7 +55,8 @@ class Planted(nn.Module):
             return logits + 0.3 * torch.randn_like(logits)
         if self.fault == "nondeterministic":
             return torch.zeros_like(logits).put_(torch.arange(logits.numel()).view_as(logits), logits)
-        return logits.softmax(1) if self.fault == "probabilities" else logits
+        last = {"probabilities": lambda: logits.softmax(1), "sigmoid": logits.sigmoid, "no_gradient": logits.detach}
+        return last.get(self.fault, lambda: logits)()
 
 
 class PlantedModel(Model):
@@ -111,6 +112,24 @@ def test_a_planted_fault_raises_its_flag(fault: str, expected: set[str], tmp_pat
     table = board([PlantedModel(fault=fault)], tmp_path, BRIEF)
     assert table["status"].isin(["ok", "selected"]).all(), table["status"].tolist()
     assert expected <= flags(row(table, 1))
+
+
+@pytest.mark.parametrize(("fault", "message"), [
+    ("sigmoid", "probabilities, not logits: attacks on them see vanishing gradients; remove its sigmoid"),
+    ("no_gradient", "its answers have no gradient with respect to the image, which these attacks need"),
+])  # fmt: skip
+def test_outputs_that_no_attack_can_be_trusted_on_fail_the_model_before_the_run(
+    fault: str, message: str, tmp_path: Path
+) -> None:
+    table = board([PlantedModel(fault=fault)], tmp_path, BRIEF)
+    assert message in table["status"].item()
+    assert table["flags"].item() == ("probabilities" if fault == "sigmoid" else "")
+
+
+def test_a_network_without_a_gradient_is_scored_where_no_attack_needs_one(tmp_path: Path) -> None:
+    for changes in ({"threat": {"kind": "clean"}}, {"search": {"kind": "best_first"}}):
+        table = board([PlantedModel(fault="no_gradient")], tmp_path, {"stages": ["square"], "queries": 2}, **changes)
+        assert not table["status"].str.startswith("failed").any()
 
 
 def test_probabilities_are_refused_and_flagged(tmp_path: Path) -> None:
