@@ -33,6 +33,9 @@ def run(
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, such as ray://host:10001.")] = None,
     out: Annotated[Path | None, typer.Option(help="The CSV. (default: leaderboards/<name>.csv)")] = None,
     runs: Annotated[Path, typer.Option(help="Ledger directory.")] = Path("runs"),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop what is damaged in the ledger, and compute it again.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
     """Run a benchmark and write its leaderboard. Results of an earlier run are not computed again."""
@@ -43,11 +46,21 @@ def run(
     loaded = load_benchmark(benchmark, [*_executor_override(executor, address), *(overrides or ())])
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
+    if repair:
+        _repair(runs / loaded.name)
     board = _fresh(benchmark, loaded, runs, offline)
     _write(board, out)
     rows = rows_of(board.table)
     print_board(rows, str(out))
     return _exit_code(rows)
+
+
+def _repair(folder: Path) -> None:
+    from harness.engine.repair import repair
+
+    kept = repair(folder)
+    dropped = f"{kept.dropped:,} were damaged and are computed again" if kept.dropped else "none was damaged"
+    typer.echo(f"{folder}: kept {kept.results:,} results; {dropped}", err=True)
 
 
 def _executor_override(kind: str | None, address: str | None) -> list[str]:
