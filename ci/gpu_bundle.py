@@ -111,6 +111,8 @@ def own_metadata(out: Path) -> None:
     pip("--target", str(out), "--no-compile", str(ROOT))
     shutil.rmtree(out / "harness")
     shutil.rmtree(out / "bin", ignore_errors=True)
+    for path in out.glob("ct_harness-*.dist-info/direct_url.json"):  # names a folder of this machine
+        path.unlink()
 
 
 def pip(*arguments: str) -> None:

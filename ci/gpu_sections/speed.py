@@ -37,7 +37,8 @@ def speed(place: Place) -> Iterator[Finding]:
                 yield Skipped("what comes after the last row, as the time is up")
                 break
     finally:  # what was measured before an error is worth having
-        yield table(rows)
+        if rows:
+            yield table(rows)
     if place.is_gpu:
         targets = "; ".join(f"{precision} {target}" for precision, target in TARGETS.items())
         yield f"Targets on an H100, compiled, µs an image forward, and forward and backward: {targets}; steered ≤ 1.1."

@@ -47,7 +47,8 @@ def steps(place: Place) -> Iterator[Finding]:
                 yield Miss(f"{stage}, {norm}, {n} slots: {why}")
             rows.append({"attack": stage, "norm": norm, "slots": n} | row)
     finally:  # what was measured before an error is worth having
-        yield table(rows)
+        if rows:
+            yield table(rows)
     yield TARGETS if place.is_gpu else needs_a_gpu("a CUDA graph of a step, and times that mean something")
 
 

@@ -150,6 +150,7 @@ def compiled(network: nn.Module) -> nn.Module:
     if isinstance(network, Mixed):
         return network.through(compiled)
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    torch._functorch.config.donated_buffer = False  # FAB takes a gradient for each class of one forward pass
     return torch.compile(network, dynamic=False, options={"deterministic": True})  # type: ignore[return-value]
 
 

@@ -20,6 +20,7 @@ from harness.engine.session import Lane, ModelSession, NoNetwork, model_session
 from harness.engine.verification import logits
 from harness.errors import ModelError
 from harness.util.batching import batched, grouped
+from harness.util.device_errors import give_back_memory
 from harness.util.noise import Noise, key_of
 from harness.util.threads import ahead, in_threads, readers
 
@@ -173,6 +174,7 @@ def _session(task: Task, device: str) -> ModelSession:
     session = if_it_fits(load)
     if session is None:
         model_session.cache_clear()
+        give_back_memory()
         session = if_it_fits(load)
     if session is None:
         raise ModelError(f"its weights do not fit in the memory of {device}; free some of it, or use another device")

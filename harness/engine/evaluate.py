@@ -21,6 +21,8 @@ from harness.errors import ModelError
 from harness.util.batching import grouped
 from harness.util.device_errors import is_out_of_memory
 
+NONDETERMINISTIC = "nondeterministic"
+"""Flag of operations that have no deterministic kernel."""
 REPORT_EVERY = 1.0
 """Seconds after which results are passed on; a kill loses no more than these and what is in the slots."""
 
@@ -39,15 +41,17 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
         raise ModelError(
             f"its weights changed while the benchmark ran ({portion.task.weights_sha256[:12]} before); run it again"
         )
-    stage, reports = _in_memory(computation), list[Report]()
+    stage, reports, lasting = _in_memory(computation), list[Report](), set[str]()
     last = perf_counter()
     started, prepared = last, computation.session.preparing
     while True:
         with reproducible(), _flags() as flags:
             results = next(stage, None)  # a generator runs only here, so no setting outlives a yield
         now = perf_counter()
+        lasting |= flags & {NONDETERMINISTIC}  # a repeated CUDA graph does not warn again
         if results:
-            reports += _reports(computation, results, flags, now - started - (computation.session.preparing - prepared))
+            seconds = now - started - (computation.session.preparing - prepared)
+            reports += _reports(computation, results, flags | lasting, seconds)
             started, prepared = now, computation.session.preparing
         if reports and (results is None or now - last > REPORT_EVERY):
             yield reports
@@ -111,6 +115,6 @@ def _flags() -> Iterator[set[str]]:
         if isinstance(warning.message, Flag):
             names.add(warning.message.name)
         elif is_nondeterministic(str(warning.message)):
-            names.add("nondeterministic")
+            names.add(NONDETERMINISTIC)
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -165,11 +165,14 @@ class FixedWidth(nn.Module):
     @cached_property
     def depends_on_company(self) -> bool:
         """True if an image's answer depends on the rest of its batch by more than rounding."""
-        if self.reference in (0, self.widths.references[0]):
-            return False
-        images = self._batch(self.widths.references[0])
-        together, alone = self._look(*images)[0][:1], self._look(*(tensor[:1] for tensor in images))[0]
-        return not torch.allclose(together, alone, rtol=ROUNDING, atol=ROUNDING * float(together.abs().max()))
+        for width in self.widths.references if self.reference else ():
+            if width == self.reference:
+                break
+            images = self._batch(width)
+            if (seen := if_it_fits(partial(self._look, *images))) is not None:
+                together, alone = seen[0][:1], self._look(*(tensor[:1] for tensor in images))[0]
+                return not torch.allclose(together, alone, rtol=ROUNDING, atol=ROUNDING * float(together.abs().max()))
+        return False
 
     def _same_bits(self, expected: tuple[Tensor, ...], width: int) -> bool:
         """Return whether images get the expected bits at ``width``, at other places and in other company."""

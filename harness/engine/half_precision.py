@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from harness.api.records import Precision
 from harness.curvature.shared_copy import copy_sharing_weights
+from harness.errors import ModelError
 
 HALF: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,6 +23,8 @@ def half_precision(network: nn.Module, precision: Precision) -> nn.Module:
 def with_low_weights(network: nn.Module, precision: Precision) -> nn.Module:
     """Return a network whose weights are cast to half precision once, rather than in every pass; the bits are the same.
 
+    A network that cannot be copied is left as it is.
+
     Args:
         network: the network, which is not changed; all other weights are shared.
         precision: precision of the network under attack; with float32 and tf32 the network itself is returned.
@@ -31,8 +34,8 @@ def with_low_weights(network: nn.Module, precision: Precision) -> nn.Module:
     dtype = HALF[precision]
 
     def cast(module: nn.Module) -> nn.Module | None:
-        if type(module) not in (nn.Conv2d, nn.Linear):  # what autocast casts anyway
-            return None
+        if type(module) not in (nn.Conv2d, nn.Linear) or set(module._parameters) != {"weight", "bias"}:
+            return None  # autocast casts the others' weights, or, as under weight_norm, what is computed from them
         other = copy.copy(module)
         other._parameters = {
             name: None if weight is None else nn.Parameter(weight.to(dtype), requires_grad=False)
@@ -40,7 +43,10 @@ def with_low_weights(network: nn.Module, precision: Precision) -> nn.Module:
         }
         return other
 
-    return copy_sharing_weights(network, cast)
+    try:
+        return copy_sharing_weights(network, cast)
+    except ModelError:  # it cannot be copied
+        return network
 
 
 class HalfPrecision(nn.Module):

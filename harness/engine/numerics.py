@@ -34,9 +34,11 @@ def reproducible() -> Iterator[None]:
     deterministic = torch.get_deterministic_debug_mode()
     allocation: Any = torch.utils.deterministic
     filled = allocation.fill_uninitialized_memory
+    timed = torch.backends.cudnn.benchmark
     torch.set_flush_denormal(True)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms() would import the compiler, for seconds
     allocation.fill_uninitialized_memory = False  # every new tensor would be filled with NaN first
+    torch.backends.cudnn.benchmark = False  # else a clock chooses among the deterministic kernels
     try:
         with one_thread(), float32_by("ieee"):
             yield
@@ -44,6 +46,7 @@ def reproducible() -> Iterator[None]:
         torch.set_flush_denormal(False)
         torch.set_deterministic_debug_mode(deterministic)
         allocation.fill_uninitialized_memory = filled
+        torch.backends.cudnn.benchmark = timed
 
 
 @contextmanager

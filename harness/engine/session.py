@@ -218,14 +218,16 @@ class ModelSession:
         Raises:
             ModelError: they cannot be narrower.
         """
-        used = max((lane.network.used for lane in self._lanes.values()), default=1)
+        networks = [lane.network for lane in self._lanes.values()]
+        used = max((network.used for network in networks), default=1) or max(network.width for network in networks)
         if used // 2 in (0, self._widest):
             raise ModelError(
                 f"memory is too short for it, even in batches of {used} images; set executor.workers=1, or use a "
                 "device with more memory"
             )
         self._widest = used // 2
-        same = all(lane.network.agrees(self._widest) for lane in self._lanes.values())
+        same = all(network.agrees(self._widest) for network in networks)
+        networks.clear()
         self._lanes.clear()
         give_back_memory()
         return self._widest, same

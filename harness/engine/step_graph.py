@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class CudaRecorder:
     def __init__(self) -> None:
         self.usable = True
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._pool: Any = None
+        self._graphs = WeakSet[torch.cuda.CUDAGraph]()
 
     def run(self, work: Callable[[], None]) -> None:
         """See `Recorder.run`."""
@@ -53,10 +54,12 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        graph, other = torch.cuda.CUDAGraph(), next(iter(self._graphs), None)
+        pool = None if other is None else other.pool()  # a pool ends with the last of its graphs
+        before = torch.cuda.stream(torch.cuda.current_stream())  # a recording that fails does not come back to it
+        with before, torch.cuda.graph(graph, pool=pool, stream=self._stream):
             work()
-        self._pool = graph.pool()
+        self._graphs.add(graph)
         return graph.replay
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
@@ -22,7 +24,8 @@ def raise_of_device(error: BaseException) -> None:
 
 
 def give_back_memory() -> None:
-    """Return to the GPU what torch keeps for later batches, which are to be of another shape."""
+    """Return to the GPU what torch keeps for later batches, and networks that only refer to each other any more."""
+    gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 

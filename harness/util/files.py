@@ -21,26 +21,26 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    write_together({path: content})
+    with _draft(path, content) as draft, _explained(path):
+        os.replace(draft, path)
 
 
 def write_together(contents: Mapping[Path, str | bytes]) -> None:
-    """Write several files, or none of them: each is drafted first, and a failure puts back what was there before.
+    """Write several files, or none of them: what was there before is put back when one cannot be written.
 
     Args:
         contents: bytes, or text to be encoded as UTF-8, by path.
 
     Raises:
-        FileError: one of the files cannot be written; all are as before.
+        FileError: one of the files cannot be written.
     """
-    with ExitStack() as stack:
-        drafts = {path: stack.enter_context(_draft(path, content)) for path, content in contents.items()}
-        for path, draft in drafts.items():
-            before = stack.enter_context(_kept(path)) if len(drafts) > 1 else None
+    with ExitStack() as stack, ExitStack() as undo:
+        drafts = [(path, stack.enter_context(_draft(path, content))) for path, content in contents.items()]
+        for path, draft in drafts:
+            undo.callback(_put_back, path, stack.enter_context(_kept(path)))
             with _explained(path):
                 os.replace(draft, path)
-            if len(drafts) > 1:
-                stack.push(lambda kind, *_, path=path, before=before: _put_back(path, before) if kind else None)
+        undo.pop_all()
 
 
 def check_writable(path: Path) -> None:

@@ -204,6 +204,17 @@ def test_where_triton_does_not_compile_a_warning_says_what_to_do(monkeypatch: py
         assert not fab_projection_triton.compiles.__wrapped__(torch.device("cpu"))
 
 
+def test_memory_that_is_short_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.attacks import fab_projection_triton
+
+    def full(*given_: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fab_projection_triton, "linf", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fab_projection_triton.compiles.__wrapped__(torch.device("cpu"))
+
+
 def test_on_a_cpu_triton_is_not_imported() -> None:
     code = (
         "import sys, torch; from harness.attacks import autoattack; autoattack.project(torch.rand(2, 1, 4, 4), 'L2'); "

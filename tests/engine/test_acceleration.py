@@ -144,6 +144,10 @@ def test_one_compilation_serves_the_whole_grid(build: Callable[[], nn.Module]) -
         torch.testing.assert_close(fast(X, rows), steered(X), rtol=1e-4, atol=1e-4)
         found = gradient(lambda x, rows=rows: fast(x, rows), X)  # type: ignore[misc]
         torch.testing.assert_close(found, gradient(steered, X), rtol=1e-3, atol=1e-3)
+        leaf = X.clone().requires_grad_()
+        logits = fast(leaf, rows)
+        for lead in logits[:, :2].sum(0):  # several gradients of one pass, as FAB's
+            torch.autograd.grad(lead, leaf, retain_graph=True)
         with torch.no_grad():
             torch.testing.assert_close(fast(X[:3], rows[:3]), steered(X[:3]), rtol=1e-4, atol=1e-4)
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -431,6 +435,32 @@ def test_new_tensors_are_not_filled_first() -> None:
         assert not settings.fill_uninitialized_memory
         assert torch.are_deterministic_algorithms_enabled()
     assert settings.fill_uninitialized_memory
+
+
+def test_no_clock_chooses_a_kernel_whatever_a_plug_in_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with reproducible():
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+
+
+def test_weights_that_are_computed_in_every_pass_stay_in_float32() -> None:
+    with pytest.warns(FutureWarning):
+        convolution = nn.utils.weight_norm(nn.Conv2d(3, 8, 3))
+    network = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval().requires_grad_(False)
+    x = torch.rand(2, 3, 8, 8)
+    network(x)
+    low = half_precision(with_low_weights(network, "bfloat16"), "bfloat16")
+    assert torch.equal(low(x), half_precision(network, "bfloat16")(x))
+
+
+def test_a_network_that_cannot_be_copied_is_attacked_in_half_precision_all_the_same() -> None:
+    class Locked(nn.Linear):
+        def __deepcopy__(self, memo: object) -> None:
+            raise RuntimeError("cannot be copied")
+
+    network = Locked(2, 2)
+    assert with_low_weights(network, "bfloat16") is network
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

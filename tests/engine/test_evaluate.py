@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,7 +21,7 @@ from harness.api.dataset import Dataset, Source
 from harness.api.model import Model, Scorable
 from harness.api.records import BASELINE, Batch, Preprocessing, Steering, Target
 from harness.api.threat import Threat
-from harness.api.trial import CLEAN, INSPECT, REPLAY, TRAINING, Attempt, Result, Trial
+from harness.api.trial import CLEAN, INSPECT, REPLAY, TRAINING, Answer, Attempt, Cost, Result, Trial
 from harness.api.work import Portion, Report, Task
 from harness.datasets.digits import Digits
 from harness.engine import evaluate as module
@@ -883,3 +884,18 @@ def test_attacks_that_need_more_classes_are_left_out_and_the_row_is_flagged(clas
     scored = score(task, range(8), inspected=True)
     assert "few_classes" in scored.flags
     assert {trial.attempt.stage for trial in scored.results} - {CLEAN, INSPECT} == stages
+
+
+def test_an_operation_without_a_deterministic_kernel_flags_what_follows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that is repeated as a CUDA graph warns no more."""
+
+    def stage(computation: Any) -> Any:
+        for number, trial in enumerate(computation.portion.trials):
+            if not number:
+                warnings.warn("put_ does not have a deterministic implementation", stacklevel=2)
+            yield [Result(trial, Answer(1.0), Cost(1))]
+
+    monkeypatch.setattr(module, "run", stage)
+    other = BASELINE._replace(beta=0.5)
+    reports = compute(task_of(PLAIN, DIGITS, Linf(eps=0.1)), clean_trials([0], BASELINE, other))
+    assert [report.flags for report in reports] == [("nondeterministic",)] * 2

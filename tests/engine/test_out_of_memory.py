@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.api.model import Model, Scorable
 from harness.config.benchmark import parse_benchmark
 from harness.curvature.steering import Steered
+from harness.engine.acceleration import Fast
 from harness.engine.fixed_width import FixedWidth
 from harness.engine.session import model_session
 from harness.errors import ModelError
@@ -164,3 +165,17 @@ def test_the_proof_of_steering_takes_it_for_what_it_is() -> None:
         steer(Hungry().eval(), 0.8, example=example)
     with pytest.raises(torch.OutOfMemoryError):
         mixes(steered, example)
+
+
+@pytest.mark.parametrize("images", [8, 12])
+def test_memory_for_less_than_the_first_width_of_reference_fails_no_model(tmp_path: Path, images: int) -> None:
+    table = board(tmp_path, images)
+    assert table["status"].isin(["ok", "selected"]).all(), table["status"].tolist()
+    assert set(table["flags"]) == {""}
+
+
+def test_memory_that_is_short_before_a_network_ran_makes_batches_narrower() -> None:
+    session = model_session(HungryModel(), "cpu", True)
+    network = FixedWidth(session.loaded.network, torch.rand(4, 1, 8, 8))
+    session._lanes[("any",)] = Fast(network, compiled=False)
+    assert session.narrow() == (network.width // 2, True)

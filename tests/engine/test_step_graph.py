@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from harness.attacks import autoattack
 from harness.attacks.norms import Norm
 from harness.datasets.digits import Digits
 from harness.engine.slots import Packed, advance
-from harness.engine.step_graph import WARM_UP, state_of
+from harness.engine.step_graph import WARM_UP, CudaRecorder, state_of
 from harness.models.demo import Demo
 
 EPS: dict[Norm, float] = {"Linf": 0.1, "L2": 0.5, "L1": 4.0}
@@ -158,3 +159,57 @@ def test_the_state_of_a_machine_is_every_tensor_that_it_holds_anywhere() -> None
     assert sorted(len(tensor) for tensor in found) == [1, 2, 2, 3, 4]
     assert sum(tensor is shared for tensor in found) == 1
     assert WARM_UP > 0
+
+
+class Allocator:
+    """CUDA's pools of recorded memory, as torch has them: one whose last graph is gone takes no other."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[int, int] = {}
+
+    def graph(self) -> Any:
+        allocator = self
+
+        class Graph:
+            number = -1
+
+            def pool(self) -> int:
+                return self.number
+
+            def replay(self) -> None:
+                pass
+
+            def __del__(self) -> None:
+                if self.number >= 0:
+                    allocator.graphs[self.number] -= 1
+
+        return Graph()
+
+    @contextmanager
+    def recording(self, graph: Any, pool: int | None, stream: object) -> Iterator[None]:
+        number = len(self.graphs) if pool is None else pool
+        if pool is not None and self.graphs[pool] == 0:
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+        self.graphs[number] = self.graphs.get(number, 0) + 1
+        graph.number = number
+        yield
+
+
+def test_graphs_share_memory_while_one_of_them_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator = Allocator()
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", allocator.graph)
+    monkeypatch.setattr(torch.cuda, "graph", allocator.recording)
+    recorder = CudaRecorder()
+    first = [recorder.record(lambda: None) for _ in range(2)]
+    assert allocator.graphs == {0: 2}
+    first.pop(0)
+    first.append(recorder.record(lambda: None))
+    assert allocator.graphs == {0: 2}
+    first.clear()  # as at the end of a stage
+    assert allocator.graphs == {0: 0}
+    second = recorder.record(lambda: None)
+    assert allocator.graphs == {0: 0, 1: 1}
+    del second

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
-from harness.util.device_errors import is_lost, is_out_of_memory, raise_of_device
+from harness.util.device_errors import give_back_memory, is_lost, is_out_of_memory, raise_of_device
 
 FULL = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -50,3 +52,13 @@ def test_a_device_that_no_longer_answers_is_lost(monkeypatch: pytest.MonkeyPatch
     assert is_lost(OTHERS[0])
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert not is_lost(OTHERS[0])
+
+
+def test_memory_is_given_back_that_only_a_circle_of_references_holds() -> None:
+    network = torch.nn.Linear(2, 2)
+    circle = [network]
+    circle.append(circle)  # type: ignore[arg-type]
+    weight = weakref.ref(network.weight)
+    del network, circle
+    give_back_memory()
+    assert weight() is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.packages import python_path, script
 
-CI = Path(__file__).parents[2] / "ci"
+CI = Path(__file__).parents[1] / "ci"
 PLANTED = """
 import sys
 import gpu
