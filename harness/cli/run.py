@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.exit_codes import GOOD, NO, UNDONE, guarded
-from harness.errors import DataError, LeaderboardError, SpecError
-from harness.util.files import write_whole
+from harness.errors import DataError, FileError, LeaderboardError, SpecError
+from harness.util.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +40,7 @@ def run(
     """Run a benchmark and write its leaderboard. Results of an earlier run are not computed again."""
     from harness.cli.terminal import print_board
     from harness.config.benchmark import load_benchmark
+    from harness.leaderboard import board_files
     from harness.leaderboard.row import rows_of
 
     loaded = load_benchmark(benchmark, [*_executor_override(executor, address), *(overrides or ())])
@@ -49,7 +49,7 @@ def run(
     if repair:
         _repair(runs / loaded.name)
     board = _fresh(benchmark, loaded, runs, offline)
-    _write(board, out)
+    board_files.write(board, out)
     rows = rows_of(board.table)
     print_board(rows, str(out))
     return _exit_code(rows)
@@ -87,22 +87,15 @@ def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
     return Board(ranking.board(entries), outcomes.table(entries))
 
 
-def _write(board: Board, out: Path) -> None:
-    from harness.leaderboard import csv_file, outcomes
-
-    outcomes.write(board.outcomes, out)
-    csv_file.write(board.table, out)
-
-
 def _writable(out: Path) -> None:
-    """Refuse an output that cannot be written before hours of work, not after them."""
+    """Refuse a board that cannot be written before hours of work, not after them."""
+    from harness.leaderboard import outcomes
+
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        reachable = os.access(out if out.exists() else out.parent, os.W_OK)
-    except OSError as error:
-        raise LeaderboardError(f"{out}: cannot be written: {error}; choose another place with --out") from error
-    if not reachable or out.is_dir():
-        raise LeaderboardError(f"{out}: cannot be written; choose another place with --out")
+        for path in (out, outcomes.path_of(out)):
+            check_writable(path)
+    except FileError as error:
+        raise FileError(f"{error} with --out") from error
 
 
 def _exit_code(rows: Sequence[LeaderboardRow]) -> int:
@@ -129,26 +122,24 @@ def check(
     """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 regressed, 2 could not be compared."""
     from harness.config.benchmark import load_benchmark
     from harness.engine.provenance import code_sha256
-    from harness.leaderboard import csv_file, outcomes, regression
+    from harness.leaderboard import board_files, regression
     from harness.leaderboard.row import rows_of
     from harness.report import ci_summary
 
     loaded = load_benchmark(benchmark, overrides or ())
-    committed = None if update and not against.exists() else csv_file.read(against)
-    committed_outcomes = outcomes.read(against)
-    if committed_outcomes is None and not update:
-        raise LeaderboardError(f"{outcomes.path_of(against)}: missing; commit it, or accept a new board (--update)")
+    committed = None if update else board_files.read_whole(against)
+    for path in (*([against] if update else []), *filter(None, (summary, junit))):
+        check_writable(path)
     # results of another state of the code say nothing about this one
     fresh = _fresh(benchmark, loaded, runs or Path("runs") / f"check-{code_sha256()[:12]}", offline)
     if update:
         if _exit_code(rows_of(fresh.table)) != GOOD:
             raise LeaderboardError(f"{against}: not updated: a model failed; fix it, or take it out of the benchmark")
-        _write(fresh, against)
+        board_files.write(fresh, against)
         typer.echo(f"accepted: {against}")
         return GOOD
     assert committed is not None
-    assert committed_outcomes is not None
-    verdicts = regression.check(fresh, regression.Board(committed, committed_outcomes), max_drop)
+    verdicts = regression.check(fresh, committed, max_drop)
     if summary:
         write_whole(summary, ci_summary.markdown(loaded.name, verdicts))
     if junit:

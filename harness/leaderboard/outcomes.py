@@ -112,18 +112,17 @@ def read(board: Path) -> pd.DataFrame | None:
 
 
 def _check(found: pd.DataFrame) -> None:
-    """Refuse rows of an outcome file that cannot be ones: each once, a clean stage, as many images in all stages."""
+    """Refuse rows of an outcome file that cannot be ones: each once, as many images in all stages."""
     if found.duplicated(list(COLUMNS[:-1])).any():
         raise LeaderboardError("expected each row and stage once, found one twice")
     for key, texts in stages(found).items():
-        if CLEAN not in texts:
-            raise LeaderboardError(f"{key.name}: expected a clean stage, found {', '.join(texts)}")
         sizes = {stage: _size(text) for stage, text in texts.items()}
-        odd = next((stage for stage, size in sizes.items() if size is None or size != sizes[CLEAN]), None)
+        n = next(iter(sizes.values()))
+        odd = next((stage for stage, size in sizes.items() if size is None or size != n), None)
         if odd is not None:
             raise LeaderboardError(
-                f"{key.name}: {odd}: expected 1, 0 or ? for each of {sizes[CLEAN]} images, or numbers up to 1 "
-                f"separated by spaces, found {texts[odd][:40]!r}"
+                f"{key.name}: {odd}: expected 1, 0 or ? for each image, of which the first stage has {n or 'none'}, or "
+                f"numbers up to 1 separated by spaces, found {texts[odd][:40]!r}"
             )
 
 
@@ -155,10 +154,15 @@ def scores(outcomes: pd.DataFrame) -> Mapping[RowKey, ImageScores]:
 
     Where images were replayed, the reduction of the threat is "worst" and robust is what its last stage left; otherwise
     it is the share of the stages that an image survived.
+
+    Raises:
+        LeaderboardError: a row has no clean stage.
     """
     found: dict[RowKey, ImageScores] = {}
     worst = bool((outcomes["stage"] == REPLAY).any())
     for key, texts in stages(outcomes).items():
+        if CLEAN not in texts:
+            raise LeaderboardError(f"{key.name}: expected outcomes of the stage {CLEAN}, found {', '.join(texts)}")
         most = most_of(texts)
         values = {stage: values_of(text, most) for stage, text in texts.items() if stage != REPLAY}
         clean = values.pop(CLEAN)

@@ -215,7 +215,7 @@ def rows_of(table: pd.DataFrame) -> list[LeaderboardRow]:
     """Parse a board, fresh or read from its CSV, into typed rows.
 
     Raises:
-        LeaderboardError: a status, family or metric is unknown, a scored row lacks a number, or a value is out of range.
+        LeaderboardError: a status, family or metric is unknown, a scored row lacks a number, or one is out of range.
     """
     return [_parsed(record) for record in table.to_dict("records")]
 
