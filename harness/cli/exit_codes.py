@@ -8,10 +8,13 @@ from typing import Any
 
 import typer
 
+from harness.cli.signals import Interrupted, ended
 from harness.errors import HarnessError
 
 GOOD, NO, UNDONE = 0, 1, 2
 """Done; done, and the answer is no; could not be done."""
+INTERRUPTED = 130
+"""Ended by Ctrl-C; by SIGTERM it is 143, by SIGHUP 129."""
 
 SHARED = {"debug": False}
 """Values of the options that come before the command."""
@@ -23,15 +26,21 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            code = command(*args, **kwargs)
+            with ended(orderly=True):
+                code = command(*args, **kwargs)
         except HarnessError as error:
             if SHARED["debug"]:
                 raise
             typer.secho(f"error: {error}", err=True, fg="red")
             code = UNDONE
-        except KeyboardInterrupt:
-            typer.echo("interrupted; results so far are kept: run the same command to continue", err=True)
+        except OSError as error:  # a full disk or a missing permission that nobody has foreseen
+            if SHARED["debug"] or isinstance(error, BrokenPipeError):
+                raise
+            typer.secho(f"error: {error}; free some space, or check permissions", err=True, fg="red")
             code = UNDONE
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted; results so far are kept: run the same command to continue", err=True)
+            code = error.code if isinstance(error, Interrupted) else INTERRUPTED
         raise typer.Exit(code)
 
     return run

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.exit_codes import GOOD, NO, UNDONE, guarded
+from harness.cli.signals import ended
 from harness.errors import DataError, FileError, LeaderboardError, SpecError
 from harness.util.files import check_writable, write_whole
 
@@ -74,10 +75,13 @@ def _executor_override(kind: str | None, address: str | None) -> list[str]:
 
 def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
     """Run the benchmark that was read from ``path`` under a progress display."""
-    from harness import pipeline
-    from harness.cli.progress import ProgressBar
-    from harness.leaderboard import outcomes, ranking
-    from harness.leaderboard.regression import Board
+    with ended(orderly=False):  # nothing has begun, and these take seconds
+        import torch  # noqa: F401
+
+        from harness import pipeline
+        from harness.cli.progress import ProgressBar
+        from harness.leaderboard import outcomes, ranking
+        from harness.leaderboard.regression import Board
 
     try:
         with ProgressBar() as progress:

@@ -231,7 +231,9 @@ class Worker:
 
 def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a worker that does not import the caller's script, so that no ``__main__`` guard is needed."""
-    code = f"import sys; sys.path[:] = {sys.path}; from harness.executors.worker import serve; serve({os.getpid()})"
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is the parent's to answer
+    serving = f"from harness.executors.worker import serve; serve({os.getpid()})"
+    code = f"{deaf}; import sys; sys.path[:] = {sys.path}; {serving}"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ | environment,

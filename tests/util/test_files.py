@@ -73,7 +73,12 @@ def test_what_cannot_be_written_is_told_before_it_is(tmp_path: Path) -> None:
 def test_each_draft_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes that write one file at once must not take each other's draft for theirs."""
     drafts, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda source, target: (drafts.append(source), replace(source, target)))
+
+    def noted(source: Path, target: Path) -> None:
+        drafts.append(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
     for content in ("one", "two"):
         write_whole(tmp_path / "a", content)
     assert len(set(drafts)) == 2
