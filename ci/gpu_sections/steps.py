@@ -101,7 +101,7 @@ def _on_gpu(stage: str, norm: Norm, slots: int, device: str) -> dict[str, Any]:
     counted = launches(step, STEPS)
     row: dict[str, Any] = {"ms": 1e3 * seconds(step, device), "kernels": counted.kernels, "waits": counted.waits}
     if attack.capturable:
-        step, why = _recorded(attack, network, CudaRecorder())
+        step, why = _recorded(attack, network, CudaRecorder(device))
         row |= {"unrecorded": why} if why else {"ms, graph": 1e3 * seconds(step, device)}
     return row
 

@@ -65,7 +65,7 @@ def launches(step: Callable[[], object], steps: int) -> Launches:
 
 def graphed(step: Callable[[], object]) -> Callable[[], object]:
     """Return the replay of a step that is the same work on the same memory each time, recorded as a CUDA graph."""
-    recorder = CudaRecorder()
+    recorder = CudaRecorder("cuda")
 
     def work() -> None:
         step()

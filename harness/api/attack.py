@@ -39,7 +39,8 @@ class Attack(ABC):
 
     A CUDA graph of a step can stand in for further ones if the step is the same work on the same memory each time: it
     writes into the tensors of the machine, never puts another tensor in their place, and changes nothing else of it.
-    What a step needs of the host goes into `prepare`, which is called before each step and each replay. A class that
+    These tensors are attributes of it or of its parts, in lists or tuples perhaps, not hidden in closures. What a step
+    needs of the host goes into `prepare`, which is called before each step and each replay. A class that
     keeps to this sets `capturable`.
 
     Args of every implementation: the number of slots, the shape of an image, the number of classes, ε, budgets, device.

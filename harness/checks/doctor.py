@@ -178,7 +178,7 @@ def _disk(benchmark: Benchmark, models: Sequence[ModelCosts], n: int, runs: Path
 
 def _memory(benchmark: Benchmark, models: Sequence[ModelCosts], device: str) -> Finding:
     """Check the memory for the model that needs most, in all the workers that share the device."""
-    batch, gpus = max(model.costs.width for model in models), torch.cuda.device_count() if device == "cuda" else 1
+    batch, gpus = max(model.costs.width for model in models), len(visible_gpus()) or 1 if device == "cuda" else 1
     workers, own = ceil(benchmark.executor.capacity(device) / gpus), process_memory(device)
 
     def needed(images: int) -> int:

@@ -134,7 +134,7 @@ class Benchmark(BaseModel):
             flagged ``replay``.
         seed: seed of the attacks' noise, and of the folds.
         batch_size: most images that go through a network at once; "auto" measures what is fastest. A matter of speed
-            and memory: on a CPU results do not depend on it, on a GPU their last bits may.
+            and memory alone: results do not depend on it.
         compile: whether attacks run on a compiled network; "auto" compiles on a GPU, where the run is long enough and
             the network can be compiled; "never" records no CUDA graphs either. Like the device, it is not part of a
             result's identity.

@@ -20,7 +20,7 @@ from harness.api.work import Task
 from harness.curvature.mixed import Mixed, probe
 from harness.engine.fixed_width import FixedWidth, Widths
 from harness.engine.half_precision import half_precision, with_low_weights
-from harness.engine.numerics import float32_by
+from harness.engine.numerics import float32_by, same_bits
 from harness.errors import ModelError
 from harness.util.device_errors import raise_of_device
 
@@ -102,13 +102,17 @@ def fast(
     Raises:
         ModelError: it must be compiled, and cannot be.
     """
-    low = with_low_weights(network, task.precision)
     with attacking(task.precision):
-        plain = at_widths(half_precision(low, task.precision))
+        plain = at_widths(half_precision(network, task.precision))
+        low = with_low_weights(network, task.precision)
+        if low is not network:  # one that reads a weight itself may compute something else
+            cast = at_widths(half_precision(low, task.precision))
+            plain, network = (cast, low) if same_bits(cast.at_reference, plain.at_reference) else (plain, network)
         if not wants_compiling(task.compile, plain.at_reference[0].device.type, work):
             return Fast(plain, compiled=False)
         try:
-            return Fast(_checked(task, plain, half_precision(compile(low), task.precision), at_widths), compiled=True)
+            made = half_precision(compile(network), task.precision)
+            return Fast(_checked(task, plain, made, at_widths), compiled=True)
         except Exception as error:  # whatever a compiler raises
             raise_of_device(error)
             _refuse_or_warn(task, error)

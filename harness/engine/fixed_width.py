@@ -9,6 +9,7 @@ narrow batches cost hardly less than wide ones: there the reference is wide, and
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from time import perf_counter
@@ -17,6 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from harness.engine.numerics import same_bits
 from harness.engine.verification import answers_for
 from harness.errors import ModelError
 from harness.util.device_errors import give_back_memory, is_out_of_memory
@@ -122,12 +124,12 @@ class FixedWidth(nn.Module):
 
     def _width(self, n: int) -> int:
         """Return the width at which to compute the next of ``n`` images."""
-        allowed = [
-            width for width in self._ladder if width <= self.widest and (width == self.reference or width <= 2 * n)
-        ]
+        few = len(self._ladder) <= 2
+        allowed = [w for w in self._ladder if w <= self.widest and (few or w == self.reference or w <= 2 * n)]
         wider = (width for width in allowed if n <= width <= WASTE * n)
         narrower = (width for width in reversed(allowed) if width <= n)
-        return next((width for width in (*wider, *narrower) if self.agrees(width)), max(self.reference, 1))
+        padded = (width for width in allowed if width > n)
+        return next((w for w in (*wider, *narrower, *padded) if self.agrees(w)), max(self.reference, 1))
 
     @property
     def _ladder(self) -> tuple[int, ...]:
@@ -135,8 +137,12 @@ class FixedWidth(nn.Module):
         return tuple(sorted({*self.widths.ladder, self.reference} - {0}))
 
     def rows_for(self, n: int) -> int:
-        """Return the number of rows that ``n`` images are padded to where batches are to have few shapes."""
-        return next((width for width in self._ladder if n <= width <= self.widest and self.agrees(width)), n)
+        """Return the number of rows that ``n`` images are padded to where there are to be few such numbers.
+
+        That is the narrowest width times a power of two.
+        """
+        narrowest = next((width for width in self._ladder if self.agrees(width)), 1)
+        return narrowest << (-(-n // narrowest) - 1).bit_length()
 
     def agrees(self, width: int) -> bool:
         """Return whether the network gives the bits of the reference width at another one, and fits; tried once."""
@@ -150,6 +156,8 @@ class FixedWidth(nn.Module):
         for width in self.widths.references:
             if (found := if_it_fits(partial(self._try_reference, width))) is not None:
                 return found
+            if not hasattr(self, "classes"):
+                warnings.warn(f"out of memory in batches of {width} images; trying narrower ones", stacklevel=2)
         if hasattr(self, "classes"):
             raise ModelError("its last bits depend on the rest of the batch")
         raise ModelError(f"not one image at a time fits in the memory of {self._example.device}; free some of it")
@@ -158,7 +166,7 @@ class FixedWidth(nn.Module):
         """Return ``width`` if it can be the reference, or 0 if the network answers by chance."""
         first = self._look(*self._batch(width))
         self.classes, self.at_reference = first[0].shape[1], first
-        if not _equal(first, self._look(*self._batch(width))):
+        if not same_bits(first, self._look(*self._batch(width))):
             return 0
         return width if width == 1 or self._same_bits(first, width) else None
 
@@ -194,7 +202,7 @@ class FixedWidth(nn.Module):
         for tensor, own in zip(batch, images, strict=True):
             tensor[places] = own[which]
         seen = self._look(*batch)
-        return _equal(tuple(s[places] for s in seen), tuple(e[which] for e in expected))
+        return same_bits(tuple(s[places] for s in seen), tuple(e[which] for e in expected))
 
     def _batch(self, width: int, shift: int = 0) -> list[Tensor]:
         """Return ``width`` images unlike each other, and their rows."""
@@ -263,8 +271,3 @@ def pad(tensor: Tensor, width: int) -> Tensor:
     """Return ``tensor`` with its last row repeated until it has ``width`` rows."""
     missing = width - len(tensor)
     return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
-
-
-def _equal(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
-    """Return whether tensors have the same bits; NaN equals NaN."""
-    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Float32 = Literal["ieee", "tf32"]
 
@@ -87,6 +88,16 @@ def _places() -> tuple[Any, ...]:
 
 
 _CONVOLUTIONS = 1
+
+
+def same_bits(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Return whether tensors are equal, one by one; NaN equals NaN."""
+    return all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        and torch.equal(a.isfinite(), b.isfinite())
+        and torch.equal(a.isnan(), b.isnan())
+        for a, b in zip(some, others, strict=True)
+    )
 
 
 def is_nondeterministic(message: str) -> bool:

@@ -189,7 +189,7 @@ class ModelSession:
         """Return a network at the widths of its device, or at those given."""
         widest = min(task.batch_size or LADDER[-1], self._widest)
         if "widths" not in options and example.is_cuda:
-            options["widths"] = on_a_gpu(kept_bytes(network, example, *rows), widest)
+            options["widths"] = on_a_gpu(kept_bytes(network, example, *rows), self._widest)
         return FixedWidth(network, example, *rows, widest=widest, **options)
 
     def _compiled_part(self, part: nn.Module, example: Tensor) -> nn.Module:
@@ -206,7 +206,7 @@ class ModelSession:
         if not task.device.startswith("cuda") or task.compile == "never":
             return None
         if self._recorder is None:
-            self._recorder = CudaRecorder()
+            self._recorder = CudaRecorder(task.device)
         return self._recorder
 
     def narrow(self) -> tuple[int, bool]:

@@ -14,6 +14,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from harness.engine.numerics import same_bits
 from harness.util.device_errors import device_answers, is_out_of_memory
 
 WARM_UP = 3
@@ -29,20 +30,31 @@ class Recorder(Protocol):
     def run(self, work: Callable[[], None]) -> None:
         """Run work as it is, where it would be recorded."""
 
+    def rehearse(self, work: Callable[[], None]) -> None:
+        """Run work as it is, with an eye on what cannot be recorded.
+
+        Raises:
+            Exception: the work waits for the device.
+        """
+
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return what repeats the work, on the memory that it is on now.
 
         Raises:
-            Exception: the work cannot be recorded, as when it waits for the device.
+            Exception: the work cannot be recorded.
         """
 
 
 class CudaRecorder:
-    """Records CUDA graphs, which share the memory of what is in between."""
+    """Records CUDA graphs, which share the memory of what is in between.
 
-    def __init__(self) -> None:
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: str) -> None:
         self.usable = True
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs = WeakSet[torch.cuda.CUDAGraph]()
 
     def run(self, work: Callable[[], None]) -> None:
@@ -51,6 +63,15 @@ class CudaRecorder:
         with torch.cuda.stream(self._stream):
             work()
         torch.cuda.current_stream().wait_stream(self._stream)
+
+    def rehearse(self, work: Callable[[], None]) -> None:
+        """See `Recorder.rehearse`; a recording that fails may leave torch's allocator in disorder, so none is begun."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.run(work)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder.record`."""
@@ -93,15 +114,15 @@ class Replayed:
         """Return the recording, if it does what the step does; every tensor is as before then."""
         before = [tensor.clone() for tensor in self._state]
         try:
-            self._recorder.run(self._step)
+            self._recorder.rehearse(self._step)
             expected = [tensor.clone() for tensor in self._state]
             self._restore(before)
             repeat = self._recorder.record(self._step)
             self._restore(before)
             repeat()
-            reason = "" if all(map(_same_bits, self._state, expected)) else "repeated, it computes something else"
+            reason = "" if same_bits(self._state, expected) else "repeated, it computes something else"
         except Exception as error:  # whatever the device says to a network that waits for it
-            if is_out_of_memory(error) or not device_answers():
+            if any(map(is_out_of_memory, (error, error.__context__))) or not device_answers():
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
         self._restore(before)
@@ -141,7 +162,3 @@ def _parts(value: object) -> Iterator[object]:
         yield from value
     elif type(value).__module__.partition(".")[0] not in ("builtins", "torch"):
         yield from getattr(value, "__dict__", {}).values()
-
-
-def _same_bits(found: Tensor, expected: Tensor) -> bool:
-    return torch.equal(found.nan_to_num(), expected.nan_to_num())

@@ -6,11 +6,14 @@ import gc
 
 import torch
 
-NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""Words by which errors without a type of their own say it: of the CPU's allocator, CUDA, cuBLAS and cuDNN."""
+NO_MEMORY = (
+    "out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)  # fmt: skip
+"""Words by which errors without a type of their own say it: of the CPU's allocator, CUDA, cuDNN and cuBLAS."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Return whether an error says that memory was short, on a GPU or on a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -36,9 +39,9 @@ def is_lost(error: BaseException) -> bool:
     CUDA then fails every later call of the process, whatever it is. Only another process can go on.
 
     Args:
-        error: what was raised last; an error of the device itself, other than one of memory, is taken for its loss.
+        error: what was raised last. Where the device does not even come to use, an error of its own is its loss.
     """
-    if isinstance(error, torch.AcceleratorError):
+    if isinstance(error, torch.AcceleratorError) and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return not is_out_of_memory(error)
     return not device_answers()
 

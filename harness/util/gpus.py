@@ -27,9 +27,9 @@ def visible_gpus() -> tuple[str, ...]:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = mig_instances(_listing()) if visible is None else entries(visible)
-    if any(entry.startswith("MIG-") for entry in found):
-        return found
     count = torch.cuda.device_count()  # of those that exist
+    if any(entry.startswith("MIG-") for entry in found):
+        return found if count else ()
     return tuple(map(str, range(count))) if visible is None else found[:count]
 
 

@@ -75,17 +75,17 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case("apgd-ce", "Linf", 72),
-    Case("apgd-ce", "Linf", 624, "rand"),  # 20 gradients
-    Case("apgd-ce", "L2", 86),
-    Case("apgd-ce", "L1", 437),
-    Case("apgd-ce", "L1", 437, "plus"),  # in one ball
-    Case("apgd-dlr", "Linf", 72),
-    Case("apgd-dlr", "L2", 86),
-    Case("apgd-dlr", "L1", 437),
-    Case("apgd-t", "Linf", 72),
-    Case("apgd-t", "L2", 86),
-    Case("apgd-t", "L1", 437),
+    Case("apgd-ce", "Linf", 77),
+    Case("apgd-ce", "Linf", 724, "rand"),  # 20 gradients
+    Case("apgd-ce", "L2", 91),
+    Case("apgd-ce", "L1", 442),
+    Case("apgd-ce", "L1", 442, "plus"),  # in one ball
+    Case("apgd-dlr", "Linf", 77),
+    Case("apgd-dlr", "L2", 91),
+    Case("apgd-dlr", "L1", 442),
+    Case("apgd-t", "Linf", 77),
+    Case("apgd-t", "L2", 91),
+    Case("apgd-t", "L1", 442),
     Case("fab", "Linf", 381),
     Case("fab", "Linf", 200, triton=True),
     Case("fab", "L2", 377),

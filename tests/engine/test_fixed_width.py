@@ -280,6 +280,16 @@ def test_where_few_widths_agree_the_rest_is_padding() -> None:
 
     fixed = FixedWidth(Faulty(only_sixty_fours), EXAMPLE, widths=on_a_gpu(ROOM // 64))
     assert fixed.reference == 64
-    assert [fixed.rows_for(n) for n in (1, 4, 5, 64, 65)] == [64, 64, 64, 64, 65]
+    assert [fixed.rows_for(n) for n in (1, 4, 5, 64, 65)] == [64, 64, 64, 64, 128]
     assert [width for _, _, width in fixed.cut(70)] == [64, 64]
     assert FixedWidth(Faulty(parity), EXAMPLE, widths=on_a_gpu(ROOM // 256)).rows_for(5) == 16
+
+
+def test_rows_are_of_few_numbers_and_no_more_than_twice_as_many() -> None:
+    """Each number of rows has a CUDA graph of its own."""
+    fixed = FixedWidth(Faulty(parity), EXAMPLE, widths=on_a_gpu(ROOM // 256))
+    found = {n: fixed.rows_for(n) for n in range(1, 257)}
+    assert all(n <= rows < 2 * max(n, 16) for n, rows in found.items())
+    assert set(found.values()) == {16, 32, 64, 128, 256}
+    for rows in set(found.values()):
+        assert {width for _, _, width in fixed.cut(rows)} <= {16, 256}

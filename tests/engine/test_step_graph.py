@@ -197,12 +197,12 @@ class Allocator:
 
 def test_graphs_share_memory_while_one_of_them_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     allocator = Allocator()
-    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", allocator.graph)
     monkeypatch.setattr(torch.cuda, "graph", allocator.recording)
-    recorder = CudaRecorder()
+    recorder = CudaRecorder("cuda")
     first = [recorder.record(lambda: None) for _ in range(2)]
     assert allocator.graphs == {0: 2}
     first.pop(0)

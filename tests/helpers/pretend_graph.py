@@ -25,6 +25,10 @@ class PretendGraphs:
         """Run work as it is."""
         work()
 
+    def rehearse(self, work: Callable[[], None]) -> None:
+        """Run work as it is."""
+        work()
+
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return what repeats the operations of the work."""
         self.recorded += 1
