@@ -164,7 +164,8 @@ class Ledger:
         """
         with explained(self.path):
             self._file.sync()
-            self._connection.execute("COMMIT")
+            if self._connection.in_transaction:  # not where a signal has come between the two lines below
+                self._connection.execute("COMMIT")
             self._connection.execute("BEGIN IMMEDIATE")
 
     def adversarial(self, stored: Stored, shape: tuple[int, ...]) -> np.ndarray:

@@ -193,13 +193,26 @@ def test_the_workers_of_a_killed_run_go_too(restarts: Restarts) -> None:
 
 def test_an_interrupted_run_says_that_nothing_is_lost(restarts: Restarts) -> None:
     interrupted = [one for one in restarts.runs if one.end in ORDERLY and one.board is None]
-    assert {one.end for one in interrupted} == ORDERLY.keys()
+    assert interrupted
     for one in interrupted:
         assert one.end is not None
         assert one.code == ORDERLY[one.end]
         for piece in ("interrupted", "kept", "run the same command"):
             assert piece in one.err
         assert "Traceback" not in one.err
+
+
+@pytest.mark.parametrize("end", ORDERLY, ids=lambda end: end.__name__)
+def test_each_signal_ends_a_run_in_order(end: Callable[[int], None], here: Path, process: Start) -> None:
+    (here / "killed.yaml").write_text(yaml.safe_dump(KILLED))
+    started = process("run", "killed.yaml")
+    images = here / "runs" / "killed" / "adversaries.f32"
+    assert wait_for(lambda: images.exists() and images.stat().st_size > 0, 60)
+    end(started.pid)
+    assert started.wait(60) == ORDERLY[end]
+    assert "interrupted; results so far are kept" in started.err()
+    assert wait_for(lambda: not alive(started.pid), 5)
+    assert not list(here.rglob("*.part"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

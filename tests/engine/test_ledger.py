@@ -271,6 +271,15 @@ def test_an_exception_loses_nothing(tmp_path: Path) -> None:
     assert counted(tmp_path) == len(trials(tmp_path)) == 1
 
 
+def test_an_exception_between_two_transactions_is_no_damage(tmp_path: Path) -> None:
+    # Once: a signal between COMMIT and BEGIN left no transaction, and leaving the ledger called it damaged.
+    with pytest.raises(KeyboardInterrupt), Ledger(tmp_path) as ledger:  # noqa: PT012
+        ledger.append(A, [(digest(1), attempt(0), result())], [], {})
+        ledger._connection.execute("COMMIT")
+        raise KeyboardInterrupt
+    assert counted(tmp_path) == 1
+
+
 def test_what_others_read_is_what_was_committed(tmp_path: Path) -> None:
     assert counted(tmp_path) == 0
     with Ledger(tmp_path) as ledger:
