@@ -1,6 +1,15 @@
-"""Entry point of ``python -m harness``; the same as ``ct-harness``."""
+"""Entry point of ``ct-harness`` and ``python -m harness``: signals are answered before anything slow is imported."""
 
-from harness.cli.app import main
+from harness.cli import signals
+
+
+def main() -> None:
+    """Run ``ct-harness``."""
+    signals.answer()
+    from harness.cli.app import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,8 @@ A message says what was expected, what was found, where, and what to do.
     │   └── InvalidAdversary
     ├── DeviceLost             a device, in one process; another one goes on
     ├── LedgerError            the results under ``runs``
-    └── LeaderboardError       a CSV file
+    ├── LeaderboardError       a CSV file
+    └── FileError              a file that a command writes
 """
 
 from __future__ import annotations
@@ -91,4 +92,8 @@ class LedgerError(HarnessError):
 
 
 class LeaderboardError(HarnessError):
-    """A leaderboard or outcome file cannot be read or written, or is not one of ours."""
+    """A leaderboard or outcome file cannot be read, is not one of ours, or contradicts itself."""
+
+
+class FileError(HarnessError):
+    """A file cannot be written: no room, no permission, or its name is too long."""

@@ -8,11 +8,14 @@ from typing import Any
 
 import typer
 
+from harness.cli.signals import Interrupted, ended
 from harness.errors import HarnessError
 from harness.util.foreign import told
 
 GOOD, NO, UNDONE = 0, 1, 2
 """Done; done, and the answer is no; could not be done."""
+INTERRUPTED = 130
+"""Ended by Ctrl-C; by SIGTERM it is 143, by SIGHUP 129."""
 
 SHARED = {"debug": False}
 """Values of the options that come before the command."""
@@ -24,11 +27,17 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            code = command(*args, **kwargs)
+            with ended(orderly=True):
+                code = command(*args, **kwargs)
         except HarnessError as error:
             if SHARED["debug"]:
                 raise
             typer.secho(f"error: {error}", err=True, fg="red")
+            code = UNDONE
+        except OSError as error:  # a full disk or a missing permission that nobody has foreseen
+            if SHARED["debug"] or isinstance(error, BrokenPipeError):
+                raise
+            typer.secho(f"error: {error}; free some space, or check permissions", err=True, fg="red")
             code = UNDONE
         except Exception as error:  # a fault of the harness or of a part: never exit code 1, which is an answer
             if SHARED["debug"]:
@@ -36,9 +45,9 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             where = "run ct-harness --debug … to see where"
             typer.secho(f"error: a fault of ct-harness or of a plug-in: {told(error)}; {where}", err=True, fg="red")
             code = UNDONE
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             typer.echo("interrupted; results so far are kept: run the same command to continue", err=True)
-            code = UNDONE
+            code = error.code if isinstance(error, Interrupted) else INTERRUPTED
         except SystemExit as error:  # of a part's code, such as a data set's: whatever it says, nothing was done
             typer.secho(f"error: the code of a part ended the command: {told(error)}", err=True, fg="red")
             code = UNDONE

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.exit_codes import GOOD, NO, UNDONE, guarded
-from harness.errors import DataError, LeaderboardError, SpecError
-from harness.util.files import write_whole
+from harness.cli.signals import ended
+from harness.errors import DataError, FileError, LeaderboardError, SpecError
+from harness.util.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,9 @@ def run(
     address: Annotated[str | None, typer.Option(help="Address of the Ray cluster, such as ray://host:10001.")] = None,
     out: Annotated[Path | None, typer.Option(help="The CSV. (default: leaderboards/<name>.csv)")] = None,
     runs: Annotated[Path, typer.Option(help="Ledger directory.")] = Path("runs"),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop what is damaged in the ledger, and compute it again.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
 ) -> int:
@@ -47,6 +50,8 @@ def run(
     _writable(out)
     if fresh and (old := pipeline.set_aside(loaded, runs)):
         typer.echo(f"earlier results moved to {old}", err=True)
+    if repair:
+        _repair(runs / loaded.name)
     board = _fresh(benchmark, loaded, runs, offline)
     rows = rows_of(board.table)
     if _exit_code(rows) == UNDONE and out.exists():
@@ -68,6 +73,14 @@ def _kept_apart(board: Board, out: Path) -> Path:
     return place
 
 
+def _repair(folder: Path) -> None:
+    from harness.engine.repair import repair
+
+    kept = repair(folder)
+    dropped = f"{kept.dropped:,} were damaged and are computed again" if kept.dropped else "none was damaged"
+    typer.echo(f"{folder}: kept {kept.results:,} results; {dropped}", err=True)
+
+
 def _executor_override(kind: str | None, address: str | None) -> list[str]:
     """Return ``--executor`` and ``--address`` as an override; it comes first, so that --set can add to it."""
     if address is not None and kind != "ray":
@@ -79,10 +92,13 @@ def _executor_override(kind: str | None, address: str | None) -> list[str]:
 
 def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
     """Run the benchmark that was read from ``path`` under a progress display."""
-    from harness import pipeline
-    from harness.cli.progress import ProgressBar
-    from harness.leaderboard import outcomes, ranking
-    from harness.leaderboard.regression import Board
+    with ended(orderly=False):  # nothing has begun, and these take seconds
+        import torch  # noqa: F401
+
+        from harness import pipeline
+        from harness.cli.progress import ProgressBar
+        from harness.leaderboard import outcomes, ranking
+        from harness.leaderboard.regression import Board
 
     try:
         with ProgressBar() as progress:
@@ -95,24 +111,22 @@ def _fresh(path: Path, loaded: Benchmark, runs: Path, offline: bool) -> Board:
 def _write(board: Board, out: Path, loaded: Benchmark, path: Path) -> None:
     """Write a board, its outcome file, and the question that was read from ``path``."""
     from harness.engine.provenance import git_commit, provenance
-    from harness.leaderboard import csv_file, outcomes, question
+    from harness.leaderboard import board_files, question
 
     made_with = provenance("cpu") | {"git": git_commit(path.absolute().parent)}
     kept = {name: value for name, value in made_with.items() if not name.startswith("device")}  # in the rows
-    outcomes.write(board.outcomes, out)
-    csv_file.write(board.table, out)
-    write_whole(out.with_suffix(".question.yaml"), question.document(loaded, kept))
+    board_files.write(board, out, question.document(loaded, kept))
 
 
 def _writable(out: Path) -> None:
-    """Refuse an output that cannot be written before hours of work, not after them."""
+    """Refuse a board that cannot be written before hours of work, not after them."""
+    from harness.leaderboard import outcomes
+
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        reachable = os.access(out if out.exists() else out.parent, os.W_OK)
-    except OSError as error:
-        raise LeaderboardError(f"{out}: cannot be written: {error}; choose another place with --out") from error
-    if not reachable or out.is_dir():
-        raise LeaderboardError(f"{out}: cannot be written; choose another place with --out")
+        for path in (out, outcomes.path_of(out)):
+            check_writable(path)
+    except FileError as error:
+        raise FileError(f"{error} with --out") from error
 
 
 def _exit_code(rows: Sequence[LeaderboardRow]) -> int:
@@ -139,15 +153,14 @@ def check(
     """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 regressed, 2 could not be compared."""
     from harness.config.benchmark import load_benchmark
     from harness.engine.provenance import code_sha256
-    from harness.leaderboard import csv_file, outcomes, regression
+    from harness.leaderboard import board_files, regression
     from harness.leaderboard.row import rows_of
     from harness.report import ci_summary
 
     loaded = load_benchmark(benchmark, overrides or ())
-    committed = None if update and not against.exists() else csv_file.read(against)
-    committed_outcomes = outcomes.read(against)
-    if committed_outcomes is None and not update:
-        raise LeaderboardError(f"{outcomes.path_of(against)}: missing; commit it, or accept a new board (--update)")
+    committed = None if update else board_files.read_whole(against)
+    for path in (*([against] if update else []), *filter(None, (summary, junit))):
+        check_writable(path)
     # results of another state of the code say nothing about this one
     fresh = _fresh(benchmark, loaded, runs or Path("runs") / f"check-{code_sha256()[:12]}", offline)
     if update:
@@ -157,8 +170,7 @@ def check(
         typer.echo(f"accepted: {against}")
         return GOOD
     assert committed is not None
-    assert committed_outcomes is not None
-    verdicts = regression.check(fresh, regression.Board(committed, committed_outcomes), max_drop)
+    verdicts = regression.check(fresh, committed, max_drop)
     if summary:
         write_whole(summary, ci_summary.markdown(loaded.name, verdicts))
     if junit:

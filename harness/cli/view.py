@@ -161,15 +161,16 @@ def compare(
 ) -> int:
     """Compare each model's selected β with its baseline; or two leaderboards, row by row."""
     from harness.cli.terminal import print_comparison, print_within
-    from harness.leaderboard import compare, csv_file, outcomes
+    from harness.leaderboard import board_files, compare
     from harness.leaderboard.row import rows_of
 
-    first = csv_file.read(board)
+    first, first_outcomes = board_files.read(board)
     if other is None:
         table = compare.within(first)
         print_within(rows_of(first), str(board))
     else:
-        found = compare.between(first, csv_file.read(other), outcomes.read(board), outcomes.read(other))
+        second, second_outcomes = board_files.read(other)
+        found = compare.between(first, second, first_outcomes, second_outcomes)
         table = found.table()
         print_comparison(found, f"{other} less {board}")
     if csv:

@@ -1,15 +1,30 @@
-"""The adversarial images of a ledger: one file that only grows, each image found again by its offset."""
+"""The adversarial images of a ledger: one file that only grows, each image found again by its offset and checksum."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 FLOAT = np.dtype("<f4")
+
+
+class ImageAt(NamedTuple):
+    """Place of an image, and its checksum.
+
+    Args:
+        offset: its place in the file.
+        size: its bytes.
+        checksum: 8 bytes of its BLAKE2b hash, as a number.
+    """
+
+    offset: int
+    size: int
+    checksum: int
 
 
 class AdversarialFile:
@@ -34,21 +49,21 @@ class AdversarialFile:
         """Bytes in the file."""
         return os.fstat(self._file).st_size
 
-    def append(self, images: Sequence[np.ndarray]) -> list[int]:
-        """Write images, so that they survive the end of this process, and return the offset of each.
+    def append(self, images: Sequence[np.ndarray]) -> list[ImageAt]:
+        """Write images, so that they survive the end of this process, and return the place of each.
 
         Raises:
             OSError: they cannot be written.
         """
-        offset, offsets = self.size, []
+        offset, places = self.size, []
         for image in images:
-            offsets.append(offset)
             content = memoryview(np.ascontiguousarray(image, FLOAT).tobytes())
+            places.append(ImageAt(offset, len(content), _checksum(content)))
             offset += len(content)
             while content:
                 content = content[os.write(self._file, content) :]
             self._written = True
-        return offsets
+        return places
 
     def sync(self) -> None:
         """Force what was written to the disk, so that it survives a power failure as well.
@@ -60,16 +75,20 @@ class AdversarialFile:
             os.fsync(self._file)
             self._written = False
 
-    def read(self, offset: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Return the image at ``offset``, float32 of the given shape; None if the file ends before it does.
+    def read(self, where: ImageAt) -> np.ndarray | None:
+        """Return an image, float32 [size / 4]; None if it is not there as it was written.
 
         Raises:
             OSError: it cannot be read.
         """
-        size = math.prod(shape) * FLOAT.itemsize
-        content = os.pread(self._file, size, offset)
-        return np.frombuffer(content, FLOAT).reshape(shape).copy() if len(content) == size else None
+        content = os.pread(self._file, where.size, where.offset)
+        sound = len(content) == where.size and _checksum(content) == where.checksum
+        return np.frombuffer(content, FLOAT).copy() if sound else None
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+def _checksum(content: bytes | memoryview) -> int:
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")

@@ -23,6 +23,8 @@ RECORD = np.dtype(
         ("backwards", "<u4"),
         ("seconds", "<f4"),
         ("offset", "<i8"),  # of the adversarial image in its file; -1: none
+        ("bytes", "<u4"),  # of the adversarial image
+        ("checksum", "<u8"),  # of the adversarial image
     ]
 )
 RANK = np.dtype("<i4")

@@ -64,6 +64,11 @@ def read(path: Path) -> pd.DataFrame:
         raise LeaderboardError(
             f"{path}: not a leaderboard of this version of ct-harness: {' and '.join(found)}; run its benchmark again"
         )
+    if not isinstance(table.index, pd.RangeIndex) or table[TEXT].isna().any(axis=None):
+        raise LeaderboardError(
+            f"{path}: expected as many cells in every row as in the header, found others; run its benchmark again, or "
+            "restore the file"
+        )
     return table
 
 

@@ -9,6 +9,7 @@ squared error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,16 +75,21 @@ def written(values: np.ndarray) -> str:
     return " ".join("?" if np.isnan(value) else f"{value:.7g}" for value in values)
 
 
+def to_csv(outcomes: pd.DataFrame) -> str:
+    r"""Return the text of the outcome file, its lines ended by ``\n``."""
+    return outcomes.to_csv(index=False, lineterminator="\n")
+
+
 def write(outcomes: pd.DataFrame, board: Path) -> None:
     """Write the outcome file of the leaderboard ``board``, whole or not at all."""
-    write_whole(path_of(board), outcomes.to_csv(index=False, lineterminator="\n"))
+    write_whole(path_of(board), to_csv(outcomes))
 
 
 def read(board: Path) -> pd.DataFrame | None:
     """Read the outcome file of the leaderboard ``board``; None where there is none.
 
     Raises:
-        LeaderboardError: the file is there but is not an outcome file.
+        LeaderboardError: the file is there but is not an outcome file, or a row of it cannot be one.
     """
     import pandas as pd
 
@@ -92,13 +98,47 @@ def read(board: Path) -> pd.DataFrame | None:
         return None
     try:
         found = pd.read_csv(
-            path, dtype={"model": str, "method": str, "stage": str, "outcomes": str}, keep_default_na=False
+            path, dtype=dict.fromkeys(COLUMNS, str) | {"beta": float, "c": float}, keep_default_na=False
         )
     except (OSError, ValueError) as error:
         raise LeaderboardError(f"{path}: cannot be read as an outcome file: {error}") from error
-    if tuple(found.columns) != COLUMNS:
-        raise LeaderboardError(f"{path}: not an outcome file: expected the columns {', '.join(COLUMNS)}")
+    if tuple(found.columns) != COLUMNS or not isinstance(found.index, pd.RangeIndex) or found.isna().any(axis=None):
+        raise LeaderboardError(f"{path}: not an outcome file: expected the columns {', '.join(COLUMNS)}, all filled")
+    try:
+        _check(found)
+    except LeaderboardError as error:
+        raise LeaderboardError(f"{path}: {error}; run the benchmark again, or restore the file") from error
     return found
+
+
+def _check(found: pd.DataFrame) -> None:
+    """Refuse rows of an outcome file that cannot be ones: each once, as many images in all stages."""
+    if found.duplicated(list(COLUMNS[:-1])).any():
+        raise LeaderboardError("expected each row and stage once, found one twice")
+    for key, texts in stages(found).items():
+        sizes = {stage: _size(text) for stage, text in texts.items()}
+        n = next(iter(sizes.values()))
+        odd = next((stage for stage, size in sizes.items() if size is None or size != n), None)
+        if odd is not None:
+            raise LeaderboardError(
+                f"{key.name}: {odd}: expected 1, 0 or ? for each image, of which the first stage has {n or 'none'}, or "
+                f"numbers up to 1 separated by spaces, found {texts[odd][:40]!r}"
+            )
+
+
+def _size(text: str) -> int | None:
+    """Return the number of images of outcomes; None if they are none."""
+    if text and set(text) <= set("01?"):
+        return len(text)
+    numbers = text.split(" ")
+    return len(numbers) if all(value == "?" or _is_grade(value) for value in numbers) else None
+
+
+def _is_grade(value: str) -> bool:
+    try:
+        return -math.inf < float(value) <= 1
+    except ValueError:
+        return False
 
 
 def stages(outcomes: pd.DataFrame) -> dict[RowKey, dict[str, str]]:
@@ -114,16 +154,27 @@ def scores(outcomes: pd.DataFrame) -> Mapping[RowKey, ImageScores]:
 
     Where images were replayed, the reduction of the threat is "worst" and robust is what its last stage left; otherwise
     it is the share of the stages that an image survived.
+
+    Raises:
+        LeaderboardError: a row has no clean stage.
     """
     found: dict[RowKey, ImageScores] = {}
     worst = bool((outcomes["stage"] == REPLAY).any())
     for key, texts in stages(outcomes).items():
+        if CLEAN not in texts:
+            raise LeaderboardError(f"{key.name}: expected outcomes of the stage {CLEAN}, found {', '.join(texts)}")
         most = most_of(texts)
         values = {stage: values_of(text, most) for stage, text in texts.items() if stage != REPLAY}
         clean = values.pop(CLEAN)
         attacked = list(values.values()) or [clean]
         found[key] = clean, attacked[-1] if worst else np.mean(attacked, axis=0)
     return found
+
+
+def replays(outcomes: pd.DataFrame) -> dict[RowKey, float]:
+    """Return the mean score after the replay by row, where there was one."""
+    found = stages(outcomes).items()
+    return {key: float(values_of(texts[REPLAY]).mean()) for key, texts in found if REPLAY in texts}
 
 
 def most_of(texts: Mapping[str, str]) -> float:

@@ -13,7 +13,7 @@ from harness.analysis.selection import Scored, better
 from harness.analysis.statistics import Paired, holm, interval, paired
 from harness.api.records import Steering
 from harness.errors import ModelError
-from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK
+from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK, as_chosen
 from harness.leaderboard.scores import Headline, ModelEntry, Score
 from harness.util.text import cleaned
 
@@ -98,7 +98,7 @@ def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns
             "c": only.c if only else None,
             "status": headline.status,
             "selection": headline.name,
-            "chosen": ";".join(map(_short, choice.chosen)),
+            "chosen": ";".join(as_chosen(steering.beta, steering.c) for steering in choice.chosen),
             "flags": ";".join(sorted({flag for score in used for flag in score.flags})),
         }
     )
@@ -133,10 +133,6 @@ def _bounded(entry: ModelEntry, scored: Scored) -> Columns:
         "steered": entry.coverage.steered,
         "n": len(scored.robust),
     }
-
-
-def _short(steering: Steering) -> str:
-    return f"{steering.beta:g}" if steering.c == 0.5 else f"{steering.beta:g}/{steering.c:g}"
 
 
 def _failed(entry: ModelEntry) -> list[Columns]:

@@ -6,11 +6,13 @@ values once, in `rows_of`, without control characters; everything that reads a b
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 from harness.analysis.metrics import BY_NAME, METRICS, Metric
+from harness.api.records import FamilyName
 from harness.errors import LeaderboardError
 from harness.util.batching import grouped
 from harness.util.text import cleaned
@@ -39,14 +41,15 @@ BASELINES = (UNTOUCHED, LINEAR_PROBE)
 OWN = (CT, *BASELINES)
 
 Text = Annotated[str, "s"]
-Count = Annotated[int | None, "d"]
-Coordinate = Annotated[float | None, ".6g"]
-Accuracy = Annotated[float | None, ".6f"]
+Count = Annotated[int | None, "d", (0, sys.float_info.max)]
+Coordinate = Annotated[float | None, ".6g", (0, 1)]
+Accuracy = Annotated[float | None, ".6f", (0, sys.float_info.max)]
 """Accuracy in [0, 1]; where the metric is an error, that error."""
-Points = Annotated[float | None, "+.4f"]
+Points = Annotated[float | None, "+.4f", (-sys.float_info.max, sys.float_info.max)]
 """Percentage points; where the metric is an error, hundredths of it."""
-PValue = Annotated[float | None, ".4g"]
-Figure = Annotated[float | None, ".4f"]
+PValue = Annotated[float | None, ".4g", (0, 1)]
+Figure = Annotated[float | None, ".4f", (0, sys.float_info.max)]
+"""Further number, such as an error relative to another network's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ class LeaderboardRow:
     compiled: Text
     forward_passes: Count
     backward_passes: Count
-    seconds: Annotated[float | None, ".1f"]
+    seconds: Annotated[float | None, ".1f", (0, sys.float_info.max)]
     kind: RowKind
     """Not a column: follows from ``status`` and ``method``."""
 
@@ -158,12 +161,19 @@ class LeaderboardRow:
         return written(value.name if isinstance(value, Metric) else value, column)
 
 
-FORMATS: dict[str, str] = {
-    name: hint.__metadata__[0]
+COLUMNS = {
+    name: hint
     for name, hint in get_type_hints(LeaderboardRow, include_extras=True).items()
     if hasattr(hint, "__metadata__")
 }
+FORMATS: dict[str, str] = {name: hint.__metadata__[0] for name, hint in COLUMNS.items()}
 """The columns in their order, and how the CSV writes each."""
+LIMITS: dict[str, tuple[float, float]] = {
+    name: hint.__metadata__[1] for name, hint in COLUMNS.items() if len(hint.__metadata__) > 1
+}
+"""Least and most that a number can be, by column."""
+OF_SHARES = {name: {Accuracy: (0.0, 1.0), Points: (-100.0, 100.0)}.get(hint) for name, hint in COLUMNS.items()}
+"""Narrower limits of accuracies and their differences, where the metric is no error."""
 
 TEXT = [name for name, form in FORMATS.items() if form == "s"]
 
@@ -182,6 +192,11 @@ class RowKey(NamedTuple):
         if self.method not in OWN:
             return f"{self.model} {self.method}"
         return f"{self.model} β={self.beta:g}" + ("" if self.c == 0.5 else f" c={self.c:g}")
+
+
+def as_chosen(beta: float, c: float) -> str:
+    """Return a steering as the column ``chosen`` has it."""
+    return f"{beta:g}" if c == 0.5 else f"{beta:g}/{c:g}"
 
 
 T = TypeVar("T")
@@ -205,7 +220,7 @@ def rows_of(table: pd.DataFrame) -> list[LeaderboardRow]:
     """Parse a board, fresh or read from its CSV, into typed rows.
 
     Raises:
-        LeaderboardError: a status or a metric is unknown, or a scored row lacks a number.
+        LeaderboardError: a status, family or metric is unknown, a scored row lacks a number, or one is out of range.
     """
     return [_parsed(record) for record in table.to_dict("records")]
 
@@ -262,20 +277,24 @@ REQUIRED: dict[RowKind, tuple[str, ...]] = {
 
 
 def _parsed(record: dict[Any, Any]) -> LeaderboardRow:
-    cells = {column: _cell(record[column], column) for column in FORMATS}
-    model, kind = str(cells["model"]), _kind(str(cells["status"]), str(cells["method"]))
+    model = str(record["model"])
+    kind = _kind(str(record["status"]), str(record["method"]))
     if kind is None:
-        raise LeaderboardError(
-            f"{model}: status: expected ok, bounded, selected, in-sample or failed, found {cells['status']!r}; "
-            "run the benchmark again"
-        )
+        raise _odd(model, "status", "ok, bounded, selected, in-sample or failed", record["status"])
+    cells = {column: _cell(record[column], column, model) for column in FORMATS}
     for column in REQUIRED[kind]:
         if cells[column] is None:
-            raise LeaderboardError(
-                f"{model}: {column}: expected a number where status is {cells['status']}, found none; "
-                "run the benchmark again"
-            )
+            raise _odd(model, column, f"a number where status is {cells['status']}", "none")
+    if cells["metric"].is_share:
+        for column, limits in OF_SHARES.items():
+            if limits is not None:
+                _check_range(cells[column], column, model, limits)
     return LeaderboardRow(**cells, kind=kind)
+
+
+def _odd(model: str, column: str, expected: str, found: object) -> LeaderboardError:
+    shown = found if found == "none" else repr(found)
+    return LeaderboardError(f"{model}: {column}: expected {expected}, found {shown}; run the benchmark again")
 
 
 def _kind(status: str, method: str) -> RowKind | None:
@@ -287,20 +306,47 @@ def _kind(status: str, method: str) -> RowKind | None:
     return others.get(status)
 
 
-def _cell(value: Any, column: str) -> Any:
+def _cell(value: Any, column: str, model: str) -> Any:
     missing, form = _is_missing(value), FORMATS[column]
     if form != "s":
-        return None if missing else int(value) if form == "d" else float(value)
+        return None if missing else _number(value, column, model)
     text = "" if missing else cleaned(str(value))
+    if column in KNOWN and text not in ("", *KNOWN[column]):  # a model that failed early has none
+        raise _odd(model, column, ", ".join(KNOWN[column]), text)
     if column in ("chosen", "flags"):
-        return tuple(filter(None, text.split(";")))
-    return _metric(text) if column == "metric" else text
+        values = tuple(filter(None, text.split(";")))
+        if column == "chosen" and not all(map(_is_steering, values)):
+            raise _odd(model, column, "steerings such as 0.9;0.8/0.3", text)
+        return values
+    return BY_NAME.get(text, METRICS["class"]) if column == "metric" else text
 
 
-def _metric(name: str) -> Metric:
-    if name not in BY_NAME and name:
-        raise LeaderboardError(f"metric: expected {', '.join(BY_NAME)}, found {name!r}; run the benchmark again")
-    return BY_NAME.get(name, METRICS["class"])  # a model that failed early has none
+KNOWN = {"metric": tuple(BY_NAME), "family": get_args(FamilyName)}
+"""Columns of few values."""
+
+
+def _is_steering(text: str) -> bool:
+    """Return whether a text is a steering as `as_chosen` writes them."""
+    try:
+        return all(0 <= float(number) <= 1 for number in text.split("/", 1))
+    except ValueError:
+        return False
+
+
+def _number(value: Any, column: str, model: str) -> float | int:
+    _check_range(value, column, model, LIMITS[column])
+    if FORMATS[column] != "d":
+        return float(value)
+    if value != int(value):
+        raise _odd(model, column, "a whole number", value)
+    return int(value)
+
+
+def _check_range(value: float | None, column: str, model: str, limits: tuple[float, float]) -> None:
+    low, high = limits
+    if value is not None and not low <= value <= high:
+        ends = f"at least {low:g}" if high == sys.float_info.max else f"a number in [{low:g}, {high:g}]"
+        raise _odd(model, column, "a finite number" if low == -sys.float_info.max else ends, value)
 
 
 def _is_missing(value: Any) -> bool:

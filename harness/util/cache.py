@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from harness.errors import LeaderboardError, ModelError
+from harness.errors import FileError, ModelError
 from harness.util.files import write_whole
 
 CachedArrays = Mapping[str, np.ndarray]
@@ -35,7 +35,7 @@ def cached(directory: Path, key: str, compute: Callable[[], CachedArrays]) -> Ca
             arrays = compute()
             try:
                 write_whole(path, _to_npz(arrays))
-            except LeaderboardError as error:  # a full disk, say: the model's failure, not the run's
+            except FileError as error:  # a full disk, say: the model's failure, not the run's
                 raise ModelError(f"cache: {error}") from error
         return arrays
 

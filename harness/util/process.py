@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
@@ -273,7 +272,6 @@ def _pickler() -> Any:
 def serve(parent: int, pipe: int, preload: str) -> None:
     """Answer the jobs that come in on a pipe, until it ends or the process ``parent`` does."""
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     warnings.formatwarning = lambda message, *_: f"{message}\n"  # under the model's name, a place says nothing
     connection: Connection[Any, Any] = Connection(pipe)
     with suppress(Exception):  # while the parent packs the job; if it fails, the answer says so
@@ -304,9 +302,10 @@ def _start(environment: Mapping[str, str], preload: str) -> tuple[subprocess.Pop
     It sees the caller's command line: a module that reads it fails in every process alike.
     """
     ours, theirs = Pipe()
+    deaf = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is the parent's to answer
     code = (
-        f"import sys; sys.path[:], sys.argv[:] = {sys.path}, {sys.argv}; from harness.util.process import serve; "
-        f"serve({os.getpid()}, {theirs.fileno()}, {preload!r})"
+        f"{deaf}; import sys; sys.path[:], sys.argv[:] = {sys.path}, {sys.argv}; "
+        f"from harness.util.process import serve; serve({os.getpid()}, {theirs.fileno()}, {preload!r})"
     )
     with theirs:
         return subprocess.Popen(

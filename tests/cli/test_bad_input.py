@@ -218,7 +218,7 @@ def test_a_ledger_of_another_schema(here: Path, run: Run, computed: Path) -> Non
     assert ended.code == 2
     assert ended.err.startswith(f"error: {Path('runs/tiny/ledger.sqlite')}: ")
     assert [
-        word for word in ("schema 2", "schema 99", "move runs/tiny away", "newer version") if word not in ended.err
+        word for word in ("schema 3", "schema 99", "move runs/tiny away", "newer version") if word not in ended.err
     ] == []
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers import tiny
-from helpers.commands import Kept, Running, csv_of, trials, untimed
+from helpers.commands import Kept, Running, Start, csv_of, trials, untimed
 from helpers.packages import INSTALLED, python_path
 from helpers.tiny import mapping
 
@@ -48,7 +48,18 @@ def interrupt(pid: int) -> None:
     os.killpg(pid, signal.SIGINT)
 
 
-ENDS: tuple[Callable[[int], None], ...] = (kill_leader, kill_all, interrupt)
+def hang_up(pid: int) -> None:
+    """As a terminal does that is closed."""
+    os.killpg(pid, signal.SIGHUP)
+
+
+def terminate(pid: int) -> None:
+    """As ``kill`` and batch systems do."""
+    os.kill(pid, signal.SIGTERM)
+
+
+ORDERLY: dict[Callable[[int], None], int] = {interrupt: 130, hang_up: 129, terminate: 143}
+ENDS: tuple[Callable[[int], None], ...] = (kill_leader, kill_all, interrupt, hang_up, terminate)
 
 
 @dataclass
@@ -118,7 +129,7 @@ def disturbed(folder: Path, runs: str, end: Callable[[int], None] | None, wait: 
     started = time.monotonic()
     victim = Running(folder, "run", "killed.yaml", "--runs", runs, "--out", "board.csv")
     try:
-        if end is interrupt:  # not while it is still importing, when nobody answers but Python
+        if end in ORDERLY:  # not while it is still importing, when nobody answers but Python
             images = folder / runs / "killed" / "adversaries.f32"  # the database itself is left alone meanwhile
             size = images.stat().st_size if images.exists() else 0
             wait_for(lambda: victim.poll() is not None or (images.exists() and images.stat().st_size > size), 120)
@@ -181,10 +192,53 @@ def test_the_workers_of_a_killed_run_go_too(restarts: Restarts) -> None:
 
 
 def test_an_interrupted_run_says_that_nothing_is_lost(restarts: Restarts) -> None:
-    interrupted = [one for one in restarts.runs if one.end is interrupt and one.board is None]
+    interrupted = [one for one in restarts.runs if one.end in ORDERLY and one.board is None]
     assert interrupted
     for one in interrupted:
-        assert one.code == 2
+        assert one.end is not None
+        assert one.code == ORDERLY[one.end]
         for piece in ("interrupted", "kept", "run the same command"):
             assert piece in one.err
         assert "Traceback" not in one.err
+
+
+@pytest.mark.parametrize("end", ORDERLY, ids=lambda end: end.__name__)
+def test_each_signal_ends_a_run_in_order(end: Callable[[int], None], here: Path, process: Start) -> None:
+    (here / "killed.yaml").write_text(yaml.safe_dump(KILLED))
+    started = process("run", "killed.yaml")
+    images = here / "runs" / "killed" / "adversaries.f32"
+    assert wait_for(lambda: images.exists() and images.stat().st_size > 0, 60)
+    end(started.pid)
+    assert started.wait(60) == ORDERLY[end]
+    assert "interrupted; results so far are kept" in started.err()
+    assert wait_for(lambda: not alive(started.pid), 5)
+    assert not list(here.rglob("*.part"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_while_it_starts_it_ends_within_a_second(number: int, here: Path, process: Start) -> None:
+    """At any moment of the imports, which take seconds."""
+    (here / "tiny.yaml").write_text(yaml.safe_dump(KILLED))
+    drawn = random.Random(number)
+    for _ in range(4):
+        started = process("run", "tiny.yaml")
+        time.sleep(drawn.uniform(0.3, 2.5))
+        os.killpg(started.pid, number)
+        asked = time.monotonic()
+        assert started.wait(20) in (128 + number, -number)
+        assert time.monotonic() - asked < 1
+        assert wait_for(lambda pid=started.pid: not alive(pid), 2)  # type: ignore[misc]
+        assert "Traceback" not in started.err()
+        assert not list(here.rglob("*.part"))
+
+
+def test_nohup_is_heeded(here: Path, process: Start) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        (here / "tiny.yaml").write_text(yaml.safe_dump(tiny.mapping()))
+        started = process("run", "tiny.yaml")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    time.sleep(1)
+    os.killpg(started.pid, signal.SIGHUP)
+    assert started.wait(120) == 0, started.err()

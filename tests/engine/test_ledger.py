@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 
 from harness.api.records import BASELINE
 from harness.api.trial import Answer, Attempt, Cost, Result, Trial
-from harness.engine import ledger as ledger_module
+from harness.engine import ledger_database
 from harness.engine.ledger import Block, Ledger, Stored
+from harness.engine.packing import RECORD, pack
 from harness.errors import LedgerError
 from harness.util.hashing import canonical
 
@@ -270,6 +271,15 @@ def test_an_exception_loses_nothing(tmp_path: Path) -> None:
     assert counted(tmp_path) == len(trials(tmp_path)) == 1
 
 
+def test_an_exception_between_two_transactions_is_no_damage(tmp_path: Path) -> None:
+    # Once: a signal between COMMIT and BEGIN left no transaction, and leaving the ledger called it damaged.
+    with pytest.raises(KeyboardInterrupt), Ledger(tmp_path) as ledger:  # noqa: PT012
+        ledger.append(A, [(digest(1), attempt(0), result())], [], {})
+        ledger._connection.execute("COMMIT")
+        raise KeyboardInterrupt
+    assert counted(tmp_path) == 1
+
+
 def test_what_others_read_is_what_was_committed(tmp_path: Path) -> None:
     assert counted(tmp_path) == 0
     with Ledger(tmp_path) as ledger:
@@ -312,6 +322,7 @@ def database(folder: Path, schema: int) -> bytes:
 @pytest.mark.parametrize(
     ("schema", "pieces"),
     [
+        (2, ["found schema 2", "no checksums", "move {} away or choose another --runs"]),
         (1, ["found schema 1", "batches", "cannot be taken over", "move {} away or choose another --runs"]),
         (7, ["found schema 7", "newer version", "update ct-harness, or move {} away or choose another --runs"]),
         (0, ["found a database that is no ledger", "move {} away or choose another --runs"]),
@@ -320,7 +331,7 @@ def database(folder: Path, schema: int) -> bytes:
 def test_another_schema_is_explained_and_left_alone(schema: int, pieces: list[str], tmp_path: Path) -> None:
     before = database(tmp_path, schema)
     message = refused(tmp_path)
-    for piece in [f"{tmp_path / 'ledger.sqlite'}: expected a ledger of schema 2", *pieces]:
+    for piece in [f"{tmp_path / 'ledger.sqlite'}: expected a ledger of schema 3", *pieces]:
         assert piece.format(tmp_path) in message
     assert (tmp_path / "ledger.sqlite").read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["ledger.sqlite"]
@@ -340,7 +351,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_ledger_in_use_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(ledger_database, "PATIENCE", 0.1)
     with Ledger(tmp_path) as ledger:
         for _ in range(2):  # before and after a commit
             assert "ledger.sqlite: in use by another run; wait until it has finished, or choose" in refused(tmp_path)
@@ -387,14 +398,15 @@ def test_missing_adversarial_images_are_noticed_before_more_are_written(left: in
         os.truncate(path, left)
     message = refused(tmp_path)
     assert f"{path}: expected at least 64 bytes of adversarial images, found {left or 0}; put the file back" in message
-    assert f"or move {tmp_path} away to compute the benchmark again" in message
+    assert "`ct-harness run --repair` drops what is damaged and computes it again; or restore" in message
+    assert f"or move {tmp_path} away" in message
 
 
 def test_adversarial_images_that_vanish_during_a_run_are_noticed(tmp_path: Path) -> None:
     with Ledger(tmp_path) as ledger:
         (stored,) = ledger.append(A, [(digest(1), attempt(0), result(0, picture(1)))], [], {})
         os.truncate(tmp_path / "adversaries.f32", 60)
-        with pytest.raises(LedgerError, match=r"adversaries\.f32: expected at least 64 bytes .*, found 60; put"):
+        with pytest.raises(LedgerError, match=r"adversaries\.f32: the image at byte 0 is not the one .*--repair"):
             ledger.adversarial(stored, SHAPE)
 
 
@@ -406,9 +418,78 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
         connection.commit()
     with (
         Ledger(tmp_path) as ledger,
-        pytest.raises(LedgerError, match=r"ledger\.sqlite: damaged .*restore a backup, or"),
+        pytest.raises(LedgerError, match=r"ledger\.sqlite: damaged .*--repair.*restore a backup, or"),
     ):
         ledger.read(A)
+
+
+def edited(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+def filled(folder: Path) -> dict[tuple[str, str], Stored]:
+    """Make a ledger of two contexts with two packs each, in all of which an image was fooled and another was not."""
+    with Ledger(folder) as ledger:
+        for identity in (A, B):
+            for some in ((1, 2), (3, 4)):
+                fooled, robust = (digest(number) for number in some)
+                both = [
+                    (fooled, attempt(0), result(0, picture(some[0]))),
+                    (robust, attempt(0), result(1, ranking=some)),
+                ]
+                ledger.append(identity, both, ["slow"], PROVENANCE)
+        return ledger.read(A)
+
+
+OTHER_VALUE = pack(np.zeros(2, RECORD), [(), ()]).hex()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE packs SET block = block + 1",
+        "UPDATE packs SET size = 1",
+        "UPDATE packs SET size = 'two'",
+        "UPDATE packs SET tail = 0 WHERE id = 1",
+        f"UPDATE packs SET results = x'{OTHER_VALUE}'",
+        "UPDATE packs SET context = 1 - context",  # the results of one steering under the name of another
+        "UPDATE packs SET results = (SELECT results FROM packs WHERE id = 2)",
+        "UPDATE packs SET checksum = x'00'",
+        "UPDATE contexts SET content = replace(content, '0.9', '0.8')",
+        "UPDATE images SET content = 'x' WHERE id = 0",
+        "UPDATE attempts SET content = replace(content, '100', '101')",
+        "UPDATE blocks SET content = replace(content, 'slow', 'fast')",
+        "UPDATE blocks SET id = 7",
+        "DELETE FROM images WHERE id = 0",
+        "DROP TABLE attempts",
+    ],
+)
+def test_an_edit_is_noticed(statement: str, tmp_path: Path) -> None:
+    filled(tmp_path)
+    edited(tmp_path, statement)
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite: damaged .*--repair"), Ledger(tmp_path) as ledger:
+        ledger.read(A)
+
+
+def replaced(content: bytes) -> bytes:
+    return content[:64] + picture(9).numpy().tobytes() + content[128:]
+
+
+def moved(content: bytes) -> bytes:
+    return content[:64] + (np.frombuffer(content[64:128], "<f4") + np.float32(1e-6)).tobytes() + content[128:]
+
+
+@pytest.mark.parametrize("change", [replaced, moved])
+def test_an_adversarial_image_that_is_another_is_noticed(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    stored = filled(tmp_path)
+    path = tmp_path / "adversaries.f32"
+    path.write_bytes(change(path.read_bytes()))
+    with Ledger(tmp_path) as ledger:
+        np.testing.assert_array_equal(ledger.adversarial(stored[digest(1), attempt(0)], SHAPE), picture(1).numpy())
+        with pytest.raises(LedgerError, match=r"adversaries\.f32: the image at byte 64 is not the one .*--repair"):
+            ledger.adversarial(stored[digest(3), attempt(0)], SHAPE)
 
 
 def test_the_ledger_imports_no_torch() -> None:

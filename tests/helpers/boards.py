@@ -129,7 +129,7 @@ def transfer(
     """
 
     def row(points: float, **changes: Any) -> dict[str, Any]:
-        accuracy = (base + points) / 100
+        accuracy = min((base + points) / 100, 1.0)
         return {"clean": accuracy, "robust": accuracy, "delta_pp": points, "dataset": dataset} | CLEAN | changes | asked
 
     own = [] if ct is None else [selected(model, "0.9") | row(ct, method="ct", selection="training")]

@@ -11,7 +11,7 @@ from helpers.scores import SHARED, entry, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.errors import LeaderboardError
+from harness.errors import FileError, LeaderboardError
 from harness.leaderboard.csv_file import read, to_csv, write
 from harness.leaderboard.ranking import board
 from harness.leaderboard.row import FORMATS, TEXT
@@ -79,7 +79,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("harness.util.files.os.replace", full)
-    with pytest.raises(LeaderboardError, match=r"b\.csv: cannot be written: .*No space left.*; choose another"):
+    with pytest.raises(FileError, match=r"b\.csv: cannot be written: .*No space left.*choose another"):
         write(pd.concat([table, table]), tmp_path / "b.csv")
     assert (tmp_path / "b.csv").read_bytes() == before
 
