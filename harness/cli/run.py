@@ -40,7 +40,6 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
 ) -> int:
     """Run a benchmark and write its leaderboard. Results of an earlier run are not computed again."""
-    from harness import pipeline
     from harness.cli.terminal import print_board
     from harness.config.benchmark import load_benchmark
     from harness.leaderboard.row import rows_of
@@ -48,8 +47,8 @@ def run(
     loaded = load_benchmark(benchmark, [*_executor_override(executor, address), *(overrides or ())])
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
     _writable(out)
-    if fresh and (old := pipeline.set_aside(loaded, runs)):
-        typer.echo(f"earlier results moved to {old}", err=True)
+    if fresh:
+        _set_aside(loaded, runs)
     if repair:
         _repair(runs / loaded.name)
     board = _fresh(benchmark, loaded, runs, offline)
@@ -71,6 +70,13 @@ def _kept_apart(board: Board, out: Path) -> Path:
     if reason:
         typer.echo(f"{out} is left as it is: {reason}; written: {place}", err=True)
     return place
+
+
+def _set_aside(loaded: Benchmark, runs: Path) -> None:
+    from harness import pipeline
+
+    if old := pipeline.set_aside(loaded, runs):
+        typer.echo(f"earlier results moved to {old}", err=True)
 
 
 def _repair(folder: Path) -> None:

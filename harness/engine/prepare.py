@@ -84,6 +84,7 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
             threat needs.
     """
     device = benchmark.executor.worker_device(benchmark.device)
+    alone = benchmark.model_copy(update={"executor": None})  # which may hold what no process can be sent
     seen: dict[Preprocessing, Data] = {}
     prepared = []
     with apart(benchmark.executor) as call:
@@ -101,7 +102,7 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
                 benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
             data = seen[preprocessing]
             try:
-                made = call(model.label, prepare_model, benchmark, model, data, device, offline)
+                made = call(model.label, prepare_model, alone, model, data, device, offline)
             except ModelError as error:
                 made = PreparedModel(model, failure=error)
             prepared.append(replace(made, model=model, data=made.data or data))  # it may number the classes itself

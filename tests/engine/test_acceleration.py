@@ -466,7 +466,8 @@ def test_a_network_that_cannot_be_copied_is_attacked_in_half_precision_all_the_s
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_what_is_lost_is_judged_in_float32(run: Run, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """A network that is always wrong while it is attacked, so that the attack is content with its first images."""
-    monkeypatch.setattr(acceleration, "with_low_weights", lambda network, precision: Wrong(network))
+    monkeypatch.setattr(acceleration, "with_low_weights", lambda network, precision: network)
+    monkeypatch.setattr(acceleration, "half_precision", lambda network, precision: Wrong(network))
     benchmark = mapping(models=[{"kind": "demo", "name": "digits_plain"}], dataset={"kind": "digits", "n": 16},
                         threat={"kind": "Linf", "eps": 0.004, "attack": ATTACK}, steering={"beta": 0.9},
                         precision=precision)  # fmt: skip

@@ -813,7 +813,8 @@ def test_attacks_in_half_precision_are_judged_in_float32(precision: str, beta: f
 def test_a_network_that_is_wrong_only_under_attack_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """In half precision every answer is wrong, so every attack ends at once; in so small a ball no image really is."""
     model_session.cache_clear()
-    monkeypatch.setattr("harness.engine.acceleration.with_low_weights", lambda network, precision: Wrong(network))
+    monkeypatch.setattr("harness.engine.acceleration.with_low_weights", lambda network, precision: network)
+    monkeypatch.setattr("harness.engine.acceleration.half_precision", lambda network, precision: Wrong(network))
     task = task_of(PLAIN, DIGITS, Linf.model_validate({"eps": 0.004, "attack": BRIEF}), precision="bfloat16")
     scored = score(task, range(20))
     fooled_at_once = [r for t, r in scored.results.items() if t.attempt.stage == "apgd-ce" and r.cost.backwards == 1]

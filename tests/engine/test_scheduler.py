@@ -54,6 +54,7 @@ class Crew(Executor):
     """
 
     kind: ClassVar[str] = "crew"
+    in_process: ClassVar[bool] = True
     workers: int = 1
     seed: int = 0
 
