@@ -28,6 +28,8 @@ class Interrupted(KeyboardInterrupt):
         """Exit code, as a shell has it."""
 
 
+_received: int | None = None
+"""The signal that ended the block, while it ends."""
 _orderly = False
 """Whether a signal raises `Interrupted`, to end what was begun in order; otherwise the process ends at once."""
 
@@ -45,18 +47,22 @@ def ended(orderly: bool) -> Iterator[None]:
 
     A second signal always ends it at once.
     """
-    global _orderly  # noqa: PLW0603
-    before, _orderly = _orderly, orderly
+    global _orderly, _received  # noqa: PLW0603
+    before, _orderly, _received = _orderly, orderly, None
     try:
         yield
+    except Exception as error:
+        if _received is None:
+            raise
+        raise Interrupted(_received) from error  # which a library has told as an error of its own
     finally:
         _orderly = before
 
 
 def _answer(number: int, frame: FrameType | None) -> None:
-    global _orderly  # noqa: PLW0603
+    global _orderly, _received
     if not _orderly:
         os.write(2, b"interrupted\n")
         os._exit(128 + number)
-    _orderly = False
+    _orderly, _received = False, number
     raise Interrupted(number)

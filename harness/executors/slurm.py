@@ -122,10 +122,10 @@ class EndOfJob(BaseException):
     It is no `Exception`, so that it is not taken for an error of the builder or the network that was running.
 
     Args:
-        reason: submitit's error.
+        reason: submitit's error, or the exit by which a job asks to be queued again.
     """
 
-    def __init__(self, reason: Exception) -> None:
+    def __init__(self, reason: Exception | SystemExit) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
@@ -142,6 +142,8 @@ def compute_in_job(portion: Portion, folder: Path) -> tuple[int, Answer]:
             write_whole(_file(folder, number), packed(answer))
             number += 1
     except EndOfJob as end:
+        if isinstance(end.reason, SystemExit):
+            raise end.reason from end
         return number, end.reason
     raise AssertionError("no last answer")
 
@@ -155,7 +157,7 @@ def _raise_the_end_of_this_job() -> None:
         def handle(number: int, frame: FrameType | None) -> None:
             try:
                 handler(number, frame)
-            except UncompletedJobError as error:
+            except (UncompletedJobError, SystemExit) as error:
                 raise EndOfJob(error) from error
 
         return handle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.api.records import BASELINE, Steering
 from harness.errors import LeaderboardError
-from harness.leaderboard import outcomes, regression
+from harness.leaderboard import regression
 from harness.leaderboard.regression import Board, GateVerdict
 from harness.leaderboard.scores import ModelEntry
 from harness.report import ci_summary
@@ -208,17 +209,14 @@ class TestForReal:
         text = (home / "nightly" / "summary.md").read_text()
         assert "# Nightly: held" in text
         assert "absent: not run" in text
-        board = home / "leaderboards" / "tiny.outcomes.csv"
+        board = home / "leaderboards" / "tiny.csv"
         before = board.read_text()
-        claim = outcomes.read(home / "leaderboards" / "tiny.csv")
-        assert claim is not None
-        claim["outcomes"] = "1" * 80  # the committed board claims that no image was ever fooled
-        outcomes.write(claim, home / "leaderboards" / "tiny.csv")
+        board.write_text(re.sub(r"\b[0-9a-f]{64}\b", "0" * 64, before))  # of other weights and data
         done = subprocess.run(
             [sys.executable, str(nightly)], cwd=home, env=environment, capture_output=True, text=True, check=False
         )
         board.write_text(before)
-        assert done.returncode == 1
+        assert done.returncode == 1, done.stdout + done.stderr
         assert "# Nightly: REGRESSED" in (home / "nightly" / "summary.md").read_text()
 
     def test_compare_writes_for_machines(self, home: Path) -> None:
