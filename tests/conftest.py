@@ -43,8 +43,7 @@ def images() -> tuple[np.ndarray, np.ndarray]:
 def here(tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with ``images.npz``."""
     monkeypatch.chdir(tmp_path)
-    x, y = tiny.images()
-    np.savez(tmp_path / "images.npz", x=x, y=y)
+    tiny.save_images(tmp_path)
     return tmp_path
 
 
@@ -83,16 +82,16 @@ def process(here: Path) -> Iterator[Start]:
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory where the tiny benchmark has been run once: ``runs`` and ``first.csv``. Copy it, don't touch it."""
     folder = tmp_path_factory.mktemp("computed")
-    x, y = tiny.images()
-    np.savez(folder / "images.npz", x=x, y=y)
+    tiny.save_images(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny.mapping()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(INSTALLED))
-        from harness import pipeline
-        from harness.leaderboard import csv_file
+        from helpers import boards
 
-        csv_file.write(pipeline.run("tiny.yaml", runs="runs"), Path("first.csv"))
+        from harness import pipeline
+
+        boards.write(pipeline.run("tiny.yaml", runs="runs"), Path("first.csv"))
     return folder
 
 

@@ -38,6 +38,10 @@ def beyond_box(low: float, high: float) -> str:
     return " and ".join(filter(None, (below, above)))
 
 
+BACKWARD = 3.0
+"""Cost of a forward pass with its backward pass, in forward passes."""
+
+
 @dataclass(frozen=True)
 class Passes:
     """Passes through the network that a stage needs at most for one image.
@@ -51,6 +55,11 @@ class Passes:
     forwards: int = 0
     gradients: int = 0
     own_steps: int = 0
+
+    @property
+    def in_forwards(self) -> float:
+        """All passes, in forward passes."""
+        return self.forwards + BACKWARD * self.gradients
 
 
 class Threat(Part):

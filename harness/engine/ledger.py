@@ -234,13 +234,10 @@ class Ledger:
     def _check_images(self) -> None:
         last = self._connection.execute("SELECT tail FROM packs ORDER BY id DESC LIMIT 1").fetchone()
         if last and self._file.size < last[0]:
-            raise self._short(last[0])
-
-    def _short(self, expected: int) -> LedgerError:
-        return LedgerError(
-            f"{self._file.path}: expected at least {expected:,} bytes of adversarial images, found "
-            f"{self._file.size:,}; put the file back, or {remedy(self.path.parent)}"
-        )
+            raise LedgerError(
+                f"{self._file.path}: expected at least {last[0]:,} bytes of adversarial images, found "
+                f"{self._file.size:,}; put the file back, or {remedy(self.path.parent)}"
+            )
 
 
 NOWHERE = ImageAt(-1, 0, 0)

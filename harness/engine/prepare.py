@@ -1,8 +1,8 @@
 """Preparation of a run: check the data, and that each model can be scored, before anything is computed.
 
 A fault of the data stops the benchmark; a fault of a model fails that model alone, however it fails: its code runs
-where it cannot take the run along (`harness.engine.apart`). All of it happens on the CPU: the
-machine that starts a run may have no GPU, and a GPU may be for its worker alone.
+where it cannot take the run along (`harness.engine.apart`). All of it happens on the CPU: the machine that starts a run
+may have no GPU, and a GPU may be for its worker alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.analysis.task_types import TASK_TYPES
 from harness.api.dataset import Data
 from harness.api.model import Model, Scorable
 from harness.api.records import Batch, Coverage, Preprocessing, Steering
-from harness.api.threat import Threat
+from harness.api.threat import BACKWARD, Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.apart import apart
@@ -38,8 +38,6 @@ FEW = 8
 """Images that a model is tried on."""
 RUNS = 3
 """Runs of all attacks that a search takes, about: on the baseline and on two winners."""
-FORWARD = 1 / 3
-"""Cost of a forward pass, as a share of one with a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:
         n: number of images.
     """
     each = [passes for stage in threat.attacks if (passes := threat.passes(stage, classes)) is not None]
-    return RUNS * n * sum(passes.gradients + FORWARD * passes.forwards for passes in each)
+    return RUNS * n * sum(passes.in_forwards for passes in each) / BACKWARD
 
 
 def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steering, ...]:

@@ -141,9 +141,11 @@ def _judged(computation: Computation, group: Group, attack: Attack, ended: Seque
     """Return the results of trials that have ended: survived, or fooled by a verified image."""
     trials = [group.trials[one.number] for one in ended]
     found = {trial: one.found for trial, one in zip(trials, ended, strict=True) if one.found is not None}
-    fooled = _fooled(computation, list(found), torch.stack(list(found.values()))) if found else []
-    lost = {trial for trial, is_lost in zip(found, fooled, strict=True) if is_lost}
-    kept = dict(zip(found, torch.stack(list(found.values())).cpu(), strict=True)) if lost else {}  # one copy for all
+    kept, lost = dict[Trial, Tensor](), set[Trial]()
+    if found:
+        images = torch.stack(list(found.values()))
+        lost = {trial for trial, fools in zip(found, _fooled(computation, list(found), images), strict=True) if fools}
+        kept = dict(zip(found, images.cpu(), strict=True))  # one copy for all
     results = []
     for trial, one in zip(trials, ended, strict=True):
         cost = Cost(one.steps * attack.forwards + (one.found is not None), one.steps * attack.backwards)

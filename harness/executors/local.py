@@ -189,10 +189,9 @@ class Worker:
         answer: Answer = ()
         with closing(self._process.answers(job, awaited)) as coming:
             for answer in coming:
+                if not is_last(answer):
+                    submission.accept(answer)  # which takes nothing once its future is done
                 if is_last(answer) or submission.future.done():
-                    break
-                submission.accept(answer)
-                if submission.future.done():
                     break
         self._lost_device = isinstance(answer, DeviceLost)
         if isinstance(answer, DeviceLost):

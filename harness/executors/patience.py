@@ -11,8 +11,6 @@ LEAST = 3600.0
 """Seconds that any worker may be silent: to load the model, and to compile it."""
 FACTOR = 20.0
 """How many times longer than expected a worker may be silent."""
-GRADIENT = 3.0
-"""Cost of a pass with its backward pass, in forward passes."""
 WIDEST = 512
 """Images of a batch, where the benchmark does not say."""
 CLASSES = 1000
@@ -31,5 +29,4 @@ def longest_silence(portion: Portion) -> float:
     passes = task.threat.passes(portion.stage, CLASSES) if portion.stage in task.threat.stages else Passes(forwards=1)
     if passes is None:
         return inf
-    of_a_trial = passes.forwards + GRADIENT * passes.gradients
-    return max(LEAST, FACTOR * task.pace * of_a_trial * (task.batch_size or WIDEST))
+    return max(LEAST, FACTOR * task.pace * passes.in_forwards * (task.batch_size or WIDEST))

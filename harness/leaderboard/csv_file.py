@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import FORMATS, TEXT, LeaderboardRow, rows_of, written
-from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,15 +26,6 @@ def to_csv(table: pd.DataFrame) -> str:
 def _quoted(text: str) -> str:
     """Quote as in RFC 4180; Python's csv leaves a lone carriage return bare, and readers break the row there."""
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
-
-
-def write(table: pd.DataFrame, path: Path) -> None:
-    """Write the CSV, whole or not at all.
-
-    Raises:
-        LeaderboardError: the directory cannot be written.
-    """
-    write_whole(path, to_csv(table))
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from harness.api.trial import CLEAN, REPLAY
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import RowKey
 from harness.leaderboard.scores import ModelEntry
-from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,11 +77,6 @@ def written(values: np.ndarray) -> str:
 def to_csv(outcomes: pd.DataFrame) -> str:
     r"""Return the text of the outcome file, its lines ended by ``\n``."""
     return outcomes.to_csv(index=False, lineterminator="\n")
-
-
-def write(outcomes: pd.DataFrame, board: Path) -> None:
-    """Write the outcome file of the leaderboard ``board``, whole or not at all."""
-    write_whole(path_of(board), to_csv(outcomes))
 
 
 def read(board: Path) -> pd.DataFrame | None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import transfer as oracle
+from helpers.boards import write as write_board
 from helpers.packages import INSTALLED
 from helpers.transfer import by_hand, cross_validated, hidden, toy_board, toy_images, working
 from sklearn.metrics import mean_squared_error, r2_score
@@ -219,8 +220,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Boards:
             }
             entries = pipeline.entries(parse_benchmark(toy_board(model=model, dataset=set_of("test.npz", target))))
             path = folder / "board.csv"
-            csv_file.write(ranking.board(entries), path)
-            outcomes.write(outcomes.table(entries), path)
+            write_board(ranking.board(entries), path, outcomes.table(entries))
             found[target] = folder, csv_file.read(path)
     return found
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.hyperplanes import CLOSE, DEGENERATE, rows
+from helpers.hyperplanes import CLOSE, DEGENERATE, assert_reached, rows
 from helpers.pretend_gpu import PretendGpu
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -75,13 +75,7 @@ def test_in_the_box_and_on_the_hyperplane_or_in_the_corner_nearest_to_it(
     norm: Norm, dtype: torch.dtype, d: int, seed: int, ties: bool
 ) -> None:
     points, normals, offsets = rows(6, d, seed, ties, dtype)
-    ends = (points + OURS[norm](points, normals, offsets)).double()
-    tiny = 8 * torch.finfo(dtype).eps
-    assert ends.min() >= -tiny
-    assert ends.max() <= 1 + tiny
-    w, b = normals.double(), offsets.double()
-    reached = torch.maximum(torch.minimum(b, w.clamp(min=0).sum(1)), w.clamp(max=0).sum(1))
-    torch.testing.assert_close((w * ends).sum(1), reached, atol=4 * d * tiny, rtol=0)
+    assert_reached(points + OURS[norm](points, normals, offsets), normals, offsets)
 
 
 @given(d=st.integers(1, 12), seed=st.integers(0, 2**32 - 1), ties=st.booleans())

@@ -113,8 +113,7 @@ IMAGES = Path("runs/tiny/adversaries.f32")
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     folder = tmp_path_factory.mktemp("damaged")
-    x, y = tiny.images()
-    np.savez(folder / "images.npz", x=x, y=y)
+    tiny.save_images(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny.mapping()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from helpers import tiny
@@ -98,8 +97,7 @@ class Restarts:
 def restarts(tmp_path_factory: pytest.TempPathFactory) -> Restarts:
     """Shared by the laws below, since a run takes seconds to start."""
     folder = tmp_path_factory.mktemp("restarts")
-    x, y = tiny.images()
-    np.savez(folder / "images.npz", x=x, y=y)
+    tiny.save_images(folder)
     (folder / "killed.yaml").write_text(yaml.safe_dump(KILLED))
     record, drawn = Restarts(), random.Random(14)
     with pytest.MonkeyPatch.context() as patch:

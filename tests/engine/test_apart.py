@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -106,8 +105,7 @@ class Faulty:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     made = tmp_path_factory.mktemp("faulty")
-    x, y = tiny.images()
-    np.savez(made / "images.npz", x=x, y=y)
+    tiny.save_images(made)
     for name, code in IMPORTED.items():
         (made / f"{name}.py").write_text(code)
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers import tiny
 from helpers.commands import Run, csv_of, untimed
@@ -92,8 +91,7 @@ class Failing:
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory: pytest.TempPathFactory) -> Failing:
     folder = tmp_path_factory.mktemp("failing")
-    x, y = tiny.images()
-    np.savez(folder / "images.npz", x=x, y=y)
+    tiny.save_images(folder)
     (folder / "driver.pid").write_text(str(os.getpid()))
     survivors = [model("dies_once"), model("mixed", "tiny_networks")]
     four = [model("dies_always"), model("lapses", "tiny_networks"), *survivors]

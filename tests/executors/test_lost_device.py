@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import tiny
@@ -82,8 +81,7 @@ class Lossy:
 @pytest.fixture(scope="module")
 def lossy(tmp_path_factory: pytest.TempPathFactory) -> Lossy:
     folder = tmp_path_factory.mktemp("lossy")
-    x, y = tiny.images()
-    np.savez(folder / "images.npz", x=x, y=y)
+    tiny.save_images(folder)
     (folder / "driver.pid").write_text(str(os.getpid()))
     good = [model("loses_device_once"), model("mixed", "tiny_networks")]
     with pytest.MonkeyPatch.context() as patch:

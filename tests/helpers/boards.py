@@ -11,6 +11,7 @@ import pandas as pd
 from harness.analysis.statistics import wilson
 from harness.leaderboard import csv_file, outcomes
 from harness.leaderboard.row import FORMATS, LeaderboardRow, rows_of
+from harness.util.files import write_whole
 
 N = 200
 SCRIPT = "<script>alert(1)</script>"
@@ -152,9 +153,9 @@ def three_transfers() -> dict[str, pd.DataFrame]:
 
 def write(board: pd.DataFrame, path: Path, marks: pd.DataFrame | None = None) -> Path:
     """Write the board as a CSV, and its outcome file where there are marks; return the CSV's path."""
-    csv_file.write(board, path)
+    write_whole(path, csv_file.to_csv(board))
     if marks is not None:
-        outcomes.write(marks, path)
+        write_whole(outcomes.path_of(path), outcomes.to_csv(marks))
     return path
 
 

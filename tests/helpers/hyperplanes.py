@@ -28,6 +28,16 @@ def rows(
     return points.to(dtype), normals.to(dtype), offsets.to(dtype)
 
 
+def assert_reached(ends: Tensor, normals: Tensor, offsets: Tensor) -> None:
+    """Check that ends lie in the box, and on their hyperplanes or in the corner nearest to it, up to rounding."""
+    tiny, dtype = 8 * torch.finfo(ends.dtype).eps, torch.float64
+    ends, w, b = ends.to(dtype), normals.to(dtype), offsets.to(dtype)
+    assert ends.min() >= -tiny
+    assert ends.max() <= 1 + tiny
+    reached = torch.maximum(torch.minimum(b, w.clamp(min=0).sum(1)), w.clamp(max=0).sum(1))
+    torch.testing.assert_close((w * ends).sum(1), reached, atol=4 * normals.shape[1] * tiny, rtol=0)
+
+
 NAN, INF = float("nan"), float("inf")
 T, W = [0.25, 0.5, 0.0, 1.0], [0.5, -0.25, 1.0, -1.0]
 DEGENERATE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,12 @@ def images() -> tuple[np.ndarray, np.ndarray]:
     levels[np.arange(24), y] += gaps
     x = np.kron(levels.reshape(24, 1, 2, 2), np.ones((4, 4)))
     return x.astype("float32"), y.astype("int64")
+
+
+def save_images(folder: Path) -> None:
+    """Write the images where `mapping` has them."""
+    x, y = images()
+    np.savez(folder / "images.npz", x=x, y=y)
 
 
 def mapping(**changes: Any) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from helpers import boards
 from helpers.gate import BITS, COMMITTED, GRID, SHARED, board, entry, flip
 
 from harness.api.records import BASELINE, Steering
 from harness.errors import LeaderboardError
-from harness.leaderboard import board_files, csv_file, outcomes
+from harness.leaderboard import board_files, outcomes
 from harness.leaderboard.consistency import check
 from harness.leaderboard.regression import Board
 from harness.leaderboard.row import rows_of
@@ -143,7 +144,6 @@ def test_a_cell_that_cannot_be_is_named(column: str, value: Any, words: str) -> 
 def test_an_outcome_file_that_cannot_be_is_named(column: str, text: str, tmp_path: Path) -> None:
     marks = COMMITTED.outcomes.copy()
     marks.loc[marks["stage"] == "apgd-ce", column] = text
-    csv_file.write(COMMITTED.table, tmp_path / "b.csv")
-    outcomes.write(marks, tmp_path / "b.csv")
+    boards.write(COMMITTED.table, tmp_path / "b.csv", marks)
     with pytest.raises(LeaderboardError, match=r"b\.outcomes\.csv: "):
         outcomes.read(tmp_path / "b.csv")

@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from helpers.boards import write
 from helpers.scores import SHARED, entry, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import FileError, LeaderboardError
-from harness.leaderboard.csv_file import read, to_csv, write
+from harness.leaderboard.csv_file import read, to_csv
 from harness.leaderboard.ranking import board
 from harness.leaderboard.row import FORMATS, TEXT
 from harness.leaderboard.scores import ModelEntry

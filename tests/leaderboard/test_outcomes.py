@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import scores
+from helpers import boards, scores
 from helpers.gate import BITS, COMMITTED, GRID, N, flip
 
 from harness.errors import LeaderboardError
@@ -16,7 +16,7 @@ from harness.leaderboard.row import RowKey
 
 
 def test_outcomes_survive_the_file(tmp_path: Path) -> None:
-    outcomes.write(COMMITTED.outcomes, tmp_path / "x.csv")
+    boards.write(COMMITTED.table, tmp_path / "x.csv", COMMITTED.outcomes)
     back = outcomes.read(tmp_path / "x.csv")
     assert back is not None
     found = outcomes.scores(back)

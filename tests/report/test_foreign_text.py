@@ -65,6 +65,6 @@ def test_the_reason_of_a_failure_is_one_clean_line_of_the_board(text: str) -> No
     entry = ModelEntry({"model": "m", "metric": METRICS["class"].name}, failure=text)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "board.csv"
-        csv_file.write(ranking.board([entry]), path)
+        boards.write(ranking.board([entry]), path)
         [row] = rows_of(csv_file.read(path))
     assert row.status == " ".join(cleaned(f"failed: {text}").split())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import boards
 from helpers.transfer import arrays, toy_board
 
 from harness import pipeline
@@ -42,7 +43,7 @@ def run(
     """Run the board into a ledger of its own; return its rows, and its outcome file."""
     benchmark = parse_benchmark(toy_board(name=name, model=model, **changes))
     entries = pipeline.entries(benchmark, listener=listener)
-    csv_file.write(ranking.board(entries), Path(f"{name}.csv"))
+    boards.write(ranking.board(entries), Path(f"{name}.csv"))
     return csv_file.read_rows(Path(f"{name}.csv")), outcomes.table(entries).to_csv()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.boards import write as write_board
 from helpers.commands import untimed
 from helpers.transfer import arrays, by_hand, cross_validated, hand_C, sklearns, toy_board, toy_images, working
 from safetensors.torch import save_file
@@ -225,8 +226,7 @@ class Boards:
             entries = pipeline.entries(parse_benchmark(toy_board(**changes)))
             path = folder / "board.csv"
             table = ranking.board(entries)
-            csv_file.write(table, path)
-            outcomes.write(outcomes.table(entries), path)
+            write_board(table, path, outcomes.table(entries))
             return csv_file.read(path)
 
 
