@@ -28,8 +28,9 @@ SLOTS = (25, 1000)
 STEPS = 10
 """Steps whose kernels are counted."""
 EPS: dict[Norm, float] = {"Linf": 1 / 255, "L2": 0.15, "L1": 2.0}
-CLOSE = 2e-3
-"""Largest difference of a projection from float64: rounding of sums over 3,072 coordinates, over one small weight."""
+CLOSE = 5e-3
+"""Largest difference of a projection from float64: rounding of sums over 3,072 coordinates, over one small weight, and
+in L1 of sums of sums (seen: 5e-4 on a CPU, 2.3e-3 on an H200)."""
 TARGETS = "Targets, L∞, ms a step: Square on 25 slots 0.15–0.25 as a graph, APGD 0.35, FAB 0.5."
 
 

@@ -67,7 +67,9 @@ class CudaRecorder:
     def rehearse(self, work: Callable[[], None]) -> None:
         """See `Recorder.rehearse`; a recording that fails may leave torch's allocator in disorder, so none is begun."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             self.run(work)
         finally:
