@@ -31,7 +31,7 @@ from harness.report.table import (
     MODEL,
     P_VALUE,
     RANK_OR_STATUS,
-    REPLAY,
+    OWN_ATTACK,
     ROBUST,
     ROBUST_INTERVAL,
     SELECTED,
@@ -84,7 +84,7 @@ def _board_columns(rows: Sequence[LeaderboardRow]) -> Sequence[TableColumn]:
     columns = (
         RANK_OR_STATUS, MODEL, STEERING_OR_METHOD, METRIC, CLEAN, ROBUST, ROBUST_INTERVAL,
         DELTA_OR_BASELINE._replace(heading=delta), DELTA_INTERVAL._replace(heading="95 %"), GAINED_AND_LOST,
-        P_VALUE._replace(heading="p (Holm)"), REPLAY, STEERED, TRAINED,
+        P_VALUE._replace(heading="p (Holm)"), OWN_ATTACK, STEERED, TRAINED,
     )  # fmt: skip
     return (*filled(columns, rows), FLAGS)
 

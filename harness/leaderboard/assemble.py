@@ -139,11 +139,11 @@ def _score(scored: ModelRun, search: GuidedSearch, steering: Steering, replay_po
     """
     threat, tally = scored.task.threat, scored.tallies[steering]
     stages, robust = search.stages(steering), search.robust(steering)
-    complete, replay = search.finished(steering), search.replay(steering)
+    complete, own = search.finished(steering), search.own(steering)
     if complete and threat.attacks:
         marks = marks | flags.of_stages(stages)
-    if replay is not None:
-        marks = marks | flags.of_replay(robust, replay, replay_points)
+    if own is not None:
+        marks = marks | flags.of_replay(own, robust, replay_points)
     versions = _versions(scored.task, tally)
     return Score(
         steering=steering,
@@ -156,7 +156,8 @@ def _score(scored: ModelRun, search: GuidedSearch, steering: Steering, replay_po
         )
         if complete
         else {},
-        replay=replay,
+        attacked=search.is_attacked,
+        own=own,
         flags=frozenset(marks | tally.flags | flags.of_weights(versions["weights_sha256"])),
         cost=tally.cost,
         versions=versions,

@@ -35,7 +35,7 @@ def check(rows: Sequence[LeaderboardRow], table: pd.DataFrame) -> None:
     Raises:
         LeaderboardError: a row is there twice, has no outcomes, or says something else than they do.
     """
-    scores, replays = outcomes.scores(table), outcomes.replays(table)
+    scores, own_attack = outcomes.scores(table), outcomes.own(table)
     found = {row.key for row in rows if not row.is_headline and row.kind != "failed"}
     if left := [key for key in scores if key not in found]:
         raise LeaderboardError(
@@ -46,7 +46,7 @@ def check(rows: Sequence[LeaderboardRow], table: pd.DataFrame) -> None:
         _each_once(grid, scores)
         before = scores[baseline_of(own).key][1]
         for place, row in enumerate(grid, start=1):
-            _hold(row, dict(_of_row(row, scores, before)) | _of_place(row, place, replays))
+            _hold(row, dict(_of_row(row, scores, before)) | _of_place(row, place, own_attack))
         for row in own:
             if row.is_headline:
                 _hold(row, dict(_of_headline(row, _chosen(row, grid, scores), before)))
@@ -104,10 +104,10 @@ def _of_row(row: LeaderboardRow, scores: Scores, before: np.ndarray) -> Iterator
         yield from _of_gain(row, paired(before, robust))
 
 
-def _of_place(row: LeaderboardRow, place: int, replays: Mapping[RowKey, float]) -> dict[str, Range]:
-    """Return what follows from the order of the rows, which is that of the ranks, and from the replay."""
-    replay = {"robust_replay": about(row.metric.shown(replays[row.key]))} if row.key in replays else {}
-    return {"rank": (place, place)} | replay
+def _of_place(row: LeaderboardRow, place: int, own: Mapping[RowKey, float]) -> dict[str, Range]:
+    """Return what follows from the order of the rows, which is that of the ranks, and from the own attack."""
+    against_own = {"robust_aa": about(row.metric.shown(own[row.key]))} if row.key in own else {}
+    return {"rank": (place, place)} | against_own
 
 
 def _of_gain(row: LeaderboardRow, gain: Paired) -> Iterator[tuple[str, Range]]:

@@ -158,12 +158,12 @@ def of_published(clean: np.ndarray, published_clean: float) -> set[str]:
     return {"unlike_published"} if unlike(round(float(clean.sum())), len(clean), published_clean) else set()
 
 
-def of_replay(robust: np.ndarray, robust_replay: np.ndarray, points: float) -> set[str]:
+def of_replay(own: np.ndarray, robust: np.ndarray, points: float) -> set[str]:
     """Return ``replay`` where adversarial images found at other β lower the accuracy further.
 
     Args:
-        robust: robust scores [n] under the row's own attack.
-        robust_replay: robust scores [n] when the others' adversarial images count too.
+        own: robust scores [n] against the row's own attack.
+        robust: robust scores [n] when the others' adversarial images count too.
         points: percentage points that the accuracy may fall by without a flag.
     """
-    return {"replay"} if 100 * (robust.mean() - robust_replay.mean()) > points else set()
+    return {"replay"} if 100 * (own.mean() - robust.mean()) > points else set()

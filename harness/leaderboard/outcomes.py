@@ -19,7 +19,7 @@ import numpy as np
 from harness.api.trial import CLEAN, REPLAY
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import RowKey
-from harness.leaderboard.scores import ModelEntry
+from harness.leaderboard.scores import ModelEntry, Score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +52,7 @@ def table(entries: Iterable[ModelEntry]) -> pd.DataFrame:
 def _rows(entries: Iterable[ModelEntry]) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         for score in sorted(entry.scores, key=lambda score: (-score.steering.beta, score.steering.c)):
-            by_stage = dict(score.stages) | ({REPLAY: score.replay} if score.replay is not None else {})
+            by_stage = dict(score.stages) | ({REPLAY: _replayed(score)} if score.attacked else {})
             for stage, values in by_stage.items():
                 beta, c = score.steering.beta, score.steering.c
                 yield (
@@ -63,6 +63,11 @@ def _rows(entries: Iterable[ModelEntry]) -> Iterator[tuple[str, ...]]:
                     stage,
                     written(values),
                 )
+
+
+def _replayed(score: Score) -> np.ndarray:
+    """Return the outcomes that count, [n]: those of the row's own attack, and what fooled other steerings."""
+    return score.robust if score.complete else np.where(score.robust > 0, np.nan, 0.0)
 
 
 def written(values: np.ndarray) -> str:
@@ -146,29 +151,31 @@ def stages(outcomes: pd.DataFrame) -> dict[RowKey, dict[str, str]]:
 def scores(outcomes: pd.DataFrame) -> Mapping[RowKey, ImageScores]:
     """Return the scores of each image by row; where the row was pruned, upper bounds.
 
-    Where images were replayed, the reduction of the threat is "worst" and robust is what its last stage left; otherwise
-    it is the share of the stages that an image survived.
+    Under an attack it is the outcome of the replay, its last stage, that counts; otherwise the share of the stages that
+    an image survived.
 
     Raises:
         LeaderboardError: a row has no clean stage.
     """
     found: dict[RowKey, ImageScores] = {}
-    worst = bool((outcomes["stage"] == REPLAY).any())
     for key, texts in stages(outcomes).items():
         if CLEAN not in texts:
             raise LeaderboardError(f"{key.name}: expected outcomes of the stage {CLEAN}, found {', '.join(texts)}")
         most = most_of(texts)
-        values = {stage: values_of(text, most) for stage, text in texts.items() if stage != REPLAY}
+        values = {stage: values_of(text, most) for stage, text in texts.items()}
         clean = values.pop(CLEAN)
-        attacked = list(values.values()) or [clean]
-        found[key] = clean, attacked[-1] if worst else np.mean(attacked, axis=0)
+        found[key] = clean, values[REPLAY] if REPLAY in values else np.mean(list(values.values()) or [clean], axis=0)
     return found
 
 
-def replays(outcomes: pd.DataFrame) -> dict[RowKey, float]:
-    """Return the mean score after the replay by row, where there was one."""
-    found = stages(outcomes).items()
-    return {key: float(values_of(texts[REPLAY]).mean()) for key, texts in found if REPLAY in texts}
+def own(outcomes: pd.DataFrame) -> dict[RowKey, float]:
+    """Return the mean score against the row's own attack by row, where its last stage is known of every image."""
+    found = {}
+    for key, texts in stages(outcomes).items():
+        last = list(texts)[-2:]
+        if last[1:] == [REPLAY] and "?" not in texts[last[0]]:
+            found[key] = float(values_of(texts[last[0]]).mean())
+    return found
 
 
 def most_of(texts: Mapping[str, str]) -> float:

@@ -38,7 +38,7 @@ def _scored(entry: ModelEntry) -> list[Columns]:
     gains = {score.steering: paired(baseline.robust, score.robust) for score in ordered if score.complete}
     p_holm = _adjusted(gains, ordered)
     rows = [
-        (_compared(entry, score, score.replay, gains[score.steering]) if score.complete else _bounded(entry, score))
+        (_compared(entry, score, score.own, gains[score.steering]) if score.complete else _bounded(entry, score))
         | score.versions
         | dict(score.summary_columns)
         | {
@@ -84,11 +84,11 @@ def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns
     clean, robust = choice.scores(entry.scores)
     steerings = set(choice.chosen)
     used = [score for score in entry.scores if score.steering in steerings]
-    replayed = [replace(score, robust=score.replay) for score in used if score.replay is not None]
-    replay = choice.scores(replayed)[1] if len(replayed) == len(used) else None
+    attacked = [replace(score, robust=score.own) for score in used if score.own is not None]
+    own = choice.scores(attacked)[1] if len(attacked) == len(used) else None
     only = used[0].steering if len(used) == 1 else None
     return (
-        _compared(entry, Scored(baseline.steering, clean, robust), replay, headline.gain)
+        _compared(entry, Scored(baseline.steering, clean, robust), own, headline.gain)
         | baseline.versions
         | {
             "method": CT,
@@ -104,7 +104,7 @@ def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns
     )
 
 
-def _compared(entry: ModelEntry, scored: Scored, replay: np.ndarray | None, against: Paired) -> Columns:
+def _compared(entry: ModelEntry, scored: Scored, own: np.ndarray | None, against: Paired) -> Columns:
     """The numbers of a finished row, compared with the baseline on the same images."""
     shown, ends = entry.metric.shown, entry.metric.interval
     low, high = ends(*interval(scored.robust, graded=entry.metric is not METRICS["class"]))
@@ -118,7 +118,7 @@ def _compared(entry: ModelEntry, scored: Scored, replay: np.ndarray | None, agai
         "gained": against.gained,
         "lost": against.lost,
         "p_value": against.p_value,
-        "robust_replay": None if replay is None else shown(float(replay.mean(dtype=np.float64))),
+        "robust_aa": None if own is None else shown(float(own.mean(dtype=np.float64))),
     }
 
 

@@ -66,6 +66,8 @@ class LeaderboardRow:
     robust: Accuracy
     robust_low: Accuracy
     robust_high: Accuracy
+    robust_aa: Accuracy
+    """Against the row's own attack alone, as other benchmarks publish it; ``robust`` counts what fooled other β too."""
     delta_pp: Points
     delta_low: Points
     delta_high: Points
@@ -73,7 +75,6 @@ class LeaderboardRow:
     lost: Count
     p_value: PValue
     p_holm: PValue
-    robust_replay: Accuracy
     mce: Figure
     published_clean: Figure
     published_robust: Figure

@@ -24,8 +24,8 @@ class Score(Scored):
         complete: whether every image is decided; otherwise the scores are upper bounds.
         stages: scores after each stage, in order, the clean one first; float32 [n] each, NaN where they are not known.
         summary_columns: further columns of the row, from the threat.
-        replay: robust scores when adversarial images found under other steerings count too, [n]; None where there are
-            none.
+        attacked: whether the threat attacks, so that ``robust`` counts what fooled other steerings too.
+        own: robust scores against the row's own attack alone, [n]; None where it is not finished or not attacked.
         flags: raised by any of its trials, or by these scores.
         cost: sum over its trials.
         versions: ``ct_harness``, ``torch``, ``device`` and ``weights_sha256`` of its trials, joined by ``+`` where they
@@ -35,7 +35,8 @@ class Score(Scored):
     complete: bool
     stages: Mapping[str, np.ndarray]
     summary_columns: Mapping[str, float]
-    replay: np.ndarray | None
+    attacked: bool
+    own: np.ndarray | None
     flags: frozenset[str]
     cost: Cost
     versions: dict[str, str]

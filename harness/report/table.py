@@ -232,9 +232,9 @@ GAINED_AND_LOST = TableColumn("+/−", "images won and lost against the baseline
 P_VALUE = TableColumn(
     "p", "adjusted over the steerings, or over the other methods (Holm); of a selected row its own", _p_value
 )
-REPLAY = TableColumn(
-    "replay", "accuracy when adversarial images found at other β count too, percent",
-    _accuracy(lambda row: row.robust_replay),
+OWN_ATTACK = TableColumn(
+    "AA", "robust accuracy against the row's own attack alone, percent; robust counts what fooled other β too",
+    _accuracy(lambda row: row.robust_aa),
 )  # fmt: skip
 MCE = TableColumn("mCE", "mean corruption error, percent; lower is better", _number(lambda row: row.mce, ".1f"))
 PUBLISHED_CLEAN = TableColumn(
@@ -250,6 +250,6 @@ SECONDS = TableColumn("seconds", "of computing", _number(lambda row: row.seconds
 
 PAGE = (
     RANK, MODEL, METHOD, STEERING, KIND, CLEAN, ROBUST, ROBUST_INTERVAL, DELTA, DELTA_INTERVAL, GAINED, LOST, P_VALUE,
-    REPLAY, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
+    OWN_ATTACK, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
 )  # fmt: skip
 """The page has every column."""

@@ -65,7 +65,7 @@ class AttackOrder:
 
     def _rounds(self) -> Iterator[np.ndarray]:
         decided: np.ndarray = np.logical_not(self._early(np.arange(len(self.verdicts.alive))).any(axis=2))
-        standings = self.contest.standings(self.verdicts.alive, decided)
+        standings = self.contest.standings(self.verdicts.robust, decided)
         finish = self.contest.to_be_finished(standings)
         yield self._to_the_end(finish[~decided[finish].all(axis=1)])
         if not self.contest.full:
@@ -139,8 +139,8 @@ class AttackOrder:
 
     def _hints_to_contenders(self, undecided: Sequence[Standing]) -> np.ndarray:
         """Return hints to each set's contenders, no more than can be needed to overtake them."""
-        alive = self.verdicts.alive
-        taking_part = np.zeros(len(alive), bool)
+        robust = self.verdicts.robust
+        taking_part = np.zeros(len(robust), bool)
         taking_part[np.concatenate([one.contenders[0] for one in undecided])] = True
         cells = self._hints(taking_part)
         cells = cells[self.is_early.reshape(-1)[cells % self.is_early.size]]
@@ -149,8 +149,8 @@ class AttackOrder:
         kept = np.zeros(len(cells), bool)
         for standing in undecided:
             contenders, floor = standing.contenders
-            lead = alive[:, standing.where].sum(axis=1)
-            most = np.zeros(len(alive), int)
+            lead = robust[:, standing.where].sum(axis=1)
+            most = np.zeros(len(robust), int)
             most[contenders] = lead[contenders] - lead[floor] + 1
             inside = in_order[np.isin(images[in_order], standing.where)]
             before = np.arange(len(inside)) - np.searchsorted(steerings[inside], steerings[inside])
@@ -201,7 +201,7 @@ class AttackOrder:
             for table in (self.verdicts.place, self.verdicts.untried, self.verdicts.fooled)
         )
         image = columns // width
-        candidates = untried & self.verdicts.alive[np.ix_(self.line, image)] & receiving[self.line][:, None]
+        candidates = untried & self.verdicts.robust[np.ix_(self.line, image)] & receiving[self.line][:, None]
         found = hints(candidates, (place != ABSENT) & ~untried, fooled, image)
         cells: np.ndarray = self.line[found.row] * (n * width) + columns[found.column]
         return cells

@@ -2,17 +2,18 @@
 
 A steering's bound is the share of images that are not lost yet. Steerings that may still win, on all images or on a set
 that a cross-validation chooses on, are worked on: first the attempts that fooled the same images at steerings nearby,
-which bring a loser down for a few steps an image; only a leader without such hints is attacked in full. A leader with
-every image decided has won. Ties are broken as everywhere, so the winners are those of the full grid, whatever is left
-undecided. At the end every steering is shown what fooled its neighbours, so that the bounds draw the curve.
+which bring a loser down for a few steps an image; only a leader without such hints is attacked in full. Once every image
+of a leader is decided, it is shown all adversarial images found under the others; it has won if it still leads. Ties
+are broken as everywhere, so the winners are those of the full grid, whatever is left undecided. At the end every
+steering is attacked with what fooled its neighbours, so that the bounds draw the curve.
 
-A search asks for the clean images of every steering, then for the attacks of `harness.scheduling.attack_order`, and
-last for a look at every finished steering for gradient masking and for the replay of what fooled the others.
+A search asks for the clean images of every steering, then for the attacks of `harness.scheduling.attack_order`, in turn
+with the replay as long as that changes who leads, and last for a look at every finished steering for gradient masking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from harness.scheduling.contest import Contest, Standing
 from harness.scheduling.grades import Grades
 from harness.scheduling.grid import in_line
 from harness.scheduling.prices import attempts, cheapest_first, price, share
-from harness.scheduling.replay import replays
+from harness.scheduling.replay import Replay, Sources
 from harness.scheduling.verdicts import Verdicts
 from harness.util.hashing import sha256
 
@@ -49,6 +50,9 @@ class Round(NamedTuple):
     take: Callable[[list[Answer]], None]
 
 
+NOTHING = Round([], lambda answers: None)
+
+
 class GuidedSearch:
     """Search over one model's steerings; a `harness.scheduling.course.Course`.
 
@@ -60,9 +64,6 @@ class GuidedSearch:
         top: number of the best on all images to finish; None finishes every steering.
         required: steerings to finish whatever their rank, besides the baseline and the other methods.
         most: highest score that an image can have.
-
-    Attributes:
-        sources: of each trial of the replay that was asked for, the trials whose adversarial images it shows.
     """
 
     def __init__(
@@ -80,12 +81,11 @@ class GuidedSearch:
         self.images = tuple(digests)
         self.sets = [np.asarray(where, int) for where in sets]
         self.top, self.required = top, required
-        self.sources: dict[Trial, tuple[Trial, ...]] = {}
         self._number = {steering: number for number, steering in enumerate(steerings)}
         self._clean: np.ndarray | None = None
         self._verdicts: Verdicts | None = None
         self._grades: Grades | None = None
-        self._replay: np.ndarray | None = None
+        self._inspected = False
         self._classes = 10  # an estimate is good enough for a price
         self._round: Round | None = None
 
@@ -135,11 +135,21 @@ class GuidedSearch:
         return np.array(self._clean[self._number[steering]])
 
     def robust(self, steering: Steering) -> np.ndarray:
-        """Return upper bounds on the robust scores, exact where the steering is finished; float32 [n]."""
+        """Return upper bounds on the robust scores, exact where the steering is finished; float32 [n].
+
+        An image counts as lost if the steering's own attack fools the network, or an adversarial image found under
+        another steering does.
+        """
         number = self._number[steering]
         if self._verdicts is not None:
-            return np.array(self._verdicts.alive[number], np.float32)
+            return np.array(self._verdicts.robust[number], np.float32)
         return self.clean(steering) if self._grades is None else self._grades.bounds[number].copy()
+
+    def own(self, steering: Steering) -> np.ndarray | None:
+        """Return the robust scores against the steering's own attack alone, [n]; None if unfinished or not attacked."""
+        if self._verdicts is None or not self.finished(steering):
+            return None
+        return np.array(self._verdicts.alive[self._number[steering]], np.float32)
 
     def finished(self, steering: Steering) -> bool:
         """Return whether every image of a steering is decided."""
@@ -161,18 +171,22 @@ class GuidedSearch:
                 found[stage] = unknown if self._grades is None else self._grades.values[number, position]
         return found
 
-    def replay(self, steering: Steering) -> np.ndarray | None:
-        """Return robust scores after the replay, float32 [n]; None unless the steering is finished and was attacked."""
-        if self._replay is None or not self.finished(steering):
-            return None
-        return np.array(self.robust(steering) * self._replay[self._number[steering]])
+    @property
+    def is_attacked(self) -> bool:
+        """True where images are attacked, so that what fools one steering is shown to the others."""
+        return self._verdicts is not None
+
+    @property
+    def sources(self) -> Mapping[Trial, Sources]:
+        """Of each trial of the replay that was asked for, the trials whose adversarial images it shows."""
+        return {} if self._verdicts is None else self._replay.sources
 
     @property
     def _robust(self) -> np.ndarray:
         """Upper bounds on the robust scores, [S, n], once the clean images are known."""
         assert self._clean is not None
         if self._verdicts is not None:
-            return self._verdicts.alive
+            return self._verdicts.robust
         return self._clean if self._grades is None else self._grades.bounds
 
     @property
@@ -200,12 +214,19 @@ class GuidedSearch:
         if self._grades is not None:
             return self._graded_round(self._grades)
         if self._verdicts is not None:
-            cells = self._attacks.next()
-            if len(cells):
-                return self._attack_round(self._verdicts, cells)
-            if self._replay is None:
-                return self._last_round(self._verdicts)
-        return Round([], lambda answers: None)
+            return next((one for one in self._rounds(self._verdicts) if one.trials), NOTHING)
+        return NOTHING
+
+    def _rounds(self, verdicts: Verdicts) -> Iterator[Round]:
+        """Yield the rounds that may come next; the first that has any trials does."""
+        if self._replay.has_begun:  # it took the lead from somebody: forward passes tell who does not deserve it either
+            undecided = [standing for standing in self._standings if not standing.is_decided]
+            yield self._replay_round([number for one in undecided for number in one.contenders[0]])
+        yield self._attack_round(verdicts, self._attacks.next())
+        finished = np.flatnonzero(verdicts.decided.all(axis=1)).tolist()
+        yield self._replay_round(finished)
+        if not self._inspected:
+            yield self._inspection(verdicts, finished)
 
     def _take_clean(self, answers: list[Answer]) -> None:
         """Take note of the clean images; they say which attempts there are."""
@@ -222,6 +243,7 @@ class GuidedSearch:
             self._verdicts = Verdicts(self.threat, self._order, clean > 0, rankings)
             margins = np.array([answer.margin for answer in answers]).reshape(shape)
             explore = share(self.threat, self._order[0], self._classes) <= CHEAP
+            self._replay = Replay(self._verdicts, self.steerings, self.images, self._contest.choices)
             self._attacks = AttackOrder(self._verdicts, self._contest, in_line(self.steerings), margins, explore)
 
     def _attack_round(self, verdicts: Verdicts, cells: np.ndarray) -> Round:
@@ -255,23 +277,20 @@ class GuidedSearch:
 
         return Round(trials, take)
 
-    def _last_round(self, verdicts: Verdicts) -> Round:
-        """Return the look for gradient masking and the replay, on every finished steering."""
-        finished = np.flatnonzero(verdicts.decided.all(axis=1))
-        choices = self._contest.choices
-        shown = replays(verdicts, self.steerings, self.images, np.intersect1d(finished, choices), choices)
-        inspected = [trial for number in finished.tolist() for trial in self._inspected(verdicts, number)]
-        self.sources = shown
+    def _replay_round(self, numbers: Sequence[int]) -> Round:
+        """Return the round that shows to some steerings what fooled others and they have not seen."""
+        trials = self._replay.ask(np.array(numbers, int))
+        return Round(trials, lambda answers: self._replay.tell(dict(zip(trials, answers, strict=True))))
+
+    def _inspection(self, verdicts: Verdicts, finished: Sequence[int]) -> Round:
+        """Return the look for gradient masking at the first correctly classified images of finished steerings."""
 
         def take(answers: list[Answer]) -> None:
-            self._replay = np.ones(verdicts.alive.shape, np.float32)
-            position = {image: position for position, image in enumerate(self.images)}
-            for trial, answer in zip(shown, answers[len(inspected) :], strict=True):
-                self._replay[self._number[trial.steering], position[trial.image]] = answer.value
+            self._inspected = True
 
-        return Round([*inspected, *shown], take)
+        return Round([trial for number in finished for trial in self._looks(verdicts, number)], take)
 
-    def _inspected(self, verdicts: Verdicts, number: int) -> list[Trial]:
+    def _looks(self, verdicts: Verdicts, number: int) -> list[Trial]:
         """Return the trials that look at a steering's first correctly classified images."""
         images = [self.images[position] for position in np.flatnonzero(verdicts.correct[number])[:INSPECTED].tolist()]
         attempt = Attempt(INSPECT, of=sha256([self.digests[image] for image in images]))

@@ -1,8 +1,8 @@
 """Verdicts so far: which images are lost, which are robust, and which attempts are still to be made. Pure.
 
 An image is robust at a steering when it is classified correctly and survives every attempt, in whatever order they are
-made. So the share of images that are not lost yet is an upper bound on the robust accuracy, and exact when every image
-is decided.
+made, and every adversarial image found under another steering. So the share of images that are not lost yet is an upper
+bound on the robust accuracy.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ class Verdicts:
         untried: whether an attempt is still to be made, if the image is not lost, bool [S, n, A].
         fooled: whether an attempt has fooled the network, bool [S, n, A].
         correct: whether each clean image is classified correctly, bool [S, n].
-        alive: whether an image is not lost, bool [S, n].
+        alive: whether an image is not lost to the steering's own attacks, bool [S, n].
+        replayed: whether an adversarial image found under another steering fools the network, bool [S, n].
         missing: number of attempts untried, int [S, n].
     """
 
     def __init__(self, threat: Threat, stages: Sequence[str], correct: np.ndarray, rankings: Rankings) -> None:
-        self.correct, self.alive = correct, correct.copy()
+        self.correct, self.alive, self.replayed = correct, correct.copy(), np.zeros_like(correct)
         steerings, n = correct.shape
         made: dict[tuple[int, ...], tuple[Attempt, ...]] = {}
         at: list[dict[tuple[int, ...], list[int]]] = []
@@ -79,8 +80,14 @@ class Verdicts:
         self.missing = self.untried.sum(axis=2)
 
     @property
+    def robust(self) -> np.ndarray:
+        """Table of the images that are not lost at all: neither to own attacks nor to the replay; bool [S, n]."""
+        robust: np.ndarray = self.alive & ~self.replayed
+        return robust
+
+    @property
     def decided(self) -> np.ndarray:
-        """Table of the images that are decided, lost or robust; bool [S, n]."""
+        """Table of the images that own attacks have decided, lost or robust; bool [S, n]."""
         decided: np.ndarray = ~self.alive | (self.missing == 0)
         return decided
 

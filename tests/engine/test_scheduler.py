@@ -212,7 +212,7 @@ def told(run: ModelRun, seconds: bool = True) -> dict[Steering, Any]:
             search.finished(steering),
             search.robust(steering).tolist(),
             {stage: outcomes.written(values) for stage, values in search.stages(steering).items()},
-            None if (replay := search.replay(steering)) is None else replay.tolist(),
+            None if (own := search.own(steering)) is None else own.tolist(),
             run.tallies[steering].cost if seconds else run.tallies[steering].cost[:2],
         )
         for steering in search.steerings

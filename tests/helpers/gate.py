@@ -34,7 +34,9 @@ def entry(
     clean = np.ones(N, np.float32) if clean is None else clean
     versions = VERSIONS | {"weights_sha256": str(shared["weights_sha256"])}
     scores = [
-        Score(steering, clean, bits, True, {"clean": clean, "apgd-ce": bits}, {}, bits, frozenset(), COST, versions)
+        Score(
+            steering, clean, bits, True, {"clean": clean, "apgd-ce": bits}, {}, True, bits, frozenset(), COST, versions
+        )
         for steering, bits in robust.items()
     ]
     choice = choose(InSample(), scores, np.zeros(N), 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from harness.analysis.selection import Scored
 from harness.api.records import Batch, Steering
 from harness.api.threat import Passes, Threat
 from harness.api.trial import CLEAN, INSPECT, REPLAY, Answer, Attempt, Trial
-from harness.scheduling.course import Course
+from harness.scheduling.guided import GuidedSearch
 
 if TYPE_CHECKING:
     from harness.util.noise import Noise
@@ -67,6 +68,7 @@ class Table:
         images: numbers of the images.
         answers: of the clean trials.
         values: of all others; a missing one is 1, survived.
+        transfers: whether the adversarial image of a trial fools a steering too.
     """
 
     threat: Threat
@@ -74,14 +76,18 @@ class Table:
     images: tuple[int, ...]
     answers: dict[tuple[Steering, int], Answer]
     values: dict[Trial, float] = field(default_factory=dict)
+    transfers: Callable[[Trial, Steering], bool] = lambda source, steering: False
 
     @property
     def digests(self) -> dict[int, str]:
         return {image: f"digest of {image}" for image in self.images}
 
-    def answer(self, trial: Trial) -> Answer:
+    def answer(self, trial: Trial, sources: Mapping[Trial, Collection[Trial]] = MappingProxyType({})) -> Answer:
+        """Return what a trial shows; of a replay, from the trials whose adversarial images it shows."""
         if trial.attempt.stage == CLEAN:
             return self.answers[trial.steering, trial.image]
+        if trial.attempt.stage == REPLAY:
+            return Answer(float(not any(self.transfers(one, trial.steering) for one in sources[trial])))
         return Answer(self.values.get(trial, 1.0))
 
     def attempts(self, steering: Steering, image: int) -> list[Trial]:
@@ -101,12 +107,12 @@ class Table:
         return Scored(steering, np.array(clean, np.float32), robust)
 
 
-def run(course: Course, table: Table) -> list[list[Trial]]:
+def run(course: GuidedSearch, table: Table) -> list[list[Trial]]:
     """Return the rounds of a course, each answered by the table."""
     rounds = []
     while trials := course.ask():
         rounds.append(trials)
-        course.tell({trial: table.answer(trial) for trial in trials})
+        course.tell({trial: table.answer(trial, course.sources) for trial in trials})
     return rounds
 
 
