@@ -210,7 +210,7 @@ def fresh(home: Home) -> Board:
     return board_files.read_whole(BOARD)
 
 
-TAKEN = ("clean", "robust", "delta_pp", "gained", "lost", "robust_replay", "n")
+TAKEN = ("clean", "robust", "delta_pp", "gained", "lost", "robust_aa", "n")
 
 
 @seed(16)

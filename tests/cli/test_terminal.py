@@ -37,7 +37,7 @@ def test_the_terminal_has_the_cells_of_the_page(shown: Callable[[pd.DataFrame], 
     rows = [row for row in rows_of(boards.hard()) if row.kind != "failed"]
     same = (
         table.MODEL, table.CLEAN, table.ROBUST, table.ROBUST_INTERVAL, table.DELTA, table.DELTA_INTERVAL,
-        table.P_VALUE, table.REPLAY, table.STEERED, table.FLAGS,
+        table.P_VALUE, table.OWN_ATTACK, table.STEERED, table.FLAGS,
     )  # fmt: skip
     assert set(same) <= set(table.PAGE)
     printed = [line for line in map(cells, shown(boards.hard())) if any(row.model in line for row in rows)]
@@ -53,7 +53,7 @@ def test_each_kind_of_row_has_its_place(shown: Callable[[pd.DataFrame], list[str
     rows = {tuple(cells(line)[:3]): cells(line)[3:] for line in lines if len(cells(line)) > 3}
     wide = "WideResNet-28-10 with a rather long name"
     assert rows["rank", "model", "β"] == [
-        "clean", "robust", "95 %", "Δ pp", "95 %", "+/−", "p (Holm)", "replay", "steered", "flags",
+        "clean", "robust", "95 %", "Δ pp", "95 %", "+/−", "p (Holm)", "AA", "steered", "flags",
     ]  # fmt: skip
     assert rows["selected", wide, "0.9/0.3 0.9 0.9 0.8 0.9"] == [
         "84.0", "52.0", "45.1 … 58.8", "+6.0", "+2.2 … +10.0", "13/1", "0.0018", "52.0", "17/17", "replay",

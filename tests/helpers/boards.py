@@ -36,7 +36,7 @@ def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> d
         "robust": robust / N, "robust_low": low, "robust_high": high,
         "delta_pp": 100 * (robust - 100) / N, "delta_low": -1.0, "delta_high": 4.0,
         "gained": max(robust - 100, 0), "lost": max(100 - robust, 0), "p_value": 0.5, "p_holm": 0.5,
-        "robust_replay": robust / N, "status": "ok", "forward_passes": 3000, "backward_passes": 1000, "seconds": 61.5,
+        "robust_aa": robust / N, "status": "ok", "forward_passes": 3000, "backward_passes": 1000, "seconds": 61.5,
     } | changes  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def selected(model: str, chosen: str, **changes: Any) -> dict[str, Any]:
 def bounded(model: str, beta: float, clean: int, robust: int, **changes: Any) -> dict[str, Any]:
     """Return the row of a pruned steering."""
     gone = ("robust_low", "robust_high", "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm",
-            "robust_replay")  # fmt: skip
+            "robust_aa")  # fmt: skip
     return point(model, beta, clean, robust, status="bounded") | dict.fromkeys(gone) | changes
 
 

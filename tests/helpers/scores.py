@@ -21,7 +21,7 @@ def score(beta: float, robust: ArrayLike, clean: ArrayLike, c: float = 0.5, **ch
     """Return a complete score of these images under a steering; ``changes`` replace its other fields."""
     fields: dict[str, Any] = {
         "steering": Steering(beta, c), "clean": np.array(clean, np.float32), "robust": np.array(robust, np.float32),
-        "complete": True, "stages": {}, "summary_columns": {}, "replay": None, "flags": frozenset(),
+        "complete": True, "stages": {}, "summary_columns": {}, "attacked": True, "own": None, "flags": frozenset(),
         "cost": Cost(9, 3, 1.26),
         "versions": {"ct_harness": "1", "torch": "2", "device": "cpu", "compiled": "no", "weights_sha256": "we"},
     }  # fmt: skip

@@ -59,7 +59,7 @@ HEADLINE, BEST = 0, 1
         (BEST, {"n": 199}),
         (BEST, {"robust_low": 0.1}),
         (BEST, {"robust_high": 0.99}),
-        (BEST, {"robust_replay": 0.1}),
+        (BEST, {"robust_aa": 0.1}),
         (BEST, {"delta_pp": 7.0}),
         (BEST, {"delta_low": 1.0}),
         (BEST, {"gained": 50}),

@@ -32,7 +32,7 @@ def test_outcomes_survive_the_file(tmp_path: Path) -> None:
 
 def test_graded_outcomes_are_the_mean_of_the_stages() -> None:
     stages = {"clean": np.ones(N), "fog/1": BITS, "fog/2": flip(BITS, 20)}
-    score = scores.score(1.0, np.mean([BITS, flip(BITS, 20)], axis=0), np.ones(N), stages=stages)
+    score = scores.score(1.0, np.mean([BITS, flip(BITS, 20)], axis=0), np.ones(N), stages=stages, attacked=False)
     found = outcomes.scores(outcomes.table([scores.entry(score)]))
     assert np.array_equal(found[RowKey("m", "untouched", 1.0, 0.5)][1], score.robust)
 

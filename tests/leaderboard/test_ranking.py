@@ -15,8 +15,8 @@ from harness.leaderboard.ranking import board
 from harness.leaderboard.scores import ModelEntry
 
 COLUMNS = [
-    "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "delta_pp",
-    "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "robust_replay", "mce", "published_clean",
+    "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "robust_aa", "delta_pp",
+    "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "mce", "published_clean",
     "published_robust", "status", "selection", "chosen", "sites",
     "steered", "trainable_parameters", "n", "dataset", "metric", "threat", "eps", "attack", "protocol",
     "question", "parameters",
@@ -52,7 +52,7 @@ def test_the_columns_and_every_format_are_fixed() -> None:
     scored = shared | {
         "model": "m", "c": "0.5", "status": "ok", "sites": "3", "steered": "2", "ct_harness": "1", "torch": "2",
         "device": "cpu", "compiled": "no", "forward_passes": "9", "backward_passes": "3", "seconds": "1.3",
-        "selection": "", "chosen": "", "robust_replay": "",
+        "selection": "", "chosen": "", "robust_aa": "",
         "trainable_parameters": "0", "metric": "accuracy", "fitted_from": "", "train": "",
     }  # fmt: skip
     expected = [

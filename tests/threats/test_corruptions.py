@@ -609,7 +609,7 @@ def test_a_board_is_the_mean_over_the_stages(benchmark: Colourful) -> None:
     assert base["robust"] == pytest.approx(survived.mean(), abs=1e-6)
     assert base["clean"] == pytest.approx(0.75)
     assert (base["threat"], base["attack"]) == ("corruptions", "CIFAR-10-C[snow+fog at 1+4]")
-    assert base["robust_replay"] is None
+    assert base["robust_aa"] is None
 
     first, second = sorted(entry.scores, key=lambda score: -score.steering.beta)
     assert np.allclose(first.robust, survived.mean(0))

@@ -297,7 +297,7 @@ def test_every_row_is_what_numpy_and_sklearn_compute(first: tuple[Path, pd.DataF
         assert row["trainable_parameters"] == parts.CLASSES * (parts.WIDTH + 1)
         assert row["metric"] == "accuracy"
     assert set(table["threat"]) == {"clean"}
-    assert table["robust_replay"].isna().all()
+    assert table["robust_aa"].isna().all()
     assert sorted(rows(table)["rank"]) == list(range(1, len(BETAS) + 3))
 
 
@@ -405,7 +405,7 @@ def test_the_search_finds_the_row_of_the_full_grid(boards: Boards) -> None:
         found[search] = table
         assert {"lora-1", "fine_tuning", "linear_probe"} <= set(rows(table).reset_index()["method"])
     selected, in_full = (table[table["status"] == "selected"].drop(columns="seconds") for table in found.values())
-    pd.testing.assert_frame_equal(selected.drop(columns="robust_replay"), in_full.drop(columns="robust_replay"))
+    pd.testing.assert_frame_equal(selected.drop(columns="robust_aa"), in_full.drop(columns="robust_aa"))
     assert (found["best_first"]["status"] == "bounded").any()
     assert not (found["full"]["status"] == "bounded").any()
     assert ("ct", selected["beta"].item()) in rows(found["best_first"]).index
