@@ -2,9 +2,9 @@
 
 A steering's bound is the share of images that are not lost yet. Steerings that may still win, on all images or on a set
 that a cross-validation chooses on, are worked on: first the attempts that fooled the same images at steerings nearby,
-which bring a loser down for a few steps an image; only a leader without such hints is attacked in full. Once every image
-of a leader is decided, it is shown all adversarial images found under the others; it has won if it still leads. Ties
-are broken as everywhere, so the winners are those of the full grid, whatever is left undecided. At the end every
+which bring a loser down for a few steps an image; only a leader without such hints is attacked in full. Once every
+image of a leader is decided, it is shown all adversarial images found under the others; it has won if it still leads.
+Ties are broken as everywhere, so the winners are those of the full grid, whatever is left undecided. At the end every
 steering is attacked with what fooled its neighbours, so that the bounds draw the curve.
 
 A search asks for the clean images of every steering, then for the attacks of `harness.scheduling.attack_order`, in turn

@@ -15,8 +15,8 @@ from harness.leaderboard.ranking import board
 from harness.leaderboard.scores import ModelEntry
 
 COLUMNS = [
-    "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "robust_aa", "delta_pp",
-    "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "mce", "published_clean",
+    "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "robust_aa",
+    "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "mce", "published_clean",
     "published_robust", "status", "selection", "chosen", "sites",
     "steered", "trainable_parameters", "n", "dataset", "metric", "threat", "eps", "attack", "protocol",
     "question", "parameters",
