@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -44,4 +45,5 @@ def apart(executor: Executor) -> Iterator[Call]:
 
 
 def _here(label: str, function: Callable[..., T], *arguments: Any) -> T:
-    return function(*arguments)
+    with warnings.catch_warnings():  # as in a process: each model is told its own
+        return function(*arguments)
