@@ -25,6 +25,9 @@ WRITTEN = BeforeValidator(as_number)
 Count = Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
 """A number of things to be done, such as steps: beyond a million it is a slip."""
 
+Few = Annotated[int, Field(strict=True, gt=0, le=1_000)]
+"""A number of repetitions of what takes many steps itself."""
+
 MOST_LINES = 10
 """Most faults of one mapping that are told."""
 

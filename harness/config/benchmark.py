@@ -48,6 +48,8 @@ MOST_SCORES = 20_000_000
 NAME = "letters, digits and _, with . and - after the first, since files are named after it"
 DEVICE = "auto, cpu, cuda, or one GPU by its number, such as cuda:1"
 """Names and devices in words, for messages."""
+ROUNDING = Decimal("1e-9")
+"""Share of a step by which a fraction such as 1/3, as a float, may miss the end."""
 
 Unit = Annotated[float, Field(strict=True, ge=0, le=1), WRITTEN]
 
@@ -67,7 +69,8 @@ def _spread(value: Any) -> Any:
         raise ValueError("expected 0 ≤ from ≤ to ≤ 1 and step > 0")
     if (stop - start) / step > MOST_STEERINGS:
         raise ValueError(f"expected at most {MOST_STEERINGS:,} values; raise step")
-    return [float(start + i * step) for i in range(int((stop - start) / step) + 1)]
+    values = [start + i * step for i in range(int((stop - start) / step + ROUNDING) + 1)]
+    return [float(stop if abs(value - stop) < step * ROUNDING else value) for value in values]
 
 
 UNIT_SCHEMA = {"type": "number", "minimum": 0, "maximum": 1}

@@ -157,7 +157,7 @@ class Transferred:
         """
         if not method.startswith("lora"):
             return set()
-        taken, layers = lora.mergeable(self.body, finetuning.rank_of(method), self._few), lora.candidates(self.body)
+        taken, layers = lora.mergeable(self.body, finetuning.rank_of(method), self._few), lora.layers(self.body)
         left_out = [re.sub(r"^(network\.)+", "", layer) for layer in layers if layer not in taken]
         if not left_out:
             return set()

@@ -80,9 +80,15 @@ def _pieces(value: object) -> Iterator[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first names and the number of the others; each is cleaned and cut."""
+    """Return the first names and the number of the others. One that does not print, or ends with a space, is quoted.
+
+    Example:
+        >>> listed(["dog", "dog "])
+        "dog, 'dog '"
+    """
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(cleaned(name)[:LONGEST_WORD] for name in names[:SHOWN]) + more
+    brief = [name[:LONGEST_WORD] for name in names[:SHOWN]]
+    return ", ".join(name if name and name == cleaned(name).strip() else repr(name) for name in brief) + more
 
 
 def key_path(steps: Iterable[Any], start: str = "") -> str:

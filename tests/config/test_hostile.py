@@ -77,6 +77,18 @@ HOSTILE = {
         good(threat="{kind: Linf, eps: 0.1, attack: {stages: [square], queries: 1000000000}}"),
         "threat.attack.queries: expected a number of at most 1,000,000",
     ),
+    "restarts": (
+        good(threat="{kind: Linf, eps: 0.1, attack: {stages: [apgd-t], restarts: 1000000, targets: 1000000}}"),
+        "threat.attack.restarts: expected a number of at most 1,000",
+    ),
+    "strengths": (
+        good(
+            models="[{kind: probe, backbone: {kind: demo, name: digits_plain}, train: {kind: digits}, probe: {C: ["
+            + "1," * 9000
+            + "]}}]"
+        ),
+        "models[0].probe.C: expected a list of at most 100",
+    ),
     "date": (good(seed="2024-99-99"), "seed: expected an integer, found '2024-99-99'"),
     "digits": (good(seed="9" * 200), "seed: expected an integer, found '999"),
     "comments": ("# nothing\n" * 5_000_000 + good(), "larger than 100 kB"),

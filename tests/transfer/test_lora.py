@@ -41,6 +41,12 @@ class Net(nn.Module):
             self.b.weight = self.a.weight
         if kind == "dilated":
             self.b = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        if kind == "grouped":
+            self.b = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        if kind == "transposed":
+            self.b = nn.ConvTranspose2d(8, 8, 3, padding=1)
+        if kind == "parametrised":
+            self.b = torch.nn.utils.parametrizations.weight_norm(self.b)
         if kind == "weight_norm":
             self.b = torch.nn.utils.weight_norm(self.b)
         if kind == "spectral_norm":
@@ -69,7 +75,8 @@ class Net(nn.Module):
 KINDS = {
     "plain": ["stem", "a", "b"], "reflect": ["stem", "b"], "circular": ["stem", "b"], "replicate": ["stem", "b"],
     "shared": ["stem"], "tied": ["stem"], "dilated": ["stem", "a"], "weight_norm": ["stem", "a"],
-    "spectral_norm": ["stem", "a"], "functional": ["stem", "a"], "detached": ["stem", "a", "b"],
+    "spectral_norm": ["stem", "a"], "grouped": ["stem", "a"], "transposed": ["stem", "a"],
+    "parametrised": ["stem", "a"], "functional": ["stem", "a"], "detached": ["stem", "a", "b"],
 }  # fmt: skip
 """The layers that LoRA can be merged into, by the kind of network."""
 
@@ -156,7 +163,8 @@ def transferred(kind: str, x: Tensor, folder: Path) -> Transferred:
 
 
 @pytest.mark.parametrize(
-    ("kind", "names"), [("tied", "2 of 3 layers, .*: a, b"), ("weight_norm", "1 of 3 layers, .*: b")]
+    ("kind", "names"),
+    [("tied", "2 of 3 layers, .*: a, b"), ("grouped", "1 of 3 layers, .*: b"), ("transposed", "1 of 3 layers, .*: b")],
 )
 def test_layers_that_are_left_out_are_named(kind: str, names: str, x: Tensor, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=f"^lora-2 leaves out {names}$"):
