@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -45,5 +44,4 @@ def apart(executor: Executor) -> Iterator[Call]:
 
 
 def _here(label: str, function: Callable[..., T], *arguments: Any) -> T:
-    with warnings.catch_warnings():  # as in a process: each model is told its own
-        return function(*arguments)
+    return function(*arguments)

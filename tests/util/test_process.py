@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,19 +88,6 @@ def test_silence_is_told_and_then_ended(
     assert told[:2] == [f"net: loaded and tried: no answer for {waited} s; still waiting" for waited in (0, 1)]
     assert len(told) <= 3  # after 0.5, 1 and 2 s
     assert shared.call(math.factorial, 3, awaited=AWAITED) == 6
-
-
-def warns() -> None:
-    warnings.warn("a layer is left out", stacklevel=1)
-
-
-def test_what_one_call_is_warned_of_the_next_is_too(shared: Process, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two models may have the same layers left out."""
-    for label in ("a", "b"):
-        shared.call(warns, awaited=Awaited(label, "loaded and tried"))
-    shared.call(os.getpid, awaited=AWAITED)
-    heard = capsys.readouterr().err.splitlines()
-    assert [line for line in heard if "left out" in line] == ["a: a layer is left out", "b: a layer is left out"]
 
 
 def test_a_bounded_amount_of_what_is_printed_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
