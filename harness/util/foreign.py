@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import os
+from typing import NoReturn
+
 from harness.util.text import cleaned
 
-ANYTHING: tuple[type[BaseException], ...] = (Exception, SystemExit, GeneratorExit)
-"""Everything that such code may raise, but for a KeyboardInterrupt, which is the user's."""
+ANYTHING: tuple[type[BaseException], ...] = (Exception, SystemExit, GeneratorExit, KeyboardInterrupt)
+"""Everything that such code may raise. A signal to the command is no KeyboardInterrupt: see `harness.cli.signals`."""
+
+
+class Exited(SystemExit):
+    """Code of others has called ``os._exit`` in the process of the command."""
+
+
+def refuse_exit() -> None:
+    """From now on, have ``os._exit`` raise `Exited` in this process: no plug-in ends it as if all were done.
+
+    In processes that are forked from it, ``os._exit`` still exits.
+    """
+    pid, leave = os.getpid(), os._exit
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != pid:
+            leave(status)
+        raise Exited(status)
+
+    os._exit = refuse
 
 
 def told(error: BaseException) -> str:
@@ -18,6 +40,6 @@ def told(error: BaseException) -> str:
         'ValueError: no such layer'
     """
     if isinstance(error, SystemExit):
-        return f"it called sys.exit({error.code!r})"
+        return f"it called {'os._exit' if isinstance(error, Exited) else 'sys.exit'}({error.code!r})"
     text = cleaned(str(error))
     return f"{type(error).__name__}: {text}" if text else f"it raised {type(error).__name__}"
