@@ -21,7 +21,7 @@ from harness.engine.stages import run
 from harness.errors import ModelError
 from harness.util.batching import grouped
 from harness.util.device_errors import is_out_of_memory
-from harness.util.foreign import told
+from harness.util.foreign import ENDINGS, told
 from harness.util.source_code import code_of_classes
 
 NONDETERMINISTIC = "nondeterministic"
@@ -84,7 +84,7 @@ def _next(stage: Iterator[list[Result]]) -> list[Result] | None:
     """
     try:
         return next(stage, None)
-    except (SystemExit, GeneratorExit) as error:
+    except ENDINGS as error:
         raise ModelError(f"cannot be run: {told(error)}") from error
 
 

@@ -14,7 +14,8 @@ from pydantic import Field, PrivateAttr
 from harness.api.executor import Deliver, Executor
 from harness.api.work import Portion
 from harness.errors import DeviceLost, ModelError
-from harness.executors.patience import longest_silence
+from harness.executors.patience import REMEDY as WAITS
+from harness.executors.patience import TimeLimit, longest_silence
 from harness.executors.placement import environments, pinned, this_machine
 from harness.executors.submission import Submission
 from harness.executors.worker import Answer, answers
@@ -42,7 +43,7 @@ class Local(Executor):
     kind = "local"
 
     workers: Annotated[int, Field(strict=True, gt=0, le=1_000)] | Literal["auto"] = "auto"
-    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    time_limit: TimeLimit = "auto"
 
     _workers: Sequence[Worker] = PrivateAttr()
     _idle: IdleWorkers = PrivateAttr()
@@ -102,7 +103,7 @@ class Local(Executor):
             except ProcessLost as lost:
                 submission.retry(str(lost), REMEDY if lost.code == OUT_OF_MEMORY else "")
             except TimeIsUp as late:
-                submission.fail(ModelError(f"{late}; look where its code waits, or raise executor.time_limit"))
+                submission.fail(ModelError(f"{late}; {WAITS}"))
             except OSError as error:
                 submission.fail(ModelError(
                     f"no worker process could be started: {error}; free some memory, or lower executor.workers"
@@ -157,7 +158,7 @@ class Worker:
         time_limit: see `Local`.
     """
 
-    def __init__(self, environment: Mapping[str, str], time_limit: float | Literal["auto"] = "auto") -> None:
+    def __init__(self, environment: Mapping[str, str], time_limit: TimeLimit = "auto") -> None:
         self._time_limit = time_limit
         self._process = Process(environment, preload="harness.engine.evaluate")
         self._label = ""
@@ -200,8 +201,7 @@ class Worker:
         return answer
 
     def _awaited(self, portion: Portion) -> Awaited:
-        limit = longest_silence(portion) if self._time_limit == "auto" else self._time_limit
-        return Awaited(portion.task.label, f"stage {portion.stage}", limit)
+        return Awaited(portion.task.label, f"stage {portion.stage}", longest_silence(portion, self._time_limit))
 
     def close(self) -> None:
         """Kill the process, and start no other."""

@@ -7,8 +7,10 @@ from typing import NoReturn
 
 from harness.util.text import cleaned
 
-ANYTHING: tuple[type[BaseException], ...] = (Exception, SystemExit, GeneratorExit, KeyboardInterrupt)
-"""Everything that such code may raise. A signal to the command is no KeyboardInterrupt: see `harness.cli.signals`."""
+ENDINGS: tuple[type[BaseException], ...] = (SystemExit, GeneratorExit, KeyboardInterrupt)
+"""What such code may raise to end more than itself. A signal to the command is another: see `harness.cli.signals`."""
+ANYTHING: tuple[type[BaseException], ...] = (Exception, *ENDINGS)
+"""Everything that such code may raise."""
 
 
 class Exited(SystemExit):

@@ -168,7 +168,7 @@ def test_doctor_finds_them_and_does_not_end_with_them(faulty: Faulty) -> None:
 # --- in a worker ---
 
 
-@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), SystemExit("no GPU")])
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), KeyboardInterrupt(), SystemExit("no GPU")])
 @pytest.mark.usefixtures("here")
 def test_an_exit_during_a_trial_is_an_error_of_the_model(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     work = portion(mapping(threat={"kind": "dim"}), stage="dim-1", images=range(4))

@@ -324,7 +324,7 @@ def test_a_worker_that_is_stuck_is_named_and_given_up_and_the_next_model_is_comp
     with Local(workers=1) as executor:
         executor.submit(good, Delivered()).result(120)  # now that it is started, it answers at once
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(local, "longest_silence", lambda _: 3.0)
+            patch.setattr(local, "longest_silence", lambda *_: 3.0)
             patch.setattr(process, "FIRST_NOTE", 1.0)
             with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 3 s; look .* executor\.time_limit$"):
                 executor.submit(dim("stuck"), Delivered()).result(120)

@@ -132,6 +132,17 @@ def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(driver: Pa
 
 
 @pytest.mark.usefixtures("driver")
+def test_a_worker_that_is_stuck_is_given_up_and_the_next_portion_is_computed(cluster: Any) -> None:
+    good, delivered = clean(), Delivered()
+    with Ray(address=cluster.address, time_limit=20) as ray:
+        stuck = ray.submit(dim("stuck"), Delivered())
+        with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 20 s; look .* executor\.time_limit$"):
+            stuck.result(120)
+        ray.submit(good, delivered).result(60)
+    assert delivered.is_each_once(good)
+
+
+@pytest.mark.usefixtures("driver")
 def test_results_arrive_while_the_portion_is_computed_and_a_lost_worker_costs_only_the_rest(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
