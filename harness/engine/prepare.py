@@ -25,7 +25,7 @@ from harness.engine.apart import apart
 from harness.engine.fingerprint import answers
 from harness.engine.images import open_data, scored_source, source
 from harness.engine.numerics import reproducible
-from harness.engine.session import model_session
+from harness.engine.session import model_session, told_apart_by
 from harness.engine.verification import logits, require_gradient
 from harness.errors import HarnessError, MethodError, ModelError, SpecError
 from harness.scheduling.grid import grid
@@ -136,7 +136,7 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
                 began = perf_counter()
                 check_network(benchmark, loaded.network, batch)
                 pace = (perf_counter() - began) / len(batch)
-            known = answers(_asked(loaded), batch.x.shape[1:])
+            known = answers(told_apart_by(loaded), batch.x.shape[1:])
             trainable, lost = trainable_parameters(loaded, model.adaptations)
             marks = {method: loaded.marks(method) for method in trainable}
     except HarnessError as error:
@@ -207,11 +207,6 @@ def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, o
 def class_names(loaded: Scorable) -> tuple[str, ...]:
     """Return the names of the classes as a fitted model numbers them; empty where it has none."""
     return loaded.training.class_names if loaded.training else ()
-
-
-def _asked(loaded: Scorable) -> nn.Module:
-    """Return the network whose answers tell whether it is the one of earlier results: of a fitted one, what is not."""
-    return loaded.network if loaded.training is None else loaded.body
 
 
 def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:

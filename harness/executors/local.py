@@ -151,7 +151,10 @@ class IdleWorkers:
 
 
 class Worker:
-    """A process, and the model that it has computed last.
+    """A process, and the models that it has computed.
+
+    A failure counts in a process that has computed no other model: what the code of one leaves behind there, such as a
+    patched ``torch.relu``, is not held against the next.
 
     Args:
         environment: variables that its process is started with; they pin it to a GPU.
@@ -161,7 +164,7 @@ class Worker:
     def __init__(self, environment: Mapping[str, str], time_limit: TimeLimit = "auto") -> None:
         self._time_limit = time_limit
         self._process = Process(environment, preload="harness.engine.evaluate")
-        self._label = ""
+        self._label, self._labels = "", set[str]()
         self._lost_device = False
 
     @property
@@ -187,6 +190,9 @@ class Worker:
         assert submission.left is not None
         job, awaited = packed(partial(answers, pinned(submission.left))), self._awaited(submission.left)
         self._label = submission.label
+        if not self._process.runs:
+            self._labels.clear()
+        self._labels.add(self._label)
         answer: Answer = ()
         with closing(self._process.answers(job, awaited)) as coming:
             for answer in coming:
@@ -198,6 +204,9 @@ class Worker:
         if isinstance(answer, DeviceLost):
             self._process.kill()
             raise answer
+        if isinstance(answer, Exception) and len(self._labels) > 1:  # perhaps on account of what another has left there
+            self._process.kill()
+            raise ProcessLost(f"It had computed another model before: {answer}")
         return answer
 
     def _awaited(self, portion: Portion) -> Awaited:

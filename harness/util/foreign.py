@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
+from harness.errors import LONGEST
 from harness.util.text import cleaned
 
 ENDINGS: tuple[type[BaseException], ...] = (SystemExit, GeneratorExit, KeyboardInterrupt)
@@ -43,5 +44,8 @@ def told(error: BaseException) -> str:
     """
     if isinstance(error, SystemExit):
         return f"it called {'os._exit' if isinstance(error, Exited) else 'sys.exit'}({error.code!r})"
-    text = cleaned(str(error))
+    try:
+        text = cleaned(str(error)[:LONGEST])
+    except ANYTHING:  # its text is their code too
+        text = ""
     return f"{type(error).__name__}: {text}" if text else f"it raised {type(error).__name__}"

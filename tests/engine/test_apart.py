@@ -51,6 +51,12 @@ def forward_ends(): return network(lambda: os._exit(0))
 def forward_closes(): return network(lambda: raises(GeneratorExit()))
 def forward_waits(): return network(lambda: time.sleep(600))
 
+def builder_patches():
+    import torch
+    torch.nn.functional.relu = lambda x, inplace=False: x
+    torch.set_default_dtype(torch.float64)
+    raise MemoryError("h" * 1_000_000)
+
 def prints():
     print("\\x1b[31mchatter\\x1b[0m\\r0 %\\r100 %")
     print("x" * 50 + "\\n", end="" , flush=True)
@@ -68,6 +74,7 @@ FAULTS = {
     "ends_nets:forward_ends": r"its code has ended the process .*\(exit code 0\)",
     "ends_nets:forward_closes": "cannot be run: it raised GeneratorExit",
     "ends_nets:forward_waits": r"loaded and tried: no answer for 45 s; look where its code waits",
+    "ends_nets:builder_patches": r"builder '.*builder_patches': raised MemoryError\('h{500,2000} … h{500,2000}'\);",
     "ends_args:build": r"its module 'ends_args' ends the process when it is imported: it called sys\.exit\(2\)",
     "ends_import:build": r"ends the process when it is imported: it called sys\.exit\('no GPU found'\)",
 }

@@ -317,6 +317,16 @@ def test_a_worker_has_one_torch_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("driver")
+def test_what_one_model_leaves_behind_in_a_worker_is_not_held_against_the_next() -> None:
+    good, delivered = portion(mapping()), Delivered()
+    with Local(workers=1) as executor:
+        executor.submit(portion(mapping(models=[model("spoils")])), Delivered()).result(120)
+        executor.submit(good, delivered).result(120)
+    assert delivered.is_each_once(good)
+    assert delivered.agrees_with_evaluate(good)
+
+
+@pytest.mark.usefixtures("driver")
 def test_a_worker_that_is_stuck_is_named_and_given_up_and_the_next_model_is_computed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
