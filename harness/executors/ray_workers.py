@@ -70,6 +70,7 @@ class Workers:
         self._models: dict[Any, str] = {}  # the label that each worker has last computed for
         self._pinged: dict[Any, Any] = {}  # the workers that have not answered `Worker.ready` yet, by their answer
         self._busy: dict[Any, tuple[Any, Submission]] = {}  # the workers and what they compute, by their answer
+        self._computed: dict[Any, set[str]] = {}  # the labels that each worker has computed for
         self._asked: dict[Any, float] = {}  # when each of these answers was asked for
         self._failed_pings: list[str] = []  # reasons, since a worker last answered
 
@@ -108,6 +109,7 @@ class Workers:
         worker = next((one for one in self._idle if self._models.get(one) == label), self._idle[-1])
         self._idle.remove(worker)
         self._models[worker] = label
+        self._computed.setdefault(worker, set()).add(label)
         return worker
 
     def _ping(self, worker: Any) -> None:
@@ -149,6 +151,10 @@ class Workers:
             self._kill(worker)
             dispatcher.retry(submission, str(told), "")
             return
+        if isinstance(told, Exception) and len(self._computed[worker]) > 1:  # see `harness.executors.local.Worker`
+            self._kill(worker)
+            dispatcher.retry(submission, f"It had computed another model before: {told}", "")
+            return
         submission.accept(told)
         if submission.future.done():
             self._idle.append(worker)
@@ -158,6 +164,7 @@ class Workers:
     def _kill(self, worker: Any) -> None:
         """Kill a worker that is lost; another one is started if there is work for it."""
         self._models.pop(worker, None)
+        self._computed.pop(worker, None)
         ray.kill(worker)
 
     def _handle_loss(self, submission: Submission | None, reason: str, dispatcher: Dispatcher) -> None:

@@ -926,3 +926,17 @@ def test_a_network_that_answers_otherwise_than_where_the_run_was_started_is_refu
     else:
         with pytest.raises(ModelError, match=r"answers otherwise in a worker than where the run was started"):
             list(evaluate(portion))
+
+
+def test_a_network_of_other_code_than_where_the_run_was_started_is_refused() -> None:
+    task = task_of(Demo(name="digits_plain"), Digits(n=2), Linf(eps=0.1))
+    portion = Portion(replace(task, network="edited"), tuple(clean_trials([0], BASELINE)))
+    with pytest.raises(ModelError, match=r"its code, or what it holds besides its weights, is not what it was when"):
+        list(evaluate(portion))
+
+
+def test_a_threat_of_other_code_than_where_the_run_was_started_is_refused() -> None:
+    task = task_of(Demo(name="digits_plain"), Digits(n=2), Linf(eps=0.1))
+    portion = Portion(replace(task, code="edited"), tuple(clean_trials([0], BASELINE)))
+    with pytest.raises(ModelError, match=r"the code of the threat Linf changed while the benchmark ran"):
+        list(evaluate(portion))

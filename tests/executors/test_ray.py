@@ -236,7 +236,7 @@ def test_a_worker_that_loses_its_device_is_replaced(cluster: Any, monkeypatch: p
 def test_a_model_goes_to_the_idle_worker_that_has_it_loaded() -> None:
     from harness.executors.ray_workers import Workers
 
-    workers = Workers(3, gpus=0)
+    workers = Workers(3, gpus=0, time_limit="auto")
     workers._idle, workers._models = ["one", "two", "three"], {"one": "resnet", "two": "vit"}
     assert workers._idle_one("resnet") == "one"
     assert workers._idle_one("swin") == "three"  # the last one started or used
