@@ -69,7 +69,7 @@ def prints():
 FAULTS = {
     "ends_nets:builder_exits": r"builder '.*builder_exits': it called sys\.exit\(0\); it must return the network",
     "ends_nets:builder_ends": r"its code has ended the process in which it was loaded and tried \(exit code 0\)",
-    "ends_nets:builder_interrupts": "it raised KeyboardInterrupt",
+    "ends_nets:builder_interrupts": r"builder '.*builder_interrupts': raised KeyboardInterrupt\(\);",
     "ends_nets:forward_exits": r"cannot be run: it called sys\.exit\(0\)",
     "ends_nets:forward_ends": r"its code has ended the process .*\(exit code 0\)",
     "ends_nets:forward_closes": "cannot be run: it raised GeneratorExit",
