@@ -26,7 +26,7 @@ from harness.engine.class_names import names_to_match
 from harness.engine.fingerprint import answers
 from harness.engine.images import open_data, scored_source, source
 from harness.engine.numerics import reproducible
-from harness.engine.session import model_session
+from harness.engine.session import model_session, told_apart_by
 from harness.engine.verification import logits, require_gradient
 from harness.errors import HarnessError, MethodError, ModelError, SpecError
 from harness.scheduling.grid import grid
@@ -137,7 +137,7 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
                 began = perf_counter()
                 check_network(benchmark, loaded.network, batch)
                 pace = (perf_counter() - began) / len(batch)
-            known = answers(_asked(loaded), batch.x.shape[1:])
+            known = answers(told_apart_by(loaded), batch.x.shape[1:])
             trainable, lost = trainable_parameters(loaded, model.adaptations)
             marks = {method: loaded.marks(method) for method in trainable}
     except HarnessError as error:
@@ -211,11 +211,6 @@ def class_names(benchmark: Benchmark, model: Model, loaded: Scorable, offline: b
         return loaded.training.class_names
     images = source(benchmark.dataset, model.preprocessing(offline=offline), offline)
     return names_to_match(model.class_names(offline=offline), images.class_names)
-
-
-def _asked(loaded: Scorable) -> nn.Module:
-    """Return the network whose answers tell whether it is the one of earlier results: of a fitted one, what is not."""
-    return loaded.network if loaded.training is None else loaded.body
 
 
 def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:

@@ -58,7 +58,7 @@ def own_state(content: Mapping[str, Any], network: nn.Module) -> Found:
         The state dict; where none fits, that at a usual place, which the network then refuses.
 
     Raises:
-        BadCheckpoint: several fit there, and they differ.
+        BadCheckpoint: several fit there, and they differ; or its numbers are of another type.
     """
     expected = network.state_dict()
     fitting = [found for found in _candidates(content, expected) if _fits(found.state, expected)]
@@ -67,10 +67,27 @@ def own_state(content: Mapping[str, Any], network: nn.Module) -> Found:
     usual = next((place for place in USUAL if any(found.key == place for found in fitting)), None)
     chosen = [found for found in fitting if usual in (None, found.key)]
     chosen = [found for found in chosen if not found.prefix] or chosen
-    if not all(_same(found, chosen[0], expected) for found in chosen):
+    if not all(_same(found, chosen[0], expected) for found in chosen[1:]):
         places = "; ".join(found.place for found in chosen)
         raise BadCheckpoint(f"holds several state dicts that fit ({places}); save the one that is meant")
+    _check_types(chosen[0].state, expected)
     return chosen[0]
+
+
+def _check_types(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse numbers that torch would convert to others, such as quantised weights without their scale.
+
+    Raises:
+        BadCheckpoint: a tensor is not of floating point where the network's is.
+    """
+    for key, value in state.items():
+        wanted = expected[key]
+        both = isinstance(wanted, Tensor) and isinstance(value, Tensor)
+        if both and wanted.is_floating_point() and not value.is_floating_point():
+            raise BadCheckpoint(
+                f"holds {key!r} as {str(value.dtype).removeprefix('torch.')}, where the network has "
+                f"{str(wanted.dtype).removeprefix('torch.')}: the weights of another network, perhaps a quantised one"
+            )
 
 
 def keys_of(content: Mapping[str, Any]) -> str:
@@ -84,6 +101,8 @@ def keys_of(content: Mapping[str, Any]) -> str:
 
 
 def _some(keys: list[str]) -> str:
+    if not keys:
+        return "no keys"
     more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
     return ", ".join(map(repr, keys[:NAMED])) + more
 

@@ -51,6 +51,12 @@ def forward_ends(): return network(lambda: os._exit(0))
 def forward_closes(): return network(lambda: raises(GeneratorExit()))
 def forward_waits(): return network(lambda: time.sleep(600))
 
+def builder_patches():
+    import torch
+    torch.nn.functional.relu = lambda x, inplace=False: x
+    torch.set_default_dtype(torch.float64)
+    raise MemoryError("h" * 1_000_000)
+
 def prints():
     print("\\x1b[31mchatter\\x1b[0m\\r0 %\\r100 %")
     print("x" * 50 + "\\n", end="" , flush=True)
@@ -63,11 +69,12 @@ def prints():
 FAULTS = {
     "ends_nets:builder_exits": r"builder '.*builder_exits': it called sys\.exit\(0\); it must return the network",
     "ends_nets:builder_ends": r"its code has ended the process in which it was loaded and tried \(exit code 0\)",
-    "ends_nets:builder_interrupts": "it raised KeyboardInterrupt",
+    "ends_nets:builder_interrupts": r"builder '.*builder_interrupts': raised KeyboardInterrupt\(\);",
     "ends_nets:forward_exits": r"cannot be run: it called sys\.exit\(0\)",
     "ends_nets:forward_ends": r"its code has ended the process .*\(exit code 0\)",
     "ends_nets:forward_closes": "cannot be run: it raised GeneratorExit",
     "ends_nets:forward_waits": r"loaded and tried: no answer for 45 s; look where its code waits",
+    "ends_nets:builder_patches": r"builder '.*builder_patches': raised MemoryError\('h{500,2000} … h{500,2000}'\);",
     "ends_args:build": r"its module 'ends_args' ends the process when it is imported: it called sys\.exit\(2\)",
     "ends_import:build": r"ends the process when it is imported: it called sys\.exit\('no GPU found'\)",
 }
@@ -168,7 +175,7 @@ def test_doctor_finds_them_and_does_not_end_with_them(faulty: Faulty) -> None:
 # --- in a worker ---
 
 
-@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), SystemExit("no GPU")])
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), KeyboardInterrupt(), SystemExit("no GPU")])
 @pytest.mark.usefixtures("here")
 def test_an_exit_during_a_trial_is_an_error_of_the_model(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     work = portion(mapping(threat={"kind": "dim"}), stage="dim-1", images=range(4))

@@ -317,6 +317,16 @@ def test_a_worker_has_one_torch_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("driver")
+def test_what_one_model_leaves_behind_in_a_worker_is_not_held_against_the_next() -> None:
+    good, delivered = portion(mapping()), Delivered()
+    with Local(workers=1) as executor:
+        executor.submit(portion(mapping(models=[model("spoils")])), Delivered()).result(120)
+        executor.submit(good, delivered).result(120)
+    assert delivered.is_each_once(good)
+    assert delivered.agrees_with_evaluate(good)
+
+
+@pytest.mark.usefixtures("driver")
 def test_a_worker_that_is_stuck_is_named_and_given_up_and_the_next_model_is_computed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -324,7 +334,7 @@ def test_a_worker_that_is_stuck_is_named_and_given_up_and_the_next_model_is_comp
     with Local(workers=1) as executor:
         executor.submit(good, Delivered()).result(120)  # now that it is started, it answers at once
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(local, "longest_silence", lambda _: 3.0)
+            patch.setattr(local, "longest_silence", lambda *_: 3.0)
             patch.setattr(process, "FIRST_NOTE", 1.0)
             with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 3 s; look .* executor\.time_limit$"):
                 executor.submit(dim("stuck"), Delivered()).result(120)
