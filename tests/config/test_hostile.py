@@ -128,7 +128,7 @@ SHIPPED = [
     path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 ]
 MUTATIONS = settings(
-    max_examples=250, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=500, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 FRAGMENTS = (
@@ -259,4 +259,4 @@ def test_a_value_of_another_kind_is_a_benchmark_or_told_where_it_is(
 ) -> None:
     data, path = structure
     message = refused(folder, yaml.dump(data, Dumper=WithoutAliases, allow_unicode=True))
-    assert message is None or str(path[0]) in message
+    assert message is None or str(path[0]) in message or re.search(r"line \d+: text of 300 characters", message)
