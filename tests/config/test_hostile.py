@@ -164,7 +164,7 @@ SHIPPED = [
     path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parents[2] / "benchmarks").glob("*.yaml"))
 ]
 MUTATIONS = settings(
-    max_examples=250, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=500, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 FRAGMENTS = (
@@ -297,4 +297,5 @@ def test_a_value_of_another_kind_is_a_benchmark_or_told_where_it_is(
 ) -> None:
     data, path = structure
     message = refused(folder, yaml.dump(data, Dumper=WithoutAliases, allow_unicode=True))
-    assert message is None or str(path[0]) in message
+    elsewhere = r"line \d+: text of 300 characters|threat\.eps: missing"  # a name too long; a default of the data's
+    assert message is None or str(path[0]) in message or re.search(elsewhere, message)
