@@ -58,6 +58,7 @@ CASES = {
     "average in the same mapping": Case(behind("ema.", OTHER) | SAVED, "at the top"),
     "attacker": Case({"model": behind("module.model.", SAVED) | behind("module.attacker.model.", SAVED)}, "under 'mod"),
     "nested": Case({"checkpoint": {"weights": SAVED}}, "under 'checkpoint/weights'"),
+    "list": Case({"state_dict": [SAVED], "epoch": 3}, "under 'state_dict/0'"),
     "thop": Case(SAVED | {"total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)}, "at the top"),
     "before num_batches_tracked": Case({k: v for k, v in SAVED.items() if "num_b" not in k}, "at the top"),
     "beside its optimiser": Case({"net": SAVED, "optimizer": {"state": {0: {"step": 3}}}}, "under 'net'"),
@@ -76,6 +77,11 @@ def test_a_state_dict_is_found_and_its_place_is_told(name: str) -> None:
 def test_two_that_differ_are_not_chosen_between() -> None:
     with pytest.raises(BadCheckpoint, match=r"several state dicts that fit \(under 'teacher'; under 'student'\); save"):
         own_state({"teacher": SAVED, "student": OTHER}, network())
+
+
+def test_of_two_that_differ_the_one_that_is_named_is_taken() -> None:
+    found = own_state({"stages": [SAVED, OTHER]}, network(), "stages/1")
+    assert all(torch.equal(found.state[key], value) for key, value in OTHER.items())
 
 
 @pytest.mark.parametrize(
