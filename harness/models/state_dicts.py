@@ -31,7 +31,8 @@ class Found(NamedTuple):
     """A state dict in a checkpoint.
 
     Args:
-        key: the key under which it lies, such as "net"; nested ones are joined by "/"; empty at the top.
+        key: the key under which it lies, such as "net"; nested ones are joined by "/", as in "state_dict/0" for the
+            first of a list; empty at the top.
         prefix: what comes before each key of the network, such as "module.".
         state: its entries, by the network's keys.
     """
@@ -47,12 +48,13 @@ class Found(NamedTuple):
         return ", ".join(parts) or "at the top"
 
 
-def own_state(content: Mapping[str, Any], network: nn.Module) -> Found:
+def own_state(content: Mapping[str, Any], network: nn.Module, key: str | None = None) -> Found:
     """Return the state dict of a network; where several fit, that at a usual place.
 
     Args:
         content: what a checkpoint holds.
         network: the network.
+        key: the key under which it lies, where that is known; see `Found`.
 
     Returns:
         The state dict; where none fits, that at a usual place, which the network then refuses.
@@ -61,7 +63,8 @@ def own_state(content: Mapping[str, Any], network: nn.Module) -> Found:
         BadCheckpoint: several fit there, and they differ; or its numbers are of another type.
     """
     expected = network.state_dict()
-    fitting = [found for found in _candidates(content, expected) if _fits(found.state, expected)]
+    candidates = [found for found in _candidates(content, expected) if key in (None, found.key)]
+    fitting = [found for found in candidates if _fits(found.state, expected)]
     if not fitting:
         return _usual(content, expected)
     usual = next((place for place in USUAL if any(found.key == place for found in fitting)), None)
@@ -123,8 +126,9 @@ def _mappings(content: Mapping[Any, Any], path: str = "", depth: int = 0) -> Ite
     yield path, {key: value for key, value in content.items() if isinstance(key, str)}
     if depth < DEEPEST:
         for key, value in content.items():
-            if isinstance(value, Mapping):
-                yield from _mappings(value, f"{path}/{key}".lstrip("/"), depth + 1)
+            inside = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+            if isinstance(inside, Mapping):
+                yield from _mappings(inside, f"{path}/{key}".lstrip("/"), depth + 1)
 
 
 def _prefixes(mapping: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

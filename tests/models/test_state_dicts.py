@@ -60,6 +60,7 @@ CASES = {
     "average in the same mapping": Case(behind("ema.", OTHER) | SAVED, "at the top"),
     "attacker": Case({"model": behind("module.model.", SAVED) | behind("module.attacker.model.", SAVED)}, "under 'mod"),
     "nested": Case({"checkpoint": {"weights": SAVED}}, "under 'checkpoint/weights'"),
+    "list": Case({"state_dict": [SAVED], "epoch": 3}, "under 'state_dict/0'"),
     "thop": Case(SAVED | {"total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)}, "at the top"),
     "before num_batches_tracked": Case({k: v for k, v in SAVED.items() if "num_b" not in k}, "at the top"),
     "beside its optimiser": Case({"net": SAVED, "optimizer": {"state": {0: {"step": 3}}}}, "under 'net'"),
@@ -89,6 +90,11 @@ def test_weights_that_are_not_finite_are_one_state_dict_all_the_same() -> None:
 def test_numbers_of_another_type_are_not_converted(dtype: torch.dtype, name: str) -> None:
     with pytest.raises(BadCheckpoint, match=rf"holds '0\.weight' as {name}, where the network has float32"):
         own_state({key: value.to(dtype) for key, value in SAVED.items()}, network())
+
+
+def test_of_two_that_differ_the_one_that_is_named_is_taken() -> None:
+    found = own_state({"stages": [SAVED, OTHER]}, network(), "stages/1")
+    assert all(torch.equal(found.state[key], value) for key, value in OTHER.items())
 
 
 @pytest.mark.parametrize(
