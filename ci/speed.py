@@ -43,8 +43,8 @@ from harness.curvature.shared_copy import copy_sharing_weights
 from harness.engine.acceleration import compiled, to_channels_last
 from harness.engine.footprint import kept_bytes
 from harness.engine.numerics import reproducible, resolve
-from harness.leaderboard import csv_file
-from harness.leaderboard.row import LeaderboardRow, attack_runs, known, rows_of
+from harness.leaderboard import board_files
+from harness.leaderboard.row import LeaderboardRow, attack_runs, known
 from harness.models.loaded import Loaded
 from harness.threats.lp import Lp
 
@@ -138,7 +138,7 @@ def harness_run(question: dict[str, Any], workers: int, **changes: Any) -> Run:
         started = perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seconds = perf_counter() - started
-        return Run(seconds, rows_of(csv_file.read(home / "speed.csv")))
+        return Run(seconds, board_files.read(home / "speed.csv").rows)
 
 
 def naive_run(question: dict[str, Any], betas: Sequence[float]) -> tuple[float, dict[float, float]]:

@@ -19,6 +19,9 @@ A message says what was expected, what was found, where, and what to do.
 
 from __future__ import annotations
 
+LONGEST = 2000
+"""Characters of what is told of a model; what its code has raised may have millions."""
+
 
 class HarnessError(Exception):
     """Base of all errors of the harness. The command line prints its message, without a traceback."""
@@ -45,7 +48,8 @@ class ModelError(HarnessError):
     """
 
     def __init__(self, message: str, flag: str | None = None) -> None:
-        super().__init__(message)
+        cut = message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
+        super().__init__(cut)
         self.flag = flag
 
     def __reduce__(self) -> tuple[type[ModelError], tuple[str, str | None]]:

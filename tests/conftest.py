@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ from hypothesis import settings
 
 settings.register_profile("no deadline", deadline=None)  # of a busy machine, time says nothing
 settings.load_profile("no deadline")
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave alone what was imported: millions of objects, and each full pass visits all."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -184,3 +184,9 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
                 if words and words[0].strip("`.,:?") in QUESTIONS:
                     found.append(f"{path.relative_to(ROOT)}: {getattr(node, 'name', 'module')}: {' '.join(words[:9])}")
     assert found == []
+
+
+def test_a_board_is_read_by_one_door() -> None:
+    """`board_files` holds it against its outcomes and digests; what is to be replaced may be damaged."""
+    readers = {name for name, others in files().items() if "harness.leaderboard.csv_file" in others}
+    assert readers == {"harness.leaderboard.board_files", "harness.leaderboard.replacement"}

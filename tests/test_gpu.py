@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.packages import python_path, script
+from helpers.commands import Ended
+from helpers.packages import script
 
 CI = Path(__file__).parents[1] / "ci"
-PLANTED = """
-import sys
-import gpu
-from gpu_sections import catalogue
-from gpu_sections.section import Miss, Section
-
-def right(place):
-    yield "as it should be"
-
-def wrong(place):
-    yield Miss("expected 1, found 2")
-
-def broken(place):
-    yield "so far, so good"
-    raise ZeroDivisionError("by 0")
-
-catalogue.SECTIONS = [Section(find.__name__, "Planted?", find, 60) for find in (right, wrong, broken, right)]
-catalogue.SECTIONS[-1] = Section("last", "Planted?", right, 60)
-sys.exit(gpu.main())
-"""
-"""Runs the script with sections of which one misses and one raises."""
+Script = Callable[..., Ended]
+"""Runs ``ci/gpu.py`` with arguments."""
 
 
-def ended(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in ``folder``, where the scripts can be imported."""
-    environment = os.environ | {"PYTHONPATH": python_path(CI, CI.parent / "tests"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
+    """The script in this process and in an empty directory; what it changes for its sections is put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(CI), *sys.path])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+        code = script("gpu").main()
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def planted(gpu: Script, monkeypatch: pytest.MonkeyPatch) -> Script:
+    """The script with sections of which one misses and one raises."""
+    catalogue, section = (importlib.import_module(f"gpu_sections.{name}") for name in ("catalogue", "section"))
+
+    def right(place: object) -> Iterator[object]:
+        yield "as it should be"
+
+    def wrong(place: object) -> Iterator[object]:
+        yield section.Miss("expected 1, found 2")
+
+    def broken(place: object) -> Iterator[object]:
+        yield "so far, so good"
+        raise ZeroDivisionError("by 0")
+
+    found = {"right": right, "wrong": wrong, "broken": broken, "last": right}
+    sections = tuple(section.Section(name, "Planted?", find, 60) for name, find in found.items())
+    monkeypatch.setattr(catalogue, "SECTIONS", sections)
+    return gpu
 
 
 @pytest.mark.slow
 def test_pretended_sections_miss_nothing(tmp_path: Path) -> None:
-    done = ended(tmp_path, str(CI / "gpu.py"), "--pretend", "device", "steps", "projections", "memory", "logits")
+    """In a process of its own, as it is called."""
+    done = subprocess.run(
+        [sys.executable, str(CI / "gpu.py"), "--pretend", "device", "steps", "projections", "memory", "logits"],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = (tmp_path / "gpu" / "pretend.md").read_text(encoding="utf-8")
     assert report.startswith("# pretend\n")
@@ -56,27 +72,24 @@ def test_pretended_sections_miss_nothing(tmp_path: Path) -> None:
     assert "needs a GPU" in report
 
 
-@pytest.mark.slow
-def test_a_miss_and_an_error_end_with_1_and_the_sections_after_them_run(tmp_path: Path) -> None:
-    done = ended(tmp_path, "-c", PLANTED, "--pretend", "--out", "there")
-    assert done.returncode == 1, done.stderr
-    report = (tmp_path / "there" / "pretend.md").read_text(encoding="utf-8")
+def test_a_miss_and_an_error_end_with_1_and_the_sections_after_them_run(planted: Script) -> None:
+    done = planted("--pretend", "--out", "there")
+    assert done.code == 1, done.err
+    report = Path("there", "pretend.md").read_text(encoding="utf-8")
     assert "Missed: wrong, broken." in report
     assert "**Missed**: expected 1, found 2" in report
     assert "so far, so good" in report
     assert "ZeroDivisionError: by 0" in report
     assert report.index("## broken") < report.index("## last")
-    assert ended(tmp_path, "-c", PLANTED, "--pretend", "right").returncode == 0
+    assert planted("--pretend", "right").code == 0
 
 
-@pytest.mark.slow
-def test_without_time_sections_are_left_out(tmp_path: Path) -> None:
-    done = ended(tmp_path, "-c", PLANTED, "--pretend", "--minutes", "0")
-    assert done.returncode == 0
-    assert done.stdout.count("Left out: all of it, as the time is up.") == 4
+def test_without_time_sections_are_left_out(planted: Script) -> None:
+    done = planted("--pretend", "--minutes", "0")
+    assert done.code == 0
+    assert done.out.count("Left out: all of it, as the time is up.") == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -85,11 +98,11 @@ def test_without_time_sections_are_left_out(tmp_path: Path) -> None:
         (["--bundle", "nowhere"], "--bundle: no folder nowhere; python ci/gpu_bundle.py --out nowhere makes it"),
     ],
 )
-def test_what_cannot_be_done_ends_with_2_and_says_why(tmp_path: Path, arguments: list[str], why: str) -> None:
-    done = ended(tmp_path, str(CI / "gpu.py"), *arguments)
-    assert done.returncode == 2
-    assert why in done.stderr
-    assert not (tmp_path / "gpu").exists()
+def test_what_cannot_be_done_ends_with_2_and_says_why(gpu: Script, arguments: list[str], why: str) -> None:
+    done = gpu(*arguments)
+    assert done.code == 2
+    assert why in done.err
+    assert not Path("gpu").exists()
 
 
 def test_a_bundle_that_is_too_large_names_its_largest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from harness.api.part import Part
 from harness.api.records import Batch, Preprocessing, Target
+from harness.api.validation import Count
 from harness.errors import DataError
 from harness.util.hashing import sha256
 from harness.util.text import disarmed
@@ -28,9 +29,9 @@ class Dataset(Part):
         per_class: number of images to score of each class, the first of each, in the order of the data.
     """
 
-    n: Annotated[int, Field(strict=True, gt=0)] | None = None
+    n: Count | None = None
     indices: Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1)] | None = None
-    per_class: Annotated[int, Field(strict=True, gt=0)] | None = None
+    per_class: Count | None = None
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:

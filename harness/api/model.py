@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from harness.api.part import Part
@@ -48,6 +48,14 @@ class Model(Part):
             threat: kind of the threat.
         """
         return None
+
+    def class_names(self, *, offline: bool = False) -> Sequence[str]:
+        """Return the name of each logit's class, by number; empty where they are not known. Images are matched by them.
+
+        Args:
+            offline: whether to refuse every download.
+        """
+        return ()
 
     @property
     def training(self) -> Dataset | None:

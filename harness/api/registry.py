@@ -6,8 +6,13 @@ pyproject.toml.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from contextlib import redirect_stdout
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,21 +24,29 @@ from harness.errors import SpecError
 from harness.util.foreign import ANYTHING, told
 from harness.util.text import did_you_mean, shown
 
+OURS = "ct-harness"
+"""The package that registers the built-in parts."""
 GROUPS = ("models", "datasets", "threats", "executors")
 
 
 def registered(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of ``group`` by kind, sorted, without importing them."""
-    return {point.name: point for point in sorted(entry_points(group=_name(group)), key=lambda point: point.name)}
+    return {point.name: point for point in sorted(_installed(group), key=lambda point: point.name)}
+
+
+def _installed(group: str) -> EntryPoints:
+    return _installed_on(tuple(sys.path), f"ct_harness.{group}")
+
+
+@cache
+def _installed_on(path: tuple[str, ...], name: str) -> EntryPoints:
+    """Return a group of the packages on a search path; looking them through takes longer than reading a benchmark."""
+    return entry_points(group=name)
 
 
 def owner_of(point: EntryPoint) -> str:
     """Return the package that has registered a part."""
     return point.dist.name if point.dist else "unknown package"
-
-
-def _name(group: str) -> str:
-    return f"ct_harness.{group}"
 
 
 def part(group: str, kind: str) -> type[Part]:
@@ -47,11 +60,12 @@ def part(group: str, kind: str) -> type[Part]:
     if kind not in points:
         raise SpecError(f"unknown kind {shown(kind)}{did_you_mean(kind, points)}; known {group}: {', '.join(points)}")
     point, owner = points[kind], owner_of(points[kind])
-    claims = {f"{other.value} (from {owner_of(other)})" for other in entry_points(group=_name(group), name=kind)}
+    claims = {f"{other.value} (from {owner_of(other)})" for other in _installed(group).select(name=kind)}
     if len(claims) > 1:
         raise SpecError(f"kind {kind!r} is registered twice: {', '.join(sorted(claims))}; uninstall one of them")
     try:
-        found = point.load()
+        with redirect_stdout(sys.stderr):  # ours is what the command answers
+            found = point.load()
     except ANYTHING as error:
         raise SpecError(
             f"kind {kind!r} (from {owner}) cannot be imported: {told(error)}; repair or uninstall it"
@@ -74,7 +88,22 @@ def _row(group: str, kind: str, point: EntryPoint) -> tuple[str, str, str]:
     keys = [name if field.is_required() else f"{name}?" for name, field in cls.model_fields.items()]
     what = next(iter((cls.__doc__ or "").strip().splitlines()), "")
     owner = owner_of(point)
-    return kind, ", ".join(keys), what if owner == "ct-harness" else f"{what} [{owner}]"
+    return kind, ", ".join(keys), what if owner == OURS else f"{what} [{owner}]"
+
+
+def plugin_behind(error: BaseException) -> str:
+    """Return the third party's plug-in in whose code an error was raised, and where; empty where it was in none."""
+    points = [point for group in GROUPS for point in _installed(group)]
+    owners = {_top(point.module): owner_of(point) for point in points}
+    for frame, line in reversed([*walk_tb(error.__traceback__)]):
+        owner = owners.get(_top(frame.f_globals.get("__name__", "")), OURS)
+        if owner != OURS:
+            return f"the plug-in {owner} ({Path(frame.f_code.co_filename).name}, line {line})"
+    return ""
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def build(group: str, value: Any, where: str) -> Part:

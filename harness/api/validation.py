@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from harness.util.numbers import as_number
 from harness.util.text import did_you_mean, disarmed, key_path, shown
@@ -23,8 +25,28 @@ WRITTEN = BeforeValidator(as_number)
 Count = Annotated[int, Field(strict=True, gt=0, le=1_000_000)]
 """A number of things to be done, such as steps: beyond a million it is a slip."""
 
+Few = Annotated[int, Field(strict=True, gt=0, le=1_000)]
+"""A number of repetitions of what takes many steps itself."""
+
 MOST_LINES = 10
 """Most faults of one mapping that are told."""
+
+
+def spelt(pattern: str, words: str) -> tuple[AfterValidator, FieldInfo]:
+    """Annotate a text of some form, which a message tells in words and the JSON Schema as a pattern.
+
+    Args:
+        pattern: regular expression of the whole text.
+        words: what is expected.
+    """
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {words}")
+        return text
+
+    return AfterValidator(check), Field(json_schema_extra={"pattern": f"^{pattern}$"})
+
 
 EXPECTED = {
     "greater_than": "a number above {gt:g}",

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from harness.api.attack import Attack as StepMachine
 from harness.api.threat import Flag, Passes
 from harness.api.trial import Attempt
-from harness.api.validation import Count
+from harness.api.validation import Count, Few
 from harness.attacks.norms import Norm
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Custom(BaseModel):
 
     stages: Annotated[tuple[Name, ...], Field(min_length=1)]
     iterations: Count = 100
-    restarts: Count = 1
-    targets: Count = 9
+    restarts: Few = 1
+    targets: Few = 9
     queries: Count = 5000
 
     @model_validator(mode="after")

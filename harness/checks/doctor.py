@@ -22,7 +22,7 @@ from harness.engine.acceleration import wants_compiling
 from harness.engine.apart import Call, apart
 from harness.engine.images import open_data, source
 from harness.engine.numerics import resolve
-from harness.engine.prepare import check_enough_images, passes_of_a_run
+from harness.engine.prepare import check_number_of_images, passes_of_a_run
 from harness.engine.provenance import provenance
 from harness.engine.session import model_session
 from harness.errors import ModelError, SpecError
@@ -125,7 +125,7 @@ def _data(benchmark: Benchmark, preprocessing: Preprocessing) -> Generator[Findi
     try:
         opened = source(dataset, preprocessing, True)
         chosen = dataset.chosen(opened)
-        check_enough_images(benchmark, len(chosen))
+        check_number_of_images(benchmark, len(chosen))
         number = min(IMAGES, len(chosen))
         few = tuple(chosen[position * len(chosen) // number] for position in range(number))
         read = open_data(dataset.model_copy(update={"n": None, "per_class": None, "indices": few}), True, preprocessing)

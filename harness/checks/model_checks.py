@@ -79,8 +79,8 @@ def check_model(
                 return findings, None
             check = "training"
             check_training_images(benchmark, session.loaded, {of_pixels(x) for x in images.x.numpy()})
-            preprocessing, numbering = model.preprocessing(offline=True), class_names(session.loaded)
-            opened = scored_source(benchmark.dataset, preprocessing, True, numbering)
+            numbering = class_names(benchmark, model, session.loaded, offline=True)
+            opened = scored_source(benchmark.dataset, model.preprocessing(offline=True), True, numbering)
             images = opened.read(tuple(images.indices.tolist()))
             batch, check = session.to_input_space(images.to(device)), "clean"
             session.to_channels_last(batch.x[:1])

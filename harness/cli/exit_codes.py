@@ -10,13 +10,10 @@ import typer
 
 from harness.cli.signals import Interrupted, ended
 from harness.errors import HarnessError
-from harness.util.foreign import told
+from harness.util.foreign import ANYTHING, told
 
 GOOD, NO, UNDONE = 0, 1, 2
 """Done; done, and the answer is no; could not be done."""
-INTERRUPTED = 130
-"""Ended by Ctrl-C; by SIGTERM it is 143, by SIGHUP 129."""
-
 SHARED = {"debug": False}
 """Values of the options that come before the command."""
 
@@ -43,14 +40,22 @@ def guarded(command: Callable[..., int]) -> Callable[..., None]:
             if SHARED["debug"]:
                 raise
             where = "run ct-harness --debug … to see where"
-            typer.secho(f"error: a fault of ct-harness or of a plug-in: {told(error)}; {where}", err=True, fg="red")
+            fault = _plugin_behind(error) or "ct-harness or of a plug-in"
+            typer.secho(f"error: a fault of {fault}: {told(error)}; {where}", err=True, fg="red")
             code = UNDONE
-        except KeyboardInterrupt as error:
+        except Interrupted as error:
             typer.echo("interrupted; results so far are kept: run the same command to continue", err=True)
-            code = error.code if isinstance(error, Interrupted) else INTERRUPTED
-        except SystemExit as error:  # of a part's code, such as a data set's: whatever it says, nothing was done
-            typer.secho(f"error: the code of a part ended the command: {told(error)}", err=True, fg="red")
+            code = error.code
+        except ANYTHING as error:  # which ends the command, whatever exit code it says: nothing was done
+            whose = _plugin_behind(error) or "the code of a part"
+            typer.secho(f"error: {whose} ended the command: {told(error)}; repair or uninstall it", err=True, fg="red")
             code = UNDONE
         raise typer.Exit(code)
 
     return run
+
+
+def _plugin_behind(error: BaseException) -> str:
+    from harness.api.registry import plugin_behind  # which takes a while to import
+
+    return plugin_behind(error)

@@ -10,13 +10,14 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import _exit  # which may be replaced later; see harness.util.foreign
 from types import FrameType
 
 ANSWERED = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Interrupted(KeyboardInterrupt):
-    """The process was asked to end.
+class Interrupted(BaseException):
+    """The process was asked to end. No KeyboardInterrupt, which a plug-in may raise as well.
 
     Args:
         number: the signal.
@@ -63,6 +64,6 @@ def _answer(number: int, frame: FrameType | None) -> None:
     global _orderly, _received
     if not _orderly:
         os.write(2, b"interrupted\n")
-        os._exit(128 + number)
+        _exit(128 + number)
     _orderly, _received = False, number
     raise Interrupted(number)

@@ -13,6 +13,7 @@ from harness.util.files import write_whole
 
 if TYPE_CHECKING:
     from harness.leaderboard.across_datasets import AcrossDatasets
+    from harness.leaderboard.board_files import StoredBoard
 
 
 @guarded
@@ -21,7 +22,6 @@ def show(
 ) -> int:
     """Show a leaderboard, and explain its flags; or sum up several, each of another dataset."""
     from harness.cli.terminal import print_across_datasets, print_board, print_flags
-    from harness.leaderboard import csv_file
 
     boards = _without_outcome_files(boards)
     if len(boards) > 1:
@@ -29,10 +29,23 @@ def show(
         print_across_datasets(found)
         return GOOD if found.settings else UNDONE
     (board,) = boards
-    rows = csv_file.read_rows(board)
+    rows = _read(board).rows
     print_board(rows, str(board))
     print_flags(rows)
     return GOOD
+
+
+def _read(board: Path) -> StoredBoard:
+    """Read a board, and say where it could not be held against what was computed."""
+    from harness.leaderboard import board_files
+
+    return _told(board_files.read(board))
+
+
+def _told(board: StoredBoard) -> StoredBoard:
+    if board.doubt:
+        typer.echo(f"warning: {board.doubt}", err=True)
+    return board
 
 
 def _without_outcome_files(paths: list[Path]) -> list[Path]:
@@ -44,13 +57,13 @@ def _without_outcome_files(paths: list[Path]) -> list[Path]:
 
 def _summed_up(boards: list[Path]) -> AcrossDatasets:
     """Sum up several boards, named by their paths where two have the same name."""
-    from harness.leaderboard import across_datasets, csv_file
+    from harness.leaderboard import across_datasets
 
     if twice := [board for board in boards if boards.count(board) > 1]:
         raise LeaderboardError(f"{twice[0]}: expected each board once, found it {boards.count(twice[0])} times")
     names = [board.stem for board in boards]
     apart = len(set(names)) == len(names)
-    return across_datasets.sum_up({board.stem if apart else str(board): csv_file.read_rows(board) for board in boards})
+    return across_datasets.sum_up({board.stem if apart else str(board): _read(board).rows for board in boards})
 
 
 @guarded
@@ -59,10 +72,9 @@ def plot(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The directory. (default: the board's)")] = None,
 ) -> int:
     """Draw accuracy against β, one panel for each model, as SVG and PNG."""
-    from harness.leaderboard import csv_file
     from harness.report import plot
 
-    for path in plot.write(csv_file.read_rows(board), out or board.parent, board.stem):
+    for path in plot.write(_read(board).rows, out or board.parent, board.stem):
         typer.echo(f"written: {path}")
     return GOOD
 
@@ -86,7 +98,7 @@ def report(
     if len(boards) > 1:
         out, page = out or boards[0].with_name("several.html"), across_datasets_page.page(_summed_up(boards))
     else:
-        out, page = out or boards[0].with_suffix(".html"), board_page.report(boards[0])
+        out, page = out or boards[0].with_suffix(".html"), board_page.report(_read(boards[0]))
     write_whole(out, page)
     typer.echo(f"written: {out}")
     return GOOD
@@ -100,7 +112,7 @@ def site(
     """Write a static site of all leaderboards in a directory: an index, a page for each, and the files."""
     from harness.report import site
 
-    typer.echo(f"written: {site.build(directory, out)[0]}")
+    typer.echo(f"written: {site.build([*map(_told, site.read(directory))], out)[0]}")
     return GOOD
 
 
@@ -112,7 +124,8 @@ def paper(
     """Write the paper's robustness table as one HTML page: as published, under protocol: paper, and in pixel space."""
     from harness.report import paper_table, site
 
-    write_whole(out, paper_table.page(paper_table.groups(site.read(site.boards_in(directory)))))
+    rows = {board.path.stem: _told(board).rows for board in site.read(directory)}
+    write_whole(out, paper_table.page(paper_table.groups(rows)))
     typer.echo(f"written: {out}")
     return GOOD
 
@@ -139,7 +152,6 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file. (default: beside the board)")] = None,
 ) -> int:
     """Write a leaderboard for other programs: --json, --parquet or --latex."""
-    from harness.leaderboard import csv_file
     from harness.report.export import FORMS
 
     asked = [form for form, wanted in (("json", json_), ("parquet", parquet), ("latex", latex)) if wanted]
@@ -147,7 +159,7 @@ def export(
         raise SpecError(f"expected one of --json, --parquet and --latex, found {len(asked)}")
     suffix, to = FORMS[asked[0]]
     out = out or board.with_suffix(suffix)
-    write_whole(out, to(csv_file.read(board)))
+    write_whole(out, to(_read(board).table))
     typer.echo(f"written: {out}")
     return GOOD
 
@@ -161,16 +173,15 @@ def compare(
 ) -> int:
     """Compare each model's selected β with its baseline; or two leaderboards, row by row."""
     from harness.cli.terminal import print_comparison, print_within
-    from harness.leaderboard import board_files, compare
-    from harness.leaderboard.row import rows_of
+    from harness.leaderboard import compare
 
-    first, first_outcomes = board_files.read(board)
+    first = _read(board)
     if other is None:
-        table = compare.within(first)
-        print_within(rows_of(first), str(board))
+        table = compare.within(first.table)
+        print_within(first.rows, str(board))
     else:
-        second, second_outcomes = board_files.read(other)
-        found = compare.between(first, second, first_outcomes, second_outcomes)
+        second = _read(other)
+        found = compare.between(first.table, second.table, first.outcomes, second.outcomes)
         table = found.table()
         print_comparison(found, f"{other} less {board}")
     if csv:

@@ -27,7 +27,7 @@ from harness.api.executor import Executor
 from harness.api.model import Model
 from harness.api.records import Compile, FamilyName, Precision, Protocol, Sites
 from harness.api.threat import Threat
-from harness.api.validation import WRITTEN, Count, explain
+from harness.api.validation import WRITTEN, Count, explain, spelt
 from harness.config.overrides import apply_override
 from harness.config.protocol import filled_in
 from harness.config.yaml_text import LARGEST_TEXT, TOO_LARGE, parse_yaml
@@ -42,6 +42,14 @@ MOST_MODELS = 250
 """Most models of a benchmark; RobustBench has 206."""
 MOST_STEERINGS = 10_000
 """Most points of a grid: a hundred values of β for each of a hundred of c."""
+
+MOST_SCORES = 20_000_000
+"""Most images × steerings × models, each of which takes about a kilobyte: CIFAR-10's 10,000 under 30 β by 66 models."""
+NAME = "letters, digits and _, with . and - after the first, since files are named after it"
+DEVICE = "auto, cpu, cuda, or one GPU by its number, such as cuda:1"
+"""Names and devices in words, for messages."""
+ROUNDING = Decimal("1e-9")
+"""Share of a step by which a fraction such as 1/3, as a float, may miss the end."""
 
 Unit = Annotated[float, Field(strict=True, ge=0, le=1), WRITTEN]
 
@@ -61,7 +69,8 @@ def _spread(value: Any) -> Any:
         raise ValueError("expected 0 ≤ from ≤ to ≤ 1 and step > 0")
     if (stop - start) / step > MOST_STEERINGS:
         raise ValueError(f"expected at most {MOST_STEERINGS:,} values; raise step")
-    return [float(start + i * step) for i in range(int((stop - start) / step) + 1)]
+    values = [start + i * step for i in range(int((stop - start) / step + ROUNDING) + 1)]
+    return [float(stop if abs(value - stop) < step * ROUNDING else value) for value in values]
 
 
 UNIT_SCHEMA = {"type": "number", "minimum": 0, "maximum": 1}
@@ -164,7 +173,7 @@ class Benchmark(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=100)]
+    name: Annotated[str, Field(max_length=100), *spelt(r"\w[\w.-]*", NAME)]
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     dataset: Dataset
     threat: Threat
@@ -178,7 +187,7 @@ class Benchmark(BaseModel):
     compile: Compile = "auto"
     precision: Precision = "float32"
     executor: Executor
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, *spelt("(auto|cpu|cuda(:[0-9]{1,4})?)", DEVICE)] = "auto"
 
     @property
     def normalised(self) -> bool:
@@ -204,6 +213,23 @@ class Benchmark(BaseModel):
         if threat is not None and not threat.attacks and value not in ("auto", "never", "float32"):
             raise ValueError(f"it is about attacks, and {threat.kind} has none; leave it out")
         return value
+
+    @model_validator(mode="after")
+    def _can_be_held(self) -> Benchmark:
+        images = self.dataset.n or len(self.dataset.indices or ())
+        if fault := self.too_many_scores(images):
+            raise ValueError(fault)
+        return self
+
+    def too_many_scores(self, images: int) -> str:
+        """Return what is wrong if so many images are scored; empty if there is room for all their scores."""
+        steerings, models = len(self.steering.beta) * len(self.steering.c), len(self.models)
+        if (scores := images * steerings * models) <= MOST_SCORES:
+            return ""
+        return (
+            f"dataset: {images:,} images × {steerings:,} steerings × {models:,} models are {scores:,} scores, expected "
+            f"at most {MOST_SCORES:,}; lower dataset.n, thin out steering.beta, or split the file"
+        )
 
     @model_validator(mode="after")
     def _attacks_change_a_class(self) -> Benchmark:

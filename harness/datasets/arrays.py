@@ -65,6 +65,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             found = shown(", ".join(keys) or "nothing")[1:-1]
             absent = " and no ".join(sorted(missing))
             raise DataError(f"{path}: no array {absent} in it, only {found}; {WRITE}")
+        if twice := {key for key in ("x", "y") if keys.count(key) > 1}:
+            raise DataError(f"{path}: two arrays {min(twice)} in it; {WRITE}")
         return {key: read_array(archive, key, str(path), "write or copy the file again") for key in ("x", "y")}
 
 

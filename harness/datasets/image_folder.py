@@ -11,6 +11,7 @@ from pydantic import Field
 
 from harness.api.dataset import Dataset
 from harness.errors import DataError, DataMissing
+from harness.util.text import listed
 
 if TYPE_CHECKING:
     from harness.datasets.sources.image_files import ImageFileSource
@@ -46,12 +47,12 @@ class ImageFolder(Dataset):
         if not root.is_dir():
             raise DataMissing(f"dataset.root: no directory {root}; give one that holds a folder for each class")
         try:
-            folder = datasets.ImageFolder(str(root))
-        except FileNotFoundError as error:  # no class folder, or one without an image
-            why = " ".join(str(error).split())
-            raise DataError(f"{root}: {why} Expected a folder of images for each class in it") from error
+            folder = datasets.ImageFolder(str(root), allow_empty=True)
+        except FileNotFoundError as error:
+            raise DataError(f"{root}: no class folder in it; expected a folder of images for each class") from error
         files = [Path(file).relative_to(root).as_posix() for file, _ in folder.samples]
-        _refuse_hidden(folder.classes, root)
+        _refuse_hidden([*folder.classes, *files], root)
+        _refuse_empty(files, folder.classes, root)
         _refuse_splits(files, folder.classes, root)
         names = self._ordered(folder.classes)
         numbers = {name: number for number, name in enumerate(names)}
@@ -82,11 +83,21 @@ class ImageFolder(Dataset):
         return numerical if self.order == "numerical" else classes
 
 
-def _refuse_hidden(classes: Sequence[str], root: Path) -> None:
-    """Refuse folders that tools leave behind, such as .ipynb_checkpoints: each would be a class."""
-    for number, name in enumerate(classes):
-        if name.startswith((".", "__")):
-            raise DataError(f"{root / name}: a hidden folder, which would be class {number}; delete it or move it away")
+def _refuse_hidden(paths: Sequence[str], root: Path) -> None:
+    """Refuse what tools leave behind, such as .ipynb_checkpoints or ._0.png: it would be a class, or an image twice."""
+    for path in paths:
+        steps = PurePosixPath(path).parts
+        if steps[0].startswith("__") or any(step.startswith(".") for step in steps):
+            raise DataError(f"{root / path}: hidden, and it would be a class or an image; delete it or move it away")
+
+
+def _refuse_empty(files: Sequence[str], classes: Sequence[str], root: Path) -> None:
+    """Refuse class folders without an image: each would be a class that nothing is scored on."""
+    if empty := sorted(set(classes) - {PurePosixPath(file).parts[0] for file in files}):
+        raise DataError(
+            f"{root}: no image in {listed(empty)}; expected some for each class, as .jpg, .png, .ppm, .bmp, .pgm, .tif "
+            "or .webp; add them, or delete the folder"
+        )
 
 
 def _refuse_splits(files: Sequence[str], classes: Sequence[str], root: Path) -> None:

@@ -47,7 +47,8 @@ class ImageNet(Dataset):
         from harness.datasets.sources.image_files import ImageFileSource, square
 
         val = Path(self.root).absolute() / "val"
-        classes = _classes()
+        folders = class_folders()
+        classes = {name: number for number, name in enumerate(folders)}
         files = _robustbench_ids() if self.ids == "robustbench" else None
         needed = set(classes)
         if files is not None and self.per_class is None:
@@ -56,7 +57,7 @@ class ImageNet(Dataset):
         if files is None:
             files = _all_files(val, classes)
         labels = [classes[Path(file).parts[0]] for file in files]
-        return ImageFileSource(val, files, labels, square(self.size), sorted(classes, key=lambda name: classes[name]))
+        return ImageFileSource(val, files, labels, square(self.size), folders)
 
 
 def _helper(name: str) -> Path:
@@ -67,9 +68,10 @@ def _helper(name: str) -> Path:
     return Path(spec.origin).parent / "helper_files" / name
 
 
-def _classes() -> dict[str, int]:
-    """Return the label of each class folder."""
-    return dict(json.loads(_helper("imagenet_class_to_id_map.json").read_text()))
+def class_folders() -> tuple[str, ...]:
+    """Return the name of each class folder, by number: ``n01440764``, …."""
+    numbers: dict[str, int] = json.loads(_helper("imagenet_class_to_id_map.json").read_text())
+    return tuple(sorted(numbers, key=lambda name: numbers[name]))
 
 
 def _robustbench_ids() -> list[str]:

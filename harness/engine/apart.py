@@ -30,13 +30,22 @@ class Call(Protocol):
 
 @contextmanager
 def apart(executor: Executor) -> Iterator[Call]:
-    """Within the block, call functions in another process; in this one if the executor computes here anyway."""
+    """Within the block, call functions in another process; in this one if the executor computes here anyway.
+
+    Each model has a process of its own: whatever its code leaves behind there, such as another default dtype or a
+    patched ``torch.relu``, is not the next one's.
+    """
     if executor.in_process:
         yield _here
         return
     with Process({}, preload="harness.engine.prepare") as process:
+        labels = set[str]()
 
         def call(label: str, function: Callable[..., T], *arguments: Any) -> T:
+            if labels - {label}:
+                process.kill()
+            labels.clear()
+            labels.add(label)
             awaited = Awaited(label, "loaded and tried", executor.loading_limit)
             return process.call(function, *arguments, awaited=awaited)
 

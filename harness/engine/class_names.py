@@ -1,4 +1,4 @@
-"""Classes by name: those of the scored images, numbered as in the dataset that a model was fitted on."""
+"""Classes by name: those of the scored images, numbered as a model numbers its logits."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import torch
 from harness.api.dataset import Source
 from harness.api.records import Batch
 from harness.errors import DataError
+from harness.util.text import listed, shown
 
 UNKNOWN = -1
-"""Number of a class that the other dataset does not have."""
-SHOWN = 10
-"""Class names in a message, at most."""
+"""Number of a class that the model does not have."""
 
 
 class Renumbered(Source):
-    """Images whose classes have the numbers that another dataset gives to the same names.
+    """Images whose classes have the numbers that a model gives to the same names.
 
     Args:
         source: the images; their classes have names.
-        class_names: names of the other dataset's classes, by number.
+        class_names: names of the model's classes, by number.
     """
 
     def __init__(self, source: Source, class_names: Sequence[str]) -> None:
@@ -43,7 +42,7 @@ class Renumbered(Source):
         """See `Source.read`.
 
         Raises:
-            DataError: the other dataset has no class of an image's name.
+            DataError: the model has no class of an image's name.
         """
         batch = self._source.read(indices)
         y = self._numbers[batch.y]
@@ -56,10 +55,24 @@ class Renumbered(Source):
         assert self.class_names is not None
         strangers = [name for name in self._source.class_names if name not in self.class_names]
         return DataError(
-            f"dataset: it has images of class {self._source.class_names[number]!r}, and train has no class of that "
-            f"name. Classes of dataset alone: {_listed(strangers)}; classes of train: {_listed(self.class_names)}. "
-            "Give the classes the same names on both sides, or choose images of the classes of train alone"
+            f"dataset: it has images of class {shown(self._source.class_names[number])}, and the model has no class of "
+            f"that name (a probe has those of train). Classes of dataset alone: {listed(strangers)}; classes of the "
+            f"model: {listed(self.class_names)}. Give the classes the same names on both sides, or choose images of "
+            "the model's classes alone"
         )
+
+
+def names_to_match(model: Sequence[str], images: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of a pretrained model's classes, unless the images have as many classes, all named otherwise.
+
+    Those are taken for the same classes in the same order, such as ImageNet's in words.
+
+    Args:
+        model: names of the model's classes, by number.
+        images: names of the images' classes; None if they have none.
+    """
+    others = set(images or ())
+    return () if len(others) == len(model) and others.isdisjoint(model) else tuple(model)
 
 
 def numbered_as(source: Source, class_names: Sequence[str]) -> Source:
@@ -67,13 +80,8 @@ def numbered_as(source: Source, class_names: Sequence[str]) -> Source:
 
     Args:
         source: opened dataset.
-        class_names: names of another dataset's classes, by number; empty if it has none.
+        class_names: names of the model's classes, by number; empty if they have none.
     """
     if not class_names or source.class_names is None or tuple(source.class_names) == tuple(class_names):
         return source
     return Renumbered(source, class_names)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -14,14 +14,15 @@ from harness.api.threat import Flag
 from harness.api.trial import Result, Trial
 from harness.api.work import Portion, Report
 from harness.engine.computation import Computation
+from harness.engine.fingerprint import alike, answers
 from harness.engine.numerics import is_nondeterministic, keep_memory, reproducible
 from harness.engine.provenance import provenance
-from harness.engine.session import OTHER_EACH_TIME
+from harness.engine.session import OTHER_EACH_TIME, told_apart_by
 from harness.engine.stages import run
 from harness.errors import ModelError
 from harness.util.batching import grouped
 from harness.util.device_errors import is_out_of_memory
-from harness.util.foreign import told
+from harness.util.foreign import ENDINGS, told
 from harness.util.source_code import code_of_classes
 
 NONDETERMINISTIC = "nondeterministic"
@@ -42,6 +43,7 @@ def evaluate(portion: Portion) -> Iterator[Sequence[Report]]:
     computation = Computation(portion)
     _check_weights(computation)
     _check_code(computation)
+    _check_answers(computation)
     stage, reports, lasting = _in_memory(computation), list[Report](), set[str]()
     last = perf_counter()
     started, prepared = last, computation.session.preparing
@@ -84,7 +86,7 @@ def _next(stage: Iterator[list[Result]]) -> list[Result] | None:
     """
     try:
         return next(stage, None)
-    except (SystemExit, GeneratorExit) as error:
+    except ENDINGS as error:
         raise ModelError(f"cannot be run: {told(error)}") from error
 
 
@@ -102,6 +104,26 @@ def _check_code(computation: Computation) -> None:
         )
     if task.code and code_of_classes(type(task.threat)) != task.code:
         raise ModelError(f"the code of the threat {task.threat.kind} changed while the benchmark ran; run it again")
+
+
+def _check_answers(computation: Computation) -> None:
+    """Refuse a network that answers otherwise here than where the run was started, as where torch is patched.
+
+    On a GPU its last digits may be others, and it is not asked.
+
+    Raises:
+        ModelError: it does.
+    """
+    task, session = computation.portion.task, computation.session
+    if session.is_asked or not task.answers or computation.device != "cpu":
+        return
+    batch, _ = computation.batch(computation.portion.trials[:1])
+    if not alike(answers(told_apart_by(session.loaded), batch.x.shape[1:]), task.answers):
+        raise ModelError(
+            "the network answers otherwise in a worker than where the run was started; look for what its code takes "
+            "from its surroundings, such as a file or a variable of the environment"
+        )
+    session.is_asked = True
 
 
 def _in_memory(computation: Computation) -> Iterator[list[Result]]:

@@ -136,14 +136,15 @@ class PackRow(NamedTuple):
 
         Raises:
             LookupError: it refers to a text that is not there.
+            TypeError: a number of it is none.
         """
         return checksum(
             texts.contexts.checksums[self.context],
             texts.blocks.checksums[self.block],
             b"".join(map(texts.images.checksums.__getitem__, records["image"].tolist())),
             b"".join(map(texts.attempts.checksums.__getitem__, records["attempt"].tolist())),
-            self.size.to_bytes(8, "little"),
-            self.tail.to_bytes(8, "little"),
+            int.to_bytes(self.size, 8, "little"),
+            int.to_bytes(self.tail, 8, "little"),
             self.results,
         )
 

@@ -22,10 +22,11 @@ from harness.api.threat import BACKWARD, Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
 from harness.engine.apart import apart
+from harness.engine.class_names import names_to_match
 from harness.engine.fingerprint import answers
 from harness.engine.images import open_data, scored_source, source
 from harness.engine.numerics import reproducible
-from harness.engine.session import model_session
+from harness.engine.session import model_session, told_apart_by
 from harness.engine.verification import logits, require_gradient
 from harness.errors import HarnessError, MethodError, ModelError, SpecError
 from harness.scheduling.grid import grid
@@ -95,7 +96,7 @@ def prepare_models(benchmark: Benchmark, offline: bool) -> list[PreparedModel]:
                 continue
             if preprocessing not in seen:
                 seen[preprocessing] = open_data(benchmark.dataset, offline, preprocessing)
-                check_enough_images(benchmark, len(seen[preprocessing].labels))
+                check_number_of_images(benchmark, len(seen[preprocessing].labels))
                 few = tuple(seen[preprocessing].digests)[:FEW]
                 benchmark.threat.prepare(source(benchmark.dataset, preprocessing, offline).read(few), offline=offline)
             data = seen[preprocessing]
@@ -121,7 +122,7 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         session = model_session(model, "cpu", offline, benchmark.normalised)
         loaded = session.loaded
         preprocessing = model.preprocessing(offline=offline)
-        numbering = class_names(loaded)
+        numbering = class_names(benchmark, model, loaded, offline)
         opened = scored_source(benchmark.dataset, preprocessing, offline, numbering)
         if opened is not source(benchmark.dataset, preprocessing, offline):
             data = open_data(benchmark.dataset, offline, preprocessing, numbering)
@@ -136,7 +137,7 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
                 began = perf_counter()
                 check_network(benchmark, loaded.network, batch)
                 pace = (perf_counter() - began) / len(batch)
-            known = answers(_asked(loaded), batch.x.shape[1:])
+            known = answers(told_apart_by(loaded), batch.x.shape[1:])
             trainable, lost = trainable_parameters(loaded, model.adaptations)
             marks = {method: loaded.marks(method) for method in trainable}
     except HarnessError as error:
@@ -199,19 +200,17 @@ def task_of(benchmark: Benchmark, model: Model, loaded: Scorable, device: str, o
         batch_size=None if benchmark.batch_size == "auto" else benchmark.batch_size,
         normalised=benchmark.normalised,
         recipe=loaded.recipe,
-        class_names=class_names(loaded),
+        class_names=class_names(benchmark, model, loaded, offline),
         code=code_of_classes(type(benchmark.threat)),
     )
 
 
-def class_names(loaded: Scorable) -> tuple[str, ...]:
-    """Return the names of the classes as a fitted model numbers them; empty where it has none."""
-    return loaded.training.class_names if loaded.training else ()
-
-
-def _asked(loaded: Scorable) -> nn.Module:
-    """Return the network whose answers tell whether it is the one of earlier results: of a fitted one, what is not."""
-    return loaded.network if loaded.training is None else loaded.body
+def class_names(benchmark: Benchmark, model: Model, loaded: Scorable, offline: bool) -> tuple[str, ...]:
+    """Return the names of the classes as the model numbers them; empty where the images' own numbers hold."""
+    if loaded.training is not None:
+        return loaded.training.class_names
+    images = source(benchmark.dataset, model.preprocessing(offline=offline), offline)
+    return names_to_match(model.class_names(offline=offline), images.class_names)
 
 
 def passes_of_a_run(threat: Threat, classes: int, n: int) -> float:
@@ -233,12 +232,14 @@ def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steerin
     return grid(asked.beta, asked.c, asked.sites, asked.family, prepared.coverage.native, methods)
 
 
-def check_enough_images(benchmark: Benchmark, n: int) -> None:
-    """Refuse a choice of β that ``n`` images are too few for.
+def check_number_of_images(benchmark: Benchmark, n: int) -> None:
+    """Refuse more images than there is room for the scores of, and a choice of β that ``n`` images are too few for.
 
     Raises:
-        SpecError: there are more folds than images, or the holdout's share leaves none to choose on.
+        SpecError: there are too many scores or more folds than images, or the holdout's share leaves none to choose on.
     """
+    if fault := benchmark.too_many_scores(n):
+        raise SpecError(fault)
     if isinstance(benchmark.selection, CrossValidation) and benchmark.selection.folds > n:
         raise SpecError(
             f"selection.folds: {benchmark.selection.folds} folds of {n} images; use fewer folds or more images"

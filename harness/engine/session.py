@@ -108,12 +108,14 @@ class ModelSession:
         loaded: the model, on its device.
         normalise: maps images to the network's input space under ``protocol: paper``; None if that is [0, 1].
         fingerprint: hash of the state and the code of the network as it was loaded.
+        is_asked: whether its answers were held against those of the process that started the run.
         images: images of each dataset that was read, by dataset and preprocessing.
     """
 
     loaded: Scorable
     normalise: Callable[[Tensor], Tensor] | None = None
     fingerprint: str = ""
+    is_asked: bool = False
     images: dict[object, ImageCache] = field(default_factory=dict)
     _steered: dict[Steering, nn.Module] = field(default_factory=dict)
     _mixed: dict[Steering, Mixed | None] = field(default_factory=dict)
@@ -247,6 +249,11 @@ class ModelSession:
         if steering not in self._steered:
             self._steered[steering] = self.loaded.steered(steering, example[:1]).eval()
         return self._steered[steering]
+
+
+def told_apart_by(loaded: Scorable) -> nn.Module:
+    """Return the network whose answers tell whether it is the one of earlier results: of a fitted one, what is not."""
+    return loaded.network if loaded.training is None else loaded.body
 
 
 def _of_all_curves(steering: Steering) -> Steering:

@@ -14,7 +14,8 @@ from pydantic import Field, PrivateAttr
 from harness.api.executor import Deliver, Executor
 from harness.api.work import Portion
 from harness.errors import DeviceLost, ModelError
-from harness.executors.patience import longest_silence
+from harness.executors.patience import REMEDY as WAITS
+from harness.executors.patience import TimeLimit, longest_silence
 from harness.executors.placement import environments, pinned, this_machine
 from harness.executors.submission import Submission
 from harness.executors.worker import Answer, answers
@@ -42,7 +43,7 @@ class Local(Executor):
     kind = "local"
 
     workers: Annotated[int, Field(strict=True, gt=0, le=1_000)] | Literal["auto"] = "auto"
-    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    time_limit: TimeLimit = "auto"
 
     _workers: Sequence[Worker] = PrivateAttr()
     _idle: IdleWorkers = PrivateAttr()
@@ -102,7 +103,7 @@ class Local(Executor):
             except ProcessLost as lost:
                 submission.retry(str(lost), REMEDY if lost.code == OUT_OF_MEMORY else "")
             except TimeIsUp as late:
-                submission.fail(ModelError(f"{late}; look where its code waits, or raise executor.time_limit"))
+                submission.fail(ModelError(f"{late}; {WAITS}"))
             except OSError as error:
                 submission.fail(ModelError(
                     f"no worker process could be started: {error}; free some memory, or lower executor.workers"
@@ -150,17 +151,20 @@ class IdleWorkers:
 
 
 class Worker:
-    """A process, and the model that it has computed last.
+    """A process, and the models that it has computed.
+
+    A failure counts in a process that has computed no other model: what the code of one leaves behind there, such as a
+    patched ``torch.relu``, is not held against the next.
 
     Args:
         environment: variables that its process is started with; they pin it to a GPU.
         time_limit: see `Local`.
     """
 
-    def __init__(self, environment: Mapping[str, str], time_limit: float | Literal["auto"] = "auto") -> None:
+    def __init__(self, environment: Mapping[str, str], time_limit: TimeLimit = "auto") -> None:
         self._time_limit = time_limit
         self._process = Process(environment, preload="harness.engine.evaluate")
-        self._label = ""
+        self._label, self._labels = "", set[str]()
         self._lost_device = False
 
     @property
@@ -186,6 +190,9 @@ class Worker:
         assert submission.left is not None
         job, awaited = packed(partial(answers, pinned(submission.left))), self._awaited(submission.left)
         self._label = submission.label
+        if not self._process.runs:
+            self._labels.clear()
+        self._labels.add(self._label)
         answer: Answer = ()
         with closing(self._process.answers(job, awaited)) as coming:
             for answer in coming:
@@ -197,11 +204,13 @@ class Worker:
         if isinstance(answer, DeviceLost):
             self._process.kill()
             raise answer
+        if isinstance(answer, Exception) and len(self._labels) > 1:  # perhaps on account of what another has left there
+            self._process.kill()
+            raise ProcessLost(f"It had computed another model before: {answer}")
         return answer
 
     def _awaited(self, portion: Portion) -> Awaited:
-        limit = longest_silence(portion) if self._time_limit == "auto" else self._time_limit
-        return Awaited(portion.task.label, f"stage {portion.stage}", limit)
+        return Awaited(portion.task.label, f"stage {portion.stage}", longest_silence(portion, self._time_limit))
 
     def close(self) -> None:
         """Kill the process, and start no other."""

@@ -1,8 +1,11 @@
-"""Longest silence of a worker, from the pace at which the model was seen to classify images."""
+"""Longest silence of a worker: as given, or from the pace at which the model was seen to classify images."""
 
 from __future__ import annotations
 
 from math import inf
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from harness.api.threat import Passes
 from harness.api.work import Portion
@@ -16,13 +19,19 @@ WIDEST = 512
 CLASSES = 1000
 """Classes for which the passes of an attack are counted."""
 
+TimeLimit = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"]
+"""Seconds that a worker may go without a result; "auto" follows from the pace of the model."""
+REMEDY = "look where its code waits, or raise executor.time_limit"
 
-def longest_silence(portion: Portion) -> float:
+
+def longest_silence(portion: Portion, time_limit: TimeLimit = "auto") -> float:
     """Return the seconds after which a worker without a result is taken for stuck.
 
     In the worst case no trial of a batch ends before its budget is spent. Infinite for what nobody can foresee: parts
     that are fitted on training images, and stages that do not say what they cost.
     """
+    if time_limit != "auto":
+        return time_limit
     task = portion.task
     if not task.pace:
         return inf

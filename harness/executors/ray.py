@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from harness.errors import SpecError
 from harness.executors.dispatch import ClusterExecutor, Dispatcher
+from harness.executors.patience import TimeLimit
 
 CLIENT_PORT = 10001
 """Port of a ``ray://`` address that names none."""
@@ -30,6 +31,7 @@ class Ray(ClusterExecutor):
         address: address of the cluster: "auto" for the one that this machine belongs to, or ``RAY_ADDRESS``; otherwise
             ``host:port``, or ``ray://host:10001`` from a machine outside the cluster.
         gpus: number of GPUs per worker, a fraction to share one; 0 means one CPU each.
+        time_limit: see `harness.executors.local.Local`.
     """
 
     kind = "ray"
@@ -37,8 +39,14 @@ class Ray(ClusterExecutor):
     location_fields = frozenset({"address"})
 
     address: Annotated[str, Field(min_length=1)] = "auto"
+    time_limit: TimeLimit = "auto"
 
     _capacity: int = PrivateAttr(default=1)
+
+    @property
+    def loading_limit(self) -> float:
+        """See `Executor.loading_limit`."""
+        return super().loading_limit if self.time_limit == "auto" else self.time_limit
 
     def capacity(self, device: str) -> int:
         """Return the number of workers that the cluster has room for; 1 before it is joined."""
@@ -56,7 +64,7 @@ class Ray(ClusterExecutor):
         except BaseException:
             ray.shutdown()
             raise
-        workers = Workers(self._capacity, self.gpus)
+        workers = Workers(self._capacity, self.gpus, self.time_limit)
         self._dispatcher = Dispatcher(workers.step, workers.kill)
         return self
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from pydantic import Field, model_validator
 
-from harness.api.validation import Count
+from harness.api.validation import Count, spelt
 from harness.api.work import Portion
 from harness.errors import DeviceLost, ModelError, SpecError
 from harness.executors.dispatch import ClusterExecutor, Dispatcher, last_line
@@ -64,9 +64,9 @@ class Slurm(ClusterExecutor):
     workers: Count = 16
     partition: Annotated[str, Field(min_length=1)] | None = None
     time: Count = 60
-    memory: Annotated[str, Field(pattern=r"^[1-9]\d*[KMGT]$")] = "8G"
+    memory: Annotated[str, *spelt(r"[1-9][0-9]*[KMGT]", "a number and its unit, K, M, G or T, such as 8G")] = "8G"
     gpus: Annotated[int, Field(strict=True, ge=0, le=1_000)] = 0
-    gres: Annotated[str, Field(pattern=r"^gpu(:[\w.-]+)*$")] | None = None
+    gres: Annotated[str, *spelt(r"gpu(:[\w.-]+)*", "gpu with a type or a number, such as gpu:a100:1")] | None = None
     folder: Annotated[str, Field(min_length=1)] = "slurm"
     cluster: Literal["slurm", "local", "debug"] = "slurm"
 

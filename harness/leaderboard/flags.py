@@ -56,7 +56,8 @@ MEANING = {
     ),
     "lora_partial": (
         "LoRA leaves out layers of the backbone: merged into them, it would be another network than was trained "
-        "(padding with other than zeros, dilation, a weight that is shared or computed in a hook)."
+        "(padding with other than zeros, dilation, a weight that is shared or computed in a hook), or the library "
+        "cannot merge them (grouped convolutions). The log names them."
     ),
     "unlike_published": (
         "The untouched network's clean accuracy is further from the published one than chance explains: other weights, "

@@ -28,7 +28,7 @@ def columns(benchmark: Benchmark) -> dict[str, str]:
     if code := code_of_classes(type(benchmark.threat)):
         threat["code"] = code[:SHORT]
     asked = {
-        "dataset": benchmark.dataset.identity(),
+        "dataset": benchmark.dataset.identity() | benchmark.dataset.own_parameters(),
         "threat": threat,
         "steering": {"sites": benchmark.steering.sites, "family": benchmark.steering.family},
         **benchmark.model_dump(mode="json", include={"protocol", "precision", "seed", "selection"}),
@@ -37,14 +37,18 @@ def columns(benchmark: Benchmark) -> dict[str, str]:
 
 
 def document(benchmark: Benchmark, made_with: Mapping[str, str]) -> str:
-    """Return the YAML that lies beside a board: the benchmark with every key resolved, and what computed it."""
+    """Return the YAML that lies beside a board: the benchmark with every key resolved, and what computed it.
+
+    The code of a third party's data set is told here alone, since the images that it gives are hashed in every row.
+    """
+    code = {key: code_of_classes(type(getattr(benchmark, key)))[:SHORT] for key in ("dataset", "threat")}
     parts = {key: _described(getattr(benchmark, key)) for key in ("dataset", "threat", "executor")}
     resolved = benchmark.model_dump(mode="json", exclude={"models", *parts})
     models = [_described(model) for model in benchmark.models]
     content = {
         "question": columns(benchmark)["question"],
         "benchmark": {"name": resolved.pop("name"), "models": models, **parts, **resolved},
-        "made_with": dict(made_with),
+        "made_with": dict(made_with) | {f"code of the {key}": found for key, found in code.items() if found},
     }
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 

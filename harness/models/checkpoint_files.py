@@ -81,6 +81,9 @@ def _check_archive(path: Path) -> None:
         raise BadCheckpoint(
             "is a TorchScript program, not a state dict; save torch.jit.load(path).state_dict() into a new file"
         )
+    if not any(entry.filename.endswith("data.pkl") for entry in entries):
+        inside = f"its first is {entries[0].filename!r}" if entries else "it has none"
+        raise BadCheckpoint(f"is a zip archive of other files than a checkpoint's ({inside})")
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > MOST_UNPACKED * size:
         raise BadCheckpoint(
@@ -176,11 +179,13 @@ def _read(path: Path) -> Any:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    objects = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+    objects = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error))
+    remedy = "if you trust it, save its state dict alone into a new file"
     if objects:
-        return (
-            f"holds Python objects ({objects[1]}) beside its tensors, and reading those could run code; "
-            "if you trust it, save its state dict alone into a new file"
-        )
+        return f"holds Python objects ({objects[1]}) beside its tensors, and reading those could run code; {remedy}"
+    if "Unsupported operand" in str(error):
+        return f"is a Python pickle that torch.save has not written, and reading it could run code; {remedy}"
+    if not path.stat().st_size:
+        return "is empty"
     kind = "safetensors file" if path.suffix == ".safetensors" else "torch checkpoint"
     return f"is cut short or not a {kind} ({path.stat().st_size:,} bytes; {type(error).__name__} when read)"

@@ -39,6 +39,10 @@ class Demo(Model):
         """Name of the network."""
         return self.name
 
+    def class_names(self, *, offline: bool = False) -> Sequence[str]:
+        """Return the digits that the network was trained on."""
+        return "01234" if self.name.endswith("_0to4") else "0123456789"
+
     def load(self, *, offline: bool = False) -> Loaded:
         """Load the network with its packaged weights; downloads nothing.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness.api.model import Model
 from harness.api.records import AS_STORED, Preprocessing, Published
+from harness.datasets.imagenet import class_folders
 from harness.errors import ModelError
 from harness.models.checkpoint_files import check_checkpoint, hub_file, mismatch
 from harness.models.published import published
@@ -71,6 +72,10 @@ class RobustBench(Model):
             if (cfg := _timm_cfg(self, utils)) is not None:
                 return timm_preprocessing(cfg)
             return _as_preprocessing(import_module("robustbench.data").PREPROCESSINGS[entry["preprocessing"]])
+
+    def class_names(self, *, offline: bool = False) -> Sequence[str]:
+        """Return those of ImageNet; the boards of CIFAR are scored on images whose classes have numbers alone."""
+        return class_folders() if self.dataset == "imagenet" else ()
 
     def published(self, dataset: str, threat: str) -> Published | None:
         """Return the accuracies on the model's own board; under another threat, the clean one alone."""

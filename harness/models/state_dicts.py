@@ -31,7 +31,8 @@ class Found(NamedTuple):
     """A state dict in a checkpoint.
 
     Args:
-        key: the key under which it lies, such as "net"; nested ones are joined by "/"; empty at the top.
+        key: the key under which it lies, such as "net"; nested ones are joined by "/", as in "state_dict/0" for the
+            first of a list; empty at the top.
         prefix: what comes before each key of the network, such as "module.".
         state: its entries, by the network's keys.
     """
@@ -47,30 +48,49 @@ class Found(NamedTuple):
         return ", ".join(parts) or "at the top"
 
 
-def own_state(content: Mapping[str, Any], network: nn.Module) -> Found:
+def own_state(content: Mapping[str, Any], network: nn.Module, key: str | None = None) -> Found:
     """Return the state dict of a network; where several fit, that at a usual place.
 
     Args:
         content: what a checkpoint holds.
         network: the network.
+        key: the key under which it lies, where that is known; see `Found`.
 
     Returns:
         The state dict; where none fits, that at a usual place, which the network then refuses.
 
     Raises:
-        BadCheckpoint: several fit there, and they differ.
+        BadCheckpoint: several fit there, and they differ; or its numbers are of another type.
     """
     expected = network.state_dict()
-    fitting = [found for found in _candidates(content, expected) if _fits(found.state, expected)]
+    candidates = [found for found in _candidates(content, expected) if key in (None, found.key)]
+    fitting = [found for found in candidates if _fits(found.state, expected)]
     if not fitting:
         return _usual(content, expected)
     usual = next((place for place in USUAL if any(found.key == place for found in fitting)), None)
     chosen = [found for found in fitting if usual in (None, found.key)]
     chosen = [found for found in chosen if not found.prefix] or chosen
-    if not all(_same(found, chosen[0], expected) for found in chosen):
+    if not all(_same(found, chosen[0], expected) for found in chosen[1:]):
         places = "; ".join(found.place for found in chosen)
         raise BadCheckpoint(f"holds several state dicts that fit ({places}); save the one that is meant")
+    _check_types(chosen[0].state, expected)
     return chosen[0]
+
+
+def _check_types(state: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse numbers that torch would convert to others, such as quantised weights without their scale.
+
+    Raises:
+        BadCheckpoint: a tensor is not of floating point where the network's is.
+    """
+    for key, value in state.items():
+        wanted = expected[key]
+        both = isinstance(wanted, Tensor) and isinstance(value, Tensor)
+        if both and wanted.is_floating_point() and not value.is_floating_point():
+            raise BadCheckpoint(
+                f"holds {key!r} as {str(value.dtype).removeprefix('torch.')}, where the network has "
+                f"{str(wanted.dtype).removeprefix('torch.')}: the weights of another network, perhaps a quantised one"
+            )
 
 
 def keys_of(content: Mapping[str, Any]) -> str:
@@ -84,6 +104,8 @@ def keys_of(content: Mapping[str, Any]) -> str:
 
 
 def _some(keys: list[str]) -> str:
+    if not keys:
+        return "no keys"
     more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
     return ", ".join(map(repr, keys[:NAMED])) + more
 
@@ -104,8 +126,9 @@ def _mappings(content: Mapping[Any, Any], path: str = "", depth: int = 0) -> Ite
     yield path, {key: value for key, value in content.items() if isinstance(key, str)}
     if depth < DEEPEST:
         for key, value in content.items():
-            if isinstance(value, Mapping):
-                yield from _mappings(value, f"{path}/{key}".lstrip("/"), depth + 1)
+            inside = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+            if isinstance(inside, Mapping):
+                yield from _mappings(inside, f"{path}/{key}".lstrip("/"), depth + 1)
 
 
 def _prefixes(mapping: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api.model import Model
 from harness.api.records import Preprocessing
+from harness.datasets.imagenet import class_folders
 from harness.errors import ModelError
 from harness.models.checkpoint_files import hub_file, loading, read_checkpoint
 from harness.util.downloads import from_hugging_face
@@ -60,6 +61,11 @@ class Timm(Model):
     def preprocessing(self, *, offline: bool = False) -> Preprocessing:
         """Return timm's validation preprocessing of the model, at the resolution of its training."""
         return timm_preprocessing(_card(self.name, offline).cfg)
+
+    def class_names(self, *, offline: bool = False) -> Sequence[str]:
+        """Return those that a repository gives; otherwise ImageNet's where there are as many classes."""
+        cfg = _card(self.name, offline).cfg
+        return cfg.label_names or (class_folders() if cfg.num_classes == 1000 else ())
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; missing weights are downloaded."""
@@ -122,6 +128,7 @@ def _card_of_hub(name: str, offline: bool) -> _Card:
         config = json.loads(path.read_text())
         cfg = config.get("pretrained_cfg", config)  # in old repositories the file is the pretrained_cfg itself
         known = {key: value for key, value in cfg.items() if key in PretrainedCfg.__dataclass_fields__}
+        known["label_names"] = tuple(config.get("label_names") or ())
         known["num_classes"] = config.get("num_classes", known.get("num_classes", 1000))
         architecture = str(config["architecture"])
     except (ValueError, AttributeError, KeyError) as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.api.model import Model
 from harness.api.records import Preprocessing
+from harness.datasets.imagenet import class_folders
 from harness.errors import ModelError
 from harness.models.checkpoint_files import hub_file, loading, read_checkpoint
 from harness.util.text import did_you_mean
@@ -57,6 +58,10 @@ class TorchVision(Model):
         transforms = _weights(self).transforms()
         [resize], [crop] = transforms.resize_size, transforms.crop_size
         return Preprocessing(resize, crop, transforms.interpolation.value)
+
+    def class_names(self, *, offline: bool = False) -> Sequence[str]:
+        """Return those of ImageNet, on which all classifiers of torchvision were trained."""
+        return class_folders()
 
     def load(self, *, offline: bool = False) -> Loaded:
         """See `Model.load`; missing weights are downloaded."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.analysis.metrics import spoken
-from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard import outcomes
+from harness.leaderboard.board_files import StoredBoard
 from harness.leaderboard.flags import explained
 from harness.leaderboard.row import CT, UNTOUCHED, LeaderboardRow, by_model
 from harness.report import curves, plot, table
@@ -199,17 +199,14 @@ def words(panel: curves.Panel) -> str:
     )
 
 
-def report(board: Path, links: Mapping[str, str] | None = None) -> str:
+def report(board: StoredBoard, links: Mapping[str, str] | None = None) -> str:
     """Return the page of a board.
 
     Args:
-        board: path of the CSV; its outcome file is looked for beside it, its benchmark in ``benchmarks`` beside its
-            directory.
+        board: the board; its benchmark is looked for in ``benchmarks`` beside its directory.
         links: names and addresses of further pages and files, where the page is part of a site.
-
-    Raises:
-        LeaderboardError: the board or its outcome file is not one.
     """
-    benchmark = (board.resolve().parents[1] / "benchmarks" / f"{board.stem}.yaml").exists()
-    shown = view(board.stem, csv_file.read_rows(board), outcomes.read(board), benchmark)
+    path = board.path
+    benchmark = (path.resolve().parents[1] / "benchmarks" / f"{path.stem}.yaml").exists()
+    shown = view(path.stem, board.rows, board.outcomes, benchmark)
     return render("report.html.j2", board=shown, links=links or {})

@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from harness.checks import zoo_coverage
 from harness.errors import LeaderboardError
-from harness.leaderboard import across_datasets, csv_file, outcomes
+from harness.leaderboard import across_datasets, board_files, outcomes
+from harness.leaderboard.board_files import StoredBoard, files_of
 from harness.leaderboard.row import LINEAR_PROBE, LeaderboardRow, by_model
 from harness.report import across_datasets_page, paper_table
 from harness.report.html import render
@@ -60,18 +61,21 @@ class ListedBoard(NamedTuple):
     flagged: int
 
 
-def build(directory: Path, out: Path) -> list[Path]:
-    """Write the site of all boards in ``directory`` to ``out``, and return the files, the index first.
+def build(boards: Sequence[StoredBoard], out: Path) -> list[Path]:
+    """Write the site of all boards of a directory to ``out``, and return the files, the index first.
+
+    Args:
+        boards: at least one; see `read`.
+        out: the directory to publish.
 
     Raises:
-        LeaderboardError: there is no board, a CSV is not one, or the site cannot be written.
+        FileError: the site cannot be written.
     """
-    paths = boards_in(directory)
-    boards = read(paths)
-    published = paper_table.groups(boards)
+    directory, rows = boards[0].path.parent, {board.path.stem: board.rows for board in boards}
+    published = paper_table.groups(rows)
     paper = PAPER if paper_table.belongs(published) else ""
-    listed = [_listed(path, boards[path.stem]) for path in paths]
-    transfers, why_not = transfers_summed_up(boards)
+    listed = [_listed(board.path, board.rows) for board in boards]
+    transfers, why_not = transfers_summed_up(rows)
     pages: dict[Path, str | bytes] = {
         out / "index.html": index(listed, directory / COVERAGE, paper, SEVERAL if transfers else "", why_not),
     }
@@ -80,10 +84,10 @@ def build(directory: Path, out: Path) -> list[Path]:
         pages[out / PAPER] = paper_table.page(published, links, addresses)
     if transfers:
         pages[out / SEVERAL] = across_datasets_page.page(transfers, links, addresses)
-    for path in paths:
-        pages[out / BOARDS / f"{path.stem}.html"] = report(path, {"all boards": "../index.html"} | _files(path))
-        beside = outcomes.path_of(path)
-        for file in (path, *([beside] if beside.exists() else [])):
+    for board in boards:
+        there = {"all boards": "../index.html"} | _files(board.path)
+        pages[out / BOARDS / f"{board.path.stem}.html"] = report(board, there)
+        for file in files_of(board.path).values():
             pages[out / BOARDS / file.name] = file.read_bytes()
     if (directory / COVERAGE).exists():
         pages[out / COVERAGE] = (directory / COVERAGE).read_bytes()
@@ -99,11 +103,11 @@ def boards_of(directory: Path) -> list[Path]:
     )
 
 
-def boards_in(directory: Path) -> list[Path]:
-    """Return the boards of a directory by name, at least one.
+def read(directory: Path) -> list[StoredBoard]:
+    """Read the boards of a directory in the order of their names, at least one.
 
     Raises:
-        LeaderboardError: there is none.
+        LeaderboardError: there is none, or a CSV is not one.
     """
     paths = boards_of(directory)
     if not paths:
@@ -111,21 +115,12 @@ def boards_in(directory: Path) -> list[Path]:
             f"{directory}: expected leaderboards (*.csv), found none; name the directory that `ct-harness run` "
             "writes to"
         )
-    return paths
+    return [_read(path) for path in paths]
 
 
-def read(paths: Iterable[Path]) -> dict[str, list[LeaderboardRow]]:
-    """Read boards, and return their rows by name.
-
-    Raises:
-        LeaderboardError: a CSV is not a board.
-    """
-    return {path.stem: _read(path) for path in paths}
-
-
-def _read(path: Path) -> list[LeaderboardRow]:
+def _read(path: Path) -> StoredBoard:
     try:
-        return csv_file.read_rows(path)
+        return board_files.read(path)
     except LeaderboardError as error:
         raise LeaderboardError(f"{error}; take the file out of {path.parent}, or run its benchmark again") from error
 
@@ -189,6 +184,4 @@ def _listed(path: Path, rows: Sequence[LeaderboardRow]) -> ListedBoard:
 
 def _files(path: Path) -> dict[str, str]:
     """Return the addresses of the files beside a board's page by their kind."""
-    beside = outcomes.path_of(path)
-    files = {"CSV": quote(path.name)}
-    return files | ({"outcomes": quote(beside.name)} if beside.exists() else {})
+    return {name: quote(file.name) for name, file in files_of(path).items()}

@@ -16,6 +16,7 @@ from threading import RLock
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from harness.errors import ModelError
 from harness.util.device_errors import raise_of_device
@@ -25,11 +26,16 @@ TOLERANCE = 1e-3
 """Largest change of an output by merging, as a share of the largest output: a hundred times what rounding causes."""
 
 
-def candidates(features: nn.Module) -> list[str]:
-    """Return the names of all linear layers and convolutions.
+def layers(features: nn.Module) -> list[str]:
+    """Return the names of all linear layers and convolutions."""
+    return [name for name, module in features.named_modules() if isinstance(module, nn.Linear | _ConvNd)]
 
-    Grouped convolutions are left out, as peft cannot merge them, and so are subclasses of either, such as the linear
-    layers of ``nn.MultiheadAttention``.
+
+def candidates(features: nn.Module) -> list[str]:
+    """Return the names of those that may take part.
+
+    Grouped and transposed convolutions are left out, as peft cannot merge them, and so are subclasses, such as the
+    linear layers of ``nn.MultiheadAttention``.
     """
     return [
         name

@@ -28,7 +28,7 @@ class Tuning(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: Count = 20
-    learning_rates: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1e-5, 1e-4, 1e-3, 1e-2)
+    learning_rates: Annotated[tuple[PositiveReal, ...], Field(min_length=1, max_length=100)] = (1e-5, 1e-4, 1e-3, 1e-2)
     batch_size: Count = 32
     share: Annotated[float, Field(strict=True, gt=0, lt=1), WRITTEN] = 0.2
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
@@ -48,6 +48,6 @@ class Probing(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     order: Literal["steer_first", "fit_first"] = "steer_first"
-    C: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    C: Annotated[tuple[PositiveReal, ...], Field(min_length=1, max_length=100)] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
     folds: Annotated[int, Field(strict=True, ge=2, le=1_000)] = 5
     seed: Annotated[int, Field(strict=True, ge=0)] = 0

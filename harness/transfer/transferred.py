@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,6 +34,7 @@ from harness.util.batching import batched
 from harness.util.cache import CachedArrays, cached
 from harness.util.device_errors import raise_of_device
 from harness.util.hashing import sha256, sha256_of_weights
+from harness.util.text import listed
 
 if TYPE_CHECKING:
     from harness.api.dataset import Source
@@ -148,11 +151,22 @@ class Transferred:
         return sum(parameter.numel() for parameter in start.head.parameters())
 
     def marks(self, method: str = "") -> set[str]:
-        """Return ``lora_partial`` where LoRA leaves out layers that it cannot be merged into; see `Scorable.marks`."""
+        """Return ``lora_partial`` where LoRA leaves out layers that it cannot be merged into; see `Scorable.marks`.
+
+        Their names are a warning, which is shown beside the model's name.
+        """
         if not method.startswith("lora"):
             return set()
-        taken = lora.mergeable(self.body, finetuning.rank_of(method), self._few)
-        return {"lora_partial"} if len(taken) < len(lora.candidates(self.body)) else set()
+        taken, layers = lora.mergeable(self.body, finetuning.rank_of(method), self._few), lora.layers(self.body)
+        left_out = [re.sub(r"^(network\.)+", "", layer) for layer in layers if layer not in taken]
+        if not left_out:
+            return set()
+        warnings.warn(
+            f"{method} leaves out {len(left_out)} of {len(layers)} layers, as merged into them it would be another "
+            f"network: {listed(left_out)}",
+            stacklevel=2,
+        )
+        return {"lora_partial"}
 
     @property
     def _few(self) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 BRIEF = 120
 """Most characters of a value in a message."""
+SHOWN = 10
+"""Most names in a message."""
 LONGEST_WORD = 60
 """Most characters of a word that a suggestion is looked for, and of a key in a message."""
 
@@ -75,6 +77,18 @@ def _pieces(value: object) -> Iterator[str]:
         yield "]" if isinstance(value, list) else ",)" if len(value) == 1 else ")"
     else:
         yield repr(value)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names and the number of the others. One that does not print, or ends with a space, is quoted.
+
+    Example:
+        >>> listed(["dog", "dog "])
+        "dog, 'dog '"
+    """
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    brief = [name[:LONGEST_WORD] for name in names[:SHOWN]]
+    return ", ".join(name if name and name == cleaned(name).strip() else repr(name) for name in brief) + more
 
 
 def key_path(steps: Iterable[Any], start: str = "") -> str:

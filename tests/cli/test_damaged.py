@@ -11,12 +11,12 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from helpers import tiny
@@ -28,10 +28,12 @@ from hypothesis import strategies as st
 from harness.engine import ledger_database
 from harness.engine.ledger import Ledger
 from harness.errors import LeaderboardError, LedgerError
-from harness.leaderboard import board_files, regression
+from harness.leaderboard import board_files, csv_file
 from harness.leaderboard.regression import Board
 
 MUTATIONS = 500
+SECONDS = 10
+"""Most that a command may take of the processor: of a busy machine, a clock says nothing."""
 bounded = settings(max_examples=MUTATIONS, derandomize=True, database=None, suppress_health_check=[*HealthCheck])
 
 Mutation = Callable[[bytes], bytes]
@@ -106,6 +108,7 @@ class Home:
 
 BOARD = Path("leaderboards/tiny.csv")
 OUTCOMES = Path("leaderboards/tiny.outcomes.csv")
+QUESTION = Path("leaderboards/tiny.question.yaml")
 LEDGER = Path("runs/tiny/ledger.sqlite")
 IMAGES = Path("runs/tiny/adversaries.f32")
 
@@ -119,7 +122,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         patch.chdir(folder)
         patch.syspath_prepend(str(INSTALLED))
         assert in_process("run", "tiny.yaml").code == 0
-        content = {path: path.read_bytes() for path in (BOARD, OUTCOMES, LEDGER, IMAGES)}
+        content = {path: path.read_bytes() for path in (BOARD, OUTCOMES, QUESTION, LEDGER, IMAGES)}
         yield Home(folder, untimed(BOARD.read_text()), content)
 
 
@@ -155,24 +158,41 @@ def whole(home: Home) -> dict[tuple[str, ...], tuple[object, ...]]:
     return found
 
 
-@seed(16)
-@given(path=st.sampled_from([LEDGER, IMAGES]), mutation=mutations() | edits())
-@bounded
-def test_a_damaged_ledger_is_refused_by_name_or_gives_nothing_else(
-    home: Home, whole: dict[tuple[str, ...], tuple[object, ...]], path: Path, mutation: Mutation | str
-) -> None:
-    if isinstance(mutation, str):
-        home.damage(LEDGER, lambda content: content)
-        with closing(sqlite3.connect(LEDGER, isolation_level=None)) as connection:
-            connection.execute(mutation)
-    else:
-        home.damage(path, mutation)
+Everything = dict[tuple[str, ...], tuple[object, ...]]
+
+
+def is_refused_or_gives_nothing_else(whole: Everything) -> None:
+    started = time.process_time()
     try:
         found = everything(LEDGER.parent)
     except LedgerError as error:
         assert str(LEDGER.parent) in str(error)  # noqa: PT017
-        return
-    assert found.items() <= whole.items()
+    else:
+        assert found.items() <= whole.items()
+    assert time.process_time() - started < SECONDS
+
+
+@pytest.mark.parametrize("path", [LEDGER, IMAGES])
+@seed(16)
+@given(mutation=mutations())
+@bounded
+def test_a_damaged_ledger_is_refused_by_name_or_gives_nothing_else(
+    home: Home, whole: Everything, path: Path, mutation: Mutation
+) -> None:
+    home.damage(path, mutation)
+    is_refused_or_gives_nothing_else(whole)
+
+
+@seed(16)
+@given(statement=edits())
+@bounded
+def test_an_edited_ledger_is_refused_by_name_or_gives_nothing_else(
+    home: Home, whole: Everything, statement: str
+) -> None:
+    home.damage(LEDGER, lambda content: content)
+    with closing(sqlite3.connect(LEDGER, isolation_level=None)) as connection:
+        connection.execute(statement)
+    is_refused_or_gives_nothing_else(whole)
 
 
 @pytest.mark.slow
@@ -193,15 +213,7 @@ def test_a_run_on_a_damaged_ledger_gives_the_same_board_or_refuses_and_repair_me
     assert home.board_now() == home.board
 
 
-# --- the board and its outcome file ---
-
-
-@seed(16)
-@given(path=st.sampled_from([BOARD, OUTCOMES]), mutation=mutations(), command=st.sampled_from(["show", "compare"]))
-@bounded
-def test_a_damaged_board_is_shown_or_refused_by_name(home: Home, path: Path, mutation: Mutation, command: str) -> None:
-    home.damage(path, mutation)
-    refused(in_process(command, str(BOARD)), BOARD, OUTCOMES)
+# --- the board, its outcome file and its question file ---
 
 
 @pytest.fixture(scope="module")
@@ -210,28 +222,28 @@ def fresh(home: Home) -> Board:
     return board_files.read_whole(BOARD)
 
 
-TAKEN = ("clean", "robust", "delta_pp", "gained", "lost", "robust_aa", "n")
-
-
+@pytest.mark.parametrize("path", [BOARD, OUTCOMES, QUESTION])
 @seed(16)
-@given(path=st.sampled_from([BOARD, OUTCOMES]), mutation=mutations())
+@given(mutation=mutations(), command=st.sampled_from(["show", "compare"]))
 @bounded
-def test_the_gate_holds_nothing_but_what_was_computed(home: Home, fresh: Board, path: Path, mutation: Mutation) -> None:
-    """What it does not refuse has the numbers of the board, so far as outcomes can tell, or does not hold."""
+def test_a_damaged_board_is_the_same_board_or_refused_by_name(
+    home: Home, fresh: Board, path: Path, mutation: Mutation, command: str
+) -> None:
+    """Without its digests, which a question file that was cut has lost, it is shown with a warning and not judged."""
     home.damage(path, mutation)
-    try:
-        committed = board_files.read_whole(BOARD)
-        verdicts = regression.check(fresh, committed)
-    except LeaderboardError:
-        return
-    if all(row.verdict == "held" for row in verdicts):
-        assert len(verdicts) == (fresh.table["status"] == "ok").sum()
-        for column in TAKEN:
-            before, after = (table[column].to_numpy(float) for table in (fresh.table, committed.table))
-            np.testing.assert_allclose(after, before, rtol=0, atol=3e-4, err_msg=column)
+    started = time.process_time()
+    ended = in_process(command, str(BOARD))
+    if not refused(ended, BOARD, OUTCOMES, QUESTION):
+        stored = board_files.read(BOARD)
+        assert csv_file.to_csv(stored.table) == csv_file.to_csv(fresh.table)
+        if stored.doubt:
+            assert ended.err == f"warning: {stored.doubt}\n"
+            with pytest.raises(LeaderboardError, match="no digests"):
+                board_files.read_whole(BOARD)
+    assert time.process_time() - started < SECONDS
 
 
-@pytest.mark.parametrize("path", [BOARD, OUTCOMES])
+@pytest.mark.parametrize("path", [BOARD, OUTCOMES, QUESTION])
 def test_check_refuses_an_edited_board_before_it_computes_anything(home: Home, path: Path) -> None:
     home.damage(path, lambda content: content.replace(b"\n", b"\n\n,", 1))
     ended = in_process("check", "tiny.yaml", "--against", str(BOARD), "--runs", "elsewhere")

@@ -20,7 +20,7 @@ from helpers.tiny import mapping
 
 pytestmark = pytest.mark.slow
 
-MOMENTS = 20
+MOMENTS = 10
 KILLED = mapping(
     search={"kind": "full"},
     batch_size=16,
@@ -58,7 +58,7 @@ def terminate(pid: int) -> None:
 
 
 ORDERLY: dict[Callable[[int], None], int] = {interrupt: 130, hang_up: 129, terminate: 143}
-ENDS: tuple[Callable[[int], None], ...] = (kill_leader, kill_all, interrupt, hang_up, terminate)
+ENDS: tuple[Callable[[int], None], ...] = (*ORDERLY, kill_leader, kill_all)
 
 
 @dataclass
@@ -107,12 +107,13 @@ def restarts(tmp_path_factory: pytest.TempPathFactory) -> Restarts:
         inline: dict[str, Any] = KILLED | {"name": "undisturbed", "executor": {"kind": "inline"}}
         record.undisturbed = csv_of(inline, folder / "inline")
         record.expected = trials(folder / "inline", "undisturbed")
-        whole = disturbed(folder, "whole", None, 0)
-        record.runs.append(whole[0])
+        whole, took = disturbed(folder, "whole", None, 0)
+        record.runs.append(whole)
         number = 0
         for moment in range(MOMENTS):
-            wait = drawn.uniform(0.1, 0.9) * whole[1]
-            one, _ = disturbed(folder, f"runs-{number}", ENDS[moment % len(ENDS)], wait)
+            end = ENDS[moment % len(ENDS)]
+            wait = 0 if end in ORDERLY else drawn.uniform(0, 0.8) * took
+            one, _ = disturbed(folder, f"runs-{number}", end, wait)
             record.runs.append(one)
             number += one.board is not None
         record.runs.append(disturbed(folder, f"runs-{number}", None, 0)[0])
@@ -120,19 +121,23 @@ def restarts(tmp_path_factory: pytest.TempPathFactory) -> Restarts:
 
 
 def disturbed(folder: Path, runs: str, end: Callable[[int], None] | None, wait: float) -> tuple[Disturbed, float]:
-    """Start a run, end it after so many seconds, and return what was left of it, and how long it took."""
+    """Start a run, end it so many seconds after its first new result, and return what was left of it.
+
+    What comes before is the same for every run, and takes longer than the rest; see the tests of its start below.
+
+    Returns:
+        the run, and how long it took from its first new result.
+    """
     board = folder / "board.csv"
     board.unlink(missing_ok=True)
     before = trials(folder / runs, "killed")
-    started = time.monotonic()
+    images = folder / runs / "killed" / "adversaries.f32"  # the database itself is left alone meanwhile
+    size = images.stat().st_size if images.exists() else 0
     victim = Running(folder, "run", "killed.yaml", "--runs", runs, "--out", "board.csv")
     try:
-        if end in ORDERLY:  # not while it is still importing, when nobody answers but Python
-            images = folder / runs / "killed" / "adversaries.f32"  # the database itself is left alone meanwhile
-            size = images.stat().st_size if images.exists() else 0
-            wait_for(lambda: victim.poll() is not None or (images.exists() and images.stat().st_size > size), 120)
-        elif end is not None:
-            wait_for(lambda: victim.poll() is not None, wait)
+        wait_for(lambda: victim.poll() is not None or (images.exists() and images.stat().st_size > size), 120)
+        started = time.monotonic()
+        wait_for(lambda: victim.poll() is not None, wait)
         if end is not None and victim.poll() is None:
             end(victim.pid)
         code = victim.wait(120)
@@ -213,14 +218,13 @@ def test_each_signal_ends_a_run_in_order(end: Callable[[int], None], here: Path,
     assert not list(here.rglob("*.part"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_while_it_starts_it_ends_within_a_second(number: int, here: Path, process: Start) -> None:
-    """At any moment of the imports, which take seconds."""
+@pytest.mark.parametrize(("number", "first"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 0.55), (signal.SIGHUP, 0.8)])
+def test_while_it_starts_it_ends_within_a_second(number: int, first: float, here: Path, process: Start) -> None:
+    """At any moment of the imports, which take seconds: every quarter of a second, by one signal after the other."""
     (here / "tiny.yaml").write_text(yaml.safe_dump(KILLED))
-    drawn = random.Random(number)
-    for _ in range(4):
+    for later in range(3):
         started = process("run", "tiny.yaml")
-        time.sleep(drawn.uniform(0.3, 2.5))
+        time.sleep(first + 0.75 * later)
         os.killpg(started.pid, number)
         asked = time.monotonic()
         assert started.wait(20) in (128 + number, -number)

@@ -12,6 +12,8 @@ import pytest
 from helpers import commands, tiny
 from helpers.commands import Run
 
+from harness.config.benchmark import parse_benchmark
+from harness.engine.prepare import task_of
 from harness.leaderboard import csv_file
 from harness.threats.lp import Linf
 from harness.util.source_code import code_of_classes
@@ -150,6 +152,14 @@ def test_a_threats_code_and_each_field_that_it_adds_are_part_of_the_identity(
     assert my_threat.Shift(eps=0.1, sigma=0.25).own_parameters() == {"sigma": 0.25}
     for name in ("my_threat", "my_strength"):
         del sys.modules[name]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_asks_for_results_by_the_code_of_its_threat() -> None:
+    benchmark = parse_benchmark({"name": "tiny"} | tiny.mapping(threat={"kind": "dim"}))
+    (model,) = benchmark.models
+    task = task_of(benchmark, model, model.load(), "cpu", offline=True)
+    assert task.code == code_of_classes(type(benchmark.threat)) != ""
 
 
 def test_the_harness_own_threats_have_no_code_in_their_identity() -> None:

@@ -62,6 +62,15 @@ def test_the_papers_grid_is_thirty_exact_decimals() -> None:
     assert all(len(repr(value)) <= 4 for value in beta)
 
 
+@given(st.integers(1, 500))
+def test_a_step_that_is_a_fraction_ends_at_the_end(parts: int) -> None:
+    """Such as 1/3, of which three are less than 1 in floats, and 1/11, of which eleven are more."""
+    beta = parse_benchmark(good(steering={"beta": {"from": 0, "to": 1, "step": f"1/{parts}"}})).steering.beta
+    assert len(beta) == parts + 1
+    assert beta == pytest.approx([i / parts for i in range(parts + 1)], abs=1e-12)
+    assert (beta[0], beta[-1]) == (0, 1)
+
+
 @given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 300))
 def test_a_spread_includes_both_ends_and_rounds_nothing(a: int, b: int, step: int) -> None:
     low, high = sorted((a, b))

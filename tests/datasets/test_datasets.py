@@ -7,6 +7,7 @@ import json
 import pickle
 import tarfile
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,34 @@ def test_a_header_is_held_against_the_file_before_memory_is_taken(tmp_path: Path
         tracemalloc.stop()
     assert str(caught.value).startswith(str(tmp_path / "images.npz"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_header_that_numpy_cannot_parse_is_told_in_our_words(tmp_path: Path) -> None:
+    """Numpy's own would advise to trust the file."""
+    with pytest.raises(DataError, match=r"x is damaged \(its header is none that numpy writes\); write or copy"):
+        with_header(tmp_path, b"[" * 20_000).open()
+
+
+def test_an_array_twice_in_a_file_is_refused(tmp_path: Path) -> None:
+    arrays = npz(tmp_path, x=X, y=Y)
+    with warnings.catch_warnings(), zipfile.ZipFile(arrays.path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("x.npy", archive.read("x.npy"))
+    with pytest.raises(DataError, match="two arrays x in it"):
+        arrays.open()
+
+
+def test_a_large_array_that_is_one_number_throughout_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.datasets.sources.npz.LARGE", 1_000_000)
+    large = np.zeros((200, 3, 100, 100), np.uint8)
+    np.savez_compressed(tmp_path / "black.npz", x=large, y=np.zeros(200, int))
+    with pytest.raises(DataError, match=r"x is damaged \(6,000,128 bytes cannot come of \d,\d{3} compressed ones\)"):
+        Arrays(path=str(tmp_path / "black.npz")).open()
+    shapes = np.random.default_rng(0).integers(0, 2, (200, 3, 10, 10), np.uint8).repeat(10, 2).repeat(10, 3)
+    np.savez_compressed(tmp_path / "shapes.npz", x=shapes * np.uint8(255), y=np.zeros(200, int))
+    assert len(Arrays(path=str(tmp_path / "shapes.npz")).open()) == 200
 
 
 def test_a_file_that_is_shorter_or_longer_than_its_header_says(tmp_path: Path) -> None:

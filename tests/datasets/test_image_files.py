@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -288,10 +289,10 @@ def test_a_directory_without_class_folders_or_images_is_named(tmp_path: Path) ->
     with pytest.raises(DataMissing, match=r"dataset\.root: no directory \S+/gone; .*folder for each class"):
         ImageFolder(root=str(tmp_path / "gone")).open()
     paint(tmp_path / "flat" / "a.png", (8, 8), 0, kind="PNG")
-    with pytest.raises(DataError, match=r"flat: .*class folder.*Expected a folder of images for each class"):
+    with pytest.raises(DataError, match=r"flat: no class folder in it; expected a folder of images for each class"):
         ImageFolder(root=str(tmp_path / "flat")).open()
     (tmp_path / "flat" / "empty").mkdir()
-    with pytest.raises(DataError, match=r"flat: .*classes empty\..*Expected a folder of images for each class"):
+    with pytest.raises(DataError, match=r"flat: no image in empty; .* add them, or delete the folder"):
         ImageFolder(root=str(tmp_path / "flat")).open()
 
 
@@ -305,10 +306,19 @@ def numbered(root: Path, *names: str) -> Path:
 @pytest.mark.parametrize("name", [".ipynb_checkpoints", "__MACOSX", ".thumbnails"])
 def test_a_hidden_folder_is_no_class(tmp_path: Path, name: str) -> None:
     numbered(tmp_path, "cat", "dog", name)
-    with pytest.raises(DataError, match=rf"{name}: a hidden folder, which would be class 0; delete it or move it away"):
+    with pytest.raises(DataError, match=rf"{name}: hidden, and it would be a class or an image; delete it"):
         ImageFolder(root=str(tmp_path)).open()
     shutil.rmtree(tmp_path / name)
     assert ImageFolder(root=str(tmp_path)).open().labels() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["cat/._a.png", "cat/.ipynb_checkpoints/a-checkpoint.png"])
+def test_a_hidden_picture_is_no_image(tmp_path: Path, name: str) -> None:
+    numbered(tmp_path, "cat", "dog", "cat/__new")
+    assert ImageFolder(root=str(tmp_path)).open().labels() == [0, 0, 1]
+    paint(tmp_path / name, (8, 8), 3, kind="PNG")
+    with pytest.raises(DataError, match=rf"{re.escape(name)}: hidden, and it would be a class or an image; delete it"):
+        ImageFolder(root=str(tmp_path)).open()
 
 
 def test_numbered_folders_have_an_order_that_is_said_where_there_are_two(tmp_path: Path) -> None:
@@ -360,6 +370,25 @@ def test_of_16_bits_the_upper_8_are_read(tmp_path: Path, suffix: str, order: str
     x = read_image(tmp_path / f"a.{suffix}", AS_STORED)
     expected = np.broadcast_to((grey // 256).astype(np.float32) / 255, (3, 32, 24))
     assert np.array_equal(x.numpy(), expected)
+
+
+@pytest.mark.parametrize(("white", "dark"), [(255, True), (4095, True), (4096, False), (0, False)])
+def test_16_bits_that_hold_8_or_12_would_be_black_and_are_refused(tmp_path: Path, white: int, dark: bool) -> None:
+    grey = np.zeros((8, 8), np.uint16)
+    grey[0] = white
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    if not dark:
+        assert read_image(tmp_path / "a.png", AS_STORED).max() == np.float32(white // 256) / np.float32(255)
+        return
+    with pytest.raises(DataError, match=rf"a\.png: a 16-bit picture that is never above {white}, where white is 65535"):
+        read_image(tmp_path / "a.png", AS_STORED)
+
+
+def test_a_picture_that_unpacks_to_far_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = paint(tmp_path / "a.png", (40, 30), 0, kind="PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(DataError, match=r"a\.png: has more than 1,000 pixels; scale it down"):
+        read_image(path, AS_STORED)
 
 
 @pytest.mark.parametrize(("dtype", "what"), [(np.float32, "floats"), (np.int32, "32-bit integers")])

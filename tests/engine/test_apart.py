@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ import pytest
 import torch
 import yaml
 from helpers import tiny
-from helpers.commands import Ended
+from helpers.commands import Ended, in_process
 from helpers.packages import INSTALLED, python_path
 from helpers.portions import portion
 from helpers.tiny import mapping
 
+from harness.config.benchmark import parse_benchmark
 from harness.engine.evaluate import evaluate
+from harness.engine.prepare import prepare_models
 from harness.engine.session import model_session
 from harness.errors import ModelError
+from harness.executors.local import Local
+from harness.util import process
 from harness.util.foreign import told
 
 NETWORKS = """
@@ -51,6 +56,12 @@ def forward_ends(): return network(lambda: os._exit(0))
 def forward_closes(): return network(lambda: raises(GeneratorExit()))
 def forward_waits(): return network(lambda: time.sleep(600))
 
+def builder_patches():
+    import torch
+    torch.nn.functional.relu = lambda x, inplace=False: x
+    torch.set_default_dtype(torch.float64)
+    raise MemoryError("h" * 1_000_000)
+
 def prints():
     print("\\x1b[31mchatter\\x1b[0m\\r0 %\\r100 %")
     print("x" * 50 + "\\n", end="" , flush=True)
@@ -63,11 +74,11 @@ def prints():
 FAULTS = {
     "ends_nets:builder_exits": r"builder '.*builder_exits': it called sys\.exit\(0\); it must return the network",
     "ends_nets:builder_ends": r"its code has ended the process in which it was loaded and tried \(exit code 0\)",
-    "ends_nets:builder_interrupts": "it raised KeyboardInterrupt",
+    "ends_nets:builder_interrupts": r"builder '.*builder_interrupts': raised KeyboardInterrupt\(\);",
     "ends_nets:forward_exits": r"cannot be run: it called sys\.exit\(0\)",
     "ends_nets:forward_ends": r"its code has ended the process .*\(exit code 0\)",
     "ends_nets:forward_closes": "cannot be run: it raised GeneratorExit",
-    "ends_nets:forward_waits": r"loaded and tried: no answer for 45 s; look where its code waits",
+    "ends_nets:builder_patches": r"builder '.*builder_patches': raised MemoryError\('h{500,2000} … h{500,2000}'\);",
     "ends_args:build": r"its module 'ends_args' ends the process when it is imported: it called sys\.exit\(2\)",
     "ends_import:build": r"ends the process when it is imported: it called sys\.exit\('no GPU found'\)",
 }
@@ -113,15 +124,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield made
 
 
+@contextmanager
+def there(folder: Path) -> Iterator[None]:
+    """In the directory of the networks, as ``python -m harness`` finds them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for path in (INSTALLED, folder):
+            patch.syspath_prepend(str(path))
+        yield
+
+
 @pytest.fixture(scope="module")
 def faulty(folder: Path) -> Faulty:
     models = [*map(checkpoint, FAULTS), checkpoint("ends_nets:prints")]
     benchmark = mapping(models=models, threat={"kind": "clean"}, executor={"kind": "local", "workers": 1})
-    benchmark["executor"]["time_limit"] = 45
     (folder / "tiny.yaml").write_text(yaml.safe_dump(benchmark))
     ended = ct_harness(folder, "run", "tiny.yaml")
     few = json.dumps([checkpoint("ends_nets:builder_exits"), checkpoint("ends_nets:builder_ends")])
-    doctor = ct_harness(folder, "doctor", "tiny.yaml", "--set", f"models={few}")
+    with there(folder):
+        doctor = in_process("doctor", "tiny.yaml", "--set", f"models={few}")
     return Faulty(ended, doctor, pd.read_csv(folder / "leaderboards" / "tiny.csv"))
 
 
@@ -153,9 +174,20 @@ def test_what_a_model_prints_comes_under_its_name_and_is_bounded(faulty: Faulty)
 
 
 @pytest.mark.slow
-def test_what_is_awaited_is_told_before_it_is_given_up(faulty: Faulty) -> None:
-    told_first = "ends_nets.forward_waits: loaded and tried: no answer for 15 s; still waiting\n"
-    assert told_first in faulty.ended.err
+def test_what_is_awaited_is_told_before_it_is_given_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process, "FIRST_NOTE", 1.0)
+    limits = iter([300, 3])  # of the first model, for which the process is started, and of the second
+    monkeypatch.setattr(Local, "loading_limit", property(lambda _: next(limits)))
+    models = [checkpoint("tiny_networks:mixed"), checkpoint("ends_nets:forward_waits")]
+    benchmark = mapping(name="tiny", models=models, executor={"kind": "local", "workers": 1})
+    with there(folder):
+        good, waits = prepare_models(parse_benchmark(benchmark), offline=True)
+    assert good.failure is None, good.failure
+    assert str(waits.failure) == "loaded and tried: no answer for 3 s; look where its code waits"
+    told_first = "ends_nets.forward_waits: loaded and tried: no answer for 1 s; still waiting\n"
+    assert told_first in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -168,7 +200,7 @@ def test_doctor_finds_them_and_does_not_end_with_them(faulty: Faulty) -> None:
 # --- in a worker ---
 
 
-@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), SystemExit("no GPU")])
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), KeyboardInterrupt(), SystemExit("no GPU")])
 @pytest.mark.usefixtures("here")
 def test_an_exit_during_a_trial_is_an_error_of_the_model(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     work = portion(mapping(threat={"kind": "dim"}), stage="dim-1", images=range(4))

@@ -26,6 +26,7 @@ from harness.api.work import Portion, Report, Task
 from harness.datasets.digits import Digits
 from harness.engine import evaluate as module
 from harness.engine.evaluate import evaluate
+from harness.engine.fingerprint import answers
 from harness.engine.images import source
 from harness.engine.session import model_session
 from harness.errors import InvalidAdversary, ModelError
@@ -906,3 +907,36 @@ def test_an_operation_without_a_deterministic_kernel_flags_what_follows_too(monk
     other = BASELINE._replace(beta=0.5)
     reports = compute(task_of(PLAIN, DIGITS, Linf(eps=0.1)), clean_trials([0], BASELINE, other))
     assert [report.flags for report in reports] == [("nondeterministic",)] * 2
+
+
+# --- the network is the one that was prepared ---
+
+
+@pytest.mark.parametrize(("factor", "is_the_same"), [(1.0, True), (-1.0, False)])
+def test_a_network_that_answers_otherwise_than_where_the_run_was_started_is_refused(
+    factor: float, is_the_same: bool
+) -> None:
+    model_session.cache_clear()
+    task = task_of(Demo(name="digits_plain"), Digits(n=2), Linf(eps=0.1))
+    known = answers(model_session(task.model, "cpu", True).loaded.network, (1, 8, 8))
+    told = tuple(tuple(factor * number for number in row) for row in known)
+    portion = Portion(replace(task, answers=told), tuple(clean_trials([0, 1], BASELINE)))
+    if is_the_same:
+        assert sum(len(report.results) for reports in evaluate(portion) for report in reports) == 2
+    else:
+        with pytest.raises(ModelError, match=r"answers otherwise in a worker than where the run was started"):
+            list(evaluate(portion))
+
+
+def test_a_network_of_other_code_than_where_the_run_was_started_is_refused() -> None:
+    task = task_of(Demo(name="digits_plain"), Digits(n=2), Linf(eps=0.1))
+    portion = Portion(replace(task, network="edited"), tuple(clean_trials([0], BASELINE)))
+    with pytest.raises(ModelError, match=r"its code, or what it holds besides its weights, is not what it was when"):
+        list(evaluate(portion))
+
+
+def test_a_threat_of_other_code_than_where_the_run_was_started_is_refused() -> None:
+    task = task_of(Demo(name="digits_plain"), Digits(n=2), Linf(eps=0.1))
+    portion = Portion(replace(task, code="edited"), tuple(clean_trials([0], BASELINE)))
+    with pytest.raises(ModelError, match=r"the code of the threat Linf changed while the benchmark ran"):
+        list(evaluate(portion))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 import torch
+from helpers.packages import INSTALLED
 from torch import Tensor, nn
 
 from harness.api.model import Model, Scorable
@@ -116,9 +117,32 @@ def board(runs: Path, images: int, **changes: Any) -> pd.DataFrame:
 pytestmark = pytest.mark.usefixtures("installed")
 
 
+@dataclass(frozen=True)
+class Plenty:
+    """A run with room for every batch.
+
+    Args:
+        board: its board.
+        batches: number of its batches.
+        widest: images of the widest.
+    """
+
+    board: pd.DataFrame
+    batches: int
+    widest: int
+
+
+@pytest.fixture(scope="module")
+def plenty(tmp_path_factory: pytest.TempPathFactory) -> Plenty:
+    """Computed once; the runs that are short of memory are held against it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(INSTALLED))
+        return Plenty(board(tmp_path_factory.mktemp("plenty"), 10**6), memory.batches, memory.widest)
+
+
 @pytest.mark.parametrize("backward", [False, True])
-def test_memory_that_is_short_from_the_start_costs_no_bit(tmp_path: Path, backward: bool) -> None:
-    there, short = board(tmp_path / "a", 10**6), board(tmp_path / "b", 16, backward=backward)
+def test_memory_that_is_short_from_the_start_costs_no_bit(tmp_path: Path, plenty: Plenty, backward: bool) -> None:
+    there, short = plenty.board, board(tmp_path / "b", 16, backward=backward)
     assert board(tmp_path / "c", 16, backward=backward).drop(columns="seconds").equals(short.drop(columns="seconds"))
     assert short.drop(columns="seconds").equals(there.drop(columns="seconds"))
     assert set(short["flags"]) == {""}
@@ -126,14 +150,13 @@ def test_memory_that_is_short_from_the_start_costs_no_bit(tmp_path: Path, backwa
 
 @pytest.mark.parametrize(("share", "backward"), [(0.3, False), (0.6, False), (0.3, True)])
 def test_memory_that_is_taken_in_the_middle_is_told_and_costs_no_bit(
-    tmp_path: Path, share: float, backward: bool
+    tmp_path: Path, plenty: Plenty, share: float, backward: bool
 ) -> None:
-    there = board(tmp_path / "a", 10**6)
-    assert memory.widest > 16
-    after = int(share * memory.batches)
+    assert plenty.widest > 16
+    after = int(share * plenty.batches)
     with pytest.warns(UserWarning, match=r"^hungry: out of memory on cpu; going on in batches of \d+ images"):
         short = board(tmp_path / "b", 16, after=after, backward=backward)
-    assert short.drop(columns="seconds").equals(there.drop(columns="seconds"))
+    assert short.drop(columns="seconds").equals(plenty.board.drop(columns="seconds"))
 
 
 def test_a_network_that_does_not_fit_at_all_fails_and_says_why(tmp_path: Path) -> None:

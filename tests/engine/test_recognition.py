@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers.scored import task_of
 
-from harness.api.records import Steering
+from harness.api.records import BASELINE, Steering
 from harness.api.work import Task
 from harness.datasets.digits import Digits
 from harness.engine.recognition import OTHER_ANSWERS, OTHER_CODE, OTHER_THREAT, recognised
@@ -60,6 +60,27 @@ def test_what_is_stale_is_told_and_another_question_is_not(task: Task, changes: 
     asked = replace(task, **changes)
     assert recognised(asked, contexts(task)) == (asked, why)
     assert recognised(asked, contexts(task, asked)) == (asked, "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights_sha256": "others"}, {"network": "edited"}, {"answers": OTHER}, {"code": "edited"}, {"seed": 1},
+        {"threat": Linf(eps=0.2)}, {"model": Demo(name="digits_robust")}, {"normalised": True}, {"precision": "tf32"},
+        {"recipe": "logistic"},
+    ],
+)  # fmt: skip
+def test_whatever_a_number_depends_on_is_part_of_its_identity(task: Task, changes: dict[str, Any]) -> None:
+    assert replace(task, **changes).identity(BASELINE) != task.identity(BASELINE)
+
+
+def test_a_parameter_that_a_threat_adds_and_leaves_out_of_its_identity_is_part_of_it(task: Task) -> None:
+    class Shift(Linf):
+        sigma: float
+
+    one, other = (replace(task, threat=Shift(eps=0.1, sigma=sigma)) for sigma in (0.5, 1.0))
+    assert one.threat.identity() == other.threat.identity()
+    assert one.identity(BASELINE) != other.identity(BASELINE)
 
 
 def test_a_network_that_answers_by_chance_is_known_by_its_code(task: Task) -> None:

@@ -128,84 +128,84 @@ def test_a_model_that_fails_in_the_middle_is_a_failed_row(failing: Failing) -> N
     assert row.count("RuntimeError: a lapse") == 1
 
 
+# --- a worker that is shared, since to start one is what takes long ---
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Local]]:
+    """One worker, and the directory in which it is started: see `driver`."""
+    folder = tmp_path_factory.mktemp("shared")
+    tiny.save_images(folder)
+    (folder / "driver.pid").write_text(str(os.getpid()))
+    with Local(workers=1) as local:
+        yield folder, local
+
+
+@pytest.fixture
+def one_worker(shared: tuple[Path, Local], installed: Path, monkeypatch: pytest.MonkeyPatch) -> Local:
+    """The shared worker, in its directory, where no test before has left anything."""
+    folder, local = shared
+    monkeypatch.chdir(folder)
+    for left in ("delivered", "halfway"):
+        Path(left).unlink(missing_ok=True)
+    return local
+
+
 # --- results on their way ---
 
 
-@pytest.mark.usefixtures("driver")
-def test_results_arrive_while_the_portion_is_computed_in_its_order() -> None:
+def test_results_arrive_while_the_portion_is_computed_in_its_order(one_worker: Local) -> None:
     work, delivered = dim("drips"), Delivered()
-    with Local(workers=1) as local:
-        future = local.submit(work, delivered)
-        assert comes_true(lambda: bool(delivered.results), 60)
-        assert not future.done()
-        assert len(delivered.results) < 24
-        future.result(60)
+    future = one_worker.submit(work, delivered)
+    assert comes_true(lambda: bool(delivered.results), 60)
+    assert not future.done()
+    assert len(delivered.results) < 24
+    future.result(60)
     assert delivered.agrees_with_evaluate(work)
     assert delivered.times[-1] - delivered.times[0] > 0.2
 
 
-@pytest.mark.usefixtures("driver")
-def test_a_worker_that_dies_halfway_costs_only_what_it_had_not_delivered() -> None:
+def test_a_worker_that_dies_halfway_costs_only_what_it_had_not_delivered(one_worker: Local) -> None:
     work, delivered = dim("dies_halfway"), Delivered()
-    with Local(workers=1) as local:
-        local.submit(work, delivered).result(60)
+    one_worker.submit(work, delivered).result(60)
     assert Path("halfway").exists()
     assert delivered.is_each_once(work)
     assert delivered.agrees_with_evaluate(work)
 
 
-@pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.3])
-def test_kills_at_any_moment_deliver_each_result_once(delay: float) -> None:
+def test_kills_at_any_moment_deliver_each_result_once(delay: float, one_worker: Local) -> None:
     """Twice, once while the first batch is computed and once after ``delay`` seconds of the next worker."""
     work, delivered = dim("drips"), Delivered()
-    with Local(workers=1) as local:
-        future = local.submit(work, delivered)
-        for seconds in (0.0, delay):
-            started = len(delivered.results)
-            assert comes_true(lambda: len(delivered.results) > started or future.done(), 60)  # noqa: B023
-            time.sleep(seconds)
-            os.kill(pid_of(local), signal.SIGKILL)
-        future.result(60)
+    future = one_worker.submit(work, delivered)
+    for seconds in (0.0, delay):
+        started = len(delivered.results)
+        assert comes_true(lambda: len(delivered.results) > started or future.done(), 60)  # noqa: B023
+        time.sleep(seconds)
+        os.kill(pid_of(one_worker), signal.SIGKILL)
+    future.result(60)
     assert delivered.is_each_once(work)
     assert delivered.agrees_with_evaluate(work)
 
 
-def test_a_delivery_that_fails_is_told_and_stops_its_worker(driver: Path) -> None:
-    assert driver.is_dir()
-
+def test_a_delivery_that_fails_is_told_and_stops_its_worker(one_worker: Local) -> None:
     def refuse(reports: Sequence[Report]) -> None:
         raise OSError("the disk is full")
 
     work, delivered = dim("drips"), Delivered()
-    with Local(workers=1) as local:
-        with pytest.raises(OSError, match="the disk is full"):
-            local.submit(work, refuse).result(60)
-        local.submit(work, delivered).result(60)
+    with pytest.raises(OSError, match="the disk is full"):
+        one_worker.submit(work, refuse).result(60)
+    one_worker.submit(work, delivered).result(60)
     assert delivered.is_each_once(work)
 
 
-# --- one worker ---
-
-
-@pytest.fixture(scope="module")
-def one_worker() -> Iterator[Local]:
-    """Shared: to start a worker is what takes long."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", python_path(INSTALLED))
-        with Local(workers=1) as local:
-            yield local
-
-
 @pytest.fixture
-def good(here: Path) -> Portion:
-    """A portion that the worker can compute, wherever it was started."""
-    return portion(mapping(dataset={"kind": "arrays", "path": str(here / "images.npz")}))
+def good(one_worker: Local) -> Portion:
+    return portion(mapping())
 
 
-def test_an_error_of_the_network_is_told_and_the_worker_lives_on(one_worker: Local, here: Path, good: Portion) -> None:
-    data = {"kind": "arrays", "path": str(here / "images.npz")}
-    bad = portion(mapping(dataset=data, models=[model("narrow", "tiny_networks")]))
+def test_an_error_of_the_network_is_told_and_the_worker_lives_on(one_worker: Local, good: Portion) -> None:
+    bad = portion(mapping(models=[model("narrow", "tiny_networks")]))
     with pytest.raises(ModelError, match="labels up to 3, but the network yields 2 logits"):
         one_worker.submit(bad, Delivered()).result(60)
     before = pid_of(one_worker)
@@ -239,6 +239,7 @@ def test_leaving_lets_go_of_the_workers_at_once(one_worker: Local, good: Portion
     one_worker.__exit__()
     assert time.monotonic() - started < 5
     assert is_gone(pid)
+    one_worker.__enter__()
 
 
 @pytest.mark.usefixtures("driver")
@@ -316,19 +317,27 @@ def test_a_worker_has_one_torch_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("threads").read_text() == "1"
 
 
-@pytest.mark.usefixtures("driver")
-def test_a_worker_that_is_stuck_is_named_and_given_up_and_the_next_model_is_computed(
-    capsys: pytest.CaptureFixture[str],
+def test_what_one_model_leaves_behind_in_a_worker_is_not_held_against_the_next(
+    one_worker: Local, good: Portion
 ) -> None:
-    good, delivered = portion(mapping()), Delivered()
-    with Local(workers=1) as executor:
-        executor.submit(good, Delivered()).result(120)  # now that it is started, it answers at once
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(local, "longest_silence", lambda _: 3.0)
-            patch.setattr(process, "FIRST_NOTE", 1.0)
-            with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 3 s; look .* executor\.time_limit$"):
-                executor.submit(dim("stuck"), Delivered()).result(120)
-        executor.submit(good, delivered).result(120)
+    delivered = Delivered()
+    one_worker.submit(portion(mapping(models=[model("spoils")])), Delivered()).result(120)
+    one_worker.submit(good, delivered).result(120)
+    assert delivered.is_each_once(good)
+    assert delivered.agrees_with_evaluate(good)
+
+
+def test_a_worker_that_is_stuck_is_named_and_given_up_and_the_next_model_is_computed(
+    one_worker: Local, good: Portion, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delivered = Delivered()
+    one_worker.submit(good, Delivered()).result(120)  # now that it is started, it answers at once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "longest_silence", lambda *_: 3.0)
+        patch.setattr(process, "FIRST_NOTE", 1.0)
+        with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 3 s; look .* executor\.time_limit$"):
+            one_worker.submit(dim("stuck"), Delivered()).result(120)
+    one_worker.submit(good, delivered).result(120)
     assert delivered.is_each_once(good)
     assert "stuck: stage dim-1: no answer for 1 s; still waiting\n" in capsys.readouterr().err
 

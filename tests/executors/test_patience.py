@@ -11,6 +11,8 @@ from helpers.portions import portion
 from helpers.tiny import mapping
 
 from harness.api.work import Portion
+from harness.config.benchmark import parse_benchmark
+from harness.errors import SpecError
 from harness.executors.local import Local
 from harness.executors.patience import LEAST, longest_silence
 
@@ -43,3 +45,17 @@ def test_nobody_knows_how_long_a_fit_or_an_attack_of_a_third_party_takes() -> No
 def test_the_users_limit_holds_for_loading_too() -> None:
     assert Local(time_limit=30).loading_limit == 30
     assert Local().loading_limit == 3600
+    assert longest_silence(work(10.0), 30) == 30
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_local_and_ray_have_a_time_limit(kind: str) -> None:
+    pytest.importorskip("ray")
+    executor = parse_benchmark({"name": "tiny"} | mapping(executor={"kind": kind, "time_limit": 30})).executor
+    assert executor.loading_limit == 30
+
+
+def test_slurm_refuses_a_time_limit_and_names_its_own() -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(SpecError, match=r"executor\.time_limit: unknown key \(did you mean 'time'\?\)"):
+        parse_benchmark({"name": "tiny"} | mapping(executor={"kind": "slurm", "time_limit": 30}))

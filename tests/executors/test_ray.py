@@ -132,6 +132,17 @@ def test_what_kills_every_worker_is_a_failed_row_and_the_others_go_on(driver: Pa
 
 
 @pytest.mark.usefixtures("driver")
+def test_a_worker_that_is_stuck_is_given_up_and_the_next_portion_is_computed(cluster: Any) -> None:
+    good, delivered = clean(), Delivered()
+    with Ray(address=cluster.address, time_limit=20) as ray:
+        stuck = ray.submit(dim("stuck"), Delivered())
+        with pytest.raises(ModelError, match=r"^stage dim-1: no answer for 20 s; look .* executor\.time_limit$"):
+            stuck.result(120)
+        ray.submit(good, delivered).result(60)
+    assert delivered.is_each_once(good)
+
+
+@pytest.mark.usefixtures("driver")
 def test_results_arrive_while_the_portion_is_computed_and_a_lost_worker_costs_only_the_rest(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,12 +166,13 @@ def test_errors_idle_deaths_and_leaving(cluster: Any, monkeypatch: pytest.Monkey
     session = Path(cluster.head_node.get_session_dir_path()).name
     lost = losses(monkeypatch)
     with Ray(address=cluster.address) as ray:
-        # an error is told as it is, and the worker lives on
+        # an error is told as it is, after another worker has raised it that has computed nothing else, which lives on
         with pytest.raises(ModelError, match=r"^the data have labels up to 3, but the network yields 2 logits"):
             ray.submit(bad, Delivered()).result(60)
-        before = idle(ray)
         with pytest.raises(ModelError, match=r"_Unpicklable: salt and pepper$"):
             ray.submit(odd, Delivered()).result(60)
+        before = idle(ray)
+        lost.clear()
         delivered = Delivered()
         ray.submit(good, delivered).result(60)
         assert delivered.is_each_once(good)
@@ -225,7 +237,7 @@ def test_a_worker_that_loses_its_device_is_replaced(cluster: Any, monkeypatch: p
 def test_a_model_goes_to_the_idle_worker_that_has_it_loaded() -> None:
     from harness.executors.ray_workers import Workers
 
-    workers = Workers(3, gpus=0)
+    workers = Workers(3, gpus=0, time_limit="auto")
     workers._idle, workers._models = ["one", "two", "three"], {"one": "resnet", "two": "vit"}
     assert workers._idle_one("resnet") == "one"
     assert workers._idle_one("swin") == "three"  # the last one started or used

@@ -10,7 +10,9 @@ import pandas as pd
 
 from harness.analysis.statistics import wilson
 from harness.leaderboard import csv_file, outcomes
+from harness.leaderboard.board_files import StoredBoard
 from harness.leaderboard.row import FORMATS, LeaderboardRow, rows_of
+from harness.report.site import boards_of
 from harness.util.files import write_whole
 
 N = 200
@@ -157,6 +159,17 @@ def write(board: pd.DataFrame, path: Path, marks: pd.DataFrame | None = None) ->
     if marks is not None:
         write_whole(outcomes.path_of(path), outcomes.to_csv(marks))
     return path
+
+
+def stored(path: Path) -> StoredBoard:
+    """Return a board as `harness.leaderboard.board_files.read` does, but held against nothing: its marks are few."""
+    table = csv_file.read(path)
+    return StoredBoard(path, table, rows_of(table), outcomes.read(path), "")
+
+
+def all_stored(folder: Path) -> list[StoredBoard]:
+    """Return the boards of a directory; see `stored`."""
+    return [stored(path) for path in boards_of(folder)]
 
 
 class Element:

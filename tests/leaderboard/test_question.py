@@ -10,6 +10,7 @@ import yaml
 from helpers import tiny
 
 from harness.config.benchmark import parse_benchmark
+from harness.datasets.arrays import Arrays
 from harness.leaderboard.question import columns, differences, document, told
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -69,3 +70,21 @@ def test_the_document_is_the_benchmark_with_every_key_and_gives_it_back() -> Non
     assert content["benchmark"]["threat"]["attack"]["restarts"] == 1
     assert parse_benchmark(content["benchmark"]) == benchmark
     assert json.loads(columns(benchmark)["parameters"]) == content["benchmark"]["threat"]
+
+
+def test_the_document_says_by_which_code_a_third_partys_threat_and_data_were_made() -> None:
+    benchmark = parse_benchmark({"name": "tiny"} | tiny.mapping(dataset={"kind": "normalised"}, threat={"kind": "dim"}))
+    made_with = yaml.safe_load(document(benchmark, {}))["made_with"]
+    assert made_with == dict.fromkeys(["code of the dataset", "code of the threat"], made_with["code of the dataset"])
+
+
+def test_a_parameter_that_a_data_set_adds_and_leaves_out_of_its_identity_is_part_of_the_question() -> None:
+    class Own(Arrays):
+        sigma: float = 0
+
+        def identity(self) -> dict[str, Any]:
+            return {"kind": self.kind}
+
+    benchmark = parse_benchmark({"name": "tiny"} | tiny.mapping())
+    one, other = (benchmark.model_copy(update={"dataset": Own(path="images.npz", sigma=sigma)}) for sigma in (0.0, 1.0))
+    assert columns(one)["question"] != columns(other)["question"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.api.records import BASELINE, Steering
 from harness.errors import LeaderboardError
-from harness.leaderboard import regression
+from harness.leaderboard import board_files, csv_file, outcomes, regression
 from harness.leaderboard.regression import Board, GateVerdict
 from harness.leaderboard.scores import ModelEntry
 from harness.report import ci_summary
@@ -210,12 +209,15 @@ class TestForReal:
         assert "# Nightly: held" in text
         assert "absent: not run" in text
         board = home / "leaderboards" / "tiny.csv"
-        before = board.read_text()
-        board.write_text(re.sub(r"\b[0-9a-f]{64}\b", "0" * 64, before))  # of other weights and data
+        before = {file: file.read_bytes() for file in board_files.files_of(board).values()}
+        table, marks = csv_file.read(board), outcomes.read(board)
+        assert marks is not None
+        board_files.write(Board(table.assign(weights_sha256="0" * 64), marks), board, "")
         done = subprocess.run(
             [sys.executable, str(nightly)], cwd=home, env=environment, capture_output=True, text=True, check=False
         )
-        board.write_text(before)
+        for file, content in before.items():
+            file.write_bytes(content)
         assert done.returncode == 1, done.stdout + done.stderr
         assert "# Nightly: REGRESSED" in (home / "nightly" / "summary.md").read_text()
 

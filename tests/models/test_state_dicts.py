@@ -6,6 +6,8 @@ The oracle is the network that was saved: the state dict that is found gives bac
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,6 +60,7 @@ CASES = {
     "average in the same mapping": Case(behind("ema.", OTHER) | SAVED, "at the top"),
     "attacker": Case({"model": behind("module.model.", SAVED) | behind("module.attacker.model.", SAVED)}, "under 'mod"),
     "nested": Case({"checkpoint": {"weights": SAVED}}, "under 'checkpoint/weights'"),
+    "list": Case({"state_dict": [SAVED], "epoch": 3}, "under 'state_dict/0'"),
     "thop": Case(SAVED | {"total_ops": torch.zeros(1), "0.total_params": torch.zeros(1)}, "at the top"),
     "before num_batches_tracked": Case({k: v for k, v in SAVED.items() if "num_b" not in k}, "at the top"),
     "beside its optimiser": Case({"net": SAVED, "optimizer": {"state": {0: {"step": 3}}}}, "under 'net'"),
@@ -78,9 +81,26 @@ def test_two_that_differ_are_not_chosen_between() -> None:
         own_state({"teacher": SAVED, "student": OTHER}, network())
 
 
+def test_weights_that_are_not_finite_are_one_state_dict_all_the_same() -> None:
+    broken = {key: value * float("nan") for key, value in SAVED.items() if "num_b" not in key}
+    assert own_state(broken, network()).place == "at the top"
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "int8"), (torch.complex64, "complex64")])
+def test_numbers_of_another_type_are_not_converted(dtype: torch.dtype, name: str) -> None:
+    with pytest.raises(BadCheckpoint, match=rf"holds '0\.weight' as {name}, where the network has float32"):
+        own_state({key: value.to(dtype) for key, value in SAVED.items()}, network())
+
+
+def test_of_two_that_differ_the_one_that_is_named_is_taken() -> None:
+    found = own_state({"stages": [SAVED, OTHER]}, network(), "stages/1")
+    assert all(torch.equal(found.state[key], value) for key, value in OTHER.items())
+
+
 @pytest.mark.parametrize(
     ("content", "keys"),
     [
+        ({}, "the file has no keys"),
         ({"model_ema": {"a.weight": torch.ones(1)}, "epoch": 3}, r"the file has 'model_ema', 'epoch'"),
         (
             {"net": {f"l{n}.w": torch.ones(1) for n in range(9)}},
@@ -117,6 +137,19 @@ def torches(path: Path) -> None:
     torch.save(SAVED, path)
 
 
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("notes.txt", "no weights")
+
+
+def pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"w": os.getcwd}))
+
+
+def exits(path: Path) -> None:
+    torch.save({"w": os._exit}, path)
+
+
 def bomb(path: Path) -> None:
     """A checkpoint with a storage of 100 MB of zeros, compressed."""
     plain = io.BytesIO()
@@ -134,6 +167,10 @@ def bomb(path: Path) -> None:
         (pointer, "x.safetensors", "is a pointer of Git LFS, .*git lfs pull"),
         (tensors, "x.pth", r"is a safetensors file; name it x\.safetensors"),
         (torches, "x.safetensors", r"is a torch checkpoint, not a safetensors file; name it x\.pt"),
+        (archive, "x.pt", r"is a zip archive of other files than a checkpoint's \(its first is 'notes\.txt'\)"),
+        (pickled, "x.pt", "is a Python pickle that torch.save has not written, and reading it could run code"),
+        (exits, "x.pt", r"holds Python objects \(posix\._exit\) beside its tensors"),
+        (Path.touch, "x.pt", "is empty"),
         (bomb, "x.pt", r"is an archive of [\d,]+ bytes that unpacks to 100,\d{3},\d{3}"),
     ],
 )

@@ -39,7 +39,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     boards.write(boards.hard(), tmp_path / "leaderboards/x.csv", OUTCOMES)
     for protocol in ("paper", "pixel"):
         boards.write(boards.board("ResNet-18", protocol), tmp_path / f"leaderboards/{protocol}.csv")
-    site.build(tmp_path / "leaderboards", tmp_path / "site")
+    site.build(boards.all_stored(tmp_path / "leaderboards"), tmp_path / "site")
     contexts, said, asked, wanted = [], [], [], []
 
     def open_page(name: str = "boards/x.html", **options: Any) -> Any:

@@ -192,7 +192,7 @@ def test_what_cannot_be_plotted_is_told(command: Command, here: Path) -> None:
     boards.write(boards.table(boards.failed("m", "gone")), here / "x.csv")
     ended = command("plot", "x.csv")
     assert ended.code == 2
-    assert re.match(r"error: x: no model was scored.*`ct-harness show`", ended.err)
+    assert re.search(r"^error: x: no model was scored.*`ct-harness show`", ended.err, re.MULTILINE)
     assert command("plot", "missing.csv").code == 2
     boards.write(boards.hard(), here / "y.csv")
     (here / "file").write_text("")

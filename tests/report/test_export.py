@@ -103,5 +103,5 @@ def test_without_pyarrow_it_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     ended = command("export", str(board), "--parquet")
     assert ended.code == 2
-    assert ended.err.startswith("error: --parquet: ")
+    assert "\nerror: --parquet: " in ended.err
     assert "pip install 'ct-harness[parquet]'" in ended.err

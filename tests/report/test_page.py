@@ -34,7 +34,7 @@ def verdict_of(*rows: dict[str, Any]) -> ModelVerdict:
 
 
 def page_of(tmp_path: Path, table: pd.DataFrame, marks: pd.DataFrame | None = None) -> boards.Element:
-    return boards.parsed(report(boards.write(table, tmp_path / "x.csv", marks)))
+    return boards.parsed(report(boards.stored(boards.write(table, tmp_path / "x.csv", marks))))
 
 
 # --- the sentences ---
@@ -200,7 +200,7 @@ def test_no_text_of_the_board_becomes_markup(tmp_path: Path) -> None:
         boards.point(boards.SCRIPT, 0.9, 165, 110), boards.failed(nasty, boards.SCRIPT),
     ]  # fmt: skip
     marks = pd.DataFrame([(boards.SCRIPT, "untouched", "1", "0.5", nasty, "10")], columns=list(OUTCOMES))
-    text = report(boards.write(boards.table(*rows), tmp_path / "<script>.csv", marks))
+    text = report(boards.stored(boards.write(boards.table(*rows), tmp_path / "<script>.csv", marks)))
     page = boards.parsed(text)
     assert text.count("<script") == 1
     assert page.all("img") == []
@@ -212,7 +212,7 @@ def test_no_text_of_the_board_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_the_page_is_well_made(tmp_path: Path) -> None:
-    board = boards.write(boards.hard(), tmp_path / "x.csv", OUTCOMES)
+    board = boards.stored(boards.write(boards.hard(), tmp_path / "x.csv", OUTCOMES))
     text = report(board)
     page = boards.parsed(text)
     ids = re.findall(r'\bid="([^"]*)"', text)

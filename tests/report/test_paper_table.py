@@ -278,7 +278,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_site_has_the_page_where_a_board_belongs_to_it(folder: Path, tmp_path: Path) -> None:
-    assert tmp_path / "site/paper.html" in site.build(folder, tmp_path / "site")
+    assert tmp_path / "site/paper.html" in site.build(boards.all_stored(folder), tmp_path / "site")
     index = boards.parsed((tmp_path / "site/index.html").read_text(encoding="utf-8"))
     assert [link.text for link in index.all("a", href="paper.html")] == ["The published numbers"]
     found = boards.parsed((tmp_path / "site/paper.html").read_text(encoding="utf-8"))
@@ -286,13 +286,13 @@ def test_the_site_has_the_page_where_a_board_belongs_to_it(folder: Path, tmp_pat
     assert links == [("all boards", "index.html"), ("p #1", "boards/p%20%231.html"), ("q", "boards/q.html")]
     for name in ("p #1.csv", "q.csv"):
         (folder / name).unlink()
-    assert tmp_path / "other/paper.html" not in site.build(folder, tmp_path / "other")
+    assert tmp_path / "other/paper.html" not in site.build(boards.all_stored(folder), tmp_path / "other")
     assert not (tmp_path / "other/paper.html").exists()
     assert "paper.html" not in (tmp_path / "other/index.html").read_text(encoding="utf-8")
 
 
 def test_the_index_ranks_no_gain_that_was_chosen_in_sample(folder: Path, tmp_path: Path) -> None:
-    site.build(folder, tmp_path / "site")
+    site.build(boards.all_stored(folder), tmp_path / "site")
     (table,) = boards.parsed((tmp_path / "site/index.html").read_text(encoding="utf-8")).all("table", id="index")
     gains = {row.children[0].text: row.children[4].attributes["data-value"] for row in table.all("tr")[1:]}
     assert gains == {"p #1": "", "q": "2.0", "x": "6.0"}

@@ -40,7 +40,7 @@ def test_the_files_to_download_are_the_boards_byte_by_byte(folder: Path, tmp_pat
     """Also where a name has a line's end in it, which reading text would change."""
     odd = "two\rlines\r\nor three"
     boards.write(boards.table(boards.selected(odd, "0.9"), boards.untouched(odd)), folder / "odd.csv", OUTCOMES)
-    site.build(folder, tmp_path / "site")
+    site.build(boards.all_stored(folder), tmp_path / "site")
     for name in ("odd.csv", "odd.outcomes.csv", "index.csv"):
         assert (tmp_path / "site" / site.BOARDS / name).read_bytes() == (folder / name).read_bytes()
     assert (tmp_path / "site" / site.COVERAGE).read_bytes() == (folder / site.COVERAGE).read_bytes()
@@ -51,7 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_site_has_a_page_and_the_files_of_each_board(folder: Path, tmp_path: Path) -> None:
-    written = site.build(folder, tmp_path / "site")
+    written = site.build(boards.all_stored(folder), tmp_path / "site")
     found = files(tmp_path / "site")
     assert set(found) == {
         "index.html", "coverage.csv", "boards/a #1?.html", "boards/a #1?.csv", "boards/a #1?.outcomes.csv",
@@ -64,7 +64,7 @@ def test_the_site_has_a_page_and_the_files_of_each_board(folder: Path, tmp_path:
 
 
 def test_every_address_is_relative_and_leads_to_a_file(folder: Path, tmp_path: Path) -> None:
-    site.build(folder, tmp_path / "site")
+    site.build(boards.all_stored(folder), tmp_path / "site")
     seen = 0
     for page in (tmp_path / "site").rglob("*.html"):
         for link in boards.parsed(page.read_text(encoding="utf-8")).all("a"):
@@ -77,7 +77,7 @@ def test_every_address_is_relative_and_leads_to_a_file(folder: Path, tmp_path: P
 
 
 def test_the_index_tells_what_each_board_found(folder: Path, tmp_path: Path) -> None:
-    site.build(folder, tmp_path / "site")
+    site.build(boards.all_stored(folder), tmp_path / "site")
     page = boards.parsed((tmp_path / "site/index.html").read_text(encoding="utf-8"))
     (table,) = page.all("table", id="index")
     first, second = table.all("tr")[1:]
@@ -100,14 +100,14 @@ def test_the_index_tells_what_each_board_found(folder: Path, tmp_path: Path) -> 
 
 def test_without_a_table_of_coverage_there_is_no_word_of_it(folder: Path, tmp_path: Path) -> None:
     (folder / "coverage.csv").unlink()
-    site.build(folder, tmp_path / "site")
+    site.build(boards.all_stored(folder), tmp_path / "site")
     assert "RobustBench" not in (tmp_path / "site/index.html").read_text(encoding="utf-8")
 
 
 def test_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    site.build(folder, tmp_path / "one")
-    site.build(folder, tmp_path / "two")
-    site.build(folder, tmp_path / "two")
+    site.build(boards.all_stored(folder), tmp_path / "one")
+    site.build(boards.all_stored(folder), tmp_path / "two")
+    site.build(boards.all_stored(folder), tmp_path / "two")
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
@@ -117,7 +117,7 @@ def test_a_folder_without_boards_is_refused(tmp_path: Path, there: bool) -> None
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty/x.outcomes.csv").write_text("")
     with pytest.raises(LeaderboardError, match=r"empty: .*\*\.csv.*found none.*`ct-harness run`"):
-        site.build(tmp_path / "empty", tmp_path / "site")
+        site.read(tmp_path / "empty")
     assert not (tmp_path / "site").exists()
 
 
@@ -127,11 +127,15 @@ def test_a_file_that_is_not_what_its_name_says_is_named_and_nothing_is_written(
 ) -> None:
     (folder / name).write_text("a,b\n1,2\n")
     with pytest.raises(LeaderboardError) as raised:
-        site.build(folder, tmp_path / "site")
+        site.build(boards.all_stored(folder), tmp_path / "site")
     assert str(raised.value).startswith(f"{folder / name}: not a")
     assert not (tmp_path / "site").exists()
-    if name == "other.csv":
-        assert f"take the file out of {folder}" in str(raised.value)
+
+
+def test_a_file_that_is_no_board_is_to_be_taken_out(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(LeaderboardError, match=f"other.csv: not a.*; take the file out of {tmp_path}"):
+        site.read(tmp_path)
 
 
 # --- the command ---
@@ -140,7 +144,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named_and_nothing_is_written(
 def test_site_writes_the_folder_and_ends_with_the_codes_of_the_others(
     command: Command, here: Path, folder: Path
 ) -> None:
-    shutil.copytree(folder, here / "boards")
+    shutil.copytree(folder, here / "boards", ignore=shutil.ignore_patterns("*.outcomes.csv"))  # which contradict
     ended = command("site", "boards", "-o", "out")
     assert (ended.code, ended.out) == (0, "written: out/index.html\n")
     assert command("site", "boards").code == 0

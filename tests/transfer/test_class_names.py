@@ -21,9 +21,12 @@ from harness.datasets.digits import Digits
 from harness.datasets.hugging_face import HuggingFace
 from harness.datasets.image_folder import ImageFolder
 from harness.datasets.sources.in_memory import ArraySource
-from harness.engine.class_names import numbered_as
+from harness.engine.class_names import names_to_match, numbered_as
 from harness.engine.images import open_data
 from harness.errors import DataError
+from harness.models.robustbench import RobustBench
+from harness.models.timm import Timm
+from harness.models.torchvision import TorchVision
 
 OUTCOMES = ["method", "beta", "clean", "robust", "gained", "lost"]
 
@@ -62,7 +65,7 @@ def test_a_test_set_without_the_first_class_is_scored_by_name(tmp_path: Path) ->
 def test_a_class_that_was_not_trained_is_refused_by_name(tmp_path: Path) -> None:
     [status] = run(tmp_path, [5, 6, 7], [6, 4, 3])["status"].tolist()
     assert status.startswith("failed: dataset: it has images of class '")
-    assert "Classes of dataset alone: 4, 3; classes of train: 5, 6, 7" in status
+    assert "Classes of dataset alone: 4, 3; classes of the model: 5, 6, 7" in status
 
 
 def test_doctor_sees_both_beforehand(tmp_path: Path) -> None:
@@ -73,6 +76,45 @@ def test_doctor_sees_both_beforehand(tmp_path: Path) -> None:
 
     assert findings([7, 5, 6]) == []
     assert "no class of that name" in findings([6, 4])[0]
+
+
+# --- a pretrained model's own classes ---
+
+
+def of_demo(folder: Path, name: str, *classes: int) -> pd.DataFrame:
+    models = [{"kind": "demo", "name": name}]
+    dataset = {"kind": "digits", "per_class": 10, "classes": list(classes)}
+    return pipeline.run(parse_benchmark(toy_board(models=models, dataset=dataset, steering={"beta": 0.9})), runs=folder)
+
+
+def test_images_are_numbered_as_the_logits_of_a_pretrained_model(tmp_path: Path) -> None:
+    right = of_demo(tmp_path / "a", "digits_plain_0to4", 0, 1, 2, 3, 4)
+    assert right.clean.min() > 0.9
+    pd.testing.assert_frame_equal(
+        of_demo(tmp_path / "b", "digits_plain_0to4", 3, 1, 0, 4, 2)[OUTCOMES], right[OUTCOMES]
+    )
+    assert of_demo(tmp_path / "c", "digits_plain", 8, 5).clean.min() > 0.8  # of ten logits
+
+
+def test_images_of_no_class_of_a_pretrained_model_are_refused_by_name(tmp_path: Path) -> None:
+    [status] = of_demo(tmp_path, "digits_plain_0to4", 3, 7)["status"].tolist()
+    assert "Classes of dataset alone: 7; classes of the model: 0, 1, 2, 3, 4" in status
+
+
+@pytest.mark.parametrize(
+    ("images", "names"),
+    [("ba", "ab"), ("b", "ab"), ("ac", "ab"), ("c", "ab"), ("cd", ""), (None, "ab"), ("", "ab")],
+)
+def test_only_as_many_classes_all_named_otherwise_are_taken_by_number(images: str | None, names: str) -> None:
+    assert "".join(names_to_match("ab", images)) == names
+
+
+def test_imagenet_is_named_alike_by_its_models_and_its_images() -> None:
+    names = TorchVision(name="resnet18").class_names()
+    assert len(set(names)) == 1000
+    assert (names[0], names[-1]) == ("n01440764", "n15075141")
+    assert names == RobustBench(name="x", dataset="imagenet").class_names() == Timm(name="resnet18").class_names()
+    assert RobustBench(name="x", dataset="cifar10").class_names() == ()
 
 
 # --- numbers by name ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import torchvision
 from torch import Tensor, nn
 
 from harness.analysis.task_types import Classification
+from harness.api.dataset import Data
+from harness.datasets.sources.in_memory import ArraySource
 from harness.errors import ModelError
 from harness.transfer import finetuning, lora
 from harness.transfer.backbone import without_classifier
 from harness.transfer.finetuning import LabelledImages, count_trained, merged, trainable_copy
 from harness.transfer.linear_probe import LinearProbe
 from harness.transfer.probe_network import Head, ProbeNetwork
-from harness.transfer.settings import Tuning
+from harness.transfer.settings import Probing, Tuning
+from harness.transfer.transferred import TrainingSet, Transferred
 
 CLASSES = 5
 
@@ -37,6 +41,12 @@ class Net(nn.Module):
             self.b.weight = self.a.weight
         if kind == "dilated":
             self.b = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        if kind == "grouped":
+            self.b = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        if kind == "transposed":
+            self.b = nn.ConvTranspose2d(8, 8, 3, padding=1)
+        if kind == "parametrised":
+            self.b = torch.nn.utils.parametrizations.weight_norm(self.b)
         if kind == "weight_norm":
             self.b = torch.nn.utils.weight_norm(self.b)
         if kind == "spectral_norm":
@@ -65,7 +75,8 @@ class Net(nn.Module):
 KINDS = {
     "plain": ["stem", "a", "b"], "reflect": ["stem", "b"], "circular": ["stem", "b"], "replicate": ["stem", "b"],
     "shared": ["stem"], "tied": ["stem"], "dilated": ["stem", "a"], "weight_norm": ["stem", "a"],
-    "spectral_norm": ["stem", "a"], "functional": ["stem", "a"], "detached": ["stem", "a", "b"],
+    "spectral_norm": ["stem", "a"], "grouped": ["stem", "a"], "transposed": ["stem", "a"],
+    "parametrised": ["stem", "a"], "functional": ["stem", "a"], "detached": ["stem", "a", "b"],
 }  # fmt: skip
 """The layers that LoRA can be merged into, by the kind of network."""
 
@@ -139,6 +150,30 @@ def test_a_library_that_merges_otherwise_is_caught_after_training_too(
     monkeypatch.setattr(lora, "merge_lora", wrong)
     with pytest.raises(ModelError, match="not the network that was trained: its answers change by"):
         merged(network, x[:4])
+
+
+# --- what is said of it ---
+
+
+def transferred(kind: str, x: Tensor, folder: Path) -> Transferred:
+    labels = np.arange(len(x)) % CLASSES
+    data = Data({number: str(number) for number in range(len(x))}, labels)
+    images = TrainingSet(ArraySource(x.numpy(), labels), data, "class")
+    return Transferred(without_classifier(Net(kind), x[:1]), "", images, Probing(), Tuning(), folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("tied", "2 of 3 layers, .*: a, b"), ("grouped", "1 of 3 layers, .*: b"), ("transposed", "1 of 3 layers, .*: b")],
+)
+def test_layers_that_are_left_out_are_named(kind: str, names: str, x: Tensor, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=f"^lora-2 leaves out {names}$"):
+        assert transferred(kind, x, tmp_path).marks("lora-2") == {"lora_partial"}
+
+
+def test_nothing_is_said_where_all_take_part(x: Tensor, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    assert [transferred("plain", x, tmp_path).marks(method) for method in ("lora-2", "fine_tuning", "")] == [set()] * 3
+    assert not [warning for warning in recwarn if "leaves out" in str(warning.message)]
 
 
 # --- counts ---

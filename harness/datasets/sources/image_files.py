@@ -111,6 +111,10 @@ def decode(open_image: Callable[[], Image], where: str, preprocessing: Preproces
 
 def _unreadable(where: str, error: Exception) -> DataError:
     """Return the error to be raised for an image: the system's where it has one, such as a missing permission."""
+    from PIL.Image import MAX_IMAGE_PIXELS, DecompressionBombError
+
+    if isinstance(error, DecompressionBombError):
+        return DataError(f"{where}: has more than {2 * (MAX_IMAGE_PIXELS or 0):,} pixels; scale it down")
     if isinstance(error, OSError) and error.errno is not None:
         return DataError(f"{where}: cannot be read ({error.strerror}); fix that, and run again")
     return DataError(f"{where}: not an image, or damaged ({error}); copy the file again")
@@ -131,12 +135,22 @@ def _rgb(image: Image, where: str) -> Image:
             "white; save it with 8 or 16 bits a channel"
         )
     if image.mode.startswith("I;16"):
-        image = Images.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        levels = np.asarray(image)
+        if 0 < levels.max() <= DARK:
+            raise DataError(
+                f"{where}: a 16-bit picture that is never above {levels.max()}, where white is 65535; if its white is "
+                "255 or 4095, save it with 8 bits, or multiply its pixels"
+            )
+        image = Images.fromarray((levels >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
 UNSCALED = {"F": "floats", "I": "32-bit integers"}
 """Pillow's modes of one channel that it converts to colours by clipping to 0 … 255."""
+
+
+DARK = 4095
+"""Largest pixel of 16-bit pictures that are nearly black, or hold 12 bits."""
 
 
 def stack(images: Sequence[Tensor], names: Sequence[str], where: object) -> Tensor:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DENSEST = 1032
 """Most bytes that one byte of a deflated file can stand for."""
+LARGE, DENSEST_LARGE = 100_000_000, 300
+"""Bytes of a large array, of which one compressed byte stands for fewer: black and white shapes need one for 110."""
 
 
 def read_array(archive: zipfile.ZipFile, key: str, where: str, remedy: str) -> NDArray[Any]:
@@ -54,7 +56,10 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its format is {'.'.join(map(str, version))}, expected 1.0 or 2.0")
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    try:
+        shape, _, dtype = read(stream)
+    except Exception as error:  # of numpy and of the parser of Python that it calls
+        raise ValueError("its header is none that numpy writes") from error
     return shape, dtype
 
 
@@ -62,7 +67,8 @@ def _refuse_promises(entry: zipfile.ZipInfo, start: int, size: int) -> None:
     """Refuse an array of another size than its file holds, or than can be held here."""
     if size != entry.file_size - start:
         raise ValueError(f"its header promises {size:,} bytes, and {entry.file_size - start:,} follow")
-    if entry.file_size > DENSEST * entry.compress_size + 1000:
+    densest = DENSEST if size <= LARGE else DENSEST_LARGE
+    if entry.file_size > densest * entry.compress_size + 1000:
         raise ValueError(f"{entry.file_size:,} bytes cannot come of {entry.compress_size:,} compressed ones")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:

@@ -13,13 +13,14 @@ from pathlib import Path
 from traceback import walk_stack
 from typing import NoReturn
 
+import tiny_networks
 import torch
 from tiny_networks import mixed, narrow, quadrants
 from torch import Tensor, nn
 
 __all__ = ["caught", "dies_always", "dies_halfway", "dies_once", "drips", "mixed", "narrow", "overdue", "quadrants"]
 __all__ += ["built_here", "built_there", "loses_device_always", "loses_device_once", "raises", "slow", "stops_halfway"]
-__all__ += ["stuck"]
+__all__ += ["spoils", "stuck"]
 __all__ += ["overdue_when_built", "tells_gpus", "tells_threads"]
 
 
@@ -238,3 +239,11 @@ def overdue() -> nn.Module:
     if _in_worker():
         network.register_forward_pre_hook(lambda *_: _interrupt())
     return network
+
+
+def spoils() -> nn.Module:
+    """The network `mixed`; in a worker, no other model can be built after it."""
+    made = mixed()
+    if _in_worker():
+        tiny_networks.mixed = tiny_networks.quadrants
+    return made
