@@ -201,7 +201,7 @@ class World(NamedTuple):
         return f"{100 * self.accuracy:g} %, {'nested' if self.nested else 'independent'}"
 
 
-SIZES, EFFECTS = (16, 50, 100, 250, 1000), (0.0, 1.0, 3.0, 10.0, 30.0)
+SIZES, EFFECTS = (16, 50, 100, 250, 1000), (0.0, 1.0, 3.0, 5.0, 10.0, 30.0)
 KINDS = ((0.0, True), (0.5, True), (0.5, False), (1.0, True))
 """Accuracy of the baseline, and whether gains are nested. Of a baseline at 100 %, effects are losses."""
 INTERVALS = ("a β fixed beforehand", "selected", "selected, best-first")
@@ -240,8 +240,12 @@ ROUNDING, THIRD, REPEATS = 1e-9, 3, 399
 
 
 def worlds(effect: float) -> list[World]:
-    """Return the worlds with an effect of so many points."""
-    return [World(-effect if accuracy == 1 else effect, accuracy, nested) for accuracy, nested in KINDS]
+    """Return the worlds with an effect of so many points; with none, nested gains change no image."""
+    return [
+        World(-effect if accuracy == 1 else effect, accuracy, nested)
+        for accuracy, nested in KINDS
+        if effect or not nested
+    ]
 
 
 # --- the tables of harness/analysis/README.md ---

@@ -122,7 +122,7 @@ def test_the_page_has_each_row_with_its_numbers(tmp_path: Path) -> None:
     assert rows[0] | {"model": ""} == {
         "rank": "", "model": "", "β": "0.9/0.3 0.9 0.9 0.8 0.9", "row": "selected", "clean": "84.0", "robust": "52.0",
         "95 %": "45.1 … 58.8", "Δ": "+6.0", "95 % of Δ": "+2.2 … +10.0", "gained": "13", "lost": "1",
-        "p": "0.0018", "replay": "52.0", "steered": "17/17", "flags": "replay", "seconds": "",
+        "p": "0.0018", "p (Holm)": "0.0018", "replay": "52.0", "steered": "17/17", "flags": "replay", "seconds": "",
     }  # fmt: skip
     assert (rows[3]["β"], rows[4]["row"], rows[4]["Δ"]) == ("0.9, c = 0.3", "baseline", "")
     assert (rows[5]["clean"], rows[5]["robust"], rows[5]["95 %"]) == ("≤ 80.0", "≤ 48.0", "")

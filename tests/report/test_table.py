@@ -108,7 +108,7 @@ def test_a_cell_has_the_text_that_people_read(column: TableColumn, row: dict[str
         (table.MODEL, STEERED, "m"),
         (table.FLAGS, STEERED, None),
         (table.ROBUST, FAILED, None),
-        (table.P_VALUE, LORA, 0.04),
+        (table.P_HOLM, LORA, 0.04),
     ],
 )
 def test_a_cell_is_sorted_by_its_number_and_an_empty_one_comes_last(
