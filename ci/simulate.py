@@ -1,20 +1,25 @@
 #!/usr/bin/env python3
-"""Measure how often each way of choosing β claims a gain, on simulated outcome tables with and without a true effect.
+"""Measure how often each way of choosing β claims a gain or a loss, and how often its interval covers the truth.
 
-A table has 1,000 images and 31 steerings, the baseline among them. Whether an image is robust under a steering is a
-threshold on a Gaussian that shares half of its variance over all steerings (some images are easy) and is correlated 0.9
-between neighbouring β, so the steerings flip about as many images as real neighbouring β do. A true effect lifts the
-accuracy of ten neighbouring β by so many points. A claim is a gain with p below 5 %: of the exact McNemar test; for the
-cross-validated headline of the test of the whole procedure, as on a leaderboard; for "any β", Holm-adjusted.
+An outcome table has a row of images for each of 31 steerings, the baseline among them. Whether an image is robust under
+a steering is a threshold on a Gaussian that shares half of its variance over all steerings (some images are easy) and
+is correlated 0.9 between neighbouring β, so the steerings flip about as many images as real neighbouring β do. Where
+gains are nested all the variance is shared: no image is lost. A true effect lifts the accuracy of ten neighbouring β by
+so many points. A claim has a p below 5 %: of the exact McNemar test; for the cross-validated headline of the test of
+the whole procedure, as on a leaderboard; for "any β", Holm-adjusted.
 
-"best-first" is the headline as a best-first search leaves it: the winners finished, every other β at the bound of the
-cheap attacks, which 4 % of the images that are lost in the end survive.
+"best-first" is the headline as a best-first search leaves it: baseline and winners are finished, and of every other β
+just as many images are known to be lost as put its bound under the leader, on all images and on each set that a choice
+is made on.
+
+The interval of a headline covers where the true gain of the β chosen, averaged over the folds, is inside.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import norm
@@ -25,7 +30,6 @@ from harness.analysis.selection import (
     Holdout,
     InSample,
     Scored,
-    better,
     choose,
     selection_sets,
 )
@@ -33,68 +37,89 @@ from harness.analysis.selection_inference import Sets, of_procedure
 from harness.analysis.statistics import Paired, holm, paired, wilson
 from harness.api.records import BASELINE, Steering
 
-IMAGES, BETAS, ALPHA, MISSED = 1000, 30, 0.05, 0.04
+IMAGES, BETAS, ALPHA = 1000, 30, 0.05
 GRID = (BASELINE, *(Steering(round(0.99 - 0.01 * k, 2)) for k in range(BETAS)))
+LIFTED, KNOWN = slice(11, 21), 15
+"""The β that a true effect lifts, and the one of them that is known beforehand."""
 
 
-def outcome_table(rng: np.random.Generator, effect: float, accuracy: float = 0.5) -> list[Scored]:
+def true_gains(effect: float, accuracy: float) -> np.ndarray:
+    """Return the true gain of each steering, in [-1, 1]; an accuracy stays in [0, 1]."""
+    gains = np.zeros(len(GRID))
+    gains[LIFTED] = np.clip(effect / 100, -accuracy, 1 - accuracy)
+    return gains
+
+
+def outcome_table(
+    rng: np.random.Generator, effect: float, accuracy: float = 0.5, images: int = IMAGES, nested: bool = False
+) -> list[Scored]:
     """Draw the outcomes of all images under each steering.
 
     Args:
         rng: source of the random numbers.
         effect: points by which ten of the thirty β raise the robust accuracy.
         accuracy: robust accuracy of the baseline, in [0, 1].
+        images: number of images.
+        nested: whether no image is lost where the accuracy is higher.
     """
-    easy = rng.standard_normal(IMAGES)
-    drift = np.empty((len(GRID), IMAGES))
-    drift[0] = rng.standard_normal(IMAGES)
+    easy = rng.standard_normal(images)
+    drift = np.empty((len(GRID), images))
+    drift[0] = rng.standard_normal(images)
     for k in range(1, len(GRID)):
-        drift[k] = 0.9 * drift[k - 1] + np.sqrt(1 - 0.9**2) * rng.standard_normal(IMAGES)
-    shares = np.full(len(GRID), accuracy)
-    shares[11:21] += effect / 100
-    robust = np.sqrt(0.5) * (easy + drift) < norm.ppf(shares)[:, None]
-    clean = np.ones(IMAGES, np.float32)
+        drift[k] = 0.9 * drift[k - 1] + np.sqrt(1 - 0.9**2) * rng.standard_normal(images)
+    hard = easy if nested else np.sqrt(0.5) * (easy + drift)
+    robust = hard < norm.ppf(accuracy + true_gains(effect, accuracy))[:, None]
+    clean = np.ones(images, np.float32)
     return [Scored(steering, clean, row.astype(np.float32)) for steering, row in zip(GRID, robust, strict=True)]
 
 
 def best_first(grid: list[Scored], sets: Sets, seed: int) -> list[Scored]:
-    """Return the table that a search leaves: baseline and winners finished, every other β at its bound.
+    """Return the table that a search leaves: baseline and winners finished, every other β just under the leaders.
 
     Args:
-        grid: the finished table.
+        grid: the finished table, in the order of ties.
         sets: the images that each β is chosen on, and those it is reported on.
-        seed: seed of which images the cheap attacks miss.
+        seed: seed of the order in which the images of a steering are lost.
     """
-    missed = np.random.default_rng(seed).random((len(grid), IMAGES)) < MISSED
-    bounds = [Scored(scored.steering, scored.clean, np.maximum(scored.robust, more.astype(np.float32)))
-              for scored, more in zip(grid, missed, strict=True)]  # fmt: skip
-    bounds[0] = grid[0]
-    everywhere = np.arange(IMAGES)
-    while True:
-        leaders = {
-            min(range(len(grid)), key=lambda k: better(_on(bounds[k], where)))
-            for where in (everywhere, *(chosen_on for chosen_on, _ in sets))
-        }
-        unfinished = [leader for leader in leaders if bounds[leader] is not grid[leader]]
-        if not unfinished:
-            return bounds
-        for leader in unfinished:
-            bounds[leader] = grid[leader]
+    truth = np.stack([scored.robust for scored in grid])
+    bounds = np.ones_like(truth)
+    bounds[0] = truth[0]
+    order = np.random.default_rng(seed).permuted(np.tile(np.arange(truth.shape[1]), (len(grid), 1)), axis=1)
+    everywhere = np.arange(truth.shape[1])
+    wheres = [everywhere, *(chosen_on for chosen_on, _ in sets)]
+    unsettled = True
+    while unsettled:
+        unsettled = False
+        for where in wheres:
+            while (bounds[leader := int(bounds[:, where].sum(axis=1).argmax())] != truth[leader]).any():
+                unsettled = True
+                finished = (bounds == truth).all(axis=1)
+                ahead = bounds[leader, where].sum() - bounds[finished][:, where].sum(axis=1).max()
+                inside = order[leader][np.isin(order[leader], where)]
+                lost = inside[bounds[leader, inside] > truth[leader, inside]]
+                falls = lost if len(lost) <= ahead else lost[: int(ahead) + 1]
+                bounds[leader, falls] = 0
+                if len(lost) <= ahead:  # it has won this set, and is finished on all images
+                    bounds[leader] = truth[leader]
+    return [Scored(scored.steering, scored.clean, row) for scored, row in zip(grid, bounds, strict=True)]
 
 
-def _on(scored: Scored, where: np.ndarray) -> Scored:
-    return Scored(scored.steering, scored.clean[where], scored.robust[where])
+# --- the procedures: what each claims, and of how many points ---
 
 
-# --- the procedures: does each claim a gain, and of how many points ---
+class Claim(NamedTuple):
+    """A claim of a gain (1), of a loss (-1) or of neither (0), and the gain in points."""
 
-Claim = tuple[bool, float]
+    sign: int
+    points: float
+
+
 Procedure = Callable[[list[Scored], np.ndarray, int], Claim]
 """Called with a table of scored steerings, the labels of its images and a seed."""
 
 
 def _claim(gain: Paired) -> Claim:
-    return gain.p_value < ALPHA and gain.delta > 0, 100 * gain.delta
+    return Claim(int(np.sign(gain.delta)) if gain.p_value < ALPHA else 0, 100 * gain.delta)
 
 
 def _selected(selection: AnySelection) -> Procedure:
@@ -119,12 +144,12 @@ def _whole_best_first(grid: list[Scored], labels: np.ndarray, seed: int) -> Clai
 def _any(grid: list[Scored], labels: np.ndarray, seed: int) -> Claim:
     every = [paired(grid[0].robust, scored.robust) for scored in grid[1:]]
     adjusted = holm([gain.p_value for gain in every])
-    significant = any(p < ALPHA and gain.delta > 0 for gain, p in zip(every, adjusted, strict=True))
-    return significant, 100 * max(gain.delta for gain in every)
+    signs = [np.sign(gain.delta) for gain, p in zip(every, adjusted, strict=True) if p < ALPHA]
+    return Claim(int(max(signs, default=0)), 100 * max(gain.delta for gain in every))
 
 
 def _known(grid: list[Scored], labels: np.ndarray, seed: int) -> Claim:
-    return _claim(paired(grid[0].robust, grid[15].robust))
+    return _claim(paired(grid[0].robust, grid[KNOWN].robust))
 
 
 FIVE_FOLDS = CrossValidation(folds=5)
@@ -141,8 +166,8 @@ PROCEDURES: dict[str, Procedure] = {
 
 def simulate(
     tables: int, effect: float, seed: int, procedures: Collection[str] = tuple(PROCEDURES)
-) -> dict[str, tuple[int, float]]:
-    """Return how many claims each procedure makes over all tables, and its mean gain in points.
+) -> dict[str, list[Claim]]:
+    """Return what each procedure claims on every table.
 
     Args:
         tables: number of tables.
@@ -157,32 +182,125 @@ def simulate(
         table = outcome_table(rng, effect)
         for name in procedures:
             found[name].append(PROCEDURES[name](table, labels, number))
-    return {
-        name: (sum(claimed for claimed, _ in claims), float(np.mean([points for _, points in claims])))
-        for name, claims in found.items()
-    }
+    return found
+
+
+# --- coverage ---
+
+
+class World(NamedTuple):
+    """What the outcomes are drawn from; see `outcome_table`."""
+
+    effect: float
+    accuracy: float
+    nested: bool
+
+    @property
+    def name(self) -> str:
+        """The world in words."""
+        return f"{100 * self.accuracy:g} %, {'nested' if self.nested else 'independent'}"
+
+
+SIZES, EFFECTS = (16, 50, 100, 250, 1000), (0.0, 1.0, 3.0, 5.0, 10.0, 30.0)
+KINDS = ((0.0, True), (0.5, True), (0.5, False), (1.0, True))
+"""Accuracy of the baseline, and whether gains are nested. Of a baseline at 100 %, effects are losses."""
+INTERVALS = ("a β fixed beforehand", "selected", "selected, best-first")
+
+
+def coverage(tables: int, images: int, world: World, seed: int) -> dict[str, int]:
+    """Return on how many tables each of `INTERVALS` covers its true gain.
+
+    Args:
+        tables: number of tables.
+        images: number of images of a table.
+        world: what they are drawn from.
+        seed: seed of the tables.
+    """
+    rng, labels = np.random.default_rng(seed), np.arange(images) % 10
+    truth = dict(zip(GRID, true_gains(world.effect, world.accuracy), strict=True))
+    found = dict.fromkeys(INTERVALS, 0)
+    for number in range(tables):
+        every = outcome_table(rng, world.effect, world.accuracy, images, world.nested)
+        grid = every[::THIRD]
+        sets = selection_sets(FIVE_FOLDS, labels, number)
+        choice = choose(FIVE_FOLDS, grid, labels, number)
+        chosen = sum(truth[one] * len(part) for one, part in zip(choice.chosen, choice.parts, strict=True)) / images
+        gains = (
+            (paired(every[0].robust, every[KNOWN].robust), truth[GRID[KNOWN]]),
+            (of_procedure(grid, sets, number, REPEATS), chosen),
+            (of_procedure(best_first(grid, sets, number), sets, number, REPEATS), chosen),
+        )
+        for name, (gain, true) in zip(INTERVALS, gains, strict=True):
+            found[name] += int(gain.low - ROUNDING <= true <= gain.high + ROUNDING)
+    return found
+
+
+ROUNDING, THIRD, REPEATS = 1e-9, 3, 399
+"""Every third β and fewer repeats of the test, for the sake of time."""
+
+
+def worlds(effect: float) -> list[World]:
+    """Return the worlds with an effect of so many points; with none, nested gains change no image."""
+    return [
+        World(-effect if accuracy == 1 else effect, accuracy, nested)
+        for accuracy, nested in KINDS
+        if effect or not nested
+    ]
+
+
+# --- the tables of harness/analysis/README.md ---
+
+
+def print_claims(tables: int, seed: int) -> None:
+    """Print how often each procedure claims a gain or a loss, without an effect and with one of 3 points."""
+    without, with_effect = simulate(tables, 0.0, seed), simulate(tables, 3.0, seed)
+    print(
+        f"| {tables} tables, seed {seed} | gains claimed, no effect | losses claimed | mean gain "
+        "| gains claimed, +3 points | mean gain |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name in PROCEDURES:
+        none, some = without[name], with_effect[name]
+        cells = (_share(none, 1), _share(none, -1), _mean(none), _share(some, 1), _mean(some))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _share(claims: Sequence[Claim], sign: int) -> str:
+    count = sum(claim.sign == sign for claim in claims)
+    low, high = wilson(count, len(claims))
+    return f"{count / len(claims):.1%} ({low:.1%} – {high:.1%})"
+
+
+def _mean(claims: Sequence[Claim]) -> str:
+    return f"{np.mean([claim.points for claim in claims]):+.2f}"
+
+
+def print_coverage(tables: int, seed: int) -> None:
+    """Print the coverage of each interval by baseline, kind of gains, effect and number of images."""
+    print(
+        f"| {tables} tables, seed {seed}: fixed / selected / best-first | effect | n = {' | '.join(map(str, SIZES))} |"
+    )
+    print("|---|---|" + "---|" * len(SIZES))
+    for number, effect in enumerate(EFFECTS):
+        for world in worlds(effect):
+            cells = [
+                " / ".join(f"{100 * hit / tables:.1f}" for hit in coverage(tables, n, world, seed + number).values())
+                for n in SIZES
+            ]
+            print(f"| {world.name} | {world.effect:+g} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
-    """Print the table of harness/analysis/README.md."""
+    """Print the tables of harness/analysis/README.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tables", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=["claims", "coverage"], help="print one of the tables")
     options = parser.parse_args()
-    effects = (0.0, 3.0)
-    found = {effect: simulate(options.tables, effect, options.seed) for effect in effects}
-    print(
-        f"| {options.tables} tables, seed {options.seed} | claims, no effect | mean gain "
-        "| claims, +3 points | mean gain |"
-    )
-    print("|---|---|---|---|---|")
-    for name in found[0.0]:
-        cells = []
-        for effect in effects:
-            count, gain = found[effect][name]
-            low, high = wilson(count, options.tables)
-            cells += [f"{count / options.tables:.1%} ({low:.1%} – {high:.1%})", f"{gain:+.2f}"]
-        print(f"| {name} | {' | '.join(cells)} |")
+    if options.only != "coverage":
+        print_claims(options.tables, options.seed)
+    if options.only != "claims":
+        print_coverage(options.tables, options.seed)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 import scipy
 
+from harness.analysis.score_interval import Critical, of_mean, tango
+
+REPEATS = 9999
+"""Tables without an effect that a sign-flip test draws, so many that Holm's correction leaves a p below 5 %."""
+CHUNK = 200_000
+"""Signs that are drawn at a time, at four bytes each."""
+ALPHA = 0.05
+"""Two-sided significance level: gains and losses at half of it each; one less the confidence of an interval."""
+NORMAL = 1.959963984540054
+"""Critical value of the normal distribution at `ALPHA`, below which no test goes."""
+TIE = 1e-5
+"""Difference of two standardised differences that is rounding in float32."""
 UNLIKE = 0.001
 """Significance level at which a measured accuracy is called unlike the published one."""
 
@@ -44,7 +56,7 @@ def resampled(values: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Paired:
-    """Comparison of two scores of the same images.
+    """Comparison of two scores of the same images; the interval excludes 0 exactly where p is below 5 %.
 
     Args:
         delta: mean of the second scores less mean of the first.
@@ -52,8 +64,7 @@ class Paired:
         high: upper bound of ``delta``, 95 %.
         gained: number of images that score higher the second time.
         lost: number of images that score lower the second time.
-        p_value: two-sided p-value: of McNemar's exact test; for graded scores, of a sign-flip test of their mean
-            difference; for a choice of β by cross-validation, of the test in `harness.analysis.selection_inference`.
+        p_value: two-sided p-value, twice the smaller tail.
     """
 
     delta: float
@@ -64,25 +75,82 @@ class Paired:
     p_value: float
 
 
-def paired(first: np.ndarray, second: np.ndarray) -> Paired:
+def paired(first: np.ndarray, second: np.ndarray, null: np.ndarray | None = None) -> Paired:
     """Compare two scores of the same images.
 
-    Scores of 0 and 1 get Newcombe's interval and McNemar's test. Graded scores, of which a few large differences may
-    outweigh many small ones, get a bootstrap interval and a sign-flip test.
+    Scores of 0 and 1 get McNemar's exact test, and as interval all that either Newcombe's or the score interval at the
+    critical values of the test contains. Graded scores, of which a few large differences may outweigh many small ones,
+    get a sign-flip test of their standardised mean difference and the score interval at its critical values.
 
     Args:
         first: first score of each image, [n]; more is better.
         second: second score of each image, [n].
+        null: standardised differences of tables without an effect, where the second scores come from a choice that had
+            a part in the same tables; the test is then at least as strict as by these.
     """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    difference = second - first
+    n, difference = len(first), second - first
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
-    if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
-        low, high = newcombe(int(((first == 1) & (second == 1)).sum()), gained, lost, len(first))
-        p_value = mcnemar(gained, lost)
+    scores = np.concatenate([first, second])
+    if np.isin(scores, (0.0, 1.0)).all() or (gained + lost == 0 and (scores >= 0).all()):
+        p_value, critical = _stricter(_exact(gained, lost), difference, null)
+        both = n - gained - lost if gained + lost == 0 else int(((first == 1) & (second == 1)).sum())
+        ends = (newcombe(both, gained, lost, n), tango(gained, lost, n, critical))
     else:
-        (low, high), p_value = resampled(difference), flipped(difference)
-    return Paired(float(difference.mean()), low, high, gained, lost, p_value)
+        unknown = 0.0, Critical(NORMAL, NORMAL)
+        p_value, critical = _stricter(unknown, difference, flips(difference) if null is None else null)
+        ends = (of_mean(difference, critical),)
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return Paired(float(difference.mean()), round(low, 9) + 0.0, round(high, 9) + 0.0, gained, lost, p_value)
+
+
+Test = tuple[float, Critical]
+"""A p-value, and the critical values beyond which it would be below `ALPHA`."""
+
+
+def _exact(gained: int, lost: int) -> Test:
+    """Return McNemar's exact test, the critical value being the largest difference that it does not reject."""
+    changed = gained + lost
+    fewest = scipy.stats.binom.ppf(ALPHA / 2, changed, 0.5)
+    value = max(NORMAL, float(changed - 2 * fewest) / sqrt(changed)) if changed else NORMAL
+    return mcnemar(gained, lost), Critical(value, value)
+
+
+def _stricter(test: Test, difference: np.ndarray, null: np.ndarray | None) -> Test:
+    """Return a test that is at least as strict as another one, and as the tables without an effect ask for."""
+    if null is None:
+        return test
+    p_value, critical = test
+    own = standardised(difference.sum(), (difference**2).sum())
+    tables = np.sort(np.append(null, own))  # the observed table is one of the possible ones
+    tail = min((tables >= own - TIE).mean(), (tables <= own + TIE).mean())
+    place = int(np.ceil(ALPHA / 2 * len(tables))) - 1
+    values = Critical(max(critical.gain, tables[-1 - place]), max(critical.loss, -tables[place]))
+    return max(p_value, min(1.0, 2 * float(tail))), Critical(*map(float, values))
+
+
+def standardised(total: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return total differences by their standard errors without an effect; 0 where no image differs.
+
+    Args:
+        total: sum of the differences of the images.
+        squares: sum of their squares, of the same shape.
+    """
+    return np.asarray(total / np.sqrt(np.where(squares > 0, squares, 1)))
+
+
+def flips(difference: np.ndarray) -> np.ndarray:
+    """Return the standardised difference of tables in which each image's difference has either sign; seeded."""
+    signs = random_signs(np.random.default_rng(0), REPEATS, len(difference))
+    totals = np.concatenate([chunk @ difference for chunk in signs])
+    return standardised(totals, np.full(len(totals), (difference**2).sum()))
+
+
+def random_signs(rng: np.random.Generator, tables: int, n: int) -> Iterator[np.ndarray]:
+    """Yield random signs for so many tables of n images, in chunks, float32 [tables, n]."""
+    chunk = max(1, CHUNK // n)
+    for start in range(0, tables, chunk):
+        yield (2 * rng.integers(0, 2, (min(chunk, tables - start), n), np.int8) - 1).astype(np.float32)
 
 
 def flipped(difference: np.ndarray, alternative: str = "two-sided") -> float:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.analysis.metrics import BY_NAME
 from harness.leaderboard.flags import explained
-from harness.leaderboard.row import CT, LeaderboardRow, attack_runs, by_model, failures_of
+from harness.leaderboard.row import CT, LeaderboardRow, attack_runs, by_model, failures_of, known
 from harness.report.formats import difference, difference_interval, p_value
 from harness.report.table import (
     BASELINE,
@@ -30,6 +30,7 @@ from harness.report.table import (
     METRIC,
     MODEL,
     OWN_ATTACK,
+    P_HOLM,
     P_VALUE,
     RANK_OR_STATUS,
     ROBUST,
@@ -42,6 +43,7 @@ from harness.report.table import (
     filled,
     lines,
 )
+from harness.report.verdict import ALPHA
 
 if TYPE_CHECKING:
     from harness.checks.findings import Finding
@@ -61,11 +63,19 @@ def print_board(rows: Sequence[LeaderboardRow], title: str) -> None:
     console = _console()
     if scored:
         console.print(_board(title, _board_columns(scored), scored))
+        if any(row.p_holm is not None and row.p_holm >= ALPHA > known(row.p_value) for row in scored):
+            console.print(Text(UNADJUSTED), soft_wrap=True)
     for model, own in by_model(scored).items():
         if (sentence := price(own)) is not None:
             console.print(f"{model}: {sentence}", highlight=False, soft_wrap=True)
     for model, reason in failures_of(rows).items():
         console.print(Text(f"{model}: failed: {reason}", style="red"), soft_wrap=True)
+
+
+UNADJUSTED = (
+    "An interval of Δ is for its row alone. p (Holm) allows for the number of rows that are tested, so it can be "
+    "0.05 or more where the interval excludes 0: that is no evidence."
+)
 
 
 def price(rows: Sequence[LeaderboardRow]) -> str | None:
@@ -84,7 +94,7 @@ def _board_columns(rows: Sequence[LeaderboardRow]) -> Sequence[TableColumn]:
     columns = (
         RANK_OR_STATUS, MODEL, STEERING_OR_METHOD, METRIC, CLEAN, ROBUST, ROBUST_INTERVAL,
         DELTA_OR_BASELINE._replace(heading=delta), DELTA_INTERVAL._replace(heading="95 %"), GAINED_AND_LOST,
-        P_VALUE._replace(heading="p (Holm)"), OWN_ATTACK, STEERED, TRAINED,
+        P_HOLM, OWN_ATTACK, STEERED, TRAINED,
     )  # fmt: skip
     return (*filled(columns, rows), FLAGS)
 
@@ -93,7 +103,7 @@ def print_within(rows: Sequence[LeaderboardRow], title: str) -> None:
     """Print each model's selected β against its baseline."""
     columns = (
         MODEL, CHOICE, BASELINE, SELECTED, DELTA._replace(heading="Δ pp"), DELTA_INTERVAL._replace(heading="95 %"),
-        GAINED, LOST, P_VALUE, FLAGS,
+        GAINED, LOST, P_VALUE, P_HOLM, FLAGS,
     )  # fmt: skip
     _console().print(_board(title, columns, [row for row in rows if row.is_headline], grid=False))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WITHIN = (
     "model", "metric", "status", "chosen", "robust", "baseline", "delta_pp", "delta_low", "delta_high", "gained",
-    "lost", "p_value", "flags",
+    "lost", "p_value", "p_holm", "flags",
 )  # fmt: skip
 
 SAME_THREAT = ("metric", "threat", "eps", "attack", "protocol", "parameters")

@@ -28,17 +28,31 @@ def board(entries: Iterable[ModelEntry]) -> pd.DataFrame:
     """Return the leaderboard: models in the benchmark's order; of each the headline, then its steerings, best first."""
     import pandas as pd
 
-    rows = [row for entry in entries for row in (_failed(entry) if entry.failure else _scored(entry))]
+    found = list(entries)
+    p_holm = _over_models(found)
+    rows = [
+        row for entry in found for row in (_failed(entry) if entry.failure else _scored(entry, p_holm.get(id(entry))))
+    ]
     return pd.DataFrame(rows, columns=list(FORMATS))
 
 
-def _scored(entry: ModelEntry) -> list[Columns]:
+def _over_models(entries: Sequence[ModelEntry]) -> dict[int, float]:
+    """Adjust the p of the headlines by Holm over the models of the board, by the entries' identities."""
+    headlines = {id(entry): entry.headline.gain.p_value for entry in entries if entry.headline}
+    return dict(zip(headlines, holm(list(headlines.values())), strict=True))
+
+
+def _scored(entry: ModelEntry, p_of_headline: float | None) -> list[Columns]:
     (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
     ordered = sorted(entry.scores, key=_best_first)
     gains = {score.steering: paired(baseline.robust, score.robust) for score in ordered if score.complete}
     p_holm = _adjusted(gains, ordered)
     rows = [
-        (_compared(entry, score, score.own, gains[score.steering]) if score.complete else _bounded(entry, score))
+        (
+            _compared(entry, score, score.own, gains[score.steering], not score.steering.is_baseline)
+            if score.complete
+            else _bounded(entry, score)
+        )
         | score.versions
         | dict(score.summary_columns)
         | {
@@ -57,7 +71,8 @@ def _scored(entry: ModelEntry) -> list[Columns]:
         for rank, score in enumerate(ordered, start=1)
     ]
     rows += [_lost(entry, method, error) for method, error in entry.lost.items()]
-    return [_headline(entry, entry.headline, baseline), *rows] if entry.headline else rows
+    headline = [_headline(entry, entry.headline, baseline) | {"p_holm": p_of_headline}] if entry.headline else []
+    return [*headline, *rows]
 
 
 def _best_first(score: Score) -> tuple[float, ...]:
@@ -104,20 +119,21 @@ def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns
     )
 
 
-def _compared(entry: ModelEntry, scored: Scored, own: np.ndarray | None, against: Paired) -> Columns:
-    """The numbers of a finished row, compared with the baseline on the same images."""
+def _compared(
+    entry: ModelEntry, scored: Scored, own: np.ndarray | None, against: Paired, is_tested: bool = True
+) -> Columns:
+    """The numbers of a finished row, compared with the baseline on the same images; the baseline is not tested."""
     shown, ends = entry.metric.shown, entry.metric.interval
     low, high = ends(*interval(scored.robust, graded=entry.metric is not METRICS["class"]))
     delta_low, delta_high = ends(against.low, against.high)
+    tested = {"delta_low": 100 * delta_low, "delta_high": 100 * delta_high, "p_value": against.p_value}
     return _bounded(entry, scored) | {
         "robust_low": low,
         "robust_high": high,
         "delta_pp": 100 * shown(against.delta),
-        "delta_low": 100 * delta_low,
-        "delta_high": 100 * delta_high,
+        **(tested if is_tested else {}),
         "gained": against.gained,
         "lost": against.lost,
-        "p_value": against.p_value,
         "robust_aa": None if own is None else shown(float(own.mean(dtype=np.float64))),
     }
 

@@ -263,15 +263,16 @@ def baseline_of(rows: Sequence[LeaderboardRow]) -> LeaderboardRow:
 
 
 SCORED = ("clean", "robust", "n", "sites", "steered")
-COMPARED = ("robust_low", "robust_high", "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value")
+COUNTED = ("robust_low", "robust_high", "delta_pp", "gained", "lost")
+COMPARED = (*COUNTED, "delta_low", "delta_high", "p_value")
 GRID = ("beta", "c")
 REQUIRED: dict[RowKind, tuple[str, ...]] = {
-    "baseline": (*GRID, *SCORED, *COMPARED),
+    "baseline": (*GRID, *SCORED, *COUNTED),
     "steered": (*GRID, *SCORED, *COMPARED),
     "adapted": (*GRID, *SCORED, *COMPARED),
     "bounded": (*GRID, *SCORED),
-    "selected": (*SCORED, *COMPARED),
-    "in_sample": (*SCORED, *COMPARED),
+    "selected": (*SCORED, *COMPARED, "p_holm"),
+    "in_sample": (*SCORED, *COMPARED, "p_holm"),
     "failed": (),
 }
 """The numbers that a row of each kind always has."""

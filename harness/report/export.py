@@ -14,7 +14,7 @@ from harness.report.table import (
     DELTA,
     DELTA_INTERVAL,
     MODEL,
-    P_VALUE,
+    P_HOLM,
     ROBUST,
     ROBUST_INTERVAL,
     STEERING_OR_FIT,
@@ -57,7 +57,7 @@ LATEX: dict[str, tuple[TableColumn, ...]] = {
     r"clean (\%)": (CLEAN,),
     r"robust (\%)": (ROBUST, ROBUST_INTERVAL),
     r"$\Delta$ (points)": (DELTA, DELTA_INTERVAL),
-    "$p$": (P_VALUE,),
+    "$p$ (Holm)": (P_HOLM,),
 }
 """Headings of the LaTeX table, each with its column, and the interval in brackets behind it."""
 CLEAN_ONLY = {r"clean (\%)": (CLEAN, ROBUST_INTERVAL), r"robust (\%)": ()}

@@ -177,9 +177,12 @@ def _gained_and_lost(row: LeaderboardRow) -> TableCell:
     return TableCell(f"{row.gained}/{row.lost}", row.gained)
 
 
-def _p_value(row: LeaderboardRow) -> TableCell:
-    p = row.p_value if row.is_headline else row.p_holm
-    return EMPTY if p is None else TableCell(p_value(p), p)
+def _p_value(read: Callable[[LeaderboardRow], float | None]) -> Callable[[LeaderboardRow], TableCell]:
+    def cell(row: LeaderboardRow) -> TableCell:
+        p = read(row)
+        return EMPTY if p is None else TableCell(p_value(p), p)
+
+    return cell
 
 
 def _steered(row: LeaderboardRow) -> TableCell:
@@ -230,7 +233,14 @@ GAINED = TableColumn("gained", "images won against the baseline", _of_difference
 LOST = TableColumn("lost", "images lost against it", _of_difference(_number(lambda row: row.lost, "d")))
 GAINED_AND_LOST = TableColumn("+/−", "images won and lost against the baseline", _of_difference(_gained_and_lost))
 P_VALUE = TableColumn(
-    "p", "adjusted over the steerings, or over the other methods (Holm); of a selected row its own", _p_value
+    "p",
+    "of the row alone: below 0.05 exactly where the interval of Δ excludes 0",
+    _of_difference(_p_value(lambda row: row.p_value)),
+)
+P_HOLM = TableColumn(
+    "p (Holm)",
+    "adjusted: of a selected row over the models, otherwise over the steerings, or over the other methods",
+    _p_value(lambda row: row.p_holm),
 )
 OWN_ATTACK = TableColumn(
     "AA", "robust accuracy against the row's own attack alone, percent; robust counts what fooled other β too",
@@ -250,6 +260,6 @@ SECONDS = TableColumn("seconds", "of computing", _number(lambda row: row.seconds
 
 PAGE = (
     RANK, MODEL, METHOD, STEERING, KIND, CLEAN, ROBUST, ROBUST_INTERVAL, DELTA, DELTA_INTERVAL, GAINED, LOST, P_VALUE,
-    OWN_ATTACK, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
+    P_HOLM, OWN_ATTACK, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
 )  # fmt: skip
 """The page has every column."""

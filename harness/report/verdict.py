@@ -11,7 +11,7 @@ from harness.leaderboard.row import LeaderboardRow, baseline_of, known
 from harness.report.formats import difference, difference_interval, p_value, unit
 
 ALPHA = 0.05
-"""A headline whose p is below this is evidence."""
+"""A headline whose p, adjusted over the models of the board, is below this is evidence."""
 
 HeadlineVerdict = Literal["gain", "loss", "neither", "untrusted", "failed"]
 WORDS: Mapping[HeadlineVerdict, str] = {
@@ -72,11 +72,11 @@ def model_verdict(rows: Sequence[LeaderboardRow]) -> ModelVerdict:
     row = next((row for row in rows if row.is_headline), None)
     if row is None:
         return ModelVerdict(model, "neither", None, "No β was selected.", "Nothing is claimed.")
-    p, delta = known(row.p_value), known(row.delta_pp)
+    delta = known(row.delta_pp)
     sentence = (
         f"β = {_chosen(row)}, {_procedure(row.selection)}: {difference(row.metric, delta)} {unit(row.metric)}, "
         f"95 % {difference_interval(row.metric, known(row.delta_low), known(row.delta_high))}, "
-        f"{row.gained} gained, {row.lost} lost, " + ("p < 0.001" if p < 0.001 else f"p = {p_value(p)}")
+        f"{row.gained} gained, {row.lost} lost, {_p_values(known(row.p_value), known(row.p_holm))}"
     )
     verdict = headline_verdict(row)
     doubt = (
@@ -90,7 +90,7 @@ def headline_verdict(row: LeaderboardRow) -> HeadlineVerdict:
     """Tell what a headline is evidence of: nothing where β was chosen on the images that it is reported on."""
     if row.kind == "in_sample":
         return "untrusted"
-    if known(row.p_value) >= ALPHA:
+    if known(row.p_holm) >= ALPHA:
         return "neither"
     return "gain" if row.metric.sign * known(row.delta_pp) > 0 else "loss"
 
@@ -101,15 +101,25 @@ def _plain(verdict: HeadlineVerdict, row: LeaderboardRow, rows: Sequence[Leaderb
     if set(row.chosen_betas) == {untouched}:
         return f"The untouched network (β = {untouched:g}) was the best, so steering neither gains nor loses anything."
     better, worse = ("more robust", "less robust") if row.is_attacked else ("better", "worse")
+    one_of_many = " with as many models tested" if known(row.p_value) < ALPHA else ""
     return {
         "gain": f"Chance alone hardly explains it: on these {n}, steering makes the network {better}.",
         "loss": f"Chance alone hardly explains it: on these {n}, steering makes the network {worse}.",
-        "neither": f"On {n} chance alone may explain the difference; more images would tell.",
+        "neither": f"On {n}{one_of_many} chance alone may explain the difference; more images would tell.",
         "untrusted": (
             "β was chosen on the very images that it is reported on, which shows a gain where there is none: this is "
             "no evidence. A selection on other images (cross-validation, holdout) would tell."
         ),
     }[verdict]
+
+
+def _p_values(p: float, p_holm: float) -> str:
+    """Return p, and beside it the adjusted one where the board has several models."""
+
+    def told(value: float) -> str:
+        return "< 0.001" if value < 0.001 else f"= {p_value(value)}"
+
+    return f"p {told(p)}" if p == p_holm else f"p {told(p)}, over all models {told(p_holm)} (Holm)"
 
 
 def _chosen(row: LeaderboardRow) -> str:

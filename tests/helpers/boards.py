@@ -44,14 +44,17 @@ def point(model: str, beta: float, clean: int, robust: int, **changes: Any) -> d
 
 def untouched(model: str, beta: float = 1.0, **changes: Any) -> dict[str, Any]:
     """Return the row of the untouched network: 170 of N clean, 100 robust."""
-    row = point(model, beta, 170, 100, method="untouched", p_holm=None, delta_pp=0.0, p_value=1.0)
-    return row | {"gained": 0, "lost": 0} | changes
+    untested = dict.fromkeys(("delta_low", "delta_high", "p_value", "p_holm"))
+    return (
+        point(model, beta, 170, 100, method="untouched", delta_pp=0.0) | untested | {"gained": 0, "lost": 0} | changes
+    )
 
 
 def selected(model: str, chosen: str, **changes: Any) -> dict[str, Any]:
-    """Return a headline that chose these β."""
+    """Return a headline that chose these β, of the only model unless its ``p_holm`` is given."""
     row = point(model, 0.0, 168, 104, status="selected", chosen=chosen, selection="cross_validation:5")
-    return row | {"rank": None, "beta": None, "c": None, "p_holm": None} | NO_COST | changes
+    row |= {"rank": None, "beta": None, "c": None} | NO_COST | changes
+    return row | {"p_holm": changes.get("p_holm", row["p_value"])}
 
 
 def bounded(model: str, beta: float, clean: int, robust: int, **changes: Any) -> dict[str, Any]:

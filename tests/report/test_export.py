@@ -53,7 +53,7 @@ def test_latex_has_the_untouched_network_and_the_headline_of_each_model(board: P
     assert lines[:3] == [
         r"\begin{tabular}{lrrrrr}",
         r"\toprule",
-        r"model & $\beta$ & clean (\%) & robust (\%) & $\Delta$ (points) & $p$ \\",
+        r"model & $\beta$ & clean (\%) & robust (\%) & $\Delta$ (points) & $p$ (Holm) \\",
     ]
     cells = [line.removesuffix(r" \\").split(" & ") for line in lines[4:-2]]
     assert {len(row) for row in cells} == {6}

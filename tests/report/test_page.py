@@ -58,6 +58,7 @@ def test_the_sentence_has_the_numbers_of_the_headline() -> None:
         ({"p_value": 0.049, "delta_pp": 2.0}, "gain", "Evidence of a gain"),
         ({"p_value": 0.049, "delta_pp": -2.0}, "loss", "Evidence of a loss"),
         ({"p_value": 0.05, "delta_pp": 2.0}, "neither", "No evidence of a gain or a loss"),
+        ({"p_value": 0.03, "p_holm": 0.06, "delta_pp": 2.0}, "neither", "No evidence of a gain or a loss"),
         ({"p_value": 0.001, "delta_pp": 9.0, "status": "in-sample"}, "untrusted", "Not to be trusted"),
     ],
 )
@@ -67,6 +68,13 @@ def test_only_a_p_below_5_percent_of_a_fair_choice_is_evidence(
     model_verdict = verdict_of(boards.selected("m", "0.9", **changes), boards.untouched("m"))
     assert (model_verdict.verdict, model_verdict.word) == (verdict, word)
     assert ("no evidence" in model_verdict.plain) == (verdict == "untrusted")
+
+
+def test_of_several_models_the_adjusted_p_decides_and_is_told_beside_the_own_one() -> None:
+    row = boards.selected("m", "0.9", p_value=0.03, p_holm=0.06, delta_low=0.2)
+    found = verdict_of(row, boards.untouched("m"))
+    assert found.sentence.endswith("p = 0.03, over all models = 0.06 (Holm)")
+    assert found.plain.startswith("On 200 images with as many models tested chance alone may explain the difference")
 
 
 def test_the_folds_that_chose_otherwise_are_told_most_frequent_first() -> None:
@@ -114,7 +122,7 @@ def test_the_page_has_each_row_with_its_numbers(tmp_path: Path) -> None:
     assert rows[0] | {"model": ""} == {
         "rank": "", "model": "", "β": "0.9/0.3 0.9 0.9 0.8 0.9", "row": "selected", "clean": "84.0", "robust": "52.0",
         "95 %": "45.1 … 58.8", "Δ": "+6.0", "95 % of Δ": "+2.2 … +10.0", "gained": "13", "lost": "1",
-        "p": "0.0018", "AA": "52.0", "steered": "17/17", "flags": "replay", "seconds": "",
+        "p": "0.0018", "p (Holm)": "0.0018", "AA": "52.0", "steered": "17/17", "flags": "replay", "seconds": "",
     }  # fmt: skip
     assert (rows[3]["β"], rows[4]["row"], rows[4]["Δ"]) == ("0.9, c = 0.3", "baseline", "")
     assert (rows[5]["clean"], rows[5]["robust"], rows[5]["95 %"]) == ("≤ 80.0", "≤ 48.0", "")
