@@ -229,7 +229,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Boards:
 def flipped_by_hand(difference: np.ndarray) -> float:
     """How often the sum is as far from zero when every sign is drawn anew; no less than a normal sum is."""
     signs = np.random.default_rng(5).choice([-1, 1], (20000, len(difference)))
-    normal = 2 * scipy.stats.norm.sf(abs(difference.sum()) / np.sqrt((difference**2).sum()))
+    normal = 2 * scipy.stats.norm.sf(abs(difference.sum()) / max(1e-9, np.sqrt((difference**2).sum())))
     return float(max(normal, (np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9).mean()))
 
 
