@@ -98,8 +98,8 @@ def test_headlines_are_adjusted_over_the_models_and_a_baseline_is_not_tested_aga
     assert headlines.p_value.to_dict() == own
     assert headlines.p_holm.to_dict() == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.6})
     tested = table[table.status == "ok"].set_index("method")[["delta_low", "delta_high", "p_value"]]
-    assert tested.loc["untouched"].isna().all(axis=None)
-    assert tested.loc["ct"].notna().all(axis=None)
+    assert tested.loc["untouched"].isna().to_numpy().all()
+    assert tested.loc["ct"].notna().to_numpy().all()
 
 
 # --- the order ---
