@@ -263,6 +263,7 @@ def print_claims(tables: int, seed: int) -> None:
         none, some = without[name], with_effect[name]
         cells = (_share(none, 1), _share(none, -1), _mean(none), _share(some, 1), _mean(some))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print()
 
 
 def _share(claims: Sequence[Claim], sign: int) -> str:

@@ -80,7 +80,8 @@ def paired(first: np.ndarray, second: np.ndarray, null: np.ndarray | None = None
 
     Scores of 0 and 1 get McNemar's exact test, and as interval all that either Newcombe's or the score interval at the
     critical values of the test contains. Graded scores, of which a few large differences may outweigh many small ones,
-    get a sign-flip test of their standardised mean difference and the score interval at its critical values.
+    get a sign-flip test of their standardised mean difference, no less strict than the normal distribution, and the
+    score interval at its critical values.
 
     Args:
         first: first score of each image, [n]; more is better.
@@ -95,11 +96,11 @@ def paired(first: np.ndarray, second: np.ndarray, null: np.ndarray | None = None
     if np.isin(scores, (0.0, 1.0)).all() or (gained + lost == 0 and (scores >= 0).all()):
         p_value, critical = _stricter(_exact(gained, lost), difference, null)
         both = n - gained - lost if gained + lost == 0 else int(((first == 1) & (second == 1)).sum())
-        ends = (newcombe(both, gained, lost, n), tango(gained, lost, n, critical))
+        ends = [newcombe(both, gained, lost, n), tango(gained, lost, n, critical)]
     else:
-        unknown = 0.0, Critical(NORMAL, NORMAL)
-        p_value, critical = _stricter(unknown, difference, flips(difference) if null is None else null)
-        ends = (of_mean(difference, critical),)
+        null = flips(difference) if null is None else null
+        p_value, critical = _stricter(_normal(difference), difference, null)
+        ends = [of_mean(difference, critical)]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     return Paired(float(difference.mean()), round(low, 9) + 0.0, round(high, 9) + 0.0, gained, lost, p_value)
 
@@ -114,6 +115,12 @@ def _exact(gained: int, lost: int) -> Test:
     fewest = scipy.stats.binom.ppf(ALPHA / 2, changed, 0.5)
     value = max(NORMAL, float(changed - 2 * fewest) / sqrt(changed)) if changed else NORMAL
     return mcnemar(gained, lost), Critical(value, value)
+
+
+def _normal(difference: np.ndarray) -> Test:
+    """Return the test by the normal distribution, in which rare large differences look too sure."""
+    own = standardised(difference.sum(), (difference**2).sum())
+    return 2 * float(scipy.stats.norm.sf(abs(own))), Critical(NORMAL, NORMAL)
 
 
 def _stricter(test: Test, difference: np.ndarray, null: np.ndarray | None) -> Test:

@@ -119,7 +119,8 @@ def _p_values(p: float, p_holm: float) -> str:
     def told(value: float) -> str:
         return "< 0.001" if value < 0.001 else f"= {p_value(value)}"
 
-    return f"p {told(p)}" if p == p_holm else f"p {told(p)}, over all models {told(p_holm)} (Holm)"
+    adjusted = told(p_holm).removeprefix("= ")
+    return f"p {told(p)}" if p == p_holm else f"p {told(p)} ({adjusted} over the models, Holm)"
 
 
 def _chosen(row: LeaderboardRow) -> str:

@@ -13,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from harness.analysis.score_interval import Critical, tango
 from harness.analysis.statistics import fell, holm, interval, mcnemar, newcombe, paired, unpaired, wilson
 
 counts = st.integers(0, 40)
@@ -70,8 +71,63 @@ def test_paired_on_bits_counts() -> None:
     found = paired(first, second)
     assert (found.gained, found.lost) == (2, 1)
     assert found.delta == pytest.approx(0.2)
-    assert (found.low, found.high) == newcombe(2, 2, 1, 5)
     assert found.p_value == 1.0
+    assert found.low <= newcombe(2, 2, 1, 5)[0] < newcombe(2, 2, 1, 5)[1] <= found.high
+
+
+def bits(both: int, gained: int, lost: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    first = np.repeat([1.0, 0.0, 1.0, 0.0], [both, gained, lost, neither])
+    return first, np.repeat([1.0, 1.0, 0.0, 0.0], [both, gained, lost, neither])
+
+
+def score(difference: float, gained: int, lost: int, n: int) -> float:
+    """McNemar's z about a true difference, the share of lost images found by brute force to be the likeliest."""
+    from scipy.optimize import minimize_scalar
+
+    def unlikely(losing: float) -> float:
+        kept = 1 - 2 * losing - difference
+        terms = ((gained, losing + difference), (lost, losing), (n - gained - lost, kept))
+        return -sum(count * math.log(share) for count, share in terms if count)
+
+    bounds = (max(0.0, -difference) + 1e-12, (1 - difference) / 2 - 1e-12)
+    losing = minimize_scalar(unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    return float((gained - lost - n * difference) / math.sqrt(n * (2 * losing + difference * (1 - difference))))
+
+
+@pytest.mark.parametrize(("gained", "lost", "n"), [(12, 2, 50), (5, 0, 100), (3, 9, 40), (1, 1, 16), (30, 60, 1000)])
+def test_the_score_interval_ends_where_the_score_test_rejects(gained: int, lost: int, n: int) -> None:
+    low, high = tango(gained, lost, n, Critical(1.96, 2.5))
+    assert score(low, gained, lost, n) == pytest.approx(1.96, abs=2e-3)
+    assert score(high, gained, lost, n) == pytest.approx(-2.5, abs=2e-3)
+
+
+def test_with_no_image_changed_the_interval_is_wilsons_for_none() -> None:
+    found = paired(*bits(6, 0, 0, 10))
+    assert (found.low, found.high) == pytest.approx((-wilson(0, 16)[1], wilson(0, 16)[1]), abs=1e-6)
+
+
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 12), st.integers(0, 12))
+def test_an_interval_agrees_with_p_and_is_never_narrower_than_newcombes(
+    both: int, gained: int, lost: int, neither: int
+) -> None:
+    n = both + gained + lost + neither
+    if not n:
+        return
+    found, narrow = paired(*bits(both, gained, lost, neither)), newcombe(both, gained, lost, n)
+    assert found.p_value == mcnemar(gained, lost)
+    assert found.low <= narrow[0] + 1e-9
+    assert found.high >= narrow[1] - 1e-9
+    assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_an_interval_of_graded_scores_agrees_with_p_too() -> None:
+    drawn, significant = np.random.default_rng(3), 0
+    for _ in range(60):
+        first = drawn.random(25)
+        found = paired(first, first + 0.1 * drawn.standard_normal(25) + 0.04)
+        assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0)
+        significant += found.p_value < 0.05
+    assert 15 < significant < 50
 
 
 def test_the_interval_of_graded_scores_is_a_bootstrap_and_of_bits_wilsons() -> None:
@@ -83,7 +139,7 @@ def test_the_interval_of_graded_scores_is_a_bootstrap_and_of_bits_wilsons() -> N
     assert interval(np.array([1.0, 0, 1, 1]), graded=False) == wilson(3, 4)
 
 
-def test_paired_on_graded_scores_is_a_bootstrap() -> None:
+def test_paired_on_graded_scores_is_close_to_the_normal_interval() -> None:
     rng = np.random.default_rng(0)
     first = rng.integers(0, 6, 400) / 5
     second = np.clip(first + rng.choice([-0.2, 0, 0.2], 400, p=[0.1, 0.6, 0.3]), 0, 1)
@@ -92,7 +148,8 @@ def test_paired_on_graded_scores_is_a_bootstrap() -> None:
     error = difference.std(ddof=1) / math.sqrt(400)
     assert found.low == pytest.approx(difference.mean() - 1.96 * error, abs=0.15 * error)
     assert found.high == pytest.approx(difference.mean() + 1.96 * error, abs=0.15 * error)
-    assert paired(first, first).low == paired(first, first).high == 0
+    assert paired(first, first).high == pytest.approx(wilson(0, 400)[1], abs=1e-6)  # shares may yet differ by one
+    assert paired(first - 2, first - 2).high == 0  # errors have no bound
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))

@@ -37,7 +37,7 @@ def test_the_terminal_has_the_cells_of_the_page(shown: Callable[[pd.DataFrame], 
     rows = [row for row in rows_of(boards.hard()) if row.kind != "failed"]
     same = (
         table.MODEL, table.CLEAN, table.ROBUST, table.ROBUST_INTERVAL, table.DELTA, table.DELTA_INTERVAL,
-        table.P_VALUE, table.OWN_ATTACK, table.STEERED, table.FLAGS,
+        table.P_HOLM, table.OWN_ATTACK, table.STEERED, table.FLAGS,
     )  # fmt: skip
     assert set(same) <= set(table.PAGE)
     printed = [line for line in map(cells, shown(boards.hard())) if any(row.model in line for row in rows)]
@@ -63,6 +63,14 @@ def test_each_kind_of_row_has_its_place(shown: Callable[[pd.DataFrame], list[str
     assert lines[-1] == "gone $x_1$: failed: weights: models/gone.pt: no such file, and offline none is downloaded"
 
 
+def test_an_interval_that_disagrees_with_an_adjusted_p_is_explained(shown: Callable[[pd.DataFrame], list[str]]) -> None:
+    explained = "An interval of Δ is for its row alone. p (Holm) allows for the number of rows"
+    for p_holm, times in ((0.06, 1), (0.04, 0)):
+        row = boards.selected("m", "0.9", p_value=0.03, p_holm=p_holm, delta_low=0.1)
+        lines = shown(boards.table(row, boards.untouched("m"), boards.point("m", 0.9, 165, 104)))
+        assert sum(line.startswith(explained) for line in lines) == times
+
+
 def test_errors_have_no_points(shown: Callable[[pd.DataFrame], list[str]]) -> None:
     headings = next(cells(line) for line in shown(boards.transfer("dsprites", 50, 2.0, metric="mse")) if "β" in line)
     assert "Δ" in headings
@@ -80,9 +88,21 @@ def test_compare_shows_each_models_choice_beside_its_baseline(command: Command, 
     ended = command("compare", "x.csv")
     assert ended.code == 0
     lines = [cells(line) for line in ended.out.splitlines()]
-    assert ["model", "β of each fold", "baseline", "selected", "Δ pp", "95 %", "gained", "lost", "p", "flags"] in lines
     assert [
-        "ResNet-18", "0.9 (in-sample)", "50.0", "52.0", "+2.0", "−1.2 … +5.2", "4", "0", "0.5",
+        "model",
+        "β of each fold",
+        "baseline",
+        "selected",
+        "Δ pp",
+        "95 %",
+        "gained",
+        "lost",
+        "p",
+        "p (Holm)",
+        "flags",
+    ] in lines
+    assert [
+        "ResNet-18", "0.9 (in-sample)", "50.0", "52.0", "+2.0", "−1.2 … +5.2", "4", "0", "0.5", "0.5",
         "not_comparable partial",
     ] in lines  # fmt: skip
 

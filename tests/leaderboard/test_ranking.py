@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from helpers.scores import SHARED, entry, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.analysis.statistics import wilson
+from harness.analysis.selection import Choice
+from harness.analysis.statistics import Paired, wilson
+from harness.api.records import Steering
 from harness.leaderboard.csv_file import to_csv
 from harness.leaderboard.ranking import board
-from harness.leaderboard.scores import ModelEntry
+from harness.leaderboard.row import SELECTED
+from harness.leaderboard.scores import Headline, ModelEntry
 
 COLUMNS = [
     "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "robust_aa",
@@ -78,6 +82,24 @@ def test_the_columns_and_every_format_are_fixed() -> None:
 def test_a_worse_beta_is_shown_as_worse() -> None:
     table = board([entry(score(1.0, [1, 1, 1, 0], [1] * 4), score(0.5, [0, 0, 1, 0], [1] * 4))])
     assert table[["beta", "delta_pp"]].to_numpy().tolist() == [[1.0, 0.0], [0.5, -50.0]]
+
+
+def test_headlines_are_adjusted_over_the_models_and_a_baseline_is_not_tested_against_itself() -> None:
+    own = {"a": 0.03, "b": 0.01, "c": 0.6}
+    models = [
+        entry(
+            score(1.0, [1, 1, 1, 0], [1] * 4), score(0.5, [0, 0, 1, 0], [1] * 4), shared=SHARED | {"model": model},
+            headline=Headline("none", Choice((Steering(0.5),), (np.arange(4),)), Paired(0, 0, 0, 0, 0, p), SELECTED),
+        )
+        for model, p in own.items()
+    ]  # fmt: skip
+    table = board([*models, ModelEntry(SHARED | {"model": "gone"}, failure="no such file")])
+    headlines = table[table.status == "selected"].set_index("model")
+    assert headlines.p_value.to_dict() == own
+    assert headlines.p_holm.to_dict() == pytest.approx({"a": 0.06, "b": 0.03, "c": 0.6})
+    tested = table[table.status == "ok"].set_index("method")[["delta_low", "delta_high", "p_value"]]
+    assert tested.loc["untouched"].isna().to_numpy().all()
+    assert tested.loc["ct"].notna().to_numpy().all()
 
 
 # --- the order ---

@@ -73,7 +73,7 @@ def test_only_a_p_below_5_percent_of_a_fair_choice_is_evidence(
 def test_of_several_models_the_adjusted_p_decides_and_is_told_beside_the_own_one() -> None:
     row = boards.selected("m", "0.9", p_value=0.03, p_holm=0.06, delta_low=0.2)
     found = verdict_of(row, boards.untouched("m"))
-    assert found.sentence.endswith("p = 0.03, over all models = 0.06 (Holm)")
+    assert found.sentence.endswith("p = 0.03 (0.06 over the models, Holm)")
     assert found.plain.startswith("On 200 images with as many models tested chance alone may explain the difference")
 
 

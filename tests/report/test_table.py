@@ -121,8 +121,8 @@ def test_a_column_that_no_row_fills_is_left_out_and_the_others_keep_their_order(
     rows = rows_of(boards.hard())
     shown = [column.heading for column in table.filled(table.PAGE, rows)]
     assert shown == [
-        "rank", "model", "β", "row", "clean", "robust", "95 %", "Δ", "95 % of Δ", "gained", "lost", "p", "AA",
-        "steered", "flags", "seconds",
+        "rank", "model", "β", "row", "clean", "robust", "95 %", "Δ", "95 % of Δ", "gained", "lost", "p", "p (Holm)",
+        "AA", "steered", "flags", "seconds",
     ]  # fmt: skip
     lines = table.lines(table.filled(table.PAGE, rows), rows)
     assert {len(line.cells) for line in lines} == {len(shown)}
