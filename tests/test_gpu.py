@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,25 @@ def planted(gpu: Script, monkeypatch: pytest.MonkeyPatch) -> Script:
     return gpu
 
 
+def test_a_section_that_does_not_end_is_ended_and_what_it_found_is_told(
+    planted: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, section = (importlib.import_module(f"gpu_sections.{name}") for name in ("catalogue", "section"))
+
+    def endless(place: object) -> Iterator[object]:
+        yield "so far, so good"
+        while True:
+            time.sleep(0.01)
+
+    (right, *_) = catalogue.SECTIONS
+    monkeypatch.setattr(catalogue, "SECTIONS", (section.Section("endless", "Planted?", endless, 0), right))
+    monkeypatch.setattr("gpu_sections.report.GRACE", 0.2)
+    done = planted("--pretend")
+    assert done.code == 1
+    assert "so far, so good\n\n**Missed**: it did not end within 0 s" in done.out
+    assert "as it should be" in done.out
+
+
 @pytest.mark.slow
 def test_pretended_sections_miss_nothing(tmp_path: Path) -> None:
     """In a process of its own, as it is called."""
@@ -68,7 +88,7 @@ def test_pretended_sections_miss_nothing(tmp_path: Path) -> None:
     titles = [line.removeprefix("## ") for line in report.splitlines() if line.startswith("## ")]
     assert titles == ["device", "logits", "memory", "steps", "projections"]  # in their own order
     for title in titles:
-        assert f"## {title}\n" in done.stdout
+        assert f"## {title}\n" in done.out
     assert "needs a GPU" in report
 
 
