@@ -88,7 +88,7 @@ def test_pretended_sections_miss_nothing(tmp_path: Path) -> None:
     titles = [line.removeprefix("## ") for line in report.splitlines() if line.startswith("## ")]
     assert titles == ["device", "logits", "memory", "steps", "projections"]  # in their own order
     for title in titles:
-        assert f"## {title}\n" in done.out
+        assert f"## {title}\n" in done.stdout
     assert "needs a GPU" in report
 
 
