@@ -3,10 +3,10 @@
 A network's last bits may depend on the shape of the batch, since kernels add up in another order. So a network is
 called only at widths at which it was seen to give the bits of one reference width; what is left over is padded.
 
-On a CPU most widths give the same bits, so the reference is narrow, and the width is the fastest. On a GPU few do, and a
-batch that keeps it busy costs hardly more an image than a wider one: there the reference is just so wide, and follows
-from the network alone. It is no wider, since all that is left of a stage may have to be padded to it: Square asks about
-a few surviving images 5,000 times.
+On a CPU most widths give the same bits, so the reference is narrow, and the width is the fastest. On a GPU few do, and
+an image of a batch that keeps it busy costs hardly more than one of a wider batch: there the reference is just so wide,
+and follows from the network alone. It is no wider, since all that is left of a stage may have to be padded to it:
+Square asks about a few surviving images 5,000 times.
 """
 
 from __future__ import annotations
