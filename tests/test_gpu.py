@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def planted(gpu: Script, monkeypatch: pytest.MonkeyPatch) -> Script:
     sections = tuple(section.Section(name, "Planted?", find, 60) for name, find in found.items())
     monkeypatch.setattr(catalogue, "SECTIONS", sections)
     return gpu
+
+
+def test_a_section_that_does_not_end_is_ended_and_what_it_found_is_told(
+    planted: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, section = (importlib.import_module(f"gpu_sections.{name}") for name in ("catalogue", "section"))
+
+    def endless(place: object) -> Iterator[object]:
+        yield "so far, so good"
+        while True:
+            time.sleep(0.01)
+
+    (right, *_) = catalogue.SECTIONS
+    monkeypatch.setattr(catalogue, "SECTIONS", (section.Section("endless", "Planted?", endless, 0), right))
+    monkeypatch.setattr("gpu_sections.report.GRACE", 0.2)
+    done = planted("--pretend")
+    assert done.code == 1
+    assert "so far, so good\n\n**Missed**: it did not end within 0 s" in done.out
+    assert "as it should be" in done.out
 
 
 @pytest.mark.slow

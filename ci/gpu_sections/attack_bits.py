@@ -1,6 +1,6 @@
 """Do attacks give the same bits every time? Hashes of what each attack finds, in this process and in another.
 
-python attack_bits.py DEVICE IMAGES COMPILE …        # prints them as JSON
+python attack_bits.py DEVICE IMAGES COMPILE        # prints them as JSON
 """
 
 from __future__ import annotations
@@ -36,26 +36,29 @@ Bits = dict[str, list[str]]
 
 def attacks(place: Place) -> Iterator[Finding]:
     """Run every attack under every norm twice in this process and once in another, eager and compiled."""
-    runs: dict[str, tuple[Bits, Bits]] = {}
+    eager: Bits = {}
     with _warnings_kept() as warned:
         for compile in _compilations(place):
             if place.is_late:
                 yield Skipped(f"compile={compile}, as the time is up")
                 break
-            runs[compile] = bits(place, compile), bits(place, compile)
-    elsewhere = _in_another_process(place, list(runs))
-    rows = []
-    for compile, (first, again) in runs.items():
-        for name, found in first.items():
-            if found[0].startswith(RAISED):
-                yield Miss(f"{name}, compile={compile}: {found[0]}")
-                continue
-            same = {"here": again[name] == found, "in another process": elsewhere[compile][name] == found}
-            row = {"attack": name, "compile": compile, "images": len(found), "fooled": _fooled(found)} | same
-            rows.append(row | {"verdicts of eager": _agreeing(found, runs["never"][0][name])})
-            yield from expect(all(same.values()), f"{name}, compile={compile}: expected the same bits, found {same}")
-    yield table(rows)
+            first, again = bits(place, compile), bits(place, compile)
+            eager = eager or first
+            yield from _compared(compile, first, again, _in_another_process(place, compile), eager)
     yield from (f"Warned: {message}" for message in sorted(warned))
+
+
+def _compared(compile: str, first: Bits, again: Bits, elsewhere: Bits, eager: Bits) -> Iterator[Finding]:
+    rows = []
+    for name, found in first.items():
+        if found[0].startswith(RAISED):
+            yield Miss(f"{name}, compile={compile}: {found[0]}")
+            continue
+        same = {"here": again[name] == found, "in another process": elsewhere[name] == found}
+        row = {"attack": name, "compile": compile, "images": len(found), "fooled": _fooled(found)} | same
+        rows.append(row | {"verdicts of eager": _agreeing(found, eager[name])})
+        yield from expect(all(same.values()), f"{name}, compile={compile}: expected the same bits, found {same}")
+    yield table(rows)
 
 
 def _fooled(found: Sequence[str]) -> int:
@@ -94,13 +97,13 @@ def _hash(image: Any) -> str:
     return "" if image is None else hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _in_another_process(place: Place, compilations: Sequence[str]) -> dict[str, Bits]:
-    command = [sys.executable, __file__, place.device, str(place.images or ""), *compilations]
+def _in_another_process(place: Place, compile: str) -> Bits:
+    command = [sys.executable, __file__, place.device, str(place.images or ""), compile]
     path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, env=os.environ | path, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the other process ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    found: dict[str, Bits] = json.loads(done.stdout.splitlines()[-1])
+    found: Bits = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -120,6 +123,6 @@ def _warnings_kept() -> Iterator[set[str]]:
 
 
 if __name__ == "__main__":
-    _, device, images, *ways = sys.argv
+    _, device, images, way = sys.argv
     here = Place(device, Path.cwd(), Path(images) if images else None)
-    print(json.dumps({compile: bits(here, compile) for compile in ways}))
+    print(json.dumps(bits(here, way)))

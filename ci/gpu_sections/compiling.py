@@ -16,7 +16,7 @@ from gpu_sections.timing import launches, wait
 from harness.engine.acceleration import ROUNDING, compiled
 from harness.engine.numerics import reproducible
 
-WIDTHS = (32, 512)
+WIDTHS = (8, 128)
 """Those of the engine for this network on a GPU."""
 TRANSPOSE = re.compile(r"nchw|nhwc|transpose", re.IGNORECASE)
 """Names of kernels that copy from one layout to another."""

@@ -19,6 +19,7 @@ from harness.checks import cost
 from harness.checks.measurement import measure
 from harness.config.benchmark import parse_benchmark
 from harness.engine.computation import Computation
+from harness.engine.numerics import reproducible
 from harness.engine.session import model_session
 from harness.leaderboard.row import LeaderboardRow, attack_runs, rows_of
 from harness.pipeline import run
@@ -68,9 +69,10 @@ def estimate(place: Place) -> Iterator[Finding]:
 
 def _bound(work: Portion, width: int) -> int:
     """Return doctor's estimate of the bytes that attacks take on the device, a process's own aside."""
-    computation = Computation(work)
-    few, _ = computation.batch(work.trials[:FEW])
-    costs = measure(computation, work.trials[0].steering, few, width)
+    with reproducible():  # as doctor measures: the session's networks are proved here, for the attacks after it too
+        computation = Computation(work)
+        few, _ = computation.batch(work.trials[:FEW])
+        costs = measure(computation, work.trials[0].steering, few, width)
     return cost.memory(costs, min(width, costs.width))
 
 

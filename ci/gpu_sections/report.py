@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import re
+import signal
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +19,11 @@ import torch
 from gpu_sections.section import Finding, Miss, Place, Section, Skipped
 from harness.engine.session import model_session
 from harness.util.device_errors import give_back_memory
+
+GRACE = 15
+"""Seconds beyond its time after which a section that goes on is ended, so that what it has found is told."""
+LONGEST = 1e6
+"""Seconds that a timer takes at most."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,37 @@ def outcomes(sections: Sequence[Section], place: Place) -> Iterator[Outcome]:
 
 
 def _outcome(section: Section, place: Place) -> Outcome:
-    """Run a section; what it raises is a miss."""
+    """Run a section; what it raises is a miss, and so is a section that does not end by itself."""
     started, findings = perf_counter(), list[Finding]()
     try:
-        for finding in section.find(place):
-            findings.append(finding)  # one by one, so that what came before an error is kept
+        with _ended_at(place.until + GRACE):
+            for finding in section.find(place):
+                findings.append(finding)  # one by one, so that what came before an error is kept
+    except TimeIsUp:
+        findings.append(Miss(f"it did not end within {perf_counter() - started:.0f} s"))
     except Exception:  # whatever a device or a library raises
         findings.append(Miss(f"it raised\n\n```\n{traceback.format_exc()}```"))
     return Outcome(section, tuple(findings), perf_counter() - started)
+
+
+class TimeIsUp(BaseException):
+    """A section has taken too long; no handler of what it runs takes this for an error of its own."""
+
+
+@contextmanager
+def _ended_at(until: float) -> Iterator[None]:
+    """Raise `TimeIsUp` in the block at a `perf_counter` time, once Python has its turn again."""
+
+    def end(*_: object) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, min(max(until - perf_counter(), 0.001), LONGEST))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def report(ended: Sequence[Outcome], place: Place) -> str:

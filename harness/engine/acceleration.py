@@ -29,8 +29,6 @@ RECOMPILE_LIMIT = 64
 WORTH = 12e12
 """Passes of a run, times the bytes that a network keeps of an image, from which on compiling takes a small part of the
 run: at some 25 µs a megabyte, as estimated for one H100, five minutes."""
-SHAPES = 2
-"""Shapes that a network is compiled for, at most; each with gradients and without."""
 ROUNDING: dict[Precision, float] = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 0.1, "float16": 0.02}
 """Largest distance of a compiled network's logits and gradients from those of the same network uncompiled, relative to
 their length, by precision: a compiler rounds at other places."""
@@ -127,8 +125,8 @@ def _checked(task: Task, plain: FixedWidth, network: nn.Module, at_widths: Calla
     """
     if not plain.reference:
         raise ModelError("it answers by chance, so that nothing can be compared")
-    ladder = plain.widths.ladder if len(plain.widths.ladder) <= SHAPES else (plain.reference, plain.width)
-    widths = Widths((plain.reference,), tuple(sorted({*ladder, plain.reference})))
+    other = plain.width if plain.width != plain.reference else plain.narrowest
+    widths = Widths((plain.reference,), tuple(sorted({plain.reference, other})))
     fixed = at_widths(network, widths=widths, modes="both")
     for found, expected in zip(fixed.at_reference, (*plain.at_reference, plain.at_reference[0]), strict=True):
         distance = torch.linalg.vector_norm((found - expected).double())
