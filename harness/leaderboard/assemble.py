@@ -141,7 +141,8 @@ def _score(scored: ModelRun, search: GuidedSearch, steering: Steering, replay_po
     stages, robust = search.stages(steering), search.robust(steering)
     complete, replay = search.finished(steering), search.replay(steering)
     if complete and threat.attacks:
-        marks = marks | flags.of_stages(stages)
+        marks = marks | flags.of_stages(stages) | flags.of_sentinels(search.sentinels(steering))
+        marks = marks | flags.of_unit_test(search.unit_test(steering))
     if replay is not None:
         marks = marks | flags.of_replay(robust, replay, replay_points)
     versions = _versions(scored.task, tally)
@@ -157,6 +158,7 @@ def _score(scored: ModelRun, search: GuidedSearch, steering: Steering, replay_po
         if complete
         else {},
         replay=replay,
+        unit_test=search.unit_test(steering),
         flags=frozenset(marks | tally.flags | flags.of_weights(versions["weights_sha256"])),
         cost=tally.cost,
         versions=versions,

@@ -74,6 +74,8 @@ class LeaderboardRow:
     p_value: PValue
     p_holm: PValue
     robust_replay: Accuracy
+    unit_test: Annotated[float | None, ".4f", (0, 1)]
+    """Share of the planted adversarial examples that the attack finds."""
     mce: Figure
     published_clean: Figure
     published_robust: Figure

@@ -86,6 +86,8 @@ class GuidedSearch:
         self._verdicts: Verdicts | None = None
         self._grades: Grades | None = None
         self._replay: np.ndarray | None = None
+        self._tested: dict[int, list[float]] = {}
+        self._sentinels: dict[int, list[float]] = {}
         self._classes = 10  # an estimate is good enough for a price
         self._round: Round | None = None
 
@@ -166,6 +168,16 @@ class GuidedSearch:
         if self._replay is None or not self.finished(steering):
             return None
         return np.array(self.robust(steering) * self._replay[self._number[steering]])
+
+    def unit_test(self, steering: Steering) -> float | None:
+        """Return the share of the planted adversarial examples that the attack has found; None where there are none."""
+        found = np.array(self._tested.get(self._number[steering], ()))
+        found = found[~np.isnan(found)]
+        return float(found.mean()) if len(found) else None
+
+    def sentinels(self, steering: Steering) -> np.ndarray:
+        """Return which of the robust images that were shown to a sentinel have survived it, 1 or 0, float [k]."""
+        return np.array(self._sentinels.get(self._number[steering], ()))
 
     @property
     def _robust(self) -> np.ndarray:
@@ -256,23 +268,34 @@ class GuidedSearch:
         return Round(trials, take)
 
     def _last_round(self, verdicts: Verdicts) -> Round:
-        """Return the look for gradient masking and the replay, on every finished steering."""
+        """Return the look for gradient masking, the sentinels and the replay, on every finished steering."""
         finished = np.flatnonzero(verdicts.decided.all(axis=1))
         choices = self._contest.choices
         shown = replays(verdicts, self.steerings, self.images, np.intersect1d(finished, choices), choices)
         inspected = [trial for number in finished.tolist() for trial in self._inspected(verdicts, number)]
+        guarded = [trial for number in finished.tolist() for trial in self._guarded(verdicts, number)]
         self.sources = shown
 
         def take(answers: list[Answer]) -> None:
             self._replay = np.ones(verdicts.alive.shape, np.float32)
             position = {image: position for position, image in enumerate(self.images)}
-            for trial, answer in zip(shown, answers[len(inspected) :], strict=True):
-                self._replay[self._number[trial.steering], position[trial.image]] = answer.value
+            for trial, answer in zip([*inspected, *guarded, *shown], answers, strict=True):
+                number = self._number[trial.steering]
+                if trial in shown:
+                    self._replay[number, position[trial.image]] = answer.value
+                else:
+                    kept = self._tested if trial.attempt.stage == INSPECT else self._sentinels
+                    kept.setdefault(number, []).append(answer.value)
 
-        return Round([*inspected, *shown], take)
+        return Round([*inspected, *guarded, *shown], take)
 
     def _inspected(self, verdicts: Verdicts, number: int) -> list[Trial]:
         """Return the trials that look at a steering's first correctly classified images."""
         images = [self.images[position] for position in np.flatnonzero(verdicts.correct[number])[:INSPECTED].tolist()]
         attempt = Attempt(INSPECT, of=sha256([self.digests[image] for image in images]))
         return [Trial(self.steerings[number], image, attempt) for image in images]
+
+    def _guarded(self, verdicts: Verdicts, number: int) -> list[Trial]:
+        """Return the trials of the sentinels on a steering's first robust images."""
+        images = [self.images[position] for position in np.flatnonzero(verdicts.alive[number])[:INSPECTED].tolist()]
+        return [Trial(self.steerings[number], image, one) for one in self.threat.sentinels for image in images]
