@@ -159,6 +159,8 @@ def _left_by_the_whole_box(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     for of_sign in (True, False):
         point = x
         for step in range(STEPS):
+            if not left.any():
+                return left
             gradient = _gradient(network, point, partial(margin, y=y)).nan_to_num()
             largest = gradient.flatten(1).abs().amax(1).clamp(min=TINY).view(-1, 1, 1, 1)
             scaled = gradient / largest  # squares of small gradients would be zero

@@ -65,12 +65,14 @@ class Defence(nn.Module):
 
     Args:
         name: name of one of its methods.
+        network: name of the digits network.
+        where: where it is used, for those who ask.
     """
 
-    def __init__(self, name: str, network: str = "digits_plain") -> None:
+    def __init__(self, name: str, network: str = "digits_plain", where: str = "everywhere") -> None:
         super().__init__()
-        self.network, self.name = Demo(name=network).load().network, name
-        self.decoy = nn.Conv2d(1, 10, 8)
+        self.network, self.name, self.where = Demo.model_validate({"name": network}).load().network, name, where
+        self.decoy = nn.Conv2d(1, 10, 8, bias=False)
         with torch.no_grad():
             self.decoy.weight.copy_(torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(1)) / 8)
 
@@ -99,12 +101,6 @@ class Defence(nn.Module):
         levels = (torch.arange(8) + 0.5).view(-1, 1, 1) / 8
         return self.network((2000 * (x - levels)).sigmoid().mean(1, keepdim=True))
 
-    def leaky_steps(self, x: Tensor) -> Any:
-        return self.network(rounded(x, 8) + 1e-3 * x)
-
-    def frozen(self, x: Tensor) -> Any:
-        return self.network(x.detach() + 1e-4 * (x - x.detach()) * torch.rot90(x, 2, (2, 3)).detach())
-
     def one_pixel(self, x: Tensor) -> Any:
         only = torch.zeros_like(x)
         only[:, :, 0, 0] = 1
@@ -129,6 +125,13 @@ class Defence(nn.Module):
     def shuffled(self, x: Tensor) -> Any:
         return self.network(Backward.apply(x, x, lambda g, _: g.transpose(2, 3).flip(2)))
 
+    def checkered(self, x: Tensor) -> Any:
+        signs = 1 - 2 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2)
+        return self.network(Backward.apply(x, x, lambda g, _: g * signs))
+
+    def averaged(self, x: Tensor) -> Any:
+        return self.network(Backward.apply(x, x, lambda g, _: g.mean((2, 3), keepdim=True).expand_as(g)))
+
     def late(self, x: Tensor) -> Any:
         """Wrong only away from the digits' own grey levels, so not at a clean image."""
 
@@ -146,12 +149,11 @@ class Defence(nn.Module):
     def sines(self, x: Tensor) -> Any:
         return self.network(x + 0.01 * torch.sin(2000 * x))
 
-    def hash_noise(self, x: Tensor) -> Any:
-        return self.network(x + 0.1 * from_hash(x))
-
-    def hash_shift(self, x: Tensor) -> Any:
-        which = hashed(x) % 3
-        return self.network(torch.stack([torch.where(which == k, x.roll(k - 1, 3), 0.0) for k in range(3)]).sum(0))
+    def members(self, x: Tensor) -> Any:
+        """One of three decoys, as the image has it, leads away from what answers."""
+        decoys = torch.stack([self.decoy(x.roll(k, 3)).flatten(1) for k in range(3)])
+        one = decoys.gather(0, (hashed(x) % 3).view(1, -1, 1).expand(1, -1, 10))[0]
+        return self.network(x).detach() + one - one.detach()
 
     def k_winners(self, x: Tensor) -> Any:
         flat = x.flatten(1)
@@ -176,11 +178,14 @@ class Defence(nn.Module):
         return logits.clamp(-1, 1) + 1e-3 * logits.detach()
 
     def rejecting(self, x: Tensor) -> Any:
-        """Unsure, it answers what the nearest image of few grey levels is, and lets no gradient through."""
+        """Unsure, it answers what the image in black and white is, and lets no gradient through."""
         logits = self.network(x)
         top = logits.topk(2, 1).values
         sure = (top[:, 0] - top[:, 1] > 4)[:, None]
-        return torch.where(sure, 1e-3 * logits + logits.detach(), self.network(rounded(x, 4)).detach())
+        return torch.where(sure, logits, self.network(rounded(x, 1)).detach() + 0 * logits)
+
+    def soft_ends(self, x: Tensor) -> Any:
+        return self.network(0.5 + 0.5 * torch.tanh(40 * (x - 0.5)))
 
     # --- chance ---
 
