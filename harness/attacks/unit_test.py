@@ -59,7 +59,7 @@ class Readout(NamedTuple):
         return torch.cat([lead[:, None], others], 1)
 
     def part(self, which: Tensor) -> Readout:
-        """Return the classifiers of some of the images, bool [n]."""
+        """Return the classifiers of some of the images, by their numbers, int64 [k]."""
         return Readout(self.origin[which], self.direction[which], self.length[which])
 
 
@@ -74,7 +74,8 @@ def plant(network: Network, x: Tensor, noise: Noise, norm: Norm, eps: float) -> 
         eps: its radius, in pixels.
 
     Returns:
-        The readouts, and where there is an example, bool [n]: not where the ball leaves the logits as they are.
+        The readouts, and where there is an example, bool [n]: not where the search has not got on, as where the ball
+        leaves the logits as they are.
     """
     with torch.no_grad():
         origin = network(x)

@@ -119,7 +119,8 @@ def truth(defence: Defence) -> float:
         """Return logits in which the label is class 0."""
         with torch.no_grad():
             logits = defence(images)
-        return logits.gather(1, (y[:, None] + torch.arange(10)) % 10)
+        answers: Tensor = logits.gather(1, (y[:, None] + torch.arange(10)) % 10)
+        return answers
 
     run_attack(square, relabelled, x, torch.arange(N))
     return float((alive & ~square.fooled).float().mean())
