@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 
 from harness.api.attack import Attack, Network, Trials
 from harness.attacks.square import Square
@@ -95,19 +96,21 @@ def plant(network: Network, x: Tensor, noise: Noise, norm: Norm, eps: float) -> 
     return Readout(origin, direction, torch.where(planted, length, 1.0)), planted
 
 
-def finds(attack: Attack, network: Network, readout: Readout, x: Tensor, noise: Noise, variant: int) -> Tensor:
-    """Return at which images an attack crosses the boundary of its readout, bool [n].
+class Planted(nn.Module):
+    """A network with readouts on its logits, which have an adversarial example by construction.
 
     Args:
-        attack: step machine with a slot for each image and `CLASSES` classes.
-        network: network from images to logits.
-        readout: the readouts.
-        x: clean images, float32 [n, c, h, w].
-        noise: source of the attack's randomness.
-        variant: variant of the attack.
+        network: network from images [n, c, h, w] to logits.
+        readout: a readout for each image.
     """
-    run(attack, lambda images: readout(network(images)), x, keys_of(noise), variant)
-    return attack.fooled
+
+    def __init__(self, network: Network, readout: Readout) -> None:
+        super().__init__()
+        self.logits, self.readout = network, readout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [n, 4] of the same images, perturbed."""
+        return self.readout(self.logits(x))
 
 
 def run(attack: Attack, network: Network, x: Tensor, keys: Tensor, variant: int = 0) -> None:

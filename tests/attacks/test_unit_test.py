@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import pytest
 import torch
 from helpers.networks import digits, network_of
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from harness.api.records import Batch
 from harness.attacks.square import Square
@@ -99,3 +102,28 @@ def test_an_image_s_result_does_not_depend_on_the_others(example: tuple[Tensor, 
     of_some, _ = plant(network, x[:8], noise(8), "L2", 0.5)
     torch.testing.assert_close(of_some.length, of_all.length[:8], rtol=1e-4, atol=0)
     torch.testing.assert_close(of_some.direction, of_all.direction[:8], rtol=0, atol=0)
+
+
+class Steps(Linf):
+    """A few signed steps as a plain function, upwards or downwards."""
+
+    kind: ClassVar[str] = "steps"
+    upwards: bool = True
+
+    def attack_machine(self, stage: str, slots: int, shape: tuple[int, ...], classes: int, device: str) -> Any:
+        return None
+
+    def perturb(self, stage: str, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+        x = batch.x
+        for _ in range(4):
+            x = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(cross_entropy(network(x), batch.y, reduction="sum"), x)
+            x = (x + (1 if self.upwards else -1) * self.eps / 4 * gradient.sign()).clamp(0, 1)
+        return x.detach()
+
+
+@pytest.mark.parametrize("upwards", [True, False])
+def test_an_attack_that_is_a_plain_function_is_tested_too(upwards: bool, example: tuple[Tensor, Tensor]) -> None:
+    threat = Steps.model_validate({"eps": 0.1, "attack": {"stages": ["apgd-ce"]}, "upwards": upwards})
+    found = threat.unit_test(network_of("digits_plain"), batch(*example), noise())
+    assert found.nanmean() == float(upwards)
