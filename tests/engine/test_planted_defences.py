@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -9,10 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from helpers.defences import Defence
+from helpers.ledgers import trials
 from torch import Tensor, nn
 
+from harness.api import work
 from harness.api.model import Model, Scorable
 from harness.api.records import Coverage, FamilyName, Sites, Steering
+from harness.api.trial import INSPECT
+from harness.attacks.autoattack import SENTINEL
 from harness.attacks.square import Square
 from harness.attacks.unit_test import run as run_attack
 from harness.config.benchmark import parse_benchmark
@@ -175,6 +181,26 @@ def test_other_norms_flag_a_masked_network_and_no_healthy_one(kind: str, eps: fl
     found = table.loc[table["method"] == "untouched", "flags"].tolist()
     assert found[:2] == ["", ""]
     assert {"zero_gradient", "unit_test"} <= flags(found[2])
+
+
+def test_another_inspection_is_computed_beside_the_results_that_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results of attacks and sentinels stay, and the board is the same, unplanted images included."""
+
+    def computed() -> tuple[pd.DataFrame, list[str]]:
+        table = board([DefenceModel(name="plain")], tmp_path, BRIEF, eps=0.05)
+        return table.drop(columns=["seconds"]), [json.loads(key)["stage"] for _, _, key in trials(tmp_path / "planted")]
+
+    first, known = computed()
+    again, same = computed()
+    assert same == known
+    monkeypatch.setattr(work, "INSPECTION_VERSION", -1)
+    renewed, more = computed()
+    pd.testing.assert_frame_equal(first, again)
+    pd.testing.assert_frame_equal(first, renewed)
+    assert Counter(more) == Counter(known) + Counter(stage for stage in known if stage == INSPECT)
+    assert {"apgd-ce", SENTINEL, INSPECT} <= set(known)
 
 
 @pytest.mark.parametrize("where", ["baseline", "steered"])
