@@ -215,8 +215,31 @@ class Threat(Part):
         stage = self.stages[0]
         return stage, self.perturb(stage, network, batch, Noise(0, batch.indices)).detach()
 
+    @property
+    def sentinels(self) -> tuple[Attempt, ...]:
+        """Attempts on a few images that have survived every stage, in which no gradient can mislead.
+
+        They have no part in the score; where they fool the network, its row is flagged. Their stages, none of `stages`,
+        have an `attack_machine` and a `stage_identity`.
+        """
+        return ()
+
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """Look on clean images for signs that attacks on this network are misled, and warn with `Flag`."""
+
+    def unit_test(self, network: nn.Module, batch: Batch, noise: Noise) -> Tensor | None:
+        """Try the attack where it is known to be able to succeed: on planted adversarial examples.
+
+        Args:
+            network: network from images in [0, 1] to logits, in eval mode.
+            batch: images that the network classifies correctly.
+            noise: source of all randomness, an independent stream for each image.
+
+        Returns:
+            1 where the attack found the example, 0 where it did not, NaN where none could be planted, [n]; None if
+            there is no such test of this threat.
+        """
+        return None
 
     def summary_columns(self, accuracy: Mapping[str, float]) -> dict[str, float]:
         """Return further columns of a leaderboard row, such as the mean corruption error.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 CLEAN = "clean"
 """Stage before the threat's: the unperturbed image."""
 INSPECT = "inspect"
-"""Stage after the attacks: a look on clean images for signs of gradient masking; it judges no image."""
+"""Stage after the attacks: a look on clean images for signs of gradient masking, and the attack's unit test."""
 REPLAY = "replay"
 """Stage after the attacks: adversarial images that fooled other steerings; see `harness.scheduling.replay`."""
 TRAINING = "training"
@@ -64,7 +64,8 @@ class Answer(NamedTuple):
     """Answer of the network in a trial.
 
     Args:
-        value: score of the image: 1 survived, 0 fooled; or how good a graded answer is.
+        value: score of the image: 1 survived, 0 fooled; or how good a graded answer is. Of an inspection, 1 where the
+            attack found the planted adversarial example, 0 where it did not, NaN without one.
         margin: of a clean trial with class labels, the correct logit's lead over the runner-up; otherwise NaN.
         ranking: of a clean trial, the wrong classes with the largest logits, largest first; `Threat.ranks` of them, or
             all that there are.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SCORING_VERSION = 4
 """Part of every trial's identity; raised when a change of the code could change a result."""
+INSPECTION_VERSION = 2
+"""Part of an inspection's identity; raised when another thing is looked at, so that results of attacks stay."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Task:
             return self.threat.stage_identity(attempt.stage) | of | target | restart
         if attempt.stage in (INSPECT, REPLAY):  # they look at this threat's attacks, or at what these have found
             of = of | {"attacks": [self.threat.stage_identity(stage) for stage in self.threat.stages]}
+        if attempt.stage == INSPECT:
+            of = of | {"version": INSPECTION_VERSION}
         return {"stage": attempt.stage} | of
 
     @property

@@ -30,6 +30,8 @@ VERSIONS: dict[str, tuple[Name, ...]] = {
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
 }
+SENTINEL, SENTINEL_QUERIES = "sentinel", 500
+"""A short Square that looks after an attack without one, and its queries; see `harness.api.threat.Threat.sentinels`."""
 
 FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 """Least number of classes, since the DLR losses rank the three (targeted: four) largest logits."""
@@ -107,6 +109,13 @@ def targets(stage: str, attack: Attack, norm: Norm) -> int:
     return L1_TARGETS if (stage, attack, norm) == ("apgd-t", "standard", "L1") else budget(attack).targets
 
 
+def losses(attack: Attack) -> set[str]:
+    """Return the losses whose gradients the attack follows: FAB's differences of logits are margins, as DLR is."""
+    from harness.attacks.gradient_masking import CROSS_ENTROPY, MARGIN
+
+    return {CROSS_ENTROPY if stage == "apgd-ce" else MARGIN for stage in stages(attack) if stage != "square"}
+
+
 def shrinks(attack: Attack, norm: Norm) -> bool:
     """Return whether APGD begins in larger balls than ε's, as "standard" does under L1."""
     return norm == "L1" and attack not in ("plus", "rand")
@@ -137,8 +146,8 @@ def attempts(stage: str, attack: Attack, norm: Norm, ranking: Sequence[int]) -> 
 def identity(stage: str, attack: Attack, norm: Norm) -> dict[str, Any]:
     """Return every parameter of a stage that its results depend on, as JSON; targets and restarts are the attempts'."""
     asked = budget(attack)
-    if stage == "square":
-        return {"stage": stage, "queries": asked.queries}
+    if stage in ("square", SENTINEL):
+        return {"stage": stage, "queries": SENTINEL_QUERIES if stage == SENTINEL else asked.queries}
     averaged = {"gradients": gradients(attack)} if gradients(attack) > 1 else {}
     radius = {"radius": "fixed"} if norm == "L1" and stage.startswith("apgd") and not shrinks(attack, norm) else {}
     return {"stage": stage, "iterations": asked.iterations} | averaged | radius
@@ -164,8 +173,9 @@ def machine(
     from harness.attacks.square import Square
 
     asked = budget(attack)
-    if stage == "square":
-        return Square(slots, shape, norm=norm, eps=eps, queries=asked.queries, device=device)
+    if stage in ("square", SENTINEL):
+        queries = SENTINEL_QUERIES if stage == SENTINEL else asked.queries
+        return Square(slots, shape, norm=norm, eps=eps, queries=queries, device=device)
     if stage in ("fab", "fab-t"):
         return FAB(
             slots, shape, norm=norm, eps=eps, classes=classes, targeted=stage == "fab-t", steps=asked.iterations,

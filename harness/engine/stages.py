@@ -207,15 +207,20 @@ def replay(computation: Computation) -> Iterator[list[Result]]:
 
 
 def inspect(computation: Computation) -> Iterator[list[Result]]:
-    """Look at each steering on its images for signs of gradient masking; flags say what was found."""
+    """Look at each steering on its images for signs of gradient masking, and test its attack on planted examples."""
     task = computation.portion.task
     for steering, trials in grouped(computation.portion.trials, by_steering).items():
-        network = OneSteering(computation.lane(steering))
-        batch, _ = computation.batch(trials)
+        judge, attacked = (OneSteering(computation.lane(steering, which)) for which in (False, bool(task.attacks)))
+        batch, digests = computation.batch(trials)
+        found = None
         if not task.normalised:
-            task.threat.inspect(network, batch)
-        share = Cost(-(-network.forwards // len(trials)), -(-network.backwards // len(trials)))
-        yield [Result(trial, Answer(1.0), share) for trial in trials]
+            task.threat.inspect(judge, batch)
+            with attacking(task.precision):
+                found = task.threat.unit_test(attacked, batch, Noise(task.seed, computation.keys(trials, digests)))
+        forwards, backwards = judge.forwards + attacked.forwards, judge.backwards + attacked.backwards
+        share = Cost(-(-forwards // len(trials)), -(-backwards // len(trials)))
+        values = [float("nan")] * len(trials) if found is None else found.tolist()
+        yield [Result(trial, Answer(value), share) for trial, value in zip(trials, values, strict=True)]
 
 
 def training(computation: Computation) -> Iterator[list[Result]]:

@@ -141,7 +141,8 @@ def _score(scored: ModelRun, search: GuidedSearch, steering: Steering, replay_po
     stages, robust = search.stages(steering), search.robust(steering)
     complete, own = search.finished(steering), search.own(steering)
     if complete and threat.attacks:
-        marks = marks | flags.of_stages(stages)
+        marks = marks | flags.of_stages(stages) | flags.of_sentinels(search.sentinels(steering))
+        marks = marks | flags.of_unit_test(search.unit_test(steering))
     if own is not None:
         marks = marks | flags.of_replay(own, robust, replay_points)
     versions = _versions(scored.task, tally)
@@ -158,6 +159,7 @@ def _score(scored: ModelRun, search: GuidedSearch, steering: Steering, replay_po
         else {},
         attacked=search.is_attacked,
         own=own,
+        unit_test=search.unit_test(steering),
         flags=frozenset(marks | tally.flags | flags.of_weights(versions["weights_sha256"])),
         cost=tally.cost,
         versions=versions,

@@ -19,8 +19,20 @@ MEANING = {
         "Square, which needs no gradient, fooled the network on images that survived the gradient attacks: a sign of "
         "masked gradients (Croce & Hein 2020, arXiv 2003.01690)."
     ),
+    "sentinel": (
+        "A short Square, which needs no gradient and is no part of this attack, fooled the network on images that "
+        "survived it: a sign of masked gradients, or of too short an attack (Croce & Hein 2020, arXiv 2003.01690)."
+    ),
+    "unit_test": (
+        "The attack misses adversarial examples that were planted within its reach by a readout of the network's own "
+        "features: it is too weak for this network (Zimmermann et al., NeurIPS 2022)."
+    ),
+    "gradient_mismatch": (
+        "A small step along the gradient does not change the loss as the gradient predicts: the network's backward "
+        "pass is not that of its forward pass, or its output is rough (Athalye et al. 2018, arXiv 1802.00420)."
+    ),
     "zero_gradient": (
-        "The loss has an exactly zero gradient at some images, so a gradient attack cannot move: saturated logits or "
+        "The losses of the attack have an exactly zero gradient at some images, so it cannot move: saturated logits or "
         "quantisation (Carlini & Wagner 2017; Athalye et al. 2018, arXiv 1802.00420)."
     ),
     "large_eps": (
@@ -92,6 +104,17 @@ MEANING = {
 }
 """The meaning of every flag of the built-in parts."""
 
+MASKING = frozenset(
+    {"replay", "square", "sentinel", "unit_test", "gradient_mismatch", "zero_gradient", "large_eps", "dynamic"}
+)
+"""Flags of an accuracy that may be too high. One of the baseline concerns every comparison with it too."""
+
+FOUND = 0.95
+"""Share of the planted adversarial examples that an attack finds, from which on there is no flag."""
+
+SENTINEL_SHARE = 0.05
+"""Share of the robust images that a sentinel may fool without a flag, or a single one: few attacks are AutoAttack."""
+
 SQUARE_SHARE = 0.002
 """Share of the images that Square may take from the attacks before it without a flag, as in AutoAttack's own check."""
 
@@ -147,6 +170,20 @@ def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
     before = stages[names[names.index("square") - 1]]
     taken = (before == 1) & (stages["square"] == 0)
     return {"square"} if taken.mean() > SQUARE_SHARE else set()
+
+
+def of_sentinels(survived: np.ndarray) -> set[str]:
+    """Return ``sentinel`` where an attack without gradients fools the network on images held to be robust.
+
+    Args:
+        survived: which of these images have survived it, 1 or 0, [k].
+    """
+    return {"sentinel"} if (1 - survived).sum() > max(SENTINEL_SHARE * len(survived), 1) else set()
+
+
+def of_unit_test(share: float | None) -> set[str]:
+    """Return ``unit_test`` where the attack found too small a share of the planted examples; None if there are none."""
+    return {"unit_test"} if share is not None and share < FOUND else set()
 
 
 def of_published(clean: np.ndarray, published_clean: float) -> set[str]:

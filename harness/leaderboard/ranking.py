@@ -13,6 +13,7 @@ from harness.analysis.selection import Scored, better
 from harness.analysis.statistics import Paired, holm, interval, paired
 from harness.api.records import Steering
 from harness.errors import ModelError
+from harness.leaderboard.flags import MASKING
 from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK, as_chosen
 from harness.leaderboard.scores import Headline, ModelEntry, Score
 from harness.util.text import cleaned
@@ -63,6 +64,7 @@ def _scored(entry: ModelEntry, p_of_headline: float | None) -> list[Columns]:
             "c": score.steering.c,
             "p_holm": p_holm.get(score.steering),
             "status": OK if score.complete else BOUNDED,
+            "unit_test": score.unit_test,
             "flags": ";".join(sorted(score.flags)),
             "forward_passes": score.cost.forwards,
             "backward_passes": score.cost.backwards,
@@ -114,7 +116,8 @@ def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns
             "status": headline.status,
             "selection": headline.name,
             "chosen": ";".join(as_chosen(steering.beta, steering.c) for steering in choice.chosen),
-            "flags": ";".join(sorted({flag for score in used for flag in score.flags})),
+            "unit_test": min((one.unit_test for one in (baseline, *used) if one.unit_test is not None), default=None),
+            "flags": ";".join(sorted((baseline.flags & MASKING).union(*(score.flags for score in used)))),
         }
     )
 

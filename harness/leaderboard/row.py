@@ -75,6 +75,8 @@ class LeaderboardRow:
     lost: Count
     p_value: PValue
     p_holm: PValue
+    unit_test: Annotated[float | None, ".4f", (0, 1)]
+    """Share of the planted adversarial examples that the attack finds."""
     mce: Figure
     published_clean: Figure
     published_robust: Figure

@@ -30,6 +30,7 @@ class Score(Scored):
         cost: sum over its trials.
         versions: ``ct_harness``, ``torch``, ``device`` and ``weights_sha256`` of its trials, joined by ``+`` where they
             differ.
+        unit_test: share of the planted adversarial examples that the attack has found; None where there are none.
     """
 
     complete: bool
@@ -40,6 +41,7 @@ class Score(Scored):
     flags: frozenset[str]
     cost: Cost
     versions: dict[str, str]
+    unit_test: float | None = None
 
 
 @dataclass(frozen=True)

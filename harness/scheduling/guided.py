@@ -85,7 +85,9 @@ class GuidedSearch:
         self._clean: np.ndarray | None = None
         self._verdicts: Verdicts | None = None
         self._grades: Grades | None = None
-        self._inspected = False
+        self._is_inspected = False
+        self._tested: dict[int, list[float]] = {}
+        self._sentinels: dict[int, list[float]] = {}
         self._classes = 10  # an estimate is good enough for a price
         self._round: Round | None = None
 
@@ -181,6 +183,16 @@ class GuidedSearch:
         """Of each trial of the replay that was asked for, the trials whose adversarial images it shows."""
         return {} if self._verdicts is None else self._replay.sources
 
+    def unit_test(self, steering: Steering) -> float | None:
+        """Return the share of the planted adversarial examples that the attack has found; None where there are none."""
+        found = np.array(self._tested.get(self._number[steering], ()))
+        found = found[~np.isnan(found)]
+        return float(found.mean()) if len(found) else None
+
+    def sentinels(self, steering: Steering) -> np.ndarray:
+        """Return which of the robust images that were shown to a sentinel have survived it, 1 or 0, float [k]."""
+        return np.array(self._sentinels.get(self._number[steering], ()))
+
     @property
     def _robust(self) -> np.ndarray:
         """Upper bounds on the robust scores, [S, n], once the clean images are known."""
@@ -225,8 +237,8 @@ class GuidedSearch:
         yield self._attack_round(verdicts, self._attacks.next())
         finished = np.flatnonzero(verdicts.decided.all(axis=1)).tolist()
         yield self._replay_round(finished)
-        if not self._inspected:
-            yield self._inspection(verdicts, finished)
+        if not self._is_inspected:
+            yield self._last_round(verdicts, finished)
 
     def _take_clean(self, answers: list[Answer]) -> None:
         """Take note of the clean images; they say which attempts there are."""
@@ -282,16 +294,26 @@ class GuidedSearch:
         trials = self._replay.ask(np.array(numbers, int))
         return Round(trials, lambda answers: self._replay.tell(dict(zip(trials, answers, strict=True))))
 
-    def _inspection(self, verdicts: Verdicts, finished: Sequence[int]) -> Round:
-        """Return the look for gradient masking at the first correctly classified images of finished steerings."""
+    def _last_round(self, verdicts: Verdicts, finished: Sequence[int]) -> Round:
+        """Return the look for gradient masking and the sentinels, on every finished steering."""
+        inspected = [trial for number in finished for trial in self._looks(verdicts, number)]
+        guarded = [trial for number in finished for trial in self._guarded(verdicts, number)]
 
         def take(answers: list[Answer]) -> None:
-            self._inspected = True
+            self._is_inspected = True
+            for trial, answer in zip([*inspected, *guarded], answers, strict=True):
+                kept = self._tested if trial.attempt.stage == INSPECT else self._sentinels
+                kept.setdefault(self._number[trial.steering], []).append(answer.value)
 
-        return Round([trial for number in finished for trial in self._looks(verdicts, number)], take)
+        return Round([*inspected, *guarded], take)
 
     def _looks(self, verdicts: Verdicts, number: int) -> list[Trial]:
         """Return the trials that look at a steering's first correctly classified images."""
         images = [self.images[position] for position in np.flatnonzero(verdicts.correct[number])[:INSPECTED].tolist()]
         attempt = Attempt(INSPECT, of=sha256([self.digests[image] for image in images]))
         return [Trial(self.steerings[number], image, attempt) for image in images]
+
+    def _guarded(self, verdicts: Verdicts, number: int) -> list[Trial]:
+        """Return the trials of the sentinels on a steering's first robust images."""
+        images = [self.images[position] for position in np.flatnonzero(verdicts.robust[number])[:INSPECTED].tolist()]
+        return [Trial(self.steerings[number], image, one) for one in self.threat.sentinels for image in images]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.api.records import Batch
+    from harness.util.noise import Noise
 
 
 FEWEST_L1_STEPS = 3
@@ -89,6 +91,11 @@ class Lp(Threat):
         """See `harness.attacks.autoattack.attempts`."""
         return autoattack.attempts(stage, self.attack, self.norm, ranking)
 
+    @property
+    def sentinels(self) -> tuple[Attempt, ...]:
+        """A short Square, where the attack has none of its own."""
+        return () if "square" in self.stages else (Attempt(autoattack.SENTINEL),)
+
     def attack_machine(self, stage: str, slots: int, shape: tuple[int, ...], classes: int, device: str) -> StepMachine:
         """See `harness.attacks.autoattack.machine`."""
         return autoattack.machine(
@@ -130,7 +137,35 @@ class Lp(Threat):
     def inspect(self, network: nn.Module, batch: Batch) -> None:
         """Run AutoAttack's checks of the defence, and ours of its gradient."""
         autoattack.inspect(self.attack, network, batch.x, batch.y)
-        gradient_masking.inspect(network, batch.x, batch.y, self.norm)
+        gradient_masking.inspect(network, batch.x, batch.y, autoattack.losses(self.attack))
+
+    def unit_test(self, network: nn.Module, batch: Batch, noise: Noise) -> Tensor:
+        """Return at which images the attack finds the example planted there; see `harness.attacks.unit_test`.
+
+        Square is left out where there is another attack, since it searches as the example was planted.
+        """
+        import torch
+
+        from harness.attacks import unit_test
+
+        x = batch.x
+        readout, planted = unit_test.plant(network, x, noise, self.norm, self.eps)
+        found = torch.zeros_like(planted)
+        for stage in [stage for stage in self.stages if stage != "square"] or ["square"]:
+            left = (planted & ~found).nonzero().flatten()
+            if not len(left):
+                break
+            own, binary = noise.part(left), unit_test.Planted(network, readout.part(left))
+            shape, device = tuple(x.shape[1:]), str(x.device)
+            attack: StepMachine | None = self.attack_machine(stage, len(left), shape, unit_test.CLASSES, device)
+            if attack is not None:  # as of a subclass whose stage is a plain function
+                unit_test.run(attack, binary, x[left], unit_test.keys_of(own), self.variant(Attempt(stage)))
+                found[left] = attack.fooled
+            else:
+                part = batch.part(left.tolist())
+                images = self.perturb(stage, binary, replace(part, y=torch.zeros_like(part.y)), own)
+                found[left] = binary(images).argmax(1) == 1
+        return torch.where(planted, found.float(), torch.nan)
 
     def check(self, x: Tensor, perturbed: Tensor) -> None:
         """Refuse images farther than ε from ``x``, float32 rounding aside; see `Threat.check`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from helpers.scores import SHARED, entry, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.analysis.selection import Choice
-from harness.analysis.statistics import Paired, wilson
+from harness.analysis.selection import Choice, InSample, choose
+from harness.analysis.statistics import Paired, paired, wilson
 from harness.api.records import Steering
+from harness.leaderboard import flags
 from harness.leaderboard.csv_file import to_csv
 from harness.leaderboard.ranking import board
 from harness.leaderboard.row import SELECTED
@@ -20,7 +23,7 @@ from harness.leaderboard.scores import Headline, ModelEntry
 
 COLUMNS = [
     "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "robust_aa",
-    "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "mce", "published_clean",
+    "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "unit_test", "mce", "published_clean",
     "published_robust", "status", "selection", "chosen", "sites",
     "steered", "trainable_parameters", "n", "dataset", "metric", "threat", "eps", "attack", "protocol",
     "question", "parameters",
@@ -56,7 +59,7 @@ def test_the_columns_and_every_format_are_fixed() -> None:
     scored = shared | {
         "model": "m", "c": "0.5", "status": "ok", "sites": "3", "steered": "2", "ct_harness": "1", "torch": "2",
         "device": "cpu", "compiled": "no", "forward_passes": "9", "backward_passes": "3", "seconds": "1.3",
-        "selection": "", "chosen": "", "robust_aa": "",
+        "selection": "", "chosen": "", "robust_aa": "", "unit_test": "",
         "trainable_parameters": "0", "metric": "accuracy", "fitted_from": "", "train": "",
     }  # fmt: skip
     expected = [
@@ -160,3 +163,29 @@ def test_wilson_solves_its_equation(pair: tuple[int, int]) -> None:
     assert 0 <= low <= k / n <= high <= 1
     for end in (low, high):
         assert (k / n - end) ** 2 == pytest.approx(z * z * end * (1 - end) / n, rel=1e-6, abs=1e-12)
+
+
+def test_a_headline_has_the_flags_of_what_was_chosen_and_of_a_baseline_that_may_be_too_high() -> None:
+    flagged = [
+        score(1.0, [0, 0], [1, 1], flags=frozenset({"unit_test", "few_classes"}), unit_test=0.5),
+        score(0.9, [1, 1], [1, 1], flags=frozenset({"seen"}), unit_test=0.75),
+        score(0.5, [0, 0], [1, 1], flags=frozenset({"square"}), unit_test=0.25),
+    ]
+    choice = choose(InSample(), flagged, np.zeros(2), 0)
+    gain = paired(flagged[0].robust, choice.scores(flagged)[1])
+    headline = board([entry(*flagged, headline=Headline("none", choice, gain, "in-sample"))]).iloc[0]
+    assert headline["flags"] == "seen;unit_test"
+    assert headline["unit_test"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "raised", "expected"),
+    [
+        ("unit_test", flags.of_unit_test, {None: False, 1.0: False, 0.95: False, 0.94: True, 0.0: True}),
+        ("sentinel", lambda lost: flags.of_sentinels(1 - (np.arange(32) < lost)), {0: False, 1: False, 2: True}),
+    ],
+)
+def test_a_flag_is_raised_from_its_threshold_on(
+    name: str, raised: Callable[[Any], set[str]], expected: dict[Any, bool]
+) -> None:
+    assert {value: name in raised(value) for value in expected} == expected

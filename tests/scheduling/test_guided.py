@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.selection import CrossValidation, Scored, better, selection_sets
 from harness.api.records import Steering
-from harness.api.trial import CLEAN, INSPECT, OWN_STAGES, REPLAY, Answer, Trial
+from harness.api.trial import CLEAN, INSPECT, OWN_STAGES, REPLAY, Answer, Attempt, Trial
 from harness.scheduling.grid import grid, in_line
 from harness.scheduling.guided import INSPECTED, GuidedSearch
 from harness.util.hashing import sha256
@@ -288,6 +289,47 @@ def test_every_finished_steering_is_inspected_on_its_first_correct_images() -> N
         assert [trial.image for trial in own] == correct
         assert {trial.attempt.stage for trial in own} == {INSPECT}
         assert {trial.attempt.of for trial in own} == {sha256([table.digests[image] for image in correct])}
+
+
+class Guarded(Attacks):
+    kind: ClassVar[str] = "guarded"
+
+    @property
+    def sentinels(self) -> tuple[Attempt, ...]:
+        return (Attempt("sentinel"),)
+
+
+def test_sentinels_look_at_the_first_robust_images_of_every_finished_steering_and_score_nothing() -> None:
+    steerings, images = grid([0.5], [0.5], "all"), tuple(range(45))
+    answers = {(one, image): Answer(float(image % 5 > 0)) for one in steerings for image in images}
+    values = {Trial(one, image, Attempt("apgd-ce")): 0.0 for one in steerings for image in images if image % 7 == 1}
+    values |= {Trial(steerings[0], image, Attempt("sentinel")): 0.0 for image in (2, 3)}
+    table = Table(Guarded(chosen=("apgd-ce",)), steerings, images, answers, values)
+    search = search_of(table, required=steerings)
+    last = run(search, table)[-1]
+    robust = [image for image in images if image % 5 and image % 7 != 1]
+    for steering in steerings:
+        own = [one.image for one in last if one.steering == steering and one.attempt.stage == "sentinel"]
+        assert own == robust[:INSPECTED]
+        np.testing.assert_array_equal(search.robust(steering), table.scored(steering).robust)
+        lost = 2 if steering == steerings[0] else 0
+        np.testing.assert_array_equal(search.sentinels(steering), [0] * lost + [1] * (len(robust[:INSPECTED]) - lost))
+        assert search.unit_test(steering) == 1
+
+
+def test_the_unit_test_is_the_share_of_the_planted_examples_that_were_found() -> None:
+    steerings, images = grid([0.5], [0.5], "all"), tuple(range(8))
+    answers = {(one, image): Answer(1.0) for one in steerings for image in images}
+    table = Table(Attacks(chosen=("square",), targets=0), steerings, images, answers)
+    of = sha256([table.digests[image] for image in images])
+    shown = dict(enumerate([1, 0, np.nan, np.nan, 1, 1, 1, 1]))
+    table.values = {Trial(steerings[0], image, Attempt(INSPECT, of=of)): value for image, value in shown.items()}
+    table.values |= {Trial(steerings[1], image, Attempt(INSPECT, of=of)): np.nan for image in images}
+    search = search_of(table, required=steerings)
+    assert search.unit_test(steerings[0]) is None
+    run(search, table)
+    assert search.unit_test(steerings[0]) == pytest.approx(5 / 6)
+    assert search.unit_test(steerings[1]) is None
 
 
 def test_a_threat_without_stages_has_clean_images_alone() -> None:
