@@ -93,7 +93,7 @@ def check(
         accept_gains: whether a rise by more than chance allows passes.
 
     Returns:
-        A verdict on each committed row and, where they have changed together, a last one on all.
+        A verdict on each committed row and, where they have changed together as none has alone, one on all.
 
     Raises:
         LeaderboardError: the boards do not answer the same question.
@@ -112,8 +112,9 @@ def check(
     for key, change in zip(judged, changes, strict=True):
         verdicts[key] = _on_row(expected[key], found[key], change, max_drop, accept_gains)
     rows = [verdicts[key] for key in expected]
-    verdict = _concluded(TOGETHER, together, together.fell(), together.rose(), [], accept_gains)
-    return rows if verdict.verdict == "held" or finished.sum() < 2 else [*rows, verdict]
+    fell = [] if any(change.fell() for change in changes) else together.fell()
+    rose = [] if any(change.rose() for change in changes) else together.rose()
+    return rows + ([_concluded(TOGETHER, together, fell, rose, [], accept_gains)] if fell or rose else [])
 
 
 def failed(rows: Sequence[RowVerdict]) -> bool:

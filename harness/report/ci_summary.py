@@ -37,7 +37,7 @@ def markdown(name: str, rows: Sequence[RowVerdict]) -> str:
 
 
 def junit(name: str, rows: Sequence[RowVerdict]) -> str:
-    """Return a test suite with a case for each row, one that shuts the gate a failure. XML has no control characters."""
+    """Return a test suite with a case for each row, a failure if it shuts the gate. No control characters."""
     failures = sum(row.verdict in FAILING for row in rows)
     counts = {"tests": str(len(rows)), "failures": str(failures), "errors": "0"}
     suite = ElementTree.Element("testsuite", {"name": cleaned(name)} | counts)

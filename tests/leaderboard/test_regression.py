@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,6 +23,8 @@ from harness.leaderboard import board_files, csv_file, flags, outcomes, regressi
 from harness.leaderboard.regression import Board, GateVerdict
 from harness.leaderboard.scores import ModelEntry
 from harness.report import ci_summary
+
+BETAS = [BASELINE, *(Steering(round(0.95 - 0.05 * k, 2)) for k in range(9))]
 
 
 def verdicts(fresh: Board, max_drop: float | None = None, accept_gains: bool = False) -> dict[str, GateVerdict]:
@@ -45,8 +48,10 @@ def test_a_change_beyond_chance_fails_in_either_direction() -> None:
     for many in (8, 7):
         for lose, gain, verdict in ((many, 0, "regressed"), (0, many, "risen")):
             rows = regression.check(board(entry(GRID | {BASELINE: flip(BITS, lose, gain)})), COMMITTED)
-            assert rows[0].name == "m β=1"
-            assert rows[0].verdict == (verdict if many == 8 else "moved")
+            assert {row.name: row.verdict for row in rows} == {
+                "m β=1": verdict if many == 8 else "moved",
+                "m β=0.9": "held",
+            }
             assert regression.failed(rows) == (many == 8)
 
 
@@ -57,7 +62,7 @@ def test_a_fall_of_clean_accuracy_fails() -> None:
 
 def test_an_attack_under_which_everything_survives_fails_unless_gains_are_accepted() -> None:
     survived = board(entry(dict.fromkeys(GRID, np.ones(N, np.float32))))
-    assert verdicts(survived) == {"m β=1": "risen", "m β=0.9": "risen", "all rows together": "risen"}
+    assert verdicts(survived) == {"m β=1": "risen", "m β=0.9": "risen"}
     assert set(verdicts(survived, accept_gains=True).values()) == {"accepted"}
     assert not regression.failed(regression.check(survived, COMMITTED, accept_gains=True))
 
@@ -67,20 +72,28 @@ def test_a_fall_fails_where_gains_are_accepted() -> None:
     assert verdicts(fresh, accept_gains=True) == {"m β=1": "accepted", "m β=0.9": "regressed"}
 
 
-BETAS = [BASELINE, *(Steering(round(0.95 - 0.05 * k, 2)) for k in range(9))]
+def test_a_fall_of_all_rows_together_fails_though_one_has_risen() -> None:
+    before = dict.fromkeys(BETAS, BITS)
+    after = lost_apart(before) | {BETAS[0]: flip(BITS, 0, 12)}
+    rows = regression.check(board(entry(after)), board(entry(before)), accept_gains=True)
+    assert [row.name for row in rows if row.verdict == "regressed"] == ["all rows together"]
+    assert [row.name for row in rows if row.verdict == "accepted"] == ["m β=1"]
+
+
+def lost_apart(before: Mapping[Steering, np.ndarray]) -> dict[Steering, np.ndarray]:
+    """Return the board on which each row has lost four images of its own."""
+    lost = {steering: np.flatnonzero(BITS)[4 * k : 4 * k + 4] for k, steering in enumerate(before)}
+    return {steering: np.where(np.isin(np.arange(N), lost[steering]), 0, bits) for steering, bits in before.items()}
 
 
 def test_a_loss_that_no_row_shows_alone_is_seen_in_all_rows_together() -> None:
     """Each row loses four images of its own: 2 · 2⁻⁴ alone, 2 · 2⁻⁴⁰ together."""
-    survivors = np.flatnonzero(BITS)
-    after = {}
-    for number, steering in enumerate(BETAS):
-        after[steering] = BITS.copy()
-        after[steering][survivors[4 * number : 4 * number + 4]] = 0
-    rows = regression.check(board(entry(after)), board(entry(dict.fromkeys(BETAS, BITS))))
+    before = dict.fromkeys(BETAS, BITS)
+    rows = regression.check(board(entry(lost_apart(before))), board(entry(before)))
     assert [row.verdict for row in rows] == ["moved"] * len(BETAS) + ["regressed"]
     assert rows[-1].name == "all rows together"
-    assert (rows[-1].robust_pp, rows[-1].flipped) == (pytest.approx(-2.0), 40)
+    assert rows[-1].robust_pp == pytest.approx(-2.0)
+    assert rows[-1].flipped == 40
     assert regression.failed(rows)
 
 
@@ -238,7 +251,7 @@ class TestForReal:
         (tmp_path / "sitecustomize.py").write_text(BROKEN)
         done = self.command(home, "check", path=str(tmp_path), runs="broken")
         assert done.returncode == 1, done.stdout + done.stderr
-        assert "regressed: network β=0.8: robust accuracy fell by more than chance" in done.stdout
+        assert "regressed: network β=0.8: clean accuracy fell by more than chance allows (p = " in done.stdout
         assert "regressed: network β=1" not in done.stdout
 
     def test_a_perturbed_weight_fails(self, home: Path) -> None:
