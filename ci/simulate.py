@@ -357,7 +357,9 @@ def print_coverage(tables: int, seed: int) -> None:
 
 def print_gate(nights: int, seed: int) -> None:
     """Print how often the gate is shut by kind of change, number of images, noise, and images that a row loses."""
-    print(f"| {nights} nights, seed {seed}: gate / row by row, lost | images | {' | '.join(map(str, LOST))} |")
+    print(
+        f"| {nights} nights, seed {seed}: gate / row by row | images | {' | '.join(f'{lost} lost' for lost in LOST)} |"
+    )
     print("|---|---|" + "---|" * len(LOST))
     for name, (images, noise) in NIGHTS.items():
         for kind in CHANGES:

@@ -9,13 +9,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers.gate import BITS, COMMITTED, GRID, SHARED, N, board, entry, flip
+from helpers.packages import script
 from safetensors.torch import load_file, save_file
+from scipy.stats import binom
 
 from harness.api.records import BASELINE, Steering
 from harness.errors import LeaderboardError
@@ -131,6 +134,44 @@ def test_an_attack_that_misses_what_the_replay_finds_fails() -> None:
         assert (row.verdict, row.robust_pp, row.flipped) == (verdict, 0.0, more)
     (less,) = regression.check(of_flags(set()), of_flags(set(), flip(BITS, 0, 20)))
     assert less.verdict == "moved"
+
+
+def pruned(bits: np.ndarray, decided: int) -> Board:
+    """Return a board whose β = 0.9 was pruned when so many images were decided; the others count as robust."""
+    made = entry({BASELINE: BITS, Steering(0.9): bits})
+    bounds = np.where(np.arange(N) < decided, bits, 1)
+    score = replace(made.scores[1], robust=bounds, complete=False, own=None)
+    stages = {"clean": score.clean, "apgd-ce": np.where(bounds > 0, np.nan, 0)}
+    return board(replace(made, scores=[made.scores[0], replace(score, stages=stages)]))
+
+
+def test_of_a_pruned_row_a_fall_is_a_fall_and_a_rise_is_not_known() -> None:
+    committed = board(entry({BASELINE: BITS, Steering(0.9): BITS}))
+    rows = regression.check(pruned(BITS, N // 4), committed)
+    assert {row.name: row.verdict for row in rows} == {"m β=1": "held", "m β=0.9": "moved"}
+    (row,) = (row for row in rows if row.verdict == "moved")
+    assert row.why.startswith("pruned at ≤ ")
+    assert row.robust_pp is None
+    rows = regression.check(pruned(flip(BITS, 40), N), committed)
+    assert {row.name: row.verdict for row in rows} == {"m β=1": "held", "m β=0.9": "regressed"}
+
+
+@pytest.fixture(scope="module")
+def simulation() -> ModuleType:
+    return script("simulate")
+
+
+def test_chance_seldom_shuts_the_gate(simulation: ModuleType) -> None:
+    """In at most 1 % of the nights, within the binomial 99 % bound."""
+    shut, _ = simulation.gate(100, *simulation.NIGHTS["100, noise"], 0, "one row", 0)
+    assert shut <= binom.ppf(0.99, 100, 0.01)
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("each row, images of its own", 6), ("each row, mostly the same", 10)])
+def test_the_gate_sees_a_loss_of_every_row_that_no_row_shows(simulation: ModuleType, kind: str, lost: int) -> None:
+    by_gate, by_row = simulation.gate(20, *simulation.NIGHTS["100, noise"], lost, kind, 0)
+    assert by_gate >= 18
+    assert by_row <= 16
 
 
 def test_max_drop_is_a_limit_of_its_own() -> None:
