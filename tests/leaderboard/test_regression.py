@@ -238,9 +238,7 @@ def test_the_summaries_say_the_same() -> None:
 
 def test_a_rise_ends_with_1_and_what_to_do_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("b.yaml").write_text(
-        "models: [{kind: demo, name: digits_plain}]\ndataset: {kind: digits}\nthreat: {kind: clean}"
-    )
+    Path("b.yaml").write_text(BENCHMARK)
     board_files.write(COMMITTED, Path("b.csv"), "")
     risen = board(entry(GRID | {Steering(0.9): flip(BITS, 0, 40)}))
     monkeypatch.setattr("harness.cli.run._fresh", lambda *_: risen)
