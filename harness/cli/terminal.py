@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.analysis.metrics import BY_NAME
 from harness.leaderboard.flags import explained
-from harness.leaderboard.row import CT, LeaderboardRow, attack_runs, by_model, failures_of, known
+from harness.leaderboard.row import CT, HEADLINES, LeaderboardRow, attack_runs, by_model, failures_of, known
 from harness.report.formats import difference, difference_interval, p_value
 from harness.report.table import (
     BASELINE,
@@ -114,7 +114,7 @@ def _board(title: str, columns: Sequence[TableColumn], rows: Sequence[Leaderboar
     found = lines(columns, rows)
     for line, following in pairwise((*found, None)):
         assert line is not None
-        bold = grid and line.kind in ("selected", "in_sample")
+        bold = grid and line.kind in HEADLINES
         shown.add_row(
             *(_text(cell.text) for cell in line.cells),
             style="bold" if bold else None,

@@ -120,11 +120,14 @@ def _steering_or_fit(row: LeaderboardRow) -> TableCell:
     """β of each fold, or another method with the number of parameters that it fits."""
     if row.is_adapted:
         return TableCell(f"{row.method} ({count(row.trainable_parameters or 0)} fitted)", row.method)
-    return TableCell(", ".join(row.chosen), None) if row.is_headline else _steering(row)
+    if not row.is_headline:
+        return _steering(row)
+    mark = "" if row.kind == "selected" else f" ({row.status})"
+    return TableCell(", ".join(row.chosen) + mark, None)
 
 
 def _choice(row: LeaderboardRow) -> TableCell:
-    mark = " (in-sample)" if row.kind == "in_sample" else ""
+    mark = "" if row.kind == "selected" else f" ({row.status})"
     return TableCell(f"{STEERING.cell(row).text}{mark}", None)
 
 
@@ -213,7 +216,9 @@ STEERING_OR_METHOD = STEERING._replace(cell=_steering_or_method)
 STEERING_OR_FIT = STEERING._replace(cell=_steering_or_fit)
 CHOICE = TableColumn("β of each fold", "", _choice, "text")
 KIND = TableColumn(
-    "row", "selected: the headline; baseline: the network untouched, or its probe; bounded: pruned, so at most",
+    "row",
+    "selected: the headline (in-sample, untrusted: not to be trusted); baseline: the network untouched, or its probe; "
+    "bounded: pruned, so at most",
     _text(_kind), "text",
 )  # fmt: skip
 METRIC = TableColumn("metric", "", _text(_metric), "text")

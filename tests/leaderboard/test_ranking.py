@@ -105,6 +105,21 @@ def test_headlines_are_adjusted_over_the_models_and_a_baseline_is_not_tested_aga
     assert tested.loc["ct"].notna().to_numpy().all()
 
 
+@pytest.mark.parametrize("where", ["baseline", "chosen", "other"])
+@pytest.mark.parametrize(("flag", "is_masking"), [("gradient_mismatch", True), ("replay", True), ("partial", False)])
+def test_a_headline_with_a_masking_flag_at_the_baseline_or_a_chosen_beta_is_not_to_be_trusted(
+    where: str, flag: str, is_masking: bool
+) -> None:
+    marks = {"baseline": 1.0, "chosen": 0.5, "other": 0.8}
+    scores = [
+        score(beta, [1, 1, 1, 0], [1] * 4, flags=frozenset({flag} if marks[where] == beta else ()))
+        for beta in marks.values()
+    ]
+    headline = Headline("none", Choice((Steering(0.5),), (np.arange(4),)), Paired(0, 0, 0, 0, 0, 0.5), SELECTED)
+    row = board([entry(*scores, headline=headline)]).iloc[0]
+    assert row.status == ("untrusted" if is_masking and where != "other" else "selected")
+
+
 # --- the order ---
 
 images = st.lists(st.integers(0, 1), min_size=4, max_size=4)
