@@ -13,7 +13,7 @@ from helpers.gate import BITS, COMMITTED, GRID, SHARED, board, entry, flip
 from harness.api.records import BASELINE, Steering
 from harness.errors import LeaderboardError
 from harness.leaderboard import board_files, outcomes
-from harness.leaderboard.consistency import check
+from harness.leaderboard.consistency import check, check_rows
 from harness.leaderboard.regression import Board
 from harness.leaderboard.row import rows_of
 
@@ -24,6 +24,7 @@ COMMITTED_BOARDS = sorted(
 
 def refusal(found: Board) -> str:
     with pytest.raises(LeaderboardError) as refused:
+        check_rows(rows_of(found.table))
         check(rows_of(found.table), found.outcomes)
     return str(refused.value)
 
