@@ -115,6 +115,13 @@ def test_a_lone_board_with_a_row_twice_or_without_a_baseline_is_refused_by_name(
             board_files.read(lone)
 
 
+def test_without_digests_an_edit_is_still_noticed_by_the_outcomes(board: Path) -> None:
+    board_files.question_of(board).unlink()
+    board.write_text(board.read_text().replace(",0.420000,", ",0.920000,", 1))
+    with pytest.raises(LeaderboardError, match=r"digits_linf\.csv: .*robust: .*which follows from the outcome file"):
+        board_files.read(board)
+
+
 def test_a_board_without_digests_is_not_judged(board: Path) -> None:
     question = board_files.question_of(board)
     question.write_text(question.read_text()[:-10])
