@@ -109,13 +109,16 @@ def _check_code(computation: Computation) -> None:
 def _check_answers(computation: Computation) -> None:
     """Refuse a network that answers otherwise here than where the run was started, as where torch is patched.
 
-    On a GPU its last digits may be others, and it is not asked; nor before the scored images are at hand.
+    On a GPU its last digits may be others, and it is not asked; nor before it is scored on the dataset, whose images
+    say how large they are: trials of the stage ``training`` are numbered by other images.
 
     Raises:
         ModelError: it does.
     """
     task, session = computation.portion.task, computation.session
-    if session.is_asked or not task.answers or computation.device != "cpu" or computation.portion.stage == TRAINING:
+    if session.is_asked or not task.answers or computation.device != "cpu":
+        return
+    if computation.portion.stage == TRAINING:
         return
     batch, _ = computation.batch(computation.portion.trials[:1])
     if not alike(answers(told_apart_by(session.loaded), batch.x.shape[1:]), task.answers):

@@ -30,6 +30,7 @@ from harness.config.benchmark import Benchmark, parse_benchmark
 from harness.engine.verification import logits
 from harness.errors import DataMissing
 from harness.executors.local import Local
+from harness.leaderboard import board_files
 from harness.threats.lp import Linf
 from harness.util.noise import Noise
 
@@ -45,7 +46,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def findings(benchmark: Benchmark | dict[str, Any], runs: str = "runs", out: str = "board.csv") -> list[Finding]:
     if not isinstance(benchmark, Benchmark):
         benchmark = parse_benchmark({"name": "tiny"} | benchmark)
-    return list(doctor.doctor(benchmark, runs=Path(runs), out=Path(out)))
+    return list(doctor.doctor(benchmark, runs=Path(runs), out=[*board_files.paths_of(Path(out)).values()]))
 
 
 def checkpoint(builder: str) -> dict[str, Any]:
@@ -234,6 +235,12 @@ def test_a_board_that_is_a_folder(here: Path) -> None:
     (here / "board.csv").mkdir()
     fault = faults(findings(tiny.mapping()))["folder"]
     assert (fault.subject, fault.text) == ("out", "board.csv cannot be written")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_board_whose_question_file_would_have_too_long_a_name() -> None:
+    fault = faults(findings(tiny.mapping(), out="o" * 242 + ".csv"))["folder"]
+    assert (fault.subject, fault.text) == ("out", "o" * 242 + ".question.yaml cannot be written")
 
 
 @pytest.mark.usefixtures("here")
