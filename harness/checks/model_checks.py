@@ -21,7 +21,7 @@ from harness.config.benchmark import Benchmark, Full
 from harness.engine.computation import Computation
 from harness.engine.images import of_pixels, scored_source
 from harness.engine.numerics import reproducible
-from harness.engine.prepare import check_network, check_training_images, class_names, task_of
+from harness.engine.prepare import FEW, check_network, check_training_images, class_names, task_of
 from harness.engine.session import OTHER_EACH_TIME, ModelSession, model_session
 from harness.engine.verification import logits, verify
 from harness.errors import ModelError
@@ -89,7 +89,7 @@ def check_model(
             if benchmark.dataset.target == "class":
                 findings.append(_clean(benchmark, model, scores, batch.y))
             check, asked = "steering", benchmark.steering
-            coverage = session.loaded.coverage(asked.sites, batch.x[:1], asked.family)
+            coverage = session.loaded.coverage(asked.sites, batch.x[:FEW], asked.family)
             findings.append(_steering(benchmark, model, coverage))
             steerings = grid(asked.beta, asked.c, asked.sites, asked.family, coverage.native)
             network, check = session.steered(steerings[-1], batch.x[:1]), "attack"

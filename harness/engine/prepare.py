@@ -131,7 +131,7 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         check_training_images(benchmark, loaded, data.pixels)
         with reproducible():
             session.to_channels_last(batch.x[:1])
-            coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
+            coverage = loaded.coverage(benchmark.steering.sites, batch.x, benchmark.steering.family)
             pace = 0.0
             if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
                 began = perf_counter()

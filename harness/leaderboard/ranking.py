@@ -16,6 +16,7 @@ from harness.errors import ModelError
 from harness.leaderboard.flags import MASKING
 from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK, SELECTED, UNTRUSTED, as_chosen
 from harness.leaderboard.scores import Headline, ModelEntry, Score
+from harness.scheduling.smoothing import smoothing
 from harness.util.text import cleaned
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _scored(entry: ModelEntry, p_of_headline: float | None) -> list[Columns]:
             "trainable_parameters": entry.trainable[score.steering.method],
             "beta": score.steering.beta,
             "c": score.steering.c,
+            "smoothing": _smoothing(entry, score.steering),
             "p_holm": p_holm.get(score.steering),
             "status": OK if score.complete else BOUNDED,
             "unit_test": score.unit_test,
@@ -114,6 +116,7 @@ def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns
             "weights_sha256": "+".join(sorted({score.versions["weights_sha256"] for score in used})),
             "beta": only.beta if only else None,
             "c": only.c if only else None,
+            "smoothing": _smoothing(entry, only) if only else None,
             "status": UNTRUSTED if headline.status == SELECTED and raised & MASKING else headline.status,
             "selection": headline.name,
             "chosen": ";".join(as_chosen(steering.beta, steering.c) for steering in choice.chosen),
@@ -153,6 +156,11 @@ def _bounded(entry: ModelEntry, scored: Scored) -> Columns:
         "steered": entry.coverage.steered,
         "n": len(scored.robust),
     }
+
+
+def _smoothing(entry: ModelEntry, steering: Steering) -> float | None:
+    assert entry.coverage is not None
+    return smoothing(steering.beta, entry.coverage.spread)
 
 
 def _failed(entry: ModelEntry) -> list[Columns]:

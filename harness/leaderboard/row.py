@@ -63,6 +63,8 @@ class LeaderboardRow:
     method: Text
     beta: Coordinate
     c: Coordinate
+    smoothing: Annotated[float | None, ".3g", (0, sys.float_info.max)]
+    """(1 − β) over the spread of the pre-activations: what β is to this network."""
     family: Text
     clean: Accuracy
     robust: Accuracy

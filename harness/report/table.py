@@ -215,6 +215,10 @@ STEERING = TableColumn("β", "the steering; of a selected row, the β of each fo
 STEERING_OR_METHOD = STEERING._replace(cell=_steering_or_method)
 STEERING_OR_FIT = STEERING._replace(cell=_steering_or_fit)
 CHOICE = TableColumn("β of each fold", "", _choice, "text")
+SMOOTHING = TableColumn(
+    "smoothing", "1 − β over the spread of the pre-activations: below 0.03 hardly anything changes, above 1 nearly all",
+    _number(lambda row: row.smoothing, ".2g"),
+)  # fmt: skip
 KIND = TableColumn(
     "row",
     "selected: the headline (in-sample, untrusted: not to be trusted); baseline: the network untouched, or its probe; "
@@ -264,7 +268,7 @@ FLAGS = TableColumn("flags", "explained below", _text(lambda row: " ".join(row.f
 SECONDS = TableColumn("seconds", "of computing", _number(lambda row: row.seconds, ".0f"))
 
 PAGE = (
-    RANK, MODEL, METHOD, STEERING, KIND, CLEAN, ROBUST, ROBUST_INTERVAL, DELTA, DELTA_INTERVAL, GAINED, LOST, P_VALUE,
-    P_HOLM, OWN_ATTACK, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
+    RANK, MODEL, METHOD, STEERING, SMOOTHING, KIND, CLEAN, ROBUST, ROBUST_INTERVAL, DELTA, DELTA_INTERVAL, GAINED, LOST,
+    P_VALUE, P_HOLM, OWN_ATTACK, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
 )  # fmt: skip
 """The page has every column."""
