@@ -7,22 +7,28 @@ a network's pre-activations spread. The ratio of the two is the *smoothing*.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from harness.errors import ModelError
 
 FAINT = 0.03
 """Smoothing up to which a network is nearly as it is.
 
-On 14 networks (ResNets and small CNNs, trained normally, adversarially and with certificates) the clean accuracy moves by
-at most 0.4 points there, and at most 2 % of the predictions change. At 0.1 up to 20 % do.
+On 14 networks (ResNets and small CNNs, trained normally, adversarially and with certificates) the clean accuracy moves
+by at most 0.4 points there, and at most 2 % of the predictions change. At 0.1 up to 20 % do.
 """
 STRONG = 1.0
 """Smoothing from which most networks are destroyed.
 
-Six of the seven CIFAR-10 networks that reach it keep two fifths of their clean accuracy or less; the seventh, certified at
-8/255, keeps all of it until 1.3. At 0.5 some networks have lost nothing yet.
+Six of the seven CIFAR-10 networks that reach it keep two fifths of their clean accuracy or less; the seventh, certified
+at 8/255, keeps all of it until 1.3. At 0.5 some networks have lost nothing yet.
 """
 PROPOSED = 10
-"""Number of β that are proposed."""
+"""Number of β that are proposed in place of a grid."""
+AUTO = 30
+"""Number of β of ``steering.beta: auto``."""
+AUTO_FROM, AUTO_TO = 0.01, 2.0
+"""Its smallest and its largest smoothing: hardly anything, and destroyed."""
 
 
 class Misplacement(NamedTuple):
@@ -59,28 +65,50 @@ def misplaced(betas: Sequence[float], spread: float | None, destroyed: bool = Fa
         return None
     most, least = ((1.0 - extreme(betas)) / spread for extreme in (min, max))
     if most < FAINT:
-        fault = f"the whole grid leaves the network nearly as it is (smoothing at most {most:.2g}; effects begin at "
-        fault += f"about {FAINT:g})"
-    elif destroyed or least > STRONG:
-        does = "destroys" if destroyed else "is likely to destroy"
-        fault = f"the whole grid {does} the network (smoothing at least {least:.2g}; few networks bear {STRONG:g})"
+        fault = f"leaves the network nearly as it is: its smoothing is at most {most:.2g}, and {FAINT:g} is needed"
+    elif destroyed:
+        fault = f"destroys the network: its smoothing is {least:.2g} or more"
+    elif least > STRONG:
+        fault = f"is likely to destroy the network: its smoothing is {least:.2g} or more, and few bear {STRONG:g}"
     else:
         return None
-    proposed = placed(spread, FAINT, STRONG, PROPOSED)
-    if not proposed:
-        return Misplacement(fault, "expect no effect: its pre-activations are too wide even for β = 0")
-    return Misplacement(fault, f"try steering.beta: [{', '.join(f'{beta:g}' for beta in proposed)}]")
+    if spread * FAINT >= 1:
+        return Misplacement(fault, "expect no effect, as β = 0 is still too faint for its wide pre-activations")
+    proposed = ", ".join(f"{beta:g}" for beta in placed(spread, FAINT, STRONG, PROPOSED))
+    return Misplacement(fault, f"try steering.beta: [{proposed}], or auto")
+
+
+def chosen_or_placed(betas: Sequence[float] | Literal["auto"], spread: float | None) -> Sequence[float]:
+    """Return the β of a grid, which ``auto`` places by the spread.
+
+    Args:
+        betas: the grid as the benchmark has it.
+        spread: as for `smoothing`; two digits of it count, which are the same on every machine.
+
+    Raises:
+        ModelError: the grid is to be placed, and the spread is not known.
+    """
+    if betas != "auto":
+        return betas
+    if spread is None:
+        raise ModelError(
+            "steering.beta: auto places the grid by the spread of the pre-activations, but none vary on the first "
+            "images; give the values of β"
+        )
+    return placed(float(f"{spread:.2g}"), AUTO_FROM, AUTO_TO, AUTO)
 
 
 def placed(spread: float, least: float, most: float, number: int) -> tuple[float, ...]:
-    """Return β of this smoothing, evenly spaced on a logarithmic scale, as far as they lie in [0, 1).
+    """Return β in [0, 1) from the least smoothing to the most, evenly spaced on a logarithmic scale.
 
     Args:
-        spread: as for `smoothing`.
+        spread: as for `smoothing`. Where it is so large that β = 0 does not smooth that much, the grid ends at β = 0.
         least: smallest smoothing.
         most: largest smoothing.
-        number: number of β; fewer where some are below 0, or the same to three digits of 1 − β.
+        number: number of β; fewer where some are the same to three digits of 1 − β, or to six of β.
     """
-    widths = (least * (most / least) ** (step / (number - 1)) * spread for step in range(number))
-    betas = (round(1.0 - float(f"{width:.3g}"), 6) for width in widths if width <= 1.0)
+    widest = min(most * spread, 1.0)
+    narrowest = min(least * spread, widest * least / most)
+    widths = (narrowest * (widest / narrowest) ** (step / (number - 1)) for step in range(number))
+    betas = (round(1.0 - float(f"{width:.3g}"), 6) for width in widths)
     return tuple(dict.fromkeys(beta for beta in betas if beta < 1.0))

@@ -23,8 +23,8 @@ from harness.leaderboard.scores import Headline, ModelEntry
 
 COLUMNS = [
     "rank", "model", "method", "beta", "c", "smoothing", "family", "clean", "robust", "robust_low", "robust_high",
-    "robust_aa", "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "unit_test", "mce", "published_clean",
-    "published_robust", "status", "selection", "chosen", "sites",
+    "robust_aa", "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "unit_test", "mce",
+    "published_clean", "published_robust", "status", "selection", "chosen", "sites",
     "steered", "trainable_parameters", "n", "dataset", "metric", "threat", "eps", "attack", "protocol",
     "question", "parameters",
     "flags", "seed",
