@@ -19,6 +19,7 @@ from harness.checks.cost import Costs
 from harness.checks.findings import Finding, problem
 from harness.checks.measurement import measure
 from harness.config.benchmark import Benchmark, Full
+from harness.curvature.smoothing import chosen_or_placed, misplaced
 from harness.engine.computation import Computation
 from harness.engine.images import of_pixels, scored_source
 from harness.engine.numerics import reproducible
@@ -28,7 +29,6 @@ from harness.engine.verification import logits, verify
 from harness.errors import ModelError
 from harness.leaderboard import flags
 from harness.scheduling.grid import grid
-from harness.scheduling.smoothing import chosen_or_placed, misplaced
 from harness.util.foreign import ANYTHING
 
 STEERED, ATTACKED = 8, 2

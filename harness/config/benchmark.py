@@ -31,8 +31,8 @@ from harness.api.validation import WRITTEN, Count, explain, spelt
 from harness.config.overrides import apply_override
 from harness.config.protocol import filled_in
 from harness.config.yaml_text import LARGEST_TEXT, TOO_LARGE, parse_yaml
+from harness.curvature.smoothing import AUTO
 from harness.errors import SpecError
-from harness.scheduling.smoothing import AUTO
 from harness.util.numbers import as_number
 from harness.util.text import disarmed, shown
 
@@ -96,7 +96,7 @@ class SteeringGrid(BaseModel):
 
     Args:
         beta: values of β in [0, 1]; or "auto", about 30 that each model's pre-activations place; see
-            `harness.scheduling.smoothing`.
+            `harness.curvature.smoothing`.
         c: values of c in [0, 1]; the paper's 0.5 by default.
         sites: calls of activations to steer: "all", or only those of registered "modules".
         family: activations to steer: "relu" as in the paper, or "smooth" for SiLU and GELU along c = 1.

@@ -21,6 +21,7 @@ from harness.api.records import Batch, Coverage, Preprocessing, Steering
 from harness.api.threat import BACKWARD, Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
+from harness.curvature.smoothing import chosen_or_placed
 from harness.engine.apart import apart
 from harness.engine.class_names import names_to_match
 from harness.engine.fingerprint import answers
@@ -30,7 +31,6 @@ from harness.engine.session import model_session, told_apart_by
 from harness.engine.verification import logits, require_gradient
 from harness.errors import HarnessError, MethodError, ModelError, SpecError
 from harness.scheduling.grid import grid
-from harness.scheduling.smoothing import chosen_or_placed
 from harness.util.foreign import ANYTHING, told
 from harness.util.source_code import code_of_classes
 

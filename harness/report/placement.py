@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.curvature.smoothing import misplaced
 from harness.leaderboard.row import LeaderboardRow, baseline_of, known
-from harness.scheduling.smoothing import misplaced
 
 KEPT = 0.5
 """Share of the baseline's clean accuracy below which a steering has destroyed the network."""

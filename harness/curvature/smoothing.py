@@ -102,13 +102,14 @@ def placed(spread: float, least: float, most: float, number: int) -> tuple[float
     """Return β in [0, 1) from the least smoothing to the most, evenly spaced on a logarithmic scale.
 
     Args:
-        spread: as for `smoothing`. Where it is so large that β = 0 does not smooth that much, the grid ends at β = 0.
+        spread: as for `smoothing`. Where it is so large that β = 0 does not smooth that much, the grid ends there,
+            and begins at β = 0.9 or above.
         least: smallest smoothing.
         most: largest smoothing.
         number: number of β; fewer where some are the same to three digits of 1 − β, or to six of β.
     """
     widest = min(most * spread, 1.0)
-    narrowest = min(least * spread, widest * least / most)
+    narrowest = min(least * spread, widest / 10)
     widths = (narrowest * (widest / narrowest) ** (step / (number - 1)) for step in range(number))
     betas = (round(1.0 - float(f"{width:.3g}"), 6) for width in widths)
     return tuple(dict.fromkeys(beta for beta in betas if beta < 1.0))

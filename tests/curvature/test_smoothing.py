@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import ModelError
-from harness.scheduling.smoothing import (
+from harness.curvature.smoothing import (
     AUTO,
     AUTO_FROM,
     AUTO_TO,
@@ -21,6 +20,7 @@ from harness.scheduling.smoothing import (
     placed,
     smoothing,
 )
+from harness.errors import ModelError
 
 spreads = st.floats(1e-2, 1e3)
 
