@@ -1,4 +1,4 @@
-"""Spread of the pre-activations, which gives β its scale; see `harness.scheduling.smoothing`."""
+"""Spread of the pre-activations, which gives β its scale; see `harness.curvature.smoothing`."""
 
 from __future__ import annotations
 

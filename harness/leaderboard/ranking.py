@@ -12,11 +12,11 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.selection import Scored, better
 from harness.analysis.statistics import Paired, holm, interval, paired
 from harness.api.records import Steering
+from harness.curvature.smoothing import smoothing
 from harness.errors import ModelError
 from harness.leaderboard.flags import MASKING
 from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK, SELECTED, UNTRUSTED, as_chosen
 from harness.leaderboard.scores import Headline, ModelEntry, Score
-from harness.scheduling.smoothing import smoothing
 from harness.util.text import cleaned
 
 if TYPE_CHECKING:

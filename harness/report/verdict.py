@@ -10,6 +10,7 @@ from harness.analysis.metrics import METRICS, Metric
 from harness.leaderboard.flags import MASKING
 from harness.leaderboard.row import LeaderboardRow, baseline_of, known
 from harness.report.formats import difference, difference_interval, p_value, unit
+from harness.report.placement import placement
 
 ALPHA = 0.05
 """A headline whose p, adjusted over the models of the board, is below this is evidence."""
@@ -84,7 +85,8 @@ def model_verdict(rows: Sequence[LeaderboardRow]) -> ModelVerdict:
         f" The row is flagged ({', '.join(row.flags)}): read what that means before believing its numbers."
         if row.flags else ""
     )  # fmt: skip
-    return ModelVerdict(model, verdict, delta, sentence, _plain(verdict, row, rows) + doubt, row.metric)
+    note = f" {found}" if (found := placement(rows)) else ""
+    return ModelVerdict(model, verdict, delta, sentence, _plain(verdict, row, rows) + doubt + note, row.metric)
 
 
 def headline_verdict(row: LeaderboardRow) -> HeadlineVerdict:

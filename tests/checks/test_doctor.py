@@ -224,6 +224,16 @@ def test_a_beta_at_which_nothing_is_right(monkeypatch: pytest.MonkeyPatch) -> No
     assert "steering.beta" in fault.remedy
 
 
+@pytest.mark.parametrize(("beta", "words"), [(0.99, "leaves the network nearly as it is"), ("auto", "")])
+def test_a_grid_that_lies_aside_is_told_with_one_to_try(here: Path, beta: float | str, words: str) -> None:
+    found = faults(findings(digits(steering={"beta": beta})))
+    assert set(found) == ({"grid"} if words else set())
+    if words:
+        assert (found["grid"].level, found["grid"].subject) == ("warning", "digits_plain")
+        assert words in found["grid"].text
+        assert re.match(r"try steering\.beta: \[0\.9[67]\d*, .*\], or auto", found["grid"].remedy)
+
+
 def test_a_runs_folder_that_is_a_file(here: Path) -> None:
     (here / "runs").touch()
     fault = faults(findings(tiny.mapping()))["folder"]
