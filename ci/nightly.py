@@ -2,7 +2,7 @@
 """Hold every committed leaderboard against a fresh run, go on after a failure, and sum up.
 
 A board is run when its benchmark is there and its data are at hand; the others are named. Exit 0 when every board that
-was run held, 1 when one regressed, 2 when one could not be compared or none was run.
+was run held, 1 when one failed, 2 when one could not be compared or none was run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.engine.images import open_data
 from harness.errors import DataMissing, HarnessError
 from harness.report.site import boards_of
 
-HELD, REGRESSED, UNDONE = 0, 1, 2
+HELD, FAILED, UNDONE = 0, 1, 2
 
 
 def missing(benchmark: Path, overrides: list[str]) -> str | None:
@@ -66,8 +66,8 @@ def main() -> int:
         codes[name] = done.returncode
         last = done.stderr.strip().splitlines()[-1:] or [""]
         lines.append(summary.read_text() if summary.exists() else f"### {name}: could not be compared\n\n{last[0]}\n")
-    verdict = REGRESSED if REGRESSED in codes.values() else UNDONE if not codes or any(codes.values()) else HELD
-    title = {HELD: "held", REGRESSED: "REGRESSED", UNDONE: "could not be compared"}[verdict]
+    verdict = FAILED if FAILED in codes.values() else UNDONE if not codes or any(codes.values()) else HELD
+    title = {HELD: "held", FAILED: "FAILED", UNDONE: "could not be compared"}[verdict]
     text = f"# Nightly: {title}\n\nBoards run: {len(codes)}\n\n" + "\n".join(lines)
     (options.report / "summary.md").write_text(text)
     print(text)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure how often each way of choosing β claims a gain or a loss, and how often its interval covers the truth.
+"""Measure how often each way of choosing β claims a gain, how often its interval covers, and what the gate sees.
 
 An outcome table has a row of images for each of 31 steerings, the baseline among them. Whether an image is robust under
 a steering is a threshold on a Gaussian that shares half of its variance over all steerings (some images are easy) and
@@ -13,6 +13,10 @@ just as many images are known to be lost as put its bound under the leader, on a
 is made on.
 
 The interval of a headline covers where the true gain of the β chosen, averaged over the folds, is inside.
+
+The gate is shown two runs of the same board that differ by noise: each threshold is missed by a Gaussian that shares
+half of its variance over the steerings, anew in each run, so that 2 % of the images of a row flip. Then images that
+survive are lost, of one row or of each.
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ from harness.analysis.selection import (
     selection_sets,
 )
 from harness.analysis.selection_inference import Sets, of_procedure
-from harness.analysis.statistics import Paired, holm, paired, wilson
+from harness.analysis.statistics import Paired, holm, mcnemar, paired, wilson
 from harness.api.records import BASELINE, Steering
+from harness.leaderboard.regression import ALPHA as GATE_ALPHA
+from harness.leaderboard.regression import gate_p_values
 
 IMAGES, BETAS, ALPHA = 1000, 30, 0.05
 GRID = (BASELINE, *(Steering(round(0.99 - 0.01 * k, 2)) for k in range(BETAS)))
@@ -62,15 +68,19 @@ def outcome_table(
         images: number of images.
         nested: whether no image is lost where the accuracy is higher.
     """
+    robust = hardness(rng, images, nested) < norm.ppf(accuracy + true_gains(effect, accuracy))[:, None]
+    clean = np.ones(images, np.float32)
+    return [Scored(steering, clean, row.astype(np.float32)) for steering, row in zip(GRID, robust, strict=True)]
+
+
+def hardness(rng: np.random.Generator, images: int, nested: bool = False) -> np.ndarray:
+    """Draw a Gaussian for each steering and image, [steerings, images]; a robust image has it under a threshold."""
     easy = rng.standard_normal(images)
     drift = np.empty((len(GRID), images))
     drift[0] = rng.standard_normal(images)
     for k in range(1, len(GRID)):
         drift[k] = 0.9 * drift[k - 1] + np.sqrt(1 - 0.9**2) * rng.standard_normal(images)
-    hard = easy if nested else np.sqrt(0.5) * (easy + drift)
-    robust = hard < norm.ppf(accuracy + true_gains(effect, accuracy))[:, None]
-    clean = np.ones(images, np.float32)
-    return [Scored(steering, clean, row.astype(np.float32)) for steering, row in zip(GRID, robust, strict=True)]
+    return np.tile(easy, (len(GRID), 1)) if nested else np.sqrt(0.5) * (easy + drift)
 
 
 def best_first(grid: list[Scored], sets: Sets, seed: int) -> list[Scored]:
@@ -248,7 +258,60 @@ def worlds(effect: float) -> list[World]:
     ]
 
 
-# --- the tables of harness/analysis/README.md ---
+# --- the gate ---
+
+NIGHTS = {"100, no noise": (100, 0.0), "100, noise": (100, 0.045), "1000, noise": (1000, 0.045)}
+"""Number of images, and standard deviation of the noise of a run."""
+LOST = (0, 2, 4, 6, 8, 10, 12, 15)
+"""Number of images that a row loses."""
+CHANGES = ("one row", "each row, images of its own", "each row, mostly the same")
+GATE_REPEATS = 1999
+
+
+def night(rng: np.random.Generator, images: int, noise: float, lost: int, kind: str) -> np.ndarray:
+    """Draw a board and a second run of it, and return its change of each image, [rows, images].
+
+    Args:
+        rng: source of the random numbers.
+        images: number of images.
+        noise: standard deviation of the noise of a run.
+        lost: number of surviving images that are lost in the second run.
+        kind: one of `CHANGES`.
+    """
+    hard = hardness(rng, images)
+    before, after = ((hard + noise * _deviations(rng, images) < 0).astype(np.float64) for _ in range(2))
+    order = rng.permutation(images)
+    for row in after[:1] if kind == "one row" else after:
+        of_row = order if kind == "each row, mostly the same" else rng.permutation(images)
+        row[of_row[row[of_row] > 0][:lost]] = 0
+    return np.asarray(after - before)
+
+
+def _deviations(rng: np.random.Generator, images: int) -> np.ndarray:
+    shared, own = rng.standard_normal(images), rng.standard_normal((len(GRID), images))
+    return np.asarray(np.sqrt(0.5) * (shared + own))
+
+
+def shut(changed: np.ndarray) -> bool:
+    """Return whether the gate finds a change [rows, images] beyond chance."""
+    p_values = gate_p_values(changed[:, None], np.ones(len(changed), bool), GATE_REPEATS)
+    return bool(p_values.min() < GATE_ALPHA)
+
+
+def shut_by_rows(changed: np.ndarray) -> bool:
+    """Return whether McNemar's test of a row finds one, by Holm's correction over the rows."""
+    p_values = [mcnemar(int((row > 0).sum()), int((row < 0).sum())) for row in changed]
+    return min(holm(p_values)) < GATE_ALPHA
+
+
+def gate(nights: int, images: int, noise: float, lost: int, kind: str, seed: int) -> tuple[int, int]:
+    """Return on how many nights the gate is shut, and on how many it would be by each row's own test; see `night`."""
+    rng = np.random.default_rng(seed)
+    changes = [night(rng, images, noise, lost, kind) for _ in range(nights)]
+    return sum(map(shut, changes)), sum(map(shut_by_rows, changes))
+
+
+# --- the tables of harness/analysis/README.md and ci/README.md ---
 
 
 def print_claims(tables: int, seed: int) -> None:
@@ -289,19 +352,35 @@ def print_coverage(tables: int, seed: int) -> None:
                 for n in SIZES
             ]
             print(f"| {world.name} | {world.effect:+g} | {' | '.join(cells)} |", flush=True)
+    print()
+
+
+def print_gate(nights: int, seed: int) -> None:
+    """Print how often the gate is shut by kind of change, number of images, noise, and images that a row loses."""
+    print(
+        f"| {nights} nights, seed {seed}: gate / row by row | images | {' | '.join(f'{lost} lost' for lost in LOST)} |"
+    )
+    print("|---|---|" + "---|" * len(LOST))
+    for name, (images, noise) in NIGHTS.items():
+        for kind in CHANGES:
+            found = [gate(nights, images, noise, lost, kind, seed) for lost in LOST]
+            cells = [" / ".join(f"{100 * count / nights:.1f}" for count in counts) for counts in found]
+            print(f"| {kind} | {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
-    """Print the tables of harness/analysis/README.md."""
+    """Print the tables of harness/analysis/README.md and ci/README.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tables", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["claims", "coverage"], help="print one of the tables")
+    parser.add_argument("--only", choices=list(TABLES), help="print one of the tables")
     options = parser.parse_args()
-    if options.only != "coverage":
-        print_claims(options.tables, options.seed)
-    if options.only != "claims":
-        print_coverage(options.tables, options.seed)
+    for name, print_table in TABLES.items():
+        if options.only in (None, name):
+            print_table(options.tables, options.seed)
+
+
+TABLES = {"claims": print_claims, "coverage": print_coverage, "gate": print_gate}
 
 
 if __name__ == "__main__":

@@ -160,37 +160,9 @@ def random_signs(rng: np.random.Generator, tables: int, n: int) -> Iterator[np.n
         yield (2 * rng.integers(0, 2, (min(chunk, tables - start), n), np.int8) - 1).astype(np.float32)
 
 
-def flipped(difference: np.ndarray, alternative: str = "two-sided") -> float:
-    """Return the p-value of the sign-flip test of a mean difference; seeded.
-
-    Without an effect, each image's difference has either sign equally often.
-
-    Args:
-        difference: difference of each image, [n].
-        alternative: "two-sided", "greater" or "less".
-    """
-    if not difference.any():
-        return 1.0
-    unit = 1e-6 * float(np.abs(difference).max())  # sums that differ by float noise are equal
-
-    def mean(values: np.ndarray, axis: int) -> np.ndarray:
-        return np.asarray(np.round(values.mean(axis=axis) / unit))
-
-    found = scipy.stats.permutation_test(
-        (difference,), mean, permutation_type="samples", vectorized=True, n_resamples=9999, batch=100,
-        alternative=alternative, rng=0,
-    )  # fmt: skip
-    return float(found.pvalue)
-
-
 def mcnemar(gained: int, lost: int) -> float:
     """Return the p-value of McNemar's exact two-sided test (McNemar 1947); 1 if nothing changed."""
     return float(scipy.stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-def fell(gained: int, lost: int) -> float:
-    """Return the p-value of the exact one-sided test of a fall: the probability of as many losses by chance alone."""
-    return float(scipy.stats.binomtest(lost, gained + lost, alternative="greater").pvalue) if gained + lost else 1.0
 
 
 def newcombe(both: int, gained: int, lost: int, n: int) -> tuple[float, float]:

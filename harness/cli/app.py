@@ -1,6 +1,6 @@
 """The command ``ct-harness`` and its subcommands. Only this package prints, and only it knows exit codes.
 
-0: good. 1: the answer is no (a model failed, a board regressed). 2: it could not be done (bad input, nothing scored).
+0: good. 1: the answer is no (a model or a board failed). 2: it could not be done (bad input, nothing scored).
 130, 143, 129: it was ended by Ctrl-C, SIGTERM or SIGHUP.
 """
 

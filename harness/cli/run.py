@@ -148,6 +148,9 @@ def check(
     max_drop: Annotated[
         float | None, typer.Option(min=0, help="Percentage points that no accuracy may fall by.")
     ] = None,
+    accept_gains: Annotated[
+        bool, typer.Option("--accept-gains", help="Pass where an accuracy rose by more than chance allows.")
+    ] = False,
     summary: Annotated[Path | None, typer.Option(help="Write a Markdown summary.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     update: Annotated[bool, typer.Option("--update", help="Accept the fresh board on purpose.")] = False,
@@ -156,7 +159,7 @@ def check(
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> int:
-    """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 regressed, 2 could not be compared."""
+    """Run a benchmark and hold it against a committed leaderboard: 0 held, 1 failed, 2 could not be compared."""
     from harness.config.benchmark import load_benchmark
     from harness.engine.provenance import code_sha256
     from harness.leaderboard import board_files, regression
@@ -176,7 +179,7 @@ def check(
         typer.echo(f"accepted: {against}")
         return GOOD
     assert committed is not None
-    verdicts = regression.check(fresh, committed, max_drop)
+    verdicts = regression.check(fresh, committed, max_drop, accept_gains)
     if summary:
         write_whole(summary, ci_summary.markdown(loaded.name, verdicts))
     if junit:
@@ -185,6 +188,8 @@ def check(
     for row in verdicts:
         if row.verdict != "held":
             typer.echo(f"  {row.verdict}: {row.name}: {row.why}")
+    if any(row.verdict == "risen" for row in verdicts):
+        typer.echo("a broken attack raises accuracies too; if the rise is real, pass --accept-gains or --update")
     return NO if regression.failed(verdicts) else GOOD
 
 

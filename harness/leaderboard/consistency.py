@@ -117,9 +117,9 @@ def _of_row(row: LeaderboardRow, scores: Scores, before: np.ndarray) -> Iterator
         yield from _of_gain(row, paired(before, robust))
 
 
-def _of_place(row: LeaderboardRow, place: int, own: Mapping[RowKey, float]) -> dict[str, Range]:
+def _of_place(row: LeaderboardRow, place: int, own: Mapping[RowKey, np.ndarray]) -> dict[str, Range]:
     """Return what follows from the order of the rows, which is that of the ranks, and from the own attack."""
-    against_own = {"robust_aa": about(row.metric.shown(own[row.key]))} if row.key in own else {}
+    against_own = {"robust_aa": about(row.metric.shown(float(own[row.key].mean())))} if row.key in own else {}
     return {"rank": (place, place)} | against_own
 
 

@@ -168,13 +168,13 @@ def scores(outcomes: pd.DataFrame) -> Mapping[RowKey, ImageScores]:
     return found
 
 
-def own(outcomes: pd.DataFrame) -> dict[RowKey, float]:
-    """Return the mean score against the row's own attack by row, where its last stage is known of every image."""
+def own(outcomes: pd.DataFrame) -> dict[RowKey, np.ndarray]:
+    """Return the scores [n] against the row's own attack by row, where its last stage is known of every image."""
     found = {}
     for key, texts in stages(outcomes).items():
         last = list(texts)[-2:]
         if last[1:] == [REPLAY] and "?" not in texts[last[0]]:
-            found[key] = float(values_of(texts[last[0]]).mean())
+            found[key] = values_of(texts[last[0]])
     return found
 
 

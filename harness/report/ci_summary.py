@@ -6,19 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from harness.leaderboard.regression import GateVerdict, RowVerdict, failed
+from harness.leaderboard.regression import FAILING, GateVerdict, RowVerdict, failed
 from harness.report.formats import NONE, signed
 from harness.util.text import cleaned
 
-ORDER: tuple[GateVerdict, ...] = ("regressed", "improved", "moved", "held")
+ORDER: tuple[GateVerdict, ...] = ("regressed", "risen", "accepted", "moved", "held")
 """The verdicts, those that matter first."""
 
 
 def headline(name: str, rows: Sequence[RowVerdict]) -> str:
-    """Return one line: held or regressed, and the number of rows with each verdict."""
+    """Return one line: held or failed, and the number of rows with each verdict."""
     counts = Counter(row.verdict for row in rows)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict])
-    return f"{name}: {'REGRESSED' if failed(rows) else 'held'} ({verdicts})"
+    return f"{name}: {'FAILED' if failed(rows) else 'held'} ({verdicts})"
 
 
 def markdown(name: str, rows: Sequence[RowVerdict]) -> str:
@@ -37,15 +37,15 @@ def markdown(name: str, rows: Sequence[RowVerdict]) -> str:
 
 
 def junit(name: str, rows: Sequence[RowVerdict]) -> str:
-    """Return a test suite with a case for each row; a regressed row is a failure. XML has no control characters."""
-    regressed = [row for row in rows if row.verdict == "regressed"]
-    counts = {"tests": str(len(rows)), "failures": str(len(regressed)), "errors": "0"}
+    """Return a test suite with a case for each row, a failure if it shuts the gate. No control characters."""
+    failures = sum(row.verdict in FAILING for row in rows)
+    counts = {"tests": str(len(rows)), "failures": str(failures), "errors": "0"}
     suite = ElementTree.Element("testsuite", {"name": cleaned(name)} | counts)
     for row in rows:
         case = ElementTree.SubElement(suite, "testcase", classname=cleaned(name), name=cleaned(row.name))
-        if row.verdict == "regressed":
+        if row.verdict in FAILING:
             why = cleaned(row.why)
-            ElementTree.SubElement(case, "failure", message=why, type="regressed").text = why
+            ElementTree.SubElement(case, "failure", message=why, type=row.verdict).text = why
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)

@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from harness.analysis.score_interval import Critical, tango
-from harness.analysis.statistics import fell, holm, interval, mcnemar, newcombe, paired, unpaired, wilson
+from harness.analysis.statistics import holm, interval, mcnemar, newcombe, paired, unpaired, wilson
 
 counts = st.integers(0, 40)
 
@@ -29,13 +29,6 @@ def test_wilson_is_statsmodels(pair: tuple[int, int]) -> None:
 def test_mcnemar_is_statsmodels(gained: int, lost: int) -> None:
     expected = statsmodels_mcnemar([[5, lost], [gained, 5]], exact=True).pvalue if gained + lost else 1.0
     assert mcnemar(gained, lost) == pytest.approx(expected)
-
-
-@given(counts, counts)
-def test_fell_is_the_tail_of_fair_coins(gained: int, lost: int) -> None:
-    n = gained + lost
-    tail = sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n
-    assert fell(gained, lost) == pytest.approx(tail)
 
 
 def test_newcombe_is_the_published_example() -> None:

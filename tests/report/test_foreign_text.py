@@ -42,7 +42,7 @@ def test_escape_sequences_go_and_other_control_characters_are_spaces(text: str, 
 @example(COLOURED)
 @example("\x00\ufffe\ud800")
 def test_junit_is_xml_whatever_a_row_and_its_error_say(text: str) -> None:
-    verdict = RowVerdict(RowKey(text, "ct", 0.9, 0.5), "regressed", f"it failed: {text}")
+    verdict = RowVerdict(RowKey(text, "ct", 0.9, 0.5).name, "regressed", f"it failed: {text}")
     [[case]] = ElementTree.fromstring(ci_summary.junit(text, [verdict]).encode())
     assert case.get("name") == cleaned(f"{text} β=0.9")
     [failure] = case
