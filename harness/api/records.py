@@ -126,7 +126,7 @@ class Coverage:
     steered: int
     kinds: Mapping[str, int]
     native: float = 1.0
-    spread: float | None = field(default=None, compare=False)
+    spread: float | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
