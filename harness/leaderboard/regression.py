@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -112,8 +113,9 @@ def check(
     for key, change in zip(judged, changes, strict=True):
         verdicts[key] = _on_row(expected[key], found[key], change, max_drop, accept_gains)
     rows = [verdicts[key] for key in expected]
-    fell = [] if any(change.fell() for change in changes) else together.fell()
-    rose = [] if any(change.rose() for change in changes) else together.rose()
+    alone = list(compress(changes, finished))
+    fell = [] if any(change.fell() for change in alone) else together.fell()
+    rose = [] if any(change.rose() for change in alone) else together.rose()
     return rows + ([_concluded(TOGETHER, together, fell, rose, [], accept_gains)] if fell or rose else [])
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, permutation_test
 
 from harness.analysis.joint_test import joint_p_values
-from harness.analysis.statistics import mcnemar
+from harness.analysis.statistics import REPEATS, mcnemar
 
 RNG = np.random.default_rng(0)
 
@@ -51,6 +51,10 @@ def test_tests_that_agree_and_those_with_few_changes_cost_nothing() -> None:
 
 def test_nothing_changed_is_no_evidence() -> None:
     assert joint_p_values(np.zeros((3, 7))).tolist() == [1.0] * 3
+
+
+def test_no_p_is_below_one_in_the_tables_looked_at() -> None:
+    assert joint_p_values(np.ones((1, 40)))[0] == 1 / (REPEATS + 1)
 
 
 def test_every_p_is_that_of_the_same_differences_reversed_and_needs_no_order() -> None:

@@ -19,8 +19,10 @@ from helpers.gate import BITS, COMMITTED, GRID, SHARED, N, board, entry, flip
 from helpers.packages import script
 from safetensors.torch import load_file, save_file
 from scipy.stats import binom
+from typer.testing import CliRunner
 
 from harness.api.records import BASELINE, Steering
+from harness.cli.app import app
 from harness.errors import LeaderboardError
 from harness.leaderboard import board_files, csv_file, flags, outcomes, regression
 from harness.leaderboard.regression import Board, GateVerdict
@@ -136,9 +138,9 @@ def test_an_attack_that_misses_what_the_replay_finds_fails() -> None:
     assert less.verdict == "moved"
 
 
-def pruned(bits: np.ndarray, decided: int) -> Board:
+def pruned(bits: np.ndarray, decided: int, baseline: np.ndarray = BITS) -> Board:
     """Return a board whose β = 0.9 was pruned when so many images were decided; the others count as robust."""
-    made = entry({BASELINE: BITS, Steering(0.9): bits})
+    made = entry({BASELINE: baseline, Steering(0.9): bits})
     bounds = np.where(np.arange(N) < decided, bits, 1)
     score = replace(made.scores[1], robust=bounds, complete=False, own=None)
     stages = {"clean": score.clean, "apgd-ce": np.where(bounds > 0, np.nan, 0)}
@@ -147,9 +149,9 @@ def pruned(bits: np.ndarray, decided: int) -> Board:
 
 def test_of_a_pruned_row_a_fall_is_a_fall_and_a_rise_is_not_known() -> None:
     committed = board(entry({BASELINE: BITS, Steering(0.9): BITS}))
-    rows = regression.check(pruned(BITS, N // 4), committed)
-    assert {row.name: row.verdict for row in rows} == {"m β=1": "held", "m β=0.9": "moved"}
-    (row,) = (row for row in rows if row.verdict == "moved")
+    rows = regression.check(pruned(BITS, N // 4, flip(BITS, 0, 1)), committed)
+    assert {row.name: row.verdict for row in rows} == {"m β=1": "moved", "m β=0.9": "moved"}
+    (row,) = (row for row in rows if row.name == "m β=0.9")
     assert row.why.startswith("pruned at ≤ ")
     assert row.robust_pp is None
     rows = regression.check(pruned(flip(BITS, 40), N), committed)
@@ -232,6 +234,25 @@ def test_the_summaries_say_the_same() -> None:
     (suite,) = suites
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     assert [case.get("name") for case in suite if case.find("failure") is not None] == ["m β=0.9"]
+
+
+def test_a_rise_ends_with_1_and_what_to_do_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b.yaml").write_text(BENCHMARK)
+    board_files.write(COMMITTED, Path("b.csv"), "")
+    risen = board(entry(GRID | {Steering(0.9): flip(BITS, 0, 40)}))
+    monkeypatch.setattr("harness.cli.run._fresh", lambda *_: risen)
+    words = ["check", "b.yaml", "--against", "b.csv", "--junit", "j.xml"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert "b: FAILED (1 risen, 1 held)\n  risen: m β=0.9: robust accuracy rose by more than chance" in done.stdout
+    assert "if the rise is real, pass --accept-gains or --update" in done.stdout
+    [failure] = ElementTree.parse("j.xml").getroot().iter("failure")
+    assert failure.get("type") == "risen"
+    done = CliRunner().invoke(app, [*words, "--accept-gains"])
+    assert done.exit_code == 0
+    assert "b: held (1 accepted, 1 held)" in done.stdout
+    assert not list(ElementTree.parse("j.xml").getroot().iter("failure"))
 
 
 NETWORK = """
