@@ -188,7 +188,9 @@ def tuned_by_hand(network: nn.Module, beta: float) -> nn.Module:
 def sweep(question: dict[str, Any], with_naive: bool) -> pd.DataFrame:
     """Time every way of finding the best β."""
     rows: list[dict[str, Any]] = []
-    betas = [1.0, *(beta for beta in parse_benchmark(question | {"name": "speed"}).steering.beta if beta < 1)]
+    grid = parse_benchmark(question | {"name": "speed"}).steering.beta
+    assert grid != "auto"
+    betas = [1.0, *(beta for beta in grid if beta < 1)]
 
     def add(way: str, seconds: float, runs: float, best: float, robust: float, **more: Any) -> None:
         first = rows[0]["seconds"] if rows else seconds

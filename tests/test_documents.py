@@ -31,6 +31,7 @@ from harness.api import registry
 from harness.cli.app import app
 from harness.config.benchmark import parse_benchmark
 from harness.leaderboard.flags import MEANING
+from harness.leaderboard.row import HEADLINES
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
@@ -364,7 +365,7 @@ def test_readme_runs_and_a_readers_own_network_scores_what_it_must(folder: Folde
     asked = yaml.safe_load(Path("mine.yaml").read_text())
     assert set(board["model"]) == {asked["models"][0]["name"]}
     assert set(board["n"]) == {50}
-    grid = board[board["status"] != "selected"]
+    grid = board[~board["status"].isin(HEADLINES.values())]
     assert sorted(grid["beta"]) == sorted([*asked["steering"]["beta"], 1.0])
     (clean,) = grid[grid["method"] == "untouched"]["clean"]
     assert clean == 1.0
@@ -501,7 +502,7 @@ def test_the_results_in_the_list_of_boards_are_those_of_the_boards() -> None:
             continue
         board = pd.read_csv(path)
         for model, own in board.groupby("model", sort=False):
-            (headline,) = own[own["status"].isin(["selected", "in-sample"])].to_dict("records")
+            (headline,) = own[own["status"].isin(HEADLINES.values())].to_dict("records")
             baseline = 100 * headline["robust"] - headline["delta_pp"]
             signed = [f"{headline[name]:+.1f}".replace("-", "−") for name in ("delta_pp", "delta_low", "delta_high")]
             signed = [text.replace("−0.0", "+0.0") for text in signed]

@@ -29,7 +29,7 @@ def benchmark(**changes: Any) -> Benchmark:
 
 
 def findings(asked: Benchmark) -> dict[str, Finding]:
-    return {finding.check: finding for finding in doctor(asked, runs=Path("runs"), out=Path("leaderboards/x.csv"))}
+    return {finding.check: finding for finding in doctor(asked, runs=Path("runs"), out=[Path("leaderboards/x.csv")])}
 
 
 @pytest.mark.usefixtures("here")

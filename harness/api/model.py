@@ -142,11 +142,11 @@ class Scorable(Protocol):
         """
 
     def coverage(self, sites: Sites, example: Tensor, family: FamilyName = "relu") -> Coverage:
-        """Count the activations that the steering reaches while the network runs.
+        """Count the activations that the steering reaches while the network runs, and measure what they are given.
 
         Args:
             sites: calls of an activation to steer.
-            example: images that the network takes, [1, c, h, w].
+            example: images that the network takes, [n, c, h, w]; they are counted on the first, and measured on all.
             family: family of activations to steer.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -119,12 +119,14 @@ class Coverage:
         steered: number of those calls that are steered.
         kinds: number of calls by activation, also of other families (``{"relu": 17, "gelu": 2}``).
         native: β at which the family leaves the network untouched.
+        spread: standard deviation of the pre-activations, the median over the steered calls; None where not measured.
     """
 
     sites: int
     steered: int
     kinds: Mapping[str, int]
     native: float = 1.0
+    spread: float | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from harness.api.validation import KEY, NESTED, explain
 from harness.errors import SpecError
 from harness.util.foreign import ANYTHING, told
 from harness.util.text import did_you_mean, shown
+from harness.util.waiting import noted
 
 OURS = "ct-harness"
 """The package that registers the built-in parts."""
@@ -64,7 +65,7 @@ def part(group: str, kind: str) -> type[Part]:
     if len(claims) > 1:
         raise SpecError(f"kind {kind!r} is registered twice: {', '.join(sorted(claims))}; uninstall one of them")
     try:
-        with redirect_stdout(sys.stderr):  # ours is what the command answers
+        with redirect_stdout(sys.stderr), noted(f"importing kind {kind!r} (from {owner})"):  # stdout is the answer
             found = point.load()
     except ANYTHING as error:
         raise SpecError(

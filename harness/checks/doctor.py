@@ -36,13 +36,13 @@ USABLE = 0.8
 """Share of the free memory that a run may plan with."""
 
 
-def doctor(benchmark: Benchmark, *, runs: Path, out: Path) -> Iterator[Finding]:
+def doctor(benchmark: Benchmark, *, runs: Path, out: Sequence[Path]) -> Iterator[Finding]:
     """Check everything that ``ct-harness run`` needs. A model that cannot be scored does not hide the others.
 
     Args:
         benchmark: the benchmark to check.
         runs: directory of the ledgers.
-        out: path of the leaderboard CSV.
+        out: paths of the files of the leaderboard, its CSV first.
 
     Yields:
         The finding of each check, as soon as it is known.
@@ -57,7 +57,7 @@ def doctor(benchmark: Benchmark, *, runs: Path, out: Path) -> Iterator[Finding]:
                 yield finding
 
 
-def _findings(benchmark: Benchmark, runs: Path, out: Path, call: Call) -> Iterator[Finding]:
+def _findings(benchmark: Benchmark, runs: Path, out: Sequence[Path], call: Call) -> Iterator[Finding]:
     device = yield from _device(benchmark)
     opened: dict[Preprocessing, tuple[Batch, int] | None] = {}
     scorable: list[ModelCosts] = []
@@ -80,7 +80,8 @@ def _findings(benchmark: Benchmark, runs: Path, out: Path, call: Call) -> Iterat
         yield from findings
         scorable += [costs] if costs else []
     yield _folder("runs", runs / benchmark.name, "--runs")
-    yield _folder("out", out.parent, "--out") if not out.is_dir() else _unwritable("out", out, "--out")
+    unfit = [path for path in out if not _can_be_a_file(path)]
+    yield _unwritable("out", unfit[0], "--out") if unfit else _folder("out", out[0].parent, "--out")
     if scorable:
         n = next(data[1] for data in opened.values() if data)
         yield _disk(benchmark, scorable, n, runs)
@@ -166,6 +167,14 @@ def _folder(subject: str, folder: Path, option: str) -> Finding:
     if existing.is_dir() and os.access(existing, os.W_OK):
         return Finding("folder", subject, "ok", f"{folder} can be written")
     return _unwritable(subject, folder, option)
+
+
+def _can_be_a_file(path: Path) -> bool:
+    """Return whether a name is none of a directory, and no longer than names may be."""
+    try:
+        return not path.is_dir()
+    except OSError:
+        return False
 
 
 def _unwritable(subject: str, path: Path, option: str) -> Finding:

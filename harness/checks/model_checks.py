@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from scipy.stats import binomtest
@@ -11,17 +12,18 @@ from torch import Tensor, nn
 from harness.analysis.statistics import unlike
 from harness.analysis.task_types import TASK_TYPES
 from harness.api.model import Model
-from harness.api.records import Batch, Coverage, Steering
+from harness.api.records import Batch, Coverage, FamilyName, Steering
 from harness.api.trial import CLEAN, Attempt, Trial
 from harness.api.work import Portion
 from harness.checks.cost import Costs
 from harness.checks.findings import Finding, problem
 from harness.checks.measurement import measure
 from harness.config.benchmark import Benchmark, Full
+from harness.curvature.smoothing import chosen_or_placed, misplaced
 from harness.engine.computation import Computation
 from harness.engine.images import of_pixels, scored_source
 from harness.engine.numerics import reproducible
-from harness.engine.prepare import check_network, check_training_images, class_names, task_of
+from harness.engine.prepare import FEW, check_network, check_training_images, class_names, task_of
 from harness.engine.session import OTHER_EACH_TIME, ModelSession, model_session
 from harness.engine.verification import logits, verify
 from harness.errors import ModelError
@@ -89,9 +91,11 @@ def check_model(
             if benchmark.dataset.target == "class":
                 findings.append(_clean(benchmark, model, scores, batch.y))
             check, asked = "steering", benchmark.steering
-            coverage = session.loaded.coverage(asked.sites, batch.x[:1], asked.family)
+            coverage = session.loaded.coverage(asked.sites, batch.x[:FEW], asked.family)
             findings.append(_steering(benchmark, model, coverage))
-            steerings = grid(asked.beta, asked.c, asked.sites, asked.family, coverage.native)
+            betas = chosen_or_placed(asked.beta, coverage.spread)
+            findings += _placement(model, asked.family, betas, coverage)
+            steerings = grid(betas, asked.c, asked.sites, asked.family, coverage.native)
             network, check = session.steered(steerings[-1], batch.x[:1]), "attack"
             if benchmark.threat.stages:
                 findings.append(_attack(benchmark, model, network, f"at β = {steerings[-1].beta:g}", batch))
@@ -159,6 +163,12 @@ def _steering(benchmark: Benchmark, model: Model, coverage: Coverage) -> Finding
         else "expect its rows to be flagged partial, since only a part of the network is steered"
     )  # fmt: skip
     return Finding("steering", model.label, "warning", f"{text}; the network runs {kinds}", remedy)
+
+
+def _placement(model: Model, family: FamilyName, betas: Sequence[float], coverage: Coverage) -> list[Finding]:
+    """Warn where the whole grid leaves the network as it is, or destroys it."""
+    found = misplaced([beta for beta in betas if beta < 1], coverage.spread) if family == "relu" else None
+    return [Finding("grid", model.label, "warning", f"the whole grid {found.fault}", found.remedy)] if found else []
 
 
 def _attack(benchmark: Benchmark, model: Model, network: nn.Module, where: str, batch: Batch) -> Finding:

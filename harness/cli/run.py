@@ -126,10 +126,10 @@ def _write(board: Board, out: Path, loaded: Benchmark, path: Path) -> None:
 
 def _writable(out: Path) -> None:
     """Refuse a board that cannot be written before hours of work, not after them."""
-    from harness.leaderboard import outcomes
+    from harness.leaderboard import board_files
 
     try:
-        for path in (out, outcomes.path_of(out)):
+        for path in board_files.paths_of(out).values():
             check_writable(path)
     except FileError as error:
         raise FileError(f"{error} with --out") from error
@@ -168,7 +168,7 @@ def check(
 
     loaded = load_benchmark(benchmark, overrides or ())
     committed = None if update else board_files.read_whole(against)
-    for path in (*([against] if update else []), *filter(None, (summary, junit))):
+    for path in (*(board_files.paths_of(against).values() if update else []), *filter(None, (summary, junit))):
         check_writable(path)
     # results of another state of the code say nothing about this one
     fresh = _fresh(benchmark, loaded, runs or Path("runs") / f"check-{code_sha256()[:12]}", offline)
@@ -207,7 +207,8 @@ def doctor(
     from harness.checks.doctor import doctor
     from harness.cli.terminal import print_findings
     from harness.config.benchmark import load_benchmark
+    from harness.leaderboard import board_files
 
     loaded = load_benchmark(benchmark, overrides or ())
     out = out or Path("leaderboards") / f"{loaded.name}.csv"
-    return GOOD if print_findings(doctor(loaded, runs=runs, out=out)) else UNDONE
+    return GOOD if print_findings(doctor(loaded, runs=runs, out=[*board_files.paths_of(out).values()])) else UNDONE

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from harness.analysis.metrics import BY_NAME
 from harness.leaderboard.flags import explained
-from harness.leaderboard.row import CT, LeaderboardRow, attack_runs, by_model, failures_of, known
+from harness.leaderboard.row import CT, HEADLINES, LeaderboardRow, attack_runs, by_model, failures_of, known
 from harness.report.formats import difference, difference_interval, p_value
+from harness.report.placement import placement
 from harness.report.table import (
     BASELINE,
     CHOICE,
@@ -68,6 +69,8 @@ def print_board(rows: Sequence[LeaderboardRow], title: str) -> None:
     for model, own in by_model(scored).items():
         if (sentence := price(own)) is not None:
             console.print(f"{model}: {sentence}", highlight=False, soft_wrap=True)
+        if note := placement(own):
+            console.print(Text(f"{model}: {note}", style="yellow"), soft_wrap=True)
     for model, reason in failures_of(rows).items():
         console.print(Text(f"{model}: failed: {reason}", style="red"), soft_wrap=True)
 
@@ -114,7 +117,7 @@ def _board(title: str, columns: Sequence[TableColumn], rows: Sequence[Leaderboar
     found = lines(columns, rows)
     for line, following in pairwise((*found, None)):
         assert line is not None
-        bold = grid and line.kind in ("selected", "in_sample")
+        bold = grid and line.kind in HEADLINES
         shown.add_row(
             *(_text(cell.text) for cell in line.cells),
             style="bold" if bold else None,

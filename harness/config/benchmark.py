@@ -31,6 +31,7 @@ from harness.api.validation import WRITTEN, Count, explain, spelt
 from harness.config.overrides import apply_override
 from harness.config.protocol import filled_in
 from harness.config.yaml_text import LARGEST_TEXT, TOO_LARGE, parse_yaml
+from harness.curvature.smoothing import AUTO
 from harness.errors import SpecError
 from harness.util.numbers import as_number
 from harness.util.text import disarmed, shown
@@ -94,7 +95,8 @@ class SteeringGrid(BaseModel):
     """Steerings to score, besides the untouched network, which is always scored.
 
     Args:
-        beta: values of β in [0, 1].
+        beta: values of β in [0, 1]; or "auto", about 30 that each model's pre-activations place; see
+            `harness.curvature.smoothing`.
         c: values of c in [0, 1]; the paper's 0.5 by default.
         sites: calls of activations to steer: "all", or only those of registered "modules".
         family: activations to steer: "relu" as in the paper, or "smooth" for SiLU and GELU along c = 1.
@@ -102,7 +104,7 @@ class SteeringGrid(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    beta: Grid
+    beta: Grid | Literal["auto"]
     c: Grid = (0.5,)
     sites: Sites = "all"
     family: FamilyName = "relu"
@@ -118,11 +120,18 @@ class SteeringGrid(BaseModel):
     def _together(self) -> SteeringGrid:
         if self.family == "smooth" and (self.c != (1.0,) or self.sites != "all"):
             raise ValueError("family: smooth is steered along c = 1 at all sites; leave c and sites out")
-        if (points := len(self.beta) * len(self.c)) > MOST_STEERINGS:
+        if self.family == "smooth" and self.beta == "auto":
+            raise ValueError("beta: auto is made for ReLU; give the values of β with family: smooth")
+        if self.points > MOST_STEERINGS:
             raise ValueError(
-                f"beta and c make {points:,} steerings, expected at most {MOST_STEERINGS:,}; thin them out"
+                f"beta and c make {self.points:,} steerings, expected at most {MOST_STEERINGS:,}; thin them out"
             )
         return self
+
+    @property
+    def points(self) -> int:
+        """Number of pairs of β and c, or the most that it can be."""
+        return (AUTO if self.beta == "auto" else len(self.beta)) * len(self.c)
 
 
 class BestFirst(Procedure):
@@ -223,7 +232,7 @@ class Benchmark(BaseModel):
 
     def too_many_scores(self, images: int) -> str:
         """Return what is wrong if so many images are scored; empty if there is room for all their scores."""
-        steerings, models = len(self.steering.beta) * len(self.steering.c), len(self.models)
+        steerings, models = self.steering.points, len(self.models)
         if (scores := images * steerings * models) <= MOST_SCORES:
             return ""
         return (

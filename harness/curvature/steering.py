@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from harness.curvature.completeness import Call, outputs, prove_replacement, pro
 from harness.curvature.families import FAMILIES
 from harness.curvature.phi import check_range
 from harness.curvature.piecewise_affine import MODULES, Activation, Curve
+from harness.curvature.pre_activations import Spreads
 from harness.curvature.reroute import Reroute
 from harness.curvature.shared_copy import copy_sharing_weights
 from harness.curvature.smooth import with_plain_silu
@@ -249,7 +251,10 @@ def steered_network(network: nn.Module, steering: Steering, example: Tensor | No
 
 
 def coverage_of(network: nn.Module, sites: Sites, example: Tensor, family: FamilyName) -> Coverage:
-    """Count the activations of ``network`` that steering reaches; see `Scorable.coverage`."""
-    coverage = steered_network(network, Steering(0.75, 1.0, sites, family), example).coverage
-    assert coverage is not None
-    return coverage
+    """Count the activations of ``network`` that steering reaches, and measure them; see `Scorable.coverage`."""
+    steered = steered_network(network, Steering(0.75, 1.0, sites, family), example[:1])
+    assert steered.coverage is not None
+    spreads = Spreads(FAMILIES[family])
+    with _eval_mode(network), seeded(0, example), torch.no_grad():
+        steered.with_curve(spreads)(example)
+    return replace(steered.coverage, spread=spreads.median())

@@ -32,8 +32,12 @@ COMPUTING = ("_parameters", "_buffers", "_modules", "_forward_pre_hooks", "_forw
 """Those among them that change what it computes."""
 DEEPEST = 40
 
-IMAGES = 4
+NOISE = 4
 """Images of noise that a network is asked about."""
+GREY = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Levels of grey ones, whose mean has no rounding: what divides by their deviation gets the same anywhere."""
+BLOBS = 4
+"""Blobs along each side of the dark and the bright one."""
 NUMBERS = 16
 """Numbers into which its answers to an image are summed up, with fixed weights."""
 ROUNDING = 1e-3
@@ -174,9 +178,27 @@ def answers(network: nn.Module, shape: Sequence[int]) -> Answers:
         network: network from images [n, c, h, w] to a tensor, or to several.
         shape: shape of an image: c, h, w.
     """
-    images = torch.rand(IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+    images = fixed_images(shape)
     first, second = (_sums(network, images) for _ in range(2))
     return first if alike(first, second) else ()
+
+
+def fixed_images(shape: Sequence[int]) -> Tensor:
+    """Return the images that a network is asked about, in [0, 1]: noise, and smooth, dark, bright and stark ones.
+
+    A threshold on brightness or contrast lies between two of them.
+
+    Args:
+        shape: shape of an image: c, h, w.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    noise = torch.rand(NOISE, *shape, generator=drawn)
+    ramp = torch.linspace(0, 1, shape[-1]).expand(shape)
+    blobs = nn.functional.interpolate(
+        torch.rand(1, shape[0], BLOBS, BLOBS, generator=drawn), list(shape[1:]), mode="bilinear"
+    )[0]
+    smooth = [ramp, ramp.round(), 0.25 * blobs, 0.75 + 0.25 * blobs]
+    return torch.cat([noise, torch.stack([*(torch.full(tuple(shape), level) for level in GREY), *smooth])])
 
 
 def _sums(network: nn.Module, images: Tensor) -> Answers:
@@ -186,7 +208,9 @@ def _sums(network: nn.Module, images: Tensor) -> Answers:
     flat = torch.cat([output.double().flatten(1) for output in outputs], 1)
     places = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64)
     weights = torch.cos(torch.outer(places, torch.arange(1, NUMBERS + 1, dtype=torch.float64)))
-    return tuple(tuple(float(f"{number:.6g}") for number in row) for row in (flat @ weights).nan_to_num().tolist())
+    return tuple(
+        tuple(float(f"{number:.6g}") for number in row) for row in (flat @ weights).nan_to_num(0, 0, 0).tolist()
+    )
 
 
 def alike(first: Iterable[Iterable[float]], second: Iterable[Iterable[float]]) -> bool:

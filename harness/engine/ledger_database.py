@@ -249,12 +249,15 @@ def _explanation(error: OSError | sqlite3.Error, folder: Path) -> str:
     """Return what happened and what to do, for the end of a message."""
     if isinstance(error, sqlite3.Error) and is_damage(error):
         return _damaged(error, folder)
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest says more about the same
+    extended = getattr(error, "sqlite_errorcode", 0)
+    code = extended & 0xFF  # the rest says more about the same
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "in use by another run; wait until it has finished, or choose another --runs"
-    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    no_room = code == sqlite3.SQLITE_FULL or extended == sqlite3.SQLITE_IOERR_WRITE  # as beyond a limit of file sizes
+    if no_room or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
-            f"cannot be written, the disk is full ({error}); free some space and run again: what was committed is kept"
+            f"cannot be written, the disk is full or the file may not grow ({error}); free some space and run again: "
+            "what was committed is kept"
         )
     if code == sqlite3.SQLITE_NOTADB:
         return f"not an SQLite database; move {folder} away or choose another --runs"

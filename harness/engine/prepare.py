@@ -21,6 +21,7 @@ from harness.api.records import Batch, Coverage, Preprocessing, Steering
 from harness.api.threat import BACKWARD, Threat
 from harness.api.work import Task
 from harness.config.benchmark import Benchmark
+from harness.curvature.smoothing import chosen_or_placed
 from harness.engine.apart import apart
 from harness.engine.class_names import names_to_match
 from harness.engine.fingerprint import answers
@@ -131,7 +132,8 @@ def prepare_model(benchmark: Benchmark, model: Model, data: Data, device: str, o
         check_training_images(benchmark, loaded, data.pixels)
         with reproducible():
             session.to_channels_last(batch.x[:1])
-            coverage = loaded.coverage(benchmark.steering.sites, batch.x[:1], benchmark.steering.family)
+            coverage = loaded.coverage(benchmark.steering.sites, batch.x, benchmark.steering.family)
+            chosen_or_placed(benchmark.steering.beta, coverage.spread)  # fails here rather than in the run
             pace = 0.0
             if loaded.training is None:  # otherwise a worker fits it, on its device, and checks its answers
                 began = perf_counter()
@@ -229,7 +231,8 @@ def steerings_of(benchmark: Benchmark, prepared: PreparedModel) -> tuple[Steerin
     """Return everything that is scored of a model: the baseline, the steerings, and the other ways to adapt it."""
     assert prepared.coverage is not None
     asked, methods = benchmark.steering, [one for one in prepared.model.adaptations if one not in prepared.lost]
-    return grid(asked.beta, asked.c, asked.sites, asked.family, prepared.coverage.native, methods)
+    betas = chosen_or_placed(asked.beta, prepared.coverage.spread)
+    return grid(betas, asked.c, asked.sites, asked.family, prepared.coverage.native, methods)
 
 
 def check_number_of_images(benchmark: Benchmark, n: int) -> None:

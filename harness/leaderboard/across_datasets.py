@@ -197,6 +197,8 @@ def _exclusion(row: LeaderboardRow) -> str:
         return f"{row.dataset} is measured in {row.metric.name}, which has no mean with accuracies"
     if row.kind == "in_sample":
         return f"β of {row.model} was chosen in sample, on the images that it is reported on"
+    if row.kind == "untrusted":
+        return f"{row.model} shows signs of gradient masking ({', '.join(row.flags)})"
     if row.kind == "bounded":
         return f"{row.method} of {row.model} was pruned, so its accuracy is only a bound"
     return ""

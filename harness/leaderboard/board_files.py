@@ -38,10 +38,14 @@ def question_of(path: Path) -> Path:
     return path.with_suffix(".question.yaml")
 
 
+def paths_of(path: Path) -> dict[str, Path]:
+    """Return the paths of all files of a leaderboard, by what they are."""
+    return {"CSV": path, "outcomes": outcomes.path_of(path), "question": question_of(path)}
+
+
 def files_of(path: Path) -> dict[str, Path]:
     """Return the files of a leaderboard that are there, by what they are."""
-    files = {"CSV": path, "outcomes": outcomes.path_of(path), "question": question_of(path)}
-    return {name: file for name, file in files.items() if file.exists()}
+    return {name: file for name, file in paths_of(path).items() if file.exists()}
 
 
 def write(board: Board, path: Path, question: str) -> None:
@@ -71,6 +75,7 @@ def read(path: Path) -> StoredBoard:
     table, found, (question, digests) = csv_file.read(path), outcomes.read(path), _question(question_of(path))
     try:
         rows = rows_of(table)
+        consistency.check_rows(rows)
         if found is not None:
             consistency.check(rows, found)
     except LeaderboardError as error:

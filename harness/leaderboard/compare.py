@@ -11,7 +11,7 @@ from harness.analysis.statistics import paired, unpaired
 from harness.leaderboard import outcomes
 from harness.leaderboard.outcomes import ImageScores
 from harness.leaderboard.question import differences
-from harness.leaderboard.row import IN_SAMPLE, SELECTED, LeaderboardRow, RowKey, known, rows_of
+from harness.leaderboard.row import HEADLINES, LeaderboardRow, RowKey, known, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def within(table: pd.DataFrame) -> pd.DataFrame:
     """Compare each model's selected β with its baseline, on the same images; columns `WITHIN`."""
     import pandas as pd
 
-    headlines = table[table["status"].isin([SELECTED, IN_SAMPLE])].copy()
+    headlines = table[table["status"].isin(HEADLINES.values())].copy()
     headlines["baseline"] = headlines["robust"] - headlines["delta_pp"] / 100
     return pd.DataFrame(headlines, columns=list(WITHIN)).reset_index(drop=True)
 

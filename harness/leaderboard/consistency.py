@@ -25,6 +25,20 @@ TOLERANCE = 2e-6
 """Difference of two means that is rounding: the board has six decimals, and graded outcomes seven digits."""
 
 
+def check_rows(rows: Sequence[LeaderboardRow]) -> None:
+    """Refuse rows that are no board, whatever their outcomes are.
+
+    Raises:
+        LeaderboardError: a row is there twice, or a model has no baseline.
+    """
+    grid = [row for row in rows if not row.is_headline and row.kind != "failed"]
+    for key, times in Counter(row.key for row in grid).items():
+        if times > 1:
+            raise LeaderboardError(f"{key.name}: expected one row, found {times}{AGAIN}")
+    for own in by_model(row for row in rows if row.kind != "failed").values():
+        baseline_of(own)
+
+
 def check(rows: Sequence[LeaderboardRow], table: pd.DataFrame) -> None:
     """Hold every row against the outcomes of its images.
 
@@ -33,7 +47,7 @@ def check(rows: Sequence[LeaderboardRow], table: pd.DataFrame) -> None:
         table: its outcome file.
 
     Raises:
-        LeaderboardError: a row is there twice, has no outcomes, or says something else than they do.
+        LeaderboardError: a row has no outcomes, or says something else than they do.
     """
     scores, own_attack = outcomes.scores(table), outcomes.own(table)
     found = {row.key for row in rows if not row.is_headline and row.kind != "failed"}
@@ -43,7 +57,7 @@ def check(rows: Sequence[LeaderboardRow], table: pd.DataFrame) -> None:
         )
     for own in by_model(row for row in rows if row.kind != "failed").values():
         grid = [row for row in own if not row.is_headline]
-        _each_once(grid, scores)
+        _all_alike(grid, scores)
         before = scores[baseline_of(own).key][1]
         for place, row in enumerate(grid, start=1):
             _hold(row, dict(_of_row(row, scores, before)) | _of_place(row, place, own_attack))
@@ -52,12 +66,11 @@ def check(rows: Sequence[LeaderboardRow], table: pd.DataFrame) -> None:
                 _hold(row, dict(_of_headline(row, _chosen(row, grid, scores), before)))
 
 
-def _each_once(grid: Sequence[LeaderboardRow], scores: Scores) -> None:
-    for key, times in Counter(row.key for row in grid).items():
-        if times > 1:
-            raise LeaderboardError(f"{key.name}: expected one row, found {times}{AGAIN}")
-        if key not in scores:
-            raise LeaderboardError(f"{key.name}: the outcome file has no outcomes of this row{AGAIN}")
+def _all_alike(grid: Sequence[LeaderboardRow], scores: Scores) -> None:
+    """Refuse rows that do not have outcomes of equally many images each."""
+    for row in grid:
+        if row.key not in scores:
+            raise LeaderboardError(f"{row.key.name}: the outcome file has no outcomes of this row{AGAIN}")
     sizes = {len(scores[row.key][1]) for row in grid}
     if len(sizes) > 1:
         raise LeaderboardError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import LeaderboardError
 from harness.leaderboard.row import FORMATS, TEXT, LeaderboardRow, rows_of, written
+from harness.util.text import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ def read(path: Path) -> pd.DataFrame:
             na_values={name: [""] for name in FORMATS if name not in TEXT},
         )
     except (OSError, ValueError) as error:
-        raise LeaderboardError(f"{path}: cannot be read as a leaderboard: {error}") from error
+        raise LeaderboardError(f"{path}: cannot be read as a leaderboard: {_no_number(path) or error}") from error
     missing = [name for name in FORMATS if name not in table.columns]
     unknown = [str(name) for name in table.columns if name not in FORMATS]
     if missing or unknown:
@@ -60,6 +61,21 @@ def read(path: Path) -> pd.DataFrame:
             "restore the file"
         )
     return table
+
+
+def _no_number(path: Path) -> str:
+    """Return which cell of a CSV is no number where one belongs; empty where there is none, or no CSV."""
+    import pandas as pd
+
+    try:
+        cells = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError):
+        return ""
+    for name in (name for name in FORMATS if name not in TEXT and name in cells.columns):
+        unread = (cells[name] != "") & pd.to_numeric(cells[name], errors="coerce").isna()
+        if unread.any():
+            return f"{name}: expected a number, found {shown(cells[name][unread].iloc[0])}; run its benchmark again"
+    return ""
 
 
 def read_rows(path: Path) -> list[LeaderboardRow]:

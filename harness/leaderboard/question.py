@@ -22,15 +22,17 @@ SHORT = 12
 def columns(benchmark: Benchmark) -> dict[str, str]:
     """Return the columns ``question`` and ``parameters`` of every row.
 
-    Models, β and c are left out, since each row names its own, and so is what changes no result.
+    Models, β and c are left out, since each row names its own, and so is what changes no result; but not that the grid
+    was placed by the pre-activations of each model.
     """
     threat = _described(benchmark.threat)
     if code := code_of_classes(type(benchmark.threat)):
         threat["code"] = code[:SHORT]
+    placed = {"beta": "auto"} if benchmark.steering.beta == "auto" else {}
     asked = {
         "dataset": benchmark.dataset.identity() | benchmark.dataset.own_parameters(),
         "threat": threat,
-        "steering": {"sites": benchmark.steering.sites, "family": benchmark.steering.family},
+        "steering": {"sites": benchmark.steering.sites, "family": benchmark.steering.family} | placed,
         **benchmark.model_dump(mode="json", include={"protocol", "precision", "seed", "selection"}),
     }
     return {"question": sha256(asked)[:SHORT], "parameters": canonical(threat)}

@@ -12,9 +12,10 @@ from harness.analysis.metrics import METRICS
 from harness.analysis.selection import Scored, better
 from harness.analysis.statistics import Paired, holm, interval, paired
 from harness.api.records import Steering
+from harness.curvature.smoothing import smoothing
 from harness.errors import ModelError
 from harness.leaderboard.flags import MASKING
-from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK, as_chosen
+from harness.leaderboard.row import BOUNDED, CT, FAILED, FORMATS, OK, SELECTED, UNTRUSTED, as_chosen
 from harness.leaderboard.scores import Headline, ModelEntry, Score
 from harness.util.text import cleaned
 
@@ -62,6 +63,7 @@ def _scored(entry: ModelEntry, p_of_headline: float | None) -> list[Columns]:
             "trainable_parameters": entry.trainable[score.steering.method],
             "beta": score.steering.beta,
             "c": score.steering.c,
+            "smoothing": _smoothing(entry, score.steering),
             "p_holm": p_holm.get(score.steering),
             "status": OK if score.complete else BOUNDED,
             "unit_test": score.unit_test,
@@ -103,6 +105,7 @@ def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns
     used = [score for score in entry.scores if score.steering in steerings]
     attacked = [replace(score, robust=score.own) for score in used if score.own is not None]
     own = choice.scores(attacked)[1] if len(attacked) == len(used) else None
+    raised = (baseline.flags & MASKING).union(*(score.flags for score in used))
     only = used[0].steering if len(used) == 1 else None
     return (
         _compared(entry, Scored(baseline.steering, clean, robust), own, headline.gain)
@@ -113,11 +116,12 @@ def _headline(entry: ModelEntry, headline: Headline, baseline: Score) -> Columns
             "weights_sha256": "+".join(sorted({score.versions["weights_sha256"] for score in used})),
             "beta": only.beta if only else None,
             "c": only.c if only else None,
-            "status": headline.status,
+            "smoothing": _smoothing(entry, only) if only else None,
+            "status": UNTRUSTED if headline.status == SELECTED and raised & MASKING else headline.status,
             "selection": headline.name,
             "chosen": ";".join(as_chosen(steering.beta, steering.c) for steering in choice.chosen),
             "unit_test": min((one.unit_test for one in (baseline, *used) if one.unit_test is not None), default=None),
-            "flags": ";".join(sorted((baseline.flags & MASKING).union(*(score.flags for score in used)))),
+            "flags": ";".join(sorted(raised)),
         }
     )
 
@@ -152,6 +156,11 @@ def _bounded(entry: ModelEntry, scored: Scored) -> Columns:
         "steered": entry.coverage.steered,
         "n": len(scored.robust),
     }
+
+
+def _smoothing(entry: ModelEntry, steering: Steering) -> float | None:
+    assert entry.coverage is not None
+    return smoothing(steering.beta, entry.coverage.spread)
 
 
 def _failed(entry: ModelEntry) -> list[Columns]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 QUESTION = ("dataset", "threat", "eps", "attack", "protocol", "family", "seed", "data_sha256")
 """Columns that say in what two questions differ, before the hash of all of it does."""
+LONGEST = 200
+"""Characters of a board's name that are kept where the question is added to it: names are at most 255 bytes."""
 
 
 def place_for(fresh: pd.DataFrame, out: Path) -> tuple[Path, str]:
@@ -71,7 +73,8 @@ def _other_question(old: list[LeaderboardRow], fresh: list[LeaderboardRow]) -> s
 
 
 def _names(out: Path, question: str) -> Iterator[Path]:
-    """Yield paths beside ``out``, named by the question."""
-    yield out.with_name(f"{out.stem}-{question}{out.suffix}")
+    """Yield paths beside ``out``, named by the question, and no longer than names may be."""
+    named = f"{out.stem[:LONGEST]}-{question}"
+    yield out.with_name(f"{named}{out.suffix}")
     for number in count(2):
-        yield out.with_name(f"{out.stem}-{question}-{number}{out.suffix}")
+        yield out.with_name(f"{named}-{number}{out.suffix}")

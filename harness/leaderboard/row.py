@@ -20,7 +20,7 @@ from harness.util.text import cleaned
 if TYPE_CHECKING:
     import pandas as pd
 
-RowKind = Literal["baseline", "steered", "adapted", "bounded", "selected", "in_sample", "failed"]
+RowKind = Literal["baseline", "steered", "adapted", "bounded", "selected", "in_sample", "untrusted", "failed"]
 """Kinds of rows, one for each row:
 
 - ``baseline``: the untouched network, or its linear probe;
@@ -29,10 +29,12 @@ RowKind = Literal["baseline", "steered", "adapted", "bounded", "selected", "in_s
 - ``bounded``: pruned by the search; its accuracies are upper bounds;
 - ``selected``: the headline, its β chosen on other images than it is reported on;
 - ``in_sample``: a headline whose β was chosen on the images it is reported on: not to be trusted;
+- ``untrusted``: a headline where the baseline or a chosen β shows signs of gradient masking: not to be trusted;
 - ``failed``: a model, or another method of adapting one, without a score.
 """
 
-OK, BOUNDED, SELECTED, IN_SAMPLE, FAILED = "ok", "bounded", "selected", "in-sample", "failed"
+OK, BOUNDED, FAILED = "ok", "bounded", "failed"
+SELECTED, IN_SAMPLE, UNTRUSTED = "selected", "in-sample", "untrusted"
 """Values of the column ``status``; a failed row's goes on with the reason."""
 
 CT, UNTOUCHED, LINEAR_PROBE = "ct", "untouched", "linear_probe"
@@ -61,6 +63,8 @@ class LeaderboardRow:
     method: Text
     beta: Coordinate
     c: Coordinate
+    smoothing: Annotated[float | None, ".3g", (0, sys.float_info.max)]
+    """(1 − β) over the spread of the pre-activations: what β is to this network."""
     family: Text
     clean: Accuracy
     robust: Accuracy
@@ -122,7 +126,7 @@ class LeaderboardRow:
     @property
     def is_headline(self) -> bool:
         """True where the row reports a choice of β."""
-        return self.kind in ("selected", "in_sample")
+        return self.kind in HEADLINES
 
     @property
     def is_finished(self) -> bool:
@@ -202,6 +206,9 @@ def as_chosen(beta: float, c: float) -> str:
     return f"{beta:g}" if c == 0.5 else f"{beta:g}/{c:g}"
 
 
+HEADLINES: dict[RowKind, str] = {"selected": SELECTED, "in_sample": IN_SAMPLE, "untrusted": UNTRUSTED}
+"""Kinds of headlines, each with its ``status``."""
+
 T = TypeVar("T")
 
 
@@ -275,6 +282,7 @@ REQUIRED: dict[RowKind, tuple[str, ...]] = {
     "bounded": (*GRID, *SCORED),
     "selected": (*SCORED, *COMPARED, "p_holm"),
     "in_sample": (*SCORED, *COMPARED, "p_holm"),
+    "untrusted": (*SCORED, *COMPARED, "p_holm"),
     "failed": (),
 }
 """The numbers that a row of each kind always has."""
@@ -284,7 +292,7 @@ def _parsed(record: dict[Any, Any]) -> LeaderboardRow:
     model = str(record["model"])
     kind = _kind(str(record["status"]), str(record["method"]))
     if kind is None:
-        raise _odd(model, "status", "ok, bounded, selected, in-sample or failed", record["status"])
+        raise _odd(model, "status", f"{OK}, {BOUNDED}, {', '.join(HEADLINES.values())} or {FAILED}", record["status"])
     cells = {column: _cell(record[column], column, model) for column in FORMATS}
     for column in REQUIRED[kind]:
         if cells[column] is None:
@@ -306,8 +314,8 @@ def _kind(status: str, method: str) -> RowKind | None:
         return "failed"
     if status == OK:
         return "baseline" if method in BASELINES else "steered" if method == CT else "adapted"
-    others: dict[str, RowKind] = {BOUNDED: "bounded", SELECTED: "selected", IN_SAMPLE: "in_sample"}
-    return others.get(status)
+    others: dict[str, RowKind] = {name: kind for kind, name in HEADLINES.items()}
+    return "bounded" if status == BOUNDED else others.get(status)
 
 
 def _cell(value: Any, column: str, model: str) -> Any:

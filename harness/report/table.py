@@ -120,11 +120,14 @@ def _steering_or_fit(row: LeaderboardRow) -> TableCell:
     """β of each fold, or another method with the number of parameters that it fits."""
     if row.is_adapted:
         return TableCell(f"{row.method} ({count(row.trainable_parameters or 0)} fitted)", row.method)
-    return TableCell(", ".join(row.chosen), None) if row.is_headline else _steering(row)
+    if not row.is_headline:
+        return _steering(row)
+    mark = "" if row.kind == "selected" else f" ({row.status})"
+    return TableCell(", ".join(row.chosen) + mark, None)
 
 
 def _choice(row: LeaderboardRow) -> TableCell:
-    mark = " (in-sample)" if row.kind == "in_sample" else ""
+    mark = "" if row.kind == "selected" else f" ({row.status})"
     return TableCell(f"{STEERING.cell(row).text}{mark}", None)
 
 
@@ -212,8 +215,14 @@ STEERING = TableColumn("β", "the steering; of a selected row, the β of each fo
 STEERING_OR_METHOD = STEERING._replace(cell=_steering_or_method)
 STEERING_OR_FIT = STEERING._replace(cell=_steering_or_fit)
 CHOICE = TableColumn("β of each fold", "", _choice, "text")
+SMOOTHING = TableColumn(
+    "smoothing", "1 − β over the spread of the pre-activations: below 0.03 hardly anything changes, above 1 nearly all",
+    _number(lambda row: row.smoothing, ".2g"),
+)  # fmt: skip
 KIND = TableColumn(
-    "row", "selected: the headline; baseline: the network untouched, or its probe; bounded: pruned, so at most",
+    "row",
+    "selected: the headline (in-sample, untrusted: not to be trusted); baseline: the network untouched, or its probe; "
+    "bounded: pruned, so at most",
     _text(_kind), "text",
 )  # fmt: skip
 METRIC = TableColumn("metric", "", _text(_metric), "text")
@@ -259,7 +268,7 @@ FLAGS = TableColumn("flags", "explained below", _text(lambda row: " ".join(row.f
 SECONDS = TableColumn("seconds", "of computing", _number(lambda row: row.seconds, ".0f"))
 
 PAGE = (
-    RANK, MODEL, METHOD, STEERING, KIND, CLEAN, ROBUST, ROBUST_INTERVAL, DELTA, DELTA_INTERVAL, GAINED, LOST, P_VALUE,
-    P_HOLM, OWN_ATTACK, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
+    RANK, MODEL, METHOD, STEERING, SMOOTHING, KIND, CLEAN, ROBUST, ROBUST_INTERVAL, DELTA, DELTA_INTERVAL, GAINED, LOST,
+    P_VALUE, P_HOLM, OWN_ATTACK, MCE, PUBLISHED_CLEAN, PUBLISHED_ROBUST, STEERED, TRAINED, FLAGS, SECONDS,
 )  # fmt: skip
 """The page has every column."""

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from harness.analysis.metrics import METRICS, Metric
+from harness.leaderboard.flags import MASKING
 from harness.leaderboard.row import LeaderboardRow, baseline_of, known
 from harness.report.formats import difference, difference_interval, p_value, unit
+from harness.report.placement import placement
 
 ALPHA = 0.05
 """A headline whose p, adjusted over the models of the board, is below this is evidence."""
@@ -83,12 +85,16 @@ def model_verdict(rows: Sequence[LeaderboardRow]) -> ModelVerdict:
         f" The row is flagged ({', '.join(row.flags)}): read what that means before believing its numbers."
         if row.flags else ""
     )  # fmt: skip
-    return ModelVerdict(model, verdict, delta, sentence, _plain(verdict, row, rows) + doubt, row.metric)
+    note = f" {found}" if (found := placement(rows)) else ""
+    return ModelVerdict(model, verdict, delta, sentence, _plain(verdict, row, rows) + doubt + note, row.metric)
 
 
 def headline_verdict(row: LeaderboardRow) -> HeadlineVerdict:
-    """Tell what a headline is evidence of: nothing where β was chosen on the images that it is reported on."""
-    if row.kind == "in_sample":
+    """Tell what a headline is evidence of.
+
+    Nothing where β was chosen on the images that it is reported on, or where gradients may be masked.
+    """
+    if row.kind in ("in_sample", "untrusted"):
         return "untrusted"
     if known(row.p_holm) >= ALPHA:
         return "neither"
@@ -98,8 +104,14 @@ def headline_verdict(row: LeaderboardRow) -> HeadlineVerdict:
 def _plain(verdict: HeadlineVerdict, row: LeaderboardRow, rows: Sequence[LeaderboardRow]) -> str:
     n = f"{row.n} images"
     untouched = known(baseline_of(rows).beta)
+    if row.kind == "untrusted":
+        raised = [flag for flag in row.flags if flag in MASKING]
+        return (
+            f"Signs of gradient masking ({', '.join(raised)}) at the untouched network or at a chosen β: the attack "
+            "may be blind there, so that the difference is no evidence. A stronger or an adaptive attack would tell."
+        )
     if set(row.chosen_betas) == {untouched}:
-        return f"The untouched network (β = {untouched:g}) was the best, so steering neither gains nor loses anything."
+        return f"On these {n} no steering did better than the untouched network (β = {untouched:g})."
     better, worse = ("more robust", "less robust") if row.is_attacked else ("better", "worse")
     one_of_many = " with as many models tested" if known(row.p_value) < ALPHA else ""
     return {

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from harness.util.noise import Noise
 
 
+FINEST = 2.0**-24
+"""Distance of two float32 pixels just below 1: a smaller ε leaves most images as they are."""
 FEWEST_L1_STEPS = 3
 """Least number of steps of APGD under L1: one at each of its radii."""
 
@@ -194,6 +196,17 @@ class Lp(Threat):
             "eps": f"{self.eps:.6g}",
             "attack": "custom:" + "+".join(self.stages) if custom else str(self.attack),
         }
+
+    @field_validator("eps")
+    @classmethod
+    def _shows_in_float32(cls, value: float) -> float:
+        """Reject an ε that moves no pixel, so that every image would be robust."""
+        if value < FINEST:
+            raise ValueError(
+                f"eps is finer than float32 pixels can show: expected at least {FINEST:.2g}, found {value:g}; write a "
+                'larger one such as "8/255", or threat={kind: clean} for the accuracy without an attack'
+            )
+        return value
 
     @field_validator("eps")
     @classmethod

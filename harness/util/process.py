@@ -26,11 +26,10 @@ from typing import IO, Any, ClassVar, TypeVar
 from harness.errors import HarnessError, ModelError
 from harness.util.foreign import told
 from harness.util.text import cleaned
+from harness.util.waiting import FIRST_NOTE, say
 
 T = TypeVar("T")
 
-FIRST_NOTE = 15.0
-"""Seconds of silence after which a line says what is awaited; the next comes after twice as many."""
 MOST_PRINTED = 10_000
 """Characters that are passed on of what one model prints."""
 LAST_LINES = 1.0
@@ -192,7 +191,7 @@ class Process:
             if waited >= awaited.limit:
                 raise TimeIsUp(f"{awaited.what}: no answer for {awaited.limit:.0f} s")
             if waited >= note:
-                _print(f"{awaited.name}: {awaited.what}: no answer for {note:.0f} s; still waiting")
+                say(f"{awaited.name}: {awaited.what}: no answer for {note:.0f} s; still waiting")
                 note *= 2
 
 
@@ -230,9 +229,9 @@ class Relay:
         name, before = self.name, self._printed[self.name]
         self._printed[name] += len(text)
         if self._printed[name] <= MOST_PRINTED:
-            _print(text if text.startswith(f"{name}: ") else f"{name}: {text}")
+            say(text if text.startswith(f"{name}: ") else f"{name}: {text}")
         elif before <= MOST_PRINTED:
-            _print(f"{name}: prints more than {MOST_PRINTED:,} characters; the rest is left out")
+            say(f"{name}: prints more than {MOST_PRINTED:,} characters; the rest is left out")
 
 
 def is_last(answer: object) -> bool:
@@ -316,12 +315,6 @@ def _start(environment: Mapping[str, str], preload: str) -> tuple[subprocess.Pop
             stderr=subprocess.STDOUT,
             pass_fds=[theirs.fileno()],
         ), ours
-
-
-def _print(line: str) -> None:
-    with suppress(OSError, ValueError):  # nobody reads it
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
 
 
 def _exit_with(parent: int) -> None:

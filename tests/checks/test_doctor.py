@@ -30,6 +30,7 @@ from harness.config.benchmark import Benchmark, parse_benchmark
 from harness.engine.verification import logits
 from harness.errors import DataMissing
 from harness.executors.local import Local
+from harness.leaderboard import board_files
 from harness.threats.lp import Linf
 from harness.util.noise import Noise
 
@@ -45,7 +46,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def findings(benchmark: Benchmark | dict[str, Any], runs: str = "runs", out: str = "board.csv") -> list[Finding]:
     if not isinstance(benchmark, Benchmark):
         benchmark = parse_benchmark({"name": "tiny"} | benchmark)
-    return list(doctor.doctor(benchmark, runs=Path(runs), out=Path(out)))
+    return list(doctor.doctor(benchmark, runs=Path(runs), out=[*board_files.paths_of(Path(out)).values()]))
 
 
 def checkpoint(builder: str) -> dict[str, Any]:
@@ -223,6 +224,16 @@ def test_a_beta_at_which_nothing_is_right(monkeypatch: pytest.MonkeyPatch) -> No
     assert "steering.beta" in fault.remedy
 
 
+@pytest.mark.parametrize(("beta", "words"), [(0.99, "leaves the network nearly as it is"), ("auto", "")])
+def test_a_grid_that_lies_aside_is_told_with_one_to_try(here: Path, beta: float | str, words: str) -> None:
+    found = faults(findings(digits(steering={"beta": beta})))
+    assert set(found) == ({"grid"} if words else set())
+    if words:
+        assert (found["grid"].level, found["grid"].subject) == ("warning", "digits_plain")
+        assert words in found["grid"].text
+        assert re.match(r"try steering\.beta: \[0\.9[67]\d*, .*\], or auto", found["grid"].remedy)
+
+
 def test_a_runs_folder_that_is_a_file(here: Path) -> None:
     (here / "runs").touch()
     fault = faults(findings(tiny.mapping()))["folder"]
@@ -234,6 +245,12 @@ def test_a_board_that_is_a_folder(here: Path) -> None:
     (here / "board.csv").mkdir()
     fault = faults(findings(tiny.mapping()))["folder"]
     assert (fault.subject, fault.text) == ("out", "board.csv cannot be written")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_board_whose_question_file_would_have_too_long_a_name() -> None:
+    fault = faults(findings(tiny.mapping(), out="o" * 242 + ".csv"))["folder"]
+    assert (fault.subject, fault.text) == ("out", "o" * 242 + ".question.yaml cannot be written")
 
 
 @pytest.mark.usefixtures("here")

@@ -198,6 +198,8 @@ def test_a_leaderboard_that_cannot_be_written_is_told_before_the_work(refused: R
     found = refused(mapping(seed=5), "--out", "tiny.yaml/board.csv")
     assert found.startswith("tiny.yaml/board.csv: cannot be written: ")
     assert "--out" in found
+    found = refused(mapping(seed=5), "--out", "o" * 242 + ".csv")
+    assert found.startswith("o" * 242 + ".question.yaml: cannot be written: ")
     found = refused(mapping(seed=5), "--out", "runs")
     assert found.startswith("runs: cannot be written")
     assert "--out" in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,9 @@ from helpers.commands import Command, Run
 from helpers.packages import install, python_path
 from helpers.tiny import few_cells
 
+from harness.api.registry import part
+from harness.errors import SpecError
+from harness.util import waiting
 from harness.util.foreign import refuse_exit
 
 PARTS = """
@@ -81,6 +85,18 @@ def test_list_and_schema_go_on_and_name_what_cannot_be_imported(command: Command
         assert f"kind '{kind}' (from {kind}) cannot be imported: " in schema.err
         assert how in schema.err
         assert f"(from {kind})" in text
+
+
+def test_a_plug_in_whose_import_takes_long_is_named_meanwhile(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys, time\nfor _ in range(500):\n    if not sys.stderr.getvalue(): time.sleep(0.01)\n"
+    install(here / "slow", "slow", "[ct_harness.datasets]\nslow = slow_parts:Part\n", slow_parts=code)
+    monkeypatch.syspath_prepend(str(here / "slow"))
+    monkeypatch.setattr(waiting, "FIRST_NOTE", 0.4)
+    heard = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", heard)
+    with pytest.raises(SpecError, match="slow"):  # there is no Part
+        part("datasets", "slow")
+    assert heard.getvalue().startswith("importing kind 'slow' (from slow): no end for 0 s; still waiting\n")
 
 
 @pytest.mark.parametrize(

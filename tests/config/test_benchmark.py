@@ -200,6 +200,7 @@ def test_the_schema_is_one() -> None:
     [
         {},
         {"steering": {"beta": {"from": 0.7, "to": 0.99, "step": 0.01}, "c": 0.25, "sites": "modules"}},
+        {"steering": {"beta": "auto"}},
         {"steering": {"beta": [0, 1]}, "executor": {"kind": "local", "workers": "auto"}},
         {"threat": {"kind": "L2", "eps": 0.5, "attack": {"stages": ["square"], "queries": 5}}},
         {"threat": {"kind": "Linf"}, "dataset": {"kind": "cifar10", "n": 5}},

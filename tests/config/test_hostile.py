@@ -70,6 +70,7 @@ HOSTILE = {
     "beta": (good(steering=f"{{beta: [{'0.12345, ' * 100_000}]}}"), "larger than 100 kB"),
     "short beta": (good(steering=f"{{beta: [{'1,' * 12_000}]}}"), "steering.beta: expected a list of at most 10,000"),
     "bad beta": (good(steering=f"{{beta: [{'2,' * 12_000}]}}"), "steering.beta[0]: expected a number of at most 1"),
+    "eps that moves no pixel": (good(threat="{kind: Linf, eps: 1e-300}"), "threat.eps: eps is finer than float32"),
     "tiny eps": (good(threat="{kind: Linf, eps: 1e-999999999}"), "threat.eps: expected a number in pixels"),
     "huge eps": (good(threat="{kind: Linf, eps: 1e999999999}"), "threat.eps: expected a number in pixels"),
     "workers": (good(executor="{kind: local, workers: 1000000000}"), "executor.workers: expected a number of at most"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.engine.fingerprint import alike, answers, fingerprint
+from harness.engine.fingerprint import alike, answers, fingerprint, fixed_images
 
 
 class Net(nn.Module):
@@ -112,12 +112,12 @@ def test_code_shows_by_the_names_of_its_modules(tmp_path: Any, monkeypatch: pyte
 
 
 def test_answers_are_the_sums_by_hand() -> None:
-    images = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = fixed_images((1, 4, 4))
     with torch.no_grad():
         logits = Net()(images).double()
     by_hand = [
         [sum(float(logits[i, k]) * torch.cos(torch.tensor((k + 1.0) * j, dtype=torch.float64)).item() for k in range(4))
-         for j in range(1, 17)] for i in range(4)
+         for j in range(1, 17)] for i in range(len(images))
     ]  # fmt: skip
     assert torch.allclose(torch.tensor(answers(Net(), (1, 4, 4))), torch.tensor(by_hand), rtol=1e-5)
 
@@ -127,6 +127,52 @@ def test_answers_differ_by_more_than_rounding_where_the_network_does() -> None:
     assert alike(first, answers(changed(lambda net: net.last.bias.data.add_(1e-6)), (1, 4, 4)))
     assert not alike(first, answers(changed(lambda net: net.last.bias.data[2].add_(1.0)), (1, 4, 4)))
     assert not alike(first, ())
+
+
+FEATURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "brightness": lambda x: x.mean((1, 2, 3)),
+    "its darkest pixel": lambda x: x.amin((1, 2, 3)),
+    "its brightest pixel": lambda x: x.amax((1, 2, 3)),
+    "contrast": lambda x: 2 * x.std((1, 2, 3)),
+    "smoothness": lambda x: 1 - 4 * x.diff(dim=-1).abs().mean((1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_branch_that_depends_on_how_an_image_looks_is_seen(feature: str, shape: tuple[int, ...], side: int) -> None:
+    """Whatever the threshold, and on whichever side of it the network answers otherwise."""
+
+    class Branching(nn.Module):
+        def __init__(self, threshold: float | None) -> None:
+            super().__init__()
+            self.threshold = threshold
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = torch.stack([x.mean((1, 2, 3)), x.flatten(1)[:, 0] - 0.5], 1)
+            if self.threshold is None:
+                return logits
+            turned = side * (FEATURES[feature](x) - self.threshold) > 0
+            return torch.where(turned[:, None], -logits - 1, logits)
+
+    plain = answers(Branching(None), shape)
+    for threshold in (0.05, 0.2, 0.4, 0.6, 0.8, 0.95):
+        assert not alike(plain, answers(Branching(threshold), shape)), threshold
+
+
+def test_an_image_that_has_no_finite_answer_hides_no_other() -> None:
+    class Divided(nn.Module):
+        def __init__(self, sign: float) -> None:
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            factor = torch.where(flat.amin(1) == flat.amax(1), torch.inf, self.sign)  # as divided by a deviation of 0
+            return flat[:, :2] * factor[:, None]
+
+    assert not alike(answers(Divided(1), (1, 4, 4)), answers(Divided(-1), (1, 4, 4)))
 
 
 def test_a_network_that_answers_by_chance_has_no_answers_to_hold_against_others() -> None:

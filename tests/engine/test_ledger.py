@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -383,6 +384,20 @@ def test_a_full_disk_loses_nothing_committed(
         ledger.append(B, [(digest(i), attempt(0), result(0, picture(i))) for i in range(999)], [], {})
     assert "ledger.sqlite: cannot be written, the disk is full" in str(refusal.value)
     assert "free some space and run again: what was committed is kept" in str(refusal.value)
+    assert [key[1] for key in trials(tmp_path)] == [digest(0)]
+
+
+@pytest.mark.parametrize("image", [None, picture(1)])
+def test_a_limit_of_file_sizes_is_told_as_a_full_disk(image: torch.Tensor | None, tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.append(A, [(digest(0), attempt(0), result())], [], {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, limits[1]))
+    try:
+        with pytest.raises(LedgerError, match="the file may not grow"), Ledger(tmp_path) as ledger:
+            ledger.append(B, [(digest(i), attempt(0), result(0, image)) for i in range(2000)], [], {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [key[1] for key in trials(tmp_path)] == [digest(0)]
 
 

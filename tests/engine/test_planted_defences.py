@@ -24,6 +24,7 @@ from harness.attacks.unit_test import run as run_attack
 from harness.config.benchmark import parse_benchmark
 from harness.datasets.digits import Digits
 from harness.leaderboard.flags import MASKING
+from harness.leaderboard.row import HEADLINES
 from harness.models.loaded import Loaded
 from harness.pipeline import run
 from harness.util.hashing import sha256_of_weights
@@ -213,7 +214,18 @@ def test_what_is_masked_on_one_side_is_flagged_there_and_in_the_headline(
     masked, healthy = ("untouched", "ct") if where == "baseline" else ("ct", "untouched")
     assert {"unit_test", "replay", "zero_gradient"} <= marks[masked]
     assert not marks[healthy]
-    headline = table[table["status"] == "selected"].iloc[0]
+    headline = table[table["status"].isin(HEADLINES.values())].iloc[0]
     chosen_masked = where == "baseline" or "0.8" in str(headline["chosen"])
+    assert (headline["status"] == "untrusted") == chosen_masked
     assert (flags(headline["flags"]) & MASKING == marks[masked]) == chosen_masked
-    assert chosen_masked
+
+
+def test_a_gain_that_only_a_blind_attack_sees_is_smaller_in_the_headline_and_not_to_be_trusted(tmp_path: Path) -> None:
+    """β = 0.8 hides its gradients; what fooled β = 1 is shown to it too, and what is left of the gain is doubted."""
+    table = board([DefenceModel(name="quantised", where="steered")], tmp_path, BRIEF, beta=0.8)
+    headline, steered = table[table["status"].isin(HEADLINES.values())].iloc[0], table[table["beta"] == 0.8].iloc[-1]
+    (baseline,) = table[(table["status"] == "ok") & (table["method"] == "untouched")].to_dict("records")
+    assert steered["robust_aa"] - baseline["robust_aa"] > 0.3
+    assert steered["robust"] - baseline["robust"] < 0.2
+    assert headline["robust"] <= steered["robust"]
+    assert headline["status"] == "untrusted"

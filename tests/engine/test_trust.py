@@ -108,7 +108,7 @@ BRIEF = {"stages": ["apgd-ce", "apgd-t", "square"], "iterations": 10, "queries":
 )
 def test_a_planted_fault_raises_its_flag(fault: str, expected: set[str], tmp_path: Path) -> None:
     table = board([PlantedModel(fault=fault)], tmp_path, BRIEF)
-    assert table["status"].isin(["ok", "selected"]).all(), table["status"].tolist()
+    assert table["status"].isin(["ok", "selected", "untrusted"]).all(), table["status"].tolist()
     assert expected <= flags(row(table, 1))
 
 

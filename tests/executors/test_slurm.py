@@ -166,12 +166,12 @@ def test_no_slurm_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("fields", "pieces"),
     [
-        ({"memory": "8 gigabytes"}, ["executor.memory: ", "text that matches"]),
+        ({"memory": "8 gigabytes"}, ["executor.memory: ", "a number and its unit", "found '8 gigabytes'"]),
         ({"time": 0}, ["executor.time: ", "above 0", "found 0"]),
         ({"cluster": "moon"}, ["executor.cluster: ", "'slurm', 'local' or 'debug'", "found 'moon'"]),
         ({"folder": "images.npz"}, ["executor.folder: ", "images.npz cannot be made", "choose another"]),
         ({"gpus": 1, "gres": "gpu:1"}, ["executor: ", "gpus and gres", "found 1 and 'gpu:1'", "leave one out"]),
-        ({"gres": "a100:1"}, ["executor.gres: ", "text that matches ^gpu", "found 'a100:1'"]),
+        ({"gres": "a100:1"}, ["executor.gres: ", "gpu with a type or a number", "found 'a100:1'"]),
     ],
 )
 def test_bad_fields_are_named(run: Run, fields: dict[str, Any], pieces: list[str]) -> None:

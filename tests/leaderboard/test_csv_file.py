@@ -116,9 +116,10 @@ def test_a_board_of_an_earlier_version_is_refused_by_the_names_of_its_columns(tm
         assert piece in str(error.value)
 
 
-def test_text_where_a_number_belongs_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["all", "nan"])
+def test_text_where_a_number_belongs_is_named(tmp_path: Path, text: str) -> None:
     # Once: read() lets text in a numeric column pass; `show` then ends in a ValueError's traceback.
     write(board([entry(score(1.0, [1] * 4, [1] * 4))]), tmp_path / "b.csv")
-    (tmp_path / "b.csv").write_text((tmp_path / "b.csv").read_text().replace("1.000000", "all"))
-    with pytest.raises(LeaderboardError, match=r"b\.csv"):
+    (tmp_path / "b.csv").write_text((tmp_path / "b.csv").read_text().replace("1.000000", text))
+    with pytest.raises(LeaderboardError, match=rf"b\.csv: .*: clean: expected a number, found '{text}'"):
         read(tmp_path / "b.csv")

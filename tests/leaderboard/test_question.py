@@ -33,6 +33,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "selection": {"selection": {"kind": "none"}},
     "seed": {"seed": 1},
     "sites": {"steering": {"beta": [0.9, 0.5], "sites": "modules"}},
+    "a grid placed by the model": {"steering": {"beta": "auto"}},
 }
 
 

@@ -22,8 +22,9 @@ from harness.leaderboard.row import SELECTED
 from harness.leaderboard.scores import Headline, ModelEntry
 
 COLUMNS = [
-    "rank", "model", "method", "beta", "c", "family", "clean", "robust", "robust_low", "robust_high", "robust_aa",
-    "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "unit_test", "mce", "published_clean",
+    "rank", "model", "method", "beta", "c", "smoothing", "family", "clean", "robust", "robust_low", "robust_high",
+    "robust_aa", "delta_pp", "delta_low", "delta_high", "gained", "lost", "p_value", "p_holm", "unit_test", "mce",
+    "published_clean",
     "published_robust", "status", "selection", "chosen", "sites",
     "steered", "trainable_parameters", "n", "dataset", "metric", "threat", "eps", "attack", "protocol",
     "question", "parameters",
@@ -103,6 +104,21 @@ def test_headlines_are_adjusted_over_the_models_and_a_baseline_is_not_tested_aga
     tested = table[table.status == "ok"].set_index("method")[["delta_low", "delta_high", "p_value"]]
     assert tested.loc["untouched"].isna().to_numpy().all()
     assert tested.loc["ct"].notna().to_numpy().all()
+
+
+@pytest.mark.parametrize("where", ["baseline", "chosen", "other"])
+@pytest.mark.parametrize(("flag", "is_masking"), [("gradient_mismatch", True), ("replay", True), ("partial", False)])
+def test_a_headline_with_a_masking_flag_at_the_baseline_or_a_chosen_beta_is_not_to_be_trusted(
+    where: str, flag: str, is_masking: bool
+) -> None:
+    marks = {"baseline": 1.0, "chosen": 0.5, "other": 0.8}
+    scores = [
+        score(beta, [1, 1, 1, 0], [1] * 4, flags=frozenset({flag} if marks[where] == beta else ()))
+        for beta in marks.values()
+    ]
+    headline = Headline("none", Choice((Steering(0.5),), (np.arange(4),)), Paired(0, 0, 0, 0, 0, 0.5), SELECTED)
+    row = board([entry(*scores, headline=headline)]).iloc[0]
+    assert row.status == ("untrusted" if is_masking and where != "other" else "selected")
 
 
 # --- the order ---

@@ -16,7 +16,7 @@ from harness.leaderboard import board_files, csv_file, outcomes
 from harness.leaderboard.row import FORMATS
 
 SHIPPED = Path(__file__).parents[2] / "leaderboards"
-OTHER = {"d": 7, ".6g": 0.25, ".6f": 0.123, "+.4f": 1.5, ".4g": 0.04, ".4f": 0.75, ".1f": 9.5, "s": "other"}
+OTHER = {"d": 7, ".3g": 0.5, ".6g": 0.25, ".6f": 0.123, "+.4f": 1.5, ".4g": 0.04, ".4f": 0.75, ".1f": 9.5, "s": "other"}
 """Another value for a column of each format."""
 ODD = {"metric": "mean_accuracy", "family": "smooth", "chosen": "0.7;0.7", "status": "bounded"}
 
@@ -102,6 +102,24 @@ def test_a_lone_board_is_shown_with_a_warning_and_not_judged(board: Path, comman
         )
     with pytest.raises(LeaderboardError, match="is missing; commit all three files"):
         board_files.read_whole(board)
+
+
+def test_a_lone_board_with_a_row_twice_or_without_a_baseline_is_refused_by_name(tmp_path: Path) -> None:
+    lone, table = tmp_path / "lone.csv", csv_file.read(SHIPPED / "digits_linf.csv")
+    for rows, told in (
+        (pd.concat([table, table[-1:]]), "expected one row, found 2"),
+        (table[table["method"] != "untouched"], "expected one row of the untouched network, found 0"),
+    ):
+        lone.write_text(csv_file.to_csv(rows))
+        with pytest.raises(LeaderboardError, match=rf"lone\.csv: .*{told}"):
+            board_files.read(lone)
+
+
+def test_without_digests_an_edit_is_still_noticed_by_the_outcomes(board: Path) -> None:
+    board_files.question_of(board).unlink()
+    board.write_text(board.read_text().replace(",0.420000,", ",0.920000,", 1))
+    with pytest.raises(LeaderboardError, match=r"digits_linf\.csv: .*robust: .*which follows from the outcome file"):
+        board_files.read(board)
 
 
 def test_a_board_without_digests_is_not_judged(board: Path) -> None:

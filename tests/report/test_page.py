@@ -60,6 +60,7 @@ def test_the_sentence_has_the_numbers_of_the_headline() -> None:
         ({"p_value": 0.05, "delta_pp": 2.0}, "neither", "No evidence of a gain or a loss"),
         ({"p_value": 0.03, "p_holm": 0.06, "delta_pp": 2.0}, "neither", "No evidence of a gain or a loss"),
         ({"p_value": 0.001, "delta_pp": 9.0, "status": "in-sample"}, "untrusted", "Not to be trusted"),
+        ({"p_value": 0.001, "status": "untrusted", "flags": "replay;partial"}, "untrusted", "Not to be trusted"),
     ],
 )
 def test_only_a_p_below_5_percent_of_a_fair_choice_is_evidence(
@@ -68,6 +69,12 @@ def test_only_a_p_below_5_percent_of_a_fair_choice_is_evidence(
     model_verdict = verdict_of(boards.selected("m", "0.9", **changes), boards.untouched("m"))
     assert (model_verdict.verdict, model_verdict.word) == (verdict, word)
     assert ("no evidence" in model_verdict.plain) == (verdict == "untrusted")
+
+
+def test_a_verdict_that_is_not_to_be_trusted_names_the_signs_of_masking() -> None:
+    row = boards.selected("m", "0.9", p_value=0.001, status="untrusted", flags="partial;replay;unit_test")
+    found = verdict_of(row, boards.untouched("m"))
+    assert found.plain.startswith("Signs of gradient masking (replay, unit_test) at the untouched network or at a ")
 
 
 def test_of_several_models_the_adjusted_p_decides_and_is_told_beside_the_own_one() -> None:
@@ -99,7 +106,7 @@ def test_how_beta_was_chosen_is_told(selection: str, words: str) -> None:
 def test_where_the_untouched_network_won_nothing_is_said_to_be_gained() -> None:
     row = boards.selected("m", "0.5;0.5", delta_pp=0.0, p_value=1.0)
     assert verdict_of(row, boards.untouched("m", 0.5)).plain == (
-        "The untouched network (β = 0.5) was the best, so steering neither gains nor loses anything."
+        "On these 200 images no steering did better than the untouched network (β = 0.5)."
     )
 
 

@@ -19,6 +19,7 @@ LORA = boards.point("m", 1.0, 165, 110, method="lora-4", trainable_parameters=12
 BOUNDED = boards.bounded("m", 0.8, 160, 96)
 HEADLINE = boards.selected("m", "0.9/0.3;0.8", delta_pp=4.0, delta_low=-2.04, delta_high=10.0, gained=6, lost=2,
                            p_value=0.0018, flags="replay;square")  # fmt: skip
+MASKED = boards.selected("m", "0.9", status="untrusted", flags="replay")
 IN_SAMPLE = boards.selected("m", "0.9", status="in-sample")
 FAILED = boards.failed("m", "gone")
 
@@ -37,6 +38,10 @@ def only(row: dict[str, Any]) -> LeaderboardRow:
         (table.RANK_OR_STATUS, STEERED, "1"),
         (table.KIND, HEADLINE, "selected"),
         (table.KIND, IN_SAMPLE, "in-sample"),
+        (table.KIND, MASKED, "untrusted"),
+        (table.RANK_OR_STATUS, MASKED, "untrusted"),
+        (table.CHOICE, MASKED, "0.9 (untrusted)"),
+        (table.STEERING_OR_FIT, MASKED, "0.9 (untrusted)"),
         (table.KIND, BASELINE, "baseline"),
         (table.KIND, PROBE, "baseline"),
         (table.KIND, STEERED, ""),

@@ -109,6 +109,17 @@ def test_eps_may_be_a_fraction(text: str, pixels: float) -> None:
     assert L2.model_validate({"eps": text}).eps == pixels
 
 
+@pytest.mark.parametrize("cls", [Linf, L2, L1])
+def test_a_radius_that_no_float32_pixel_shows_is_refused(cls: type[Lp]) -> None:
+    below_one = float(1 - torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)))
+    assert cls(eps=below_one).eps == below_one
+    for eps in (below_one / 2, 1e-300):
+        with pytest.raises(
+            ValidationError, match=r"finer than float32 pixels can show: expected at least 6e-08, found"
+        ):
+            cls(eps=eps)
+
+
 @pytest.mark.parametrize("eps", ["eight", "1/0", 0, -1, float("inf"), float("nan")])
 def test_what_is_no_radius_is_refused(eps: Any) -> None:
     with pytest.raises(ValidationError):

@@ -71,7 +71,7 @@ def test_a_class_that_was_not_trained_is_refused_by_name(tmp_path: Path) -> None
 def test_doctor_sees_both_beforehand(tmp_path: Path) -> None:
     def findings(scored: list[int]) -> list[str]:
         benchmark = parse_benchmark(board([5, 6, 7], scored))
-        found = doctor(benchmark, runs=tmp_path, out=tmp_path / "board.csv")
+        found = doctor(benchmark, runs=tmp_path, out=[tmp_path / "board.csv"])
         return [finding.text for finding in found if finding.level == "problem"]
 
     assert findings([7, 5, 6]) == []

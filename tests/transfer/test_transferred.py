@@ -126,7 +126,7 @@ def test_doctor_refuses_what_a_run_would(
         {"name": "x", "dataset": {"kind": "digits", "classes": list(FIVE)}, "threat": {"kind": "clean"},
          "steering": {"beta": 0.9}} | changes
     )  # fmt: skip
-    found = list(doctor(benchmark, runs=tmp_path / "runs", out=tmp_path / "x.csv"))
+    found = list(doctor(benchmark, runs=tmp_path / "runs", out=[tmp_path / "x.csv"]))
     assert any(finding.level == "problem" and message in finding.text for finding in found)
     assert not (tmp_path / "runs" / "features").exists()
 
