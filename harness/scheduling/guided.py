@@ -180,7 +180,7 @@ class GuidedSearch:
 
     @property
     def sources(self) -> Mapping[Trial, Sources]:
-        """Of each trial of the replay that was asked for, the trials whose adversarial images it shows."""
+        """The trials whose adversarial images are shown by each trial of the replay that was asked for."""
         return {} if self._verdicts is None else self._replay.sources
 
     def unit_test(self, steering: Steering) -> float | None:

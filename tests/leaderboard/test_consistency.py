@@ -127,7 +127,7 @@ def test_an_image_of_a_row_is_missing() -> None:
         ("metric", "speed", "metric: expected accuracy, mean_accuracy, mse, found 'speed'"),
         ("family", "curvy", "family: expected relu, smooth, found 'curvy'"),
         ("chosen", "nine", "chosen: expected steerings such as 0.9;0.8/0.3, found 'nine'"),
-        ("status", "fine", "status: expected ok, bounded, selected, in-sample or failed, found 'fine'"),
+        ("status", "fine", "status: expected ok, bounded, selected, in-sample, untrusted or failed, found 'fine'"),
     ],
 )
 def test_a_cell_that_cannot_be_is_named(column: str, value: Any, words: str) -> None:
