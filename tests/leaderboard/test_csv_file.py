@@ -90,7 +90,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     [
         (None, r"b\.csv: cannot be read.*No such file"),
         ("", r"b\.csv: cannot be read.*No columns"),
-        ("rank,model\n1,m\n", r"b\.csv: not a leaderboard.*method, beta, c, family, clean"),
+        ("rank,model\n1,m\n", r"b\.csv: not a leaderboard.*method, beta, c, smoothing, family, clean"),
         ('a\n"b\n', r"b\.csv: cannot be read"),
         ("\xff\xfe", r"b\.csv: cannot be read"),
     ],
