@@ -35,7 +35,7 @@ def findings(asked: Benchmark) -> dict[str, Finding]:
 @pytest.mark.usefixtures("here")
 def test_doctor_checks_all_four_and_estimates_what_they_take() -> None:
     found = findings(benchmark())
-    assert {finding.level for finding in found.values()} == {"ok"}
+    assert {name for name, finding in found.items() if finding.level != "ok"} <= {"grid"}
     assert found.keys() >= {"device", "data", "weights", "clean", "steering", "attack", "disk", "memory", "duration"}
     assert "3 workers" in found["device"].text
     assert "24 of 24 images" in found["clean"].text

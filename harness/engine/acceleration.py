@@ -128,6 +128,8 @@ def _checked(task: Task, plain: FixedWidth, network: nn.Module, at_widths: Calla
     other = plain.width if plain.width != plain.reference else plain.narrowest
     widths = Widths((plain.reference,), tuple(sorted({plain.reference, other})))
     fixed = at_widths(network, widths=widths, modes="both")
+    if not fixed.reference:
+        raise ModelError("compiled, it answers by chance")
     for found, expected in zip(fixed.at_reference, (*plain.at_reference, plain.at_reference[0]), strict=True):
         distance = torch.linalg.vector_norm((found - expected).double())
         if not distance <= ROUNDING[task.precision] * torch.linalg.vector_norm(expected.double()):  # NaN fails too

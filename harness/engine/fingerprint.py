@@ -38,6 +38,8 @@ GREY = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Levels of grey ones, whose mean has no rounding: what divides by their deviation gets the same anywhere."""
 BLOBS = 4
 """Blobs along each side of the dark and the bright one."""
+PIECES = 4
+"""Batches in which it is asked: a few images at a time, whatever its memory."""
 NUMBERS = 16
 """Numbers into which its answers to an image are summed up, with fixed weights."""
 ROUNDING = 1e-3
@@ -201,11 +203,15 @@ def fixed_images(shape: Sequence[int]) -> Tensor:
     return torch.cat([noise, torch.stack([*(torch.full(tuple(shape), level) for level in GREY), *smooth])])
 
 
+def _outputs(network: nn.Module, images: Tensor) -> Tensor:
+    """Return all that a network answers to each image, float64 [n, k]."""
+    leaves = [leaf for leaf in tree_leaves(network(images)) if isinstance(leaf, Tensor) and len(leaf) == len(images)]
+    return torch.cat([leaf.double().flatten(1) for leaf in leaves], 1)
+
+
 def _sums(network: nn.Module, images: Tensor) -> Answers:
     with torch.no_grad(), reproducible(), seeded(0):
-        result = network(images)
-    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and len(leaf) == len(images)]
-    flat = torch.cat([output.double().flatten(1) for output in outputs], 1)
+        flat = torch.cat([_outputs(network, few) for few in torch.tensor_split(images, PIECES)])
     places = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64)
     weights = torch.cos(torch.outer(places, torch.arange(1, NUMBERS + 1, dtype=torch.float64)))
     return tuple(

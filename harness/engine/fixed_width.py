@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from itertools import chain
 from time import perf_counter
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -127,11 +128,12 @@ class FixedWidth(nn.Module):
     def _width(self, n: int) -> int:
         """Return the width at which to compute the next of ``n`` images."""
         few = len(self._ladder) <= 2
-        allowed = [w for w in self._ladder if w <= self.widest and (few or w == self.reference or w <= 2 * n)]
-        wider = (width for width in allowed if n <= width <= WASTE * n)
-        narrower = (width for width in reversed(allowed) if width <= n)
+        allowed = [width for width in self._ladder if width <= self.widest]
+        near = [width for width in allowed if few or width <= 2 * n]
+        wider = (width for width in near if n <= width <= WASTE * n)
+        narrower = (width for width in reversed(near) if width <= n)
         padded = (width for width in allowed if width > n)
-        return next((w for w in (*wider, *narrower, *padded) if self.agrees(w)), max(self.reference, 1))
+        return next((width for width in chain(wider, narrower, padded) if self.agrees(width)), self.narrowest)
 
     @property
     def _ladder(self) -> tuple[int, ...]:

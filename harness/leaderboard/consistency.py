@@ -60,7 +60,8 @@ def check(rows: Sequence[LeaderboardRow], table: pd.DataFrame) -> None:
         _all_alike(grid, scores)
         before = scores[baseline_of(own).key][1]
         for place, row in enumerate(grid, start=1):
-            _hold(row, dict(_of_row(row, scores, before)) | _of_place(row, place, own_attack))
+            against = own_attack.get(baseline_of(own).key, before) if row.is_adapted else before
+            _hold(row, dict(_of_row(row, scores, against)) | _of_place(row, place, own_attack))
         for row in own:
             if row.is_headline:
                 _hold(row, dict(_of_headline(row, _chosen(row, grid, scores), before)))

@@ -105,7 +105,17 @@ MEANING = {
 """The meaning of every flag of the built-in parts."""
 
 MASKING = frozenset(
-    {"replay", "square", "sentinel", "unit_test", "gradient_mismatch", "zero_gradient", "large_eps", "dynamic"}
+    {
+        "replay",
+        "square",
+        "sentinel",
+        "unit_test",
+        "gradient_mismatch",
+        "zero_gradient",
+        "large_eps",
+        "dynamic",
+        "randomized",
+    }  # fmt: skip
 )
 """Flags of an accuracy that may be too high. One of the baseline concerns every comparison with it too."""
 
@@ -116,7 +126,8 @@ SENTINEL_SHARE = 0.05
 """Share of the robust images that a sentinel may fool without a flag, or a single one: few attacks are AutoAttack."""
 
 SQUARE_SHARE = 0.002
-"""Share of the images that Square may take from the attacks before it without a flag, as in AutoAttack's own check."""
+"""Share of the images that Square may take from the attacks before it without a flag, as in AutoAttack's own check; or
+a single one, which chance explains."""
 
 REPEATED = 0.01
 """Share of the images that may be repetitions of others without a flag, as in some official sets."""
@@ -169,7 +180,7 @@ def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
         return set()
     before = stages[names[names.index("square") - 1]]
     taken = (before == 1) & (stages["square"] == 0)
-    return {"square"} if taken.mean() > SQUARE_SHARE else set()
+    return {"square"} if taken.sum() > max(SQUARE_SHARE * len(taken), 1) else set()
 
 
 def of_sentinels(survived: np.ndarray) -> set[str]:
@@ -202,6 +213,6 @@ def of_replay(own: np.ndarray, robust: np.ndarray, points: float) -> set[str]:
     Args:
         own: robust scores [n] against the row's own attack.
         robust: robust scores [n] when the others' adversarial images count too.
-        points: percentage points that the accuracy may fall by without a flag.
+        points: percentage points that the accuracy may fall by without a flag, or a single image; 0 for none at all.
     """
-    return {"replay"} if 100 * (own.mean() - robust.mean()) > points else set()
+    return {"replay"} if (own > robust).sum() > (max(points * len(own) / 100, 1) if points else 0) else set()

@@ -47,7 +47,7 @@ def _over_models(entries: Sequence[ModelEntry]) -> dict[int, float]:
 def _scored(entry: ModelEntry, p_of_headline: float | None) -> list[Columns]:
     (baseline,) = (score for score in entry.scores if score.steering.is_baseline)
     ordered = sorted(entry.scores, key=_best_first)
-    gains = {score.steering: paired(baseline.robust, score.robust) for score in ordered if score.complete}
+    gains = {score.steering: paired(_like(score, baseline), score.robust) for score in ordered if score.complete}
     p_holm = _adjusted(gains, ordered)
     rows = [
         (
@@ -77,6 +77,11 @@ def _scored(entry: ModelEntry, p_of_headline: float | None) -> list[Columns]:
     rows += [_lost(entry, method, error) for method, error in entry.lost.items()]
     headline = [_headline(entry, entry.headline, baseline) | {"p_holm": p_of_headline}] if entry.headline else []
     return [*headline, *rows]
+
+
+def _like(score: Score, baseline: Score) -> np.ndarray:
+    """Return the baseline's robust scores to compare with, [n]: another method is shown no images of other steerings."""
+    return baseline.own if score.steering.method and baseline.own is not None else baseline.robust
 
 
 def _best_first(score: Score) -> tuple[float, ...]:

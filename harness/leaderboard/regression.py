@@ -165,7 +165,7 @@ def _changes(committed: Board, fresh: Board, keys: Sequence[RowKey], finished: n
     before, after = _measured(committed, keys), _measured(fresh, keys)
     if before.shape != after.shape:
         raise _no_outcomes(keys[0])
-    exact, noise = after - before, NOISE * before[:, [0, 1, 1]].std(axis=-1, keepdims=True)
+    exact, noise = np.nan_to_num(after - before), NOISE * before[:, [0, 1, 1]].std(axis=-1, keepdims=True)
     changed = np.where(np.abs(exact) > noise, exact, 0.0)
     p_values = gate_p_values(changed, finished)
     mean = exact[finished].sum(axis=0) / max(finished.sum(), 1)
@@ -174,12 +174,12 @@ def _changes(committed: Board, fresh: Board, keys: Sequence[RowKey], finished: n
 
 
 def _measured(board: Board, keys: Sequence[RowKey]) -> np.ndarray:
-    """Return what is measured on each image, [rows, 3, n]; see `FELL`. What the replay takes is 0 where not known."""
+    """Return what is measured on each image, [rows, 3, n]; see `FELL`. What the replay takes is NaN where not known."""
     scores, own = outcomes.scores(board.outcomes), outcomes.own(board.outcomes)
     sizes = {key: len(scores[key][0]) if key in scores else 0 for key in keys}
     if odd := [key for key in keys if not sizes[key] or sizes[key] != sizes[keys[0]]]:
         raise _no_outcomes(odd[0])
-    return np.array([[*scores[key], scores[key][1] - own.get(key, scores[key][1])] for key in keys])
+    return np.array([[*scores[key], scores[key][1] - own.get(key, np.nan)] for key in keys])
 
 
 def _no_outcomes(key: RowKey) -> LeaderboardError:

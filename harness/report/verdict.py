@@ -111,7 +111,8 @@ def _plain(verdict: HeadlineVerdict, row: LeaderboardRow, rows: Sequence[Leaderb
             "may be blind there, so that the difference is no evidence. A stronger or an adaptive attack would tell."
         )
     if set(row.chosen_betas) == {untouched}:
-        return f"On these {n} no steering did better than the untouched network (β = {untouched:g})."
+        where = f"these {n}" if row.selection.startswith("cross_validation") else "the images that β was chosen on"
+        return f"On {where} no steering did better than the untouched network (β = {untouched:g})."
     better, worse = ("more robust", "less robust") if row.is_attacked else ("better", "worse")
     one_of_many = " with as many models tested" if known(row.p_value) < ALPHA else ""
     return {

@@ -165,7 +165,8 @@ class AttackOrder:
         them.
         """
         number, where = undecided.leader, undecided.where
-        lost_elsewhere = where[(~self.verdicts.alive[np.ix_(self.line, where)]).any(axis=0)]
+        lost = (~self.verdicts.alive[np.ix_(self.line, where)]).any(axis=0)
+        lost_elsewhere = where[lost & self.verdicts.robust[number, where]]  # the replay's own losses change no bound
         steerings, images, attempts = self._next_stage(np.array([number]), lost_elsewhere)
         if not len(images):
             steerings, images, attempts = self._next_stage(np.array([number]), where)

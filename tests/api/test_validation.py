@@ -37,7 +37,7 @@ def faults(**changes: Any) -> list[str]:
         ({"models": []}, "models: expected a list of at least 1, found []"),
         ({"models": DEMO}, f"models: expected a list, found {DEMO}"),
         ({"steering": 3}, "steering: expected a mapping, found 3"),
-        ({"steering": {"beta": "high"}}, "steering.beta: expected a list, found 'high'"),
+        ({"steering": {"beta": "high"}}, "steering.beta: expected a list or 'auto', found 'high'"),
         ({"steering": {"beta": [0.9, 1.1]}}, "steering.beta[1]: expected a number of at most 1, found 1.1"),
         ({"steering": {"beta": -0.5}}, "steering.beta[0]: expected a number of at least 0, found -0.5"),
         ({"dataset": {"kind": "digits", "n": 0}}, "dataset.n: expected a number above 0, found 0"),

@@ -337,3 +337,12 @@ def test_rows_are_of_few_numbers_and_no_more_than_twice_as_many() -> None:
     assert set(found.values()) == {16, 32, 64, 128, 256}
     for rows in set(found.values()):
         assert {width for _, _, width in fixed.cut(rows)} <= {16, 32, 64, 128, 256}
+
+
+def test_a_few_images_are_padded_to_the_narrowest_width_not_to_the_widest() -> None:
+    """By brute force over n: an even width has the same bits, and no call is wider than twice what is asked for."""
+    fixed = FixedWidth(Faulty(parity), EXAMPLE, widths=on_a_gpu(ROOM // 256))
+    for n in range(1, 600):
+        widths = [width for _, _, width in fixed.cut(n)]
+        assert all(width <= max(2 * n, 16) for width in widths)
+        assert sum(widths) <= max(2 * n, 16)

@@ -108,5 +108,5 @@ def test_doctor_misses_no_gpu_where_no_worker_is(device: str) -> None:
 
     benchmark = parse_benchmark({"name": "tiny"} | few_cells(executor=jobs("slurm", gpus=1), device=device))
     found = list(doctor(benchmark, runs=Path("runs"), out=[Path("board.csv")]))
-    assert [finding for finding in found if finding.level != "ok"] == []
+    assert {finding.check for finding in found if finding.level != "ok"} <= {"grid"}
     assert "1 workers of kind slurm elsewhere: models are checked on this machine's CPU; python 3" in found[0].text

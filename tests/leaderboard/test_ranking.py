@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,9 @@ def test_headlines_are_adjusted_over_the_models_and_a_baseline_is_not_tested_aga
 
 
 @pytest.mark.parametrize("where", ["baseline", "chosen", "other"])
-@pytest.mark.parametrize(("flag", "is_masking"), [("gradient_mismatch", True), ("replay", True), ("partial", False)])
+@pytest.mark.parametrize(
+    ("flag", "is_masking"), [("gradient_mismatch", True), ("replay", True), ("randomized", True), ("partial", False)]
+)
 def test_a_headline_with_a_masking_flag_at_the_baseline_or_a_chosen_beta_is_not_to_be_trusted(
     where: str, flag: str, is_masking: bool
 ) -> None:
@@ -119,6 +122,31 @@ def test_a_headline_with_a_masking_flag_at_the_baseline_or_a_chosen_beta_is_not_
     headline = Headline("none", Choice((Steering(0.5),), (np.arange(4),)), Paired(0, 0, 0, 0, 0, 0.5), SELECTED)
     row = board([entry(*scores, headline=headline)]).iloc[0]
     assert row.status == ("untrusted" if is_masking and where != "other" else "selected")
+
+
+def test_another_method_is_compared_with_the_baseline_under_its_own_attack() -> None:
+    """Images found at β = 0.5 fool the baseline on half of the images; nobody has shown them to the other method."""
+    half = [1, 1, 0, 0] * 5
+    scores = [
+        score(1.0, half, [1] * 20, own=np.ones(20, np.float32)),
+        replace(score(1.0, [1] * 20, [1] * 20, own=np.ones(20, np.float32)), steering=Steering(1.0, method="lora-4")),
+    ]
+    trainable = {"": 0, "lora-4": 9}
+    table = board([entry(*scores, trainable=trainable)]).set_index("method")
+    assert table.loc["lora-4", "delta_pp"] == 0
+    assert table.loc["lora-4", "robust"] == 1
+
+
+@pytest.mark.parametrize(("n", "taken", "points", "flagged"), [
+    (100, 1, 1.0, False), (100, 2, 1.0, True), (16, 1, 1.0, False), (1000, 10, 1.0, False), (1000, 11, 1.0, True),
+    (100, 1, 0.0, True), (100, 0, 0.0, False),
+])  # fmt: skip
+def test_what_the_replay_takes_is_counted_in_images(n: int, taken: int, points: float, flagged: bool) -> None:
+    """Once: means in float32 decided, so that one image of a hundred was more than a point at some accuracies."""
+    for survivors in range(taken, n + 1, max(n // 50, 1)):
+        own = (np.arange(n) < survivors).astype(np.float32)
+        robust = (np.arange(n) < survivors - taken).astype(np.float32)
+        assert bool(flags.of_replay(own, robust, points)) == flagged
 
 
 # --- the order ---

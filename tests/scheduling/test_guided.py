@@ -258,7 +258,10 @@ def test_a_replay_shows_all_that_fooled_an_image_under_other_steerings_once(tabl
                 assert set(shown.get((steering, image), [])) == {one for one in fooled if one.image == image}
     assert all(len(set(sources)) == len(sources) for sources in shown.values())
     assert list(search.sources) == [trial for trials in rounds for trial in trials if trial.attempt.stage == REPLAY]
-    same = {(trial.attempt.of, sources) for trial, sources in search.sources.items()}
+    same = {
+        (trial.attempt.of, tuple((one.steering, one.attempt) for one in sources))
+        for trial, sources in search.sources.items()
+    }
     assert len(same) == len({of for of, _ in same}) == len({sources for _, sources in same})
 
 
