@@ -115,7 +115,7 @@ MASKING = frozenset(
         "large_eps",
         "dynamic",
         "randomized",
-    }  # fmt: skip
+    }
 )
 """Flags of an accuracy that may be too high. One of the baseline concerns every comparison with it too."""
 

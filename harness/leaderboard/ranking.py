@@ -80,7 +80,7 @@ def _scored(entry: ModelEntry, p_of_headline: float | None) -> list[Columns]:
 
 
 def _like(score: Score, baseline: Score) -> np.ndarray:
-    """Return the baseline's robust scores to compare with, [n]: another method is shown no images of other steerings."""
+    """Return the baseline's robust scores to compare with, [n]; another method is shown no images of steerings."""
     return baseline.own if score.steering.method and baseline.own is not None else baseline.robust
 
 
