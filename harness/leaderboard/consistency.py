@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Scores = Mapping[RowKey, ImageScores]
 
 TOLERANCE = 2e-6
-"""Difference of two means that is rounding: the board has six decimals, and graded outcomes seven digits."""
+"""Difference of two means that is rounding, relative to the largest score or to 1: the board has six decimals, and
+graded outcomes seven digits."""
 
 
 def check_rows(rows: Sequence[LeaderboardRow]) -> None:
@@ -109,13 +110,19 @@ def _of_row(row: LeaderboardRow, scores: Scores, before: np.ndarray) -> Iterator
     """Yield what the numbers of a row of the grid must be."""
     clean, robust = scores[row.key]
     shown, graded = row.metric.shown, row.metric is not METRICS["class"]
+    rounding = _rounding(clean, robust, before)
     yield "n", (len(robust), len(robust))
-    yield "clean", about(shown(float(clean.mean())))
-    yield "robust", about(shown(float(robust.mean())))
+    yield "clean", about(shown(float(clean.mean())), rounding)
+    yield "robust", about(shown(float(robust.mean())), rounding)
     if row.is_finished:
         low, high = row.metric.interval(*interval(robust, graded))
-        yield from (("robust_low", about(low)), ("robust_high", about(high)))
-        yield from _of_gain(row, paired(before, robust))
+        yield from (("robust_low", about(low, rounding)), ("robust_high", about(high, rounding)))
+        yield from _of_gain(row, paired(before, robust), rounding)
+
+
+def _rounding(*scores: np.ndarray) -> float:
+    """Return the difference of means of these scores that is rounding."""
+    return TOLERANCE * max(1.0, *(float(np.abs(values).max()) for values in scores))
 
 
 def _of_place(row: LeaderboardRow, place: int, own: Mapping[RowKey, np.ndarray]) -> dict[str, Range]:
@@ -124,10 +131,10 @@ def _of_place(row: LeaderboardRow, place: int, own: Mapping[RowKey, np.ndarray])
     return {"rank": (place, place)} | against_own
 
 
-def _of_gain(row: LeaderboardRow, gain: Paired) -> Iterator[tuple[str, Range]]:
+def _of_gain(row: LeaderboardRow, gain: Paired, rounding: float) -> Iterator[tuple[str, Range]]:
     low, high = row.metric.interval(gain.low, gain.high)
     points = {"delta_pp": row.metric.shown(gain.delta), "delta_low": low, "delta_high": high}
-    yield from ((column, about(100 * value, 100 * TOLERANCE)) for column, value in points.items())
+    yield from ((column, about(100 * value, 100 * rounding)) for column, value in points.items())
     if row.metric is METRICS["class"]:  # of graded outcomes, the file has rounded ones
         yield "p_value", (0.999 * gain.p_value, 1.001 * gain.p_value)
     yield from (("gained", (gain.gained, gain.gained)), ("lost", (gain.lost, gain.lost)))
@@ -142,9 +149,9 @@ def _of_headline(row: LeaderboardRow, chosen: Sequence[ImageScores], before: np.
         values = np.array([scores[which] for scores in chosen])
         ends = (row.metric.shown(float(end(values, axis=0).mean())) for end in (np.min, np.max))
         low, high = sorted(ends)
-        yield column, (low - TOLERANCE, high + TOLERANCE)
+        yield column, (low - _rounding(values), high + _rounding(values))
     gain = known(row.robust) - row.metric.shown(float(before.mean()))
-    yield "delta_pp", about(100 * gain, 200 * TOLERANCE)
+    yield "delta_pp", about(100 * gain, 200 * _rounding(before, values))
 
 
 def about(value: float, tolerance: float = TOLERANCE) -> Range:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import boards
@@ -47,6 +48,17 @@ def test_what_was_computed_follows() -> None:
     graded = board(entry({BASELINE: errors, Steering(0.5): errors * 2}, clean=errors, target="values"))
     for found in (COMMITTED, graded, board(entry(GRID), entry(GRID, SHARED | {"model": "other"}))):
         check(rows_of(found.table), found.outcomes)
+
+
+@pytest.mark.parametrize("size", [30.0, 1e3, 1e5])
+def test_large_errors_follow_too(size: float) -> None:
+    """Once: seven digits of a large error were held against six decimals of its mean."""
+    errors = -size * np.random.default_rng(0).random(len(BITS)).astype(np.float32)
+    found = board(entry({BASELINE: errors, Steering(0.5): errors * np.float32(1.7)}, clean=errors, target="values"))
+    hold(found)
+    table = found.table.assign(robust=found.table["robust"] * 1.0001)
+    with pytest.raises(LeaderboardError, match="robust"):
+        hold(Board(table, found.outcomes))
 
 
 @pytest.mark.parametrize("path", COMMITTED_BOARDS, ids=lambda path: path.stem)
