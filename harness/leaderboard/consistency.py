@@ -127,7 +127,8 @@ def _rounding(*scores: np.ndarray) -> float:
 
 def _of_place(row: LeaderboardRow, place: int, own: Mapping[RowKey, np.ndarray]) -> dict[str, Range]:
     """Return what follows from the order of the rows, which is that of the ranks, and from the own attack."""
-    against_own = {"robust_aa": about(row.metric.shown(float(own[row.key].mean())))} if row.key in own else {}
+    found = own.get(row.key)
+    against_own = {} if found is None else {"robust_aa": about(row.metric.shown(float(found.mean())), _rounding(found))}
     return {"rank": (place, place)} | against_own
 
 
