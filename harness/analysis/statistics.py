@@ -79,7 +79,8 @@ def paired(first: np.ndarray, second: np.ndarray, null: np.ndarray | None = None
     """Compare two scores of the same images.
 
     Scores of 0 and 1 get McNemar's exact test, and as interval all that either Newcombe's or the score interval at the
-    critical values of the test contains. Graded scores, of which a few large differences may outweigh many small ones,
+    critical values of the test contains; so do others where none differs, an error changing by the largest one at most.
+    Graded scores, of which a few large differences may outweigh many small ones,
     get a sign-flip test of their standardised mean difference, no less strict than the normal distribution, and the
     score interval at its critical values.
 
@@ -93,10 +94,14 @@ def paired(first: np.ndarray, second: np.ndarray, null: np.ndarray | None = None
     n, difference = len(first), second - first
     gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
     scores = np.concatenate([first, second])
-    if np.isin(scores, (0.0, 1.0)).all() or (gained + lost == 0 and (scores >= 0).all()):
+    is_share = bool(np.isin(scores, (0.0, 1.0)).all())
+    if is_share or gained + lost == 0:
         p_value, critical = _stricter(_exact(gained, lost), difference, null)
-        both = n - gained - lost if gained + lost == 0 else int(((first == 1) & (second == 1)).sum())
-        ends = [newcombe(both, gained, lost, n), tango(gained, lost, n, critical)]
+        both = {int(((first == 1) & (second == 1)).sum())} if is_share else set[int]()
+        both |= set() if gained + lost else {n}
+        most = 1.0 if (scores >= 0).all() else float(np.abs(scores).max())  # of errors, an image's largest change
+        shares = [*(newcombe(each, gained, lost, n) for each in both), tango(gained, lost, n, critical)]
+        ends = [(most * low, most * high) for low, high in shares]
     else:
         null = flips(difference) if null is None else null
         p_value, critical = _stricter(_normal(difference), difference, null)

@@ -142,7 +142,7 @@ def test_paired_on_graded_scores_is_close_to_the_normal_interval() -> None:
     assert found.low == pytest.approx(difference.mean() - 1.96 * error, abs=0.15 * error)
     assert found.high == pytest.approx(difference.mean() + 1.96 * error, abs=0.15 * error)
     assert paired(first, first).high == pytest.approx(wilson(0, 400)[1], abs=1e-6)  # shares may yet differ by one
-    assert paired(first - 2, first - 2).high == 0  # errors have no bound
+    assert paired(first - 2, first - 2).high == pytest.approx(2 * wilson(0, len(first))[1])  # the largest error is 2
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -180,3 +180,12 @@ def test_every_small_table_gives_finite_answers() -> None:
         n = both + gained + lost + neither
         if n:
             assert all(map(math.isfinite, newcombe(both, gained, lost, n)))
+
+
+def test_errors_that_do_not_differ_have_an_interval_as_wide_as_shares_times_the_largest_error() -> None:
+    """Once: it was ±0.0, as if it were certain that no further image changes."""
+    errors = -np.linspace(0, 4, 100)
+    found, shares = paired(errors, errors), paired(np.ones(100), np.ones(100))
+    assert (found.delta, found.p_value) == (0, 1)
+    assert (found.low, found.high) == pytest.approx((4 * shares.low, 4 * shares.high))
+    assert found.high > 0.1
