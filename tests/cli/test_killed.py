@@ -20,7 +20,7 @@ from helpers.tiny import mapping
 
 pytestmark = pytest.mark.slow
 
-MOMENTS = 10
+MOMENTS = 7
 KILLED = mapping(
     search={"kind": "full"},
     batch_size=16,
@@ -58,7 +58,7 @@ def terminate(pid: int) -> None:
 
 
 ORDERLY: dict[Callable[[int], None], int] = {interrupt: 130, hang_up: 129, terminate: 143}
-ENDS: tuple[Callable[[int], None], ...] = (*ORDERLY, kill_leader, kill_all)
+ENDS: tuple[Callable[[int], None], ...] = (kill_leader, kill_all, *ORDERLY)
 
 
 @dataclass
