@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ from hypothesis import settings
 
 settings.register_profile("no deadline", deadline=None)  # of a busy machine, time says nothing
 settings.load_profile("no deadline")
+
+
+def pytest_configure() -> None:
+    """Let each process of the tests compute on one thread: with two in each of two busy ones, all are slower by far."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_finish() -> None:
