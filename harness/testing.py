@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from harness.api import registry
-from harness.api.attack import Attack, Trials
+from harness.api.attack import Attack, Trials, run_to_the_end
 from harness.api.dataset import Dataset, Source
 from harness.api.executor import Executor
 from harness.api.model import Model, Scorable
@@ -482,9 +482,7 @@ def _proposed(threat: Threat, stage: str, network: nn.Module, batch: Batch) -> t
     attack, fixed = _started(threat, stage, network, batch)
     if attack is None:
         return threat.perturb(stage, fixed, batch, Noise(0, _keys(stage, batch))).detach()
-    while not attack.finished.all():
-        attack.prepare()
-        attack.step(fixed)
+    run_to_the_end(attack, fixed)
     return torch.where(attack.fooled.view(-1, 1, 1, 1), attack.found, batch.x).detach()
 
 

@@ -71,3 +71,10 @@ class Attack(ABC):
     @abstractmethod
     def step(self, network: Network) -> None:
         """Advance every slot by one step; slots that are finished stay as they are."""
+
+
+def run_to_the_end(attack: Attack, network: Network) -> None:
+    """Advance an attack until every slot is finished, with no slot filled again."""
+    while not attack.finished.all():
+        attack.prepare()
+        attack.step(network)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from harness.api.attack import Attack, Network, Trials
+from harness.api.attack import Attack, Network, Trials, run_to_the_end
 from harness.attacks.square import Square
 
 if TYPE_CHECKING:
@@ -118,9 +118,7 @@ def run(attack: Attack, network: Network, x: Tensor, keys: Tensor, variant: int 
     slots = torch.arange(len(x), device=x.device)
     zero = torch.zeros_like(slots)
     attack.start(slots, Trials(x, zero, zero + 1, keys, zero + variant))
-    while not attack.finished.all():
-        attack.prepare()
-        attack.step(network)
+    run_to_the_end(attack, network)
 
 
 def keys_of(noise: Noise) -> Tensor:

@@ -120,7 +120,7 @@ class Lp(Threat):
         """Check the gradient, then run the shortest APGD; see `Threat.smoke_test`."""
         import torch
 
-        from harness.api.attack import Trials
+        from harness.api.attack import Trials, run_to_the_end
 
         gradient_masking.refuse_blind(network, batch.x, batch.y)
         stage: autoattack.Name = "apgd-ce"
@@ -132,8 +132,7 @@ class Lp(Threat):
             device=str(batch.x.device),
         )  # fmt: skip
         attack.start(slots, Trials(batch.x, batch.y, batch.y, keys=slots))
-        while not attack.finished.all():
-            attack.step(network)
+        run_to_the_end(attack, network)
         return stage, attack.found.detach().clone()
 
     def inspect(self, network: nn.Module, batch: Batch) -> None:
