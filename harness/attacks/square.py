@@ -83,7 +83,7 @@ class Square(Attack):
         """See `Attack.step`."""
         seen = self._moves.propose(self._column, self.found)
         logits = network(seen)
-        margins = _margins(logits, self._y)
+        margins = margins_of(logits, self._y)
         better = margins < self._margins
         torch.where(better.view(-1, 1, 1, 1), seen, self.found, out=self.found)
         torch.where(better, logits.argmax(1) != self._y, self.fooled, out=self.fooled)
@@ -108,7 +108,7 @@ class Square(Attack):
         write(self._ends, column, slots, ends)
 
 
-def _margins(logits: Tensor, y: Tensor) -> Tensor:
+def margins_of(logits: Tensor, y: Tensor) -> Tensor:
     """Return the margin of the label: its logit less the largest other one, [w] (Section 3.1)."""
     label = y[:, None]
     others = logits.scatter(1, label, -torch.inf).amax(1)
