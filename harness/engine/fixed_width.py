@@ -133,7 +133,7 @@ class FixedWidth(nn.Module):
         wider = (width for width in near if n <= width <= WASTE * n)
         narrower = (width for width in reversed(near) if width <= n)
         padded = (width for width in allowed if width > n)
-        return next((width for width in chain(wider, narrower, padded) if self.agrees(width)), self.narrowest)
+        return next(width for width in chain(wider, narrower, padded, self._ladder) if self.agrees(width))
 
     @property
     def _ladder(self) -> tuple[int, ...]:
@@ -150,7 +150,7 @@ class FixedWidth(nn.Module):
     @property
     def narrowest(self) -> int:
         """Narrowest width at which the network gives the same bits."""
-        return next((width for width in self._ladder if self.agrees(width)), 1)
+        return next(width for width in self._ladder if self.agrees(width))
 
     def agrees(self, width: int) -> bool:
         """Return whether the network gives the bits of the reference width at another one, and fits; tried once."""
