@@ -180,7 +180,7 @@ def of_stages(stages: Mapping[str, np.ndarray]) -> set[str]:
         return set()
     before = stages[names[names.index("square") - 1]]
     taken = (before == 1) & (stages["square"] == 0)
-    return {"square"} if taken.sum() > max(SQUARE_SHARE * len(taken), 1) else set()
+    return {"square"} if _is_much(taken.sum(), SQUARE_SHARE * len(taken)) else set()
 
 
 def of_sentinels(survived: np.ndarray) -> set[str]:
@@ -189,7 +189,12 @@ def of_sentinels(survived: np.ndarray) -> set[str]:
     Args:
         survived: which of these images have survived it, 1 or 0, [k].
     """
-    return {"sentinel"} if (1 - survived).sum() > max(SENTINEL_SHARE * len(survived), 1) else set()
+    return {"sentinel"} if _is_much((1 - survived).sum(), SENTINEL_SHARE * len(survived)) else set()
+
+
+def _is_much(images: float, allowed: float) -> bool:
+    """Return whether so many images are more than is allowed, and more than a single one, which chance explains."""
+    return images > max(allowed, 1)
 
 
 def of_unit_test(share: float | None) -> set[str]:
@@ -215,4 +220,5 @@ def of_replay(own: np.ndarray, robust: np.ndarray, points: float) -> set[str]:
         robust: robust scores [n] when the others' adversarial images count too.
         points: percentage points that the accuracy may fall by without a flag, or a single image; 0 for none at all.
     """
-    return {"replay"} if (own > robust).sum() > (max(points * len(own) / 100, 1) if points else 0) else set()
+    taken = (own > robust).sum()
+    return {"replay"} if taken and (not points or _is_much(taken, points * len(own) / 100)) else set()

@@ -120,15 +120,16 @@ def _steering_or_fit(row: LeaderboardRow) -> TableCell:
     """β of each fold, or another method with the number of parameters that it fits."""
     if row.is_adapted:
         return TableCell(f"{row.method} ({count(row.trainable_parameters or 0)} fitted)", row.method)
-    if not row.is_headline:
-        return _steering(row)
-    mark = "" if row.kind == "selected" else f" ({row.status})"
-    return TableCell(", ".join(row.chosen) + mark, None)
+    return TableCell(", ".join(row.chosen) + _doubt(row), None) if row.is_headline else _steering(row)
 
 
 def _choice(row: LeaderboardRow) -> TableCell:
-    mark = "" if row.kind == "selected" else f" ({row.status})"
-    return TableCell(f"{STEERING.cell(row).text}{mark}", None)
+    return TableCell(STEERING.cell(row).text + _doubt(row), None)
+
+
+def _doubt(row: LeaderboardRow) -> str:
+    """Status of a headline that is not to be trusted, to be put behind its β."""
+    return "" if row.kind == "selected" else f" ({row.status})"
 
 
 def _rank_or_status(row: LeaderboardRow) -> TableCell:
