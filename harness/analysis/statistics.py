@@ -80,9 +80,9 @@ def paired(first: np.ndarray, second: np.ndarray, null: np.ndarray | None = None
 
     Scores of 0 and 1 get McNemar's exact test, and as interval all that either Newcombe's or the score interval at the
     critical values of the test contains; so do others where none differs, an error changing by the largest one at most.
-    Graded scores, of which a few large differences may outweigh many small ones,
-    get a sign-flip test of their standardised mean difference, no less strict than the normal distribution, and the
-    score interval at its critical values.
+    Graded scores, of which a few large differences may outweigh many small ones, get a sign-flip test of their
+    standardised mean difference, no less strict than the normal distribution, and the score interval at its critical
+    values.
 
     Args:
         first: first score of each image, [n]; more is better.

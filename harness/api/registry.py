@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from pathlib import Path
@@ -65,7 +65,7 @@ def part(group: str, kind: str) -> type[Part]:
     if len(claims) > 1:
         raise SpecError(f"kind {kind!r} is registered twice: {', '.join(sorted(claims))}; uninstall one of them")
     try:
-        with redirect_stdout(sys.stderr), noted(f"importing kind {kind!r} (from {owner})"):  # stdout is the answer
+        with redirect_stdout(sys.stderr), _noted(point):  # stdout is the answer
             found = point.load()
     except ANYTHING as error:
         raise SpecError(
@@ -74,6 +74,13 @@ def part(group: str, kind: str) -> type[Part]:
     if not (isinstance(found, type) and issubclass(found, Part) and found.kind == kind):
         raise SpecError(f"kind {kind!r} (from {owner}): {point.value} is not a part whose kind is {kind!r}")
     return found
+
+
+def _noted(point: EntryPoint) -> AbstractContextManager[None]:
+    """Say what is waited for where a module is imported for long; a part that is there already needs no thread."""
+    if point.module in sys.modules:
+        return nullcontext()
+    return noted(f"importing kind {point.name!r} (from {owner_of(point)})")
 
 
 def described(group: str) -> list[tuple[str, str, str]]:

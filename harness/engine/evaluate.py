@@ -116,9 +116,7 @@ def _check_answers(computation: Computation) -> None:
         ModelError: it does.
     """
     task, session = computation.portion.task, computation.session
-    if session.is_asked or not task.answers or computation.device != "cpu":
-        return
-    if computation.portion.stage == TRAINING:
+    if session.is_asked or not task.answers or computation.device != "cpu" or computation.portion.stage == TRAINING:
         return
     batch, _ = computation.batch(computation.portion.trials[:1])
     if not alike(answers(told_apart_by(session.loaded), batch.x.shape[1:]), task.answers):
